@@ -1,0 +1,103 @@
+"""Every error logitcache raises on purpose.
+
+Each message says what was expected, what was found and what to do. Each class also subclasses the
+builtin that fits, so ``except FileNotFoundError`` in your code keeps working.
+
+    LogitCacheError
+    ├── OptionError        (ValueError)           an option or argument that cannot be honoured
+    ├── UnknownNameError   (LookupError)          no such model, recipe, loss …; near names are suggested
+    ├── DataError          (ValueError)           a data set that is not what it should be
+    │   └── ImageError                            one image that does not decode
+    ├── NotFoundError      (FileNotFoundError)    a folder, file or cache that is not there
+    ├── WeightsError       (ValueError)           weights that do not fit, or cannot be had
+    ├── FormatError        (ValueError)           a cache that breaks its own format
+    ├── MismatchError      (ValueError)           two things that must agree differ; `.fields` says where
+    │   └── DriftError                            regenerated views are not the views that were dumped
+    ├── IncompleteError    (LookupError)          seeds or samples a cache does not (yet) hold
+    ├── BusyError          (BlockingIOError)      somebody else is writing this seed
+    ├── NonFiniteError     (ArithmeticError)      NaN or infinity where a number must be
+    └── StorageError       (OSError)              the disk said no: full, read-only, gone
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class LogitCacheError(Exception):
+    """Root of the tree: catch this to catch everything logitcache raises on purpose."""
+
+
+class OptionError(LogitCacheError, ValueError):
+    """An option or argument that cannot be honoured."""
+
+
+class UnknownNameError(LogitCacheError, LookupError):
+    """A name that nothing answers to; the message suggests near ones."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+        advice = f"did you mean {_either(near)}?" if near else f"known: {', '.join(known)}"
+        super().__init__(f"unknown {kind} {name!r}; {advice}{' ' + hint if hint else ''}")
+
+
+class DataError(LogitCacheError, ValueError):
+    """A data set that is not what it should be."""
+
+
+class ImageError(DataError):
+    """One image that does not decode."""
+
+
+class NotFoundError(LogitCacheError, FileNotFoundError):
+    """A folder, file or cache that is not there."""
+
+
+class WeightsError(LogitCacheError, ValueError):
+    """Weights that do not fit the model, or that cannot be had."""
+
+
+class FormatError(LogitCacheError, ValueError):
+    """A cache that breaks its own format: damaged, truncated, or newer than this library."""
+
+
+class Difference(NamedTuple):
+    """One field in which two things that must agree differ."""
+
+    field: str
+    expected: object
+    found: object
+
+
+class MismatchError(LogitCacheError, ValueError):
+    """Two things that must agree differ; ``fields`` lists each as (field, expected, found)."""
+
+    def __init__(self, what: str, fields: Iterable[Difference], advice: str) -> None:
+        self.fields = tuple(fields)
+        rows = "; ".join(f"{f.field}: expected {f.expected}, found {f.found}" for f in self.fields)
+        super().__init__(f"{what}: {rows}; {advice}")
+
+
+class DriftError(MismatchError):
+    """Regenerated views are not the views that were dumped."""
+
+
+class IncompleteError(LogitCacheError, LookupError):
+    """Seeds or samples that a cache does not (yet) hold."""
+
+
+class BusyError(LogitCacheError, BlockingIOError):
+    """Somebody else is writing this seed."""
+
+
+class NonFiniteError(LogitCacheError, ArithmeticError):
+    """NaN or infinity where a number must be."""
+
+
+class StorageError(LogitCacheError, OSError):
+    """The disk said no: full, read-only, gone."""
+
+
+def _either(names: list[str]) -> str:
+    return " or ".join(", ".join(names).rsplit(", ", 1))

@@ -1,0 +1,412 @@
+"""What a cache is: every fact of the on-disk format, as frozen dataclasses that round-trip through JSON.
+
+`CacheSpec` identifies a cache and says which arrays a seed holds, their dtypes, shapes and chunks. Nothing
+else in the library knows these. `docs/format.md` says the same in prose, for other readers.
+"""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self, TypeVar
+
+from logitcache.errors import Difference, FormatError, OptionError, UnknownNameError
+
+FORMAT_VERSION = 1
+CHUNK_SAMPLES = 16_384
+SHARD_SAMPLES = 131_072
+SMALLEST_SHARD = 256
+CANARIES = 8
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class Spec:
+    """Base of the frozen dataclasses below: `to_dict` for JSON, `from_dict` for data nobody vouches for."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return this spec as JSON values; ``from_dict`` restores an equal one."""
+        return typing.cast("dict[str, Any]", _jsonable(self))
+
+    @classmethod
+    def from_dict(cls, data: object) -> Self:
+        """Parse JSON values.
+
+        Raises:
+            FormatError: a field is missing, unknown or of the wrong type, or a value is out of range.
+        """
+        return _parse_spec(cls, data, cls.__name__)
+
+
+@dataclass(frozen=True)
+class AdapterSpec(Spec):
+    """How one model wants its input: uint8 views of any size become float images of this form.
+
+    `size` is the side in pixels; `mean` and `std` are per channel, for pixels scaled to [0, 1].
+    """
+
+    channels: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    def __post_init__(self) -> None:
+        _require(self.channels in (1, 3), f"channels must be 1 or 3, found {self.channels}")
+        _require(1 <= self.size <= 65_536, f"size must be 1 to 65536 pixels, found {self.size}")
+        _require(
+            len(self.mean) == len(self.std) == self.channels and all(s > 0 for s in self.std),
+            f"mean and std must hold {self.channels} values, std positive; found {self.mean} and {self.std}",
+        )
+
+
+@dataclass(frozen=True)
+class TeacherSpec(Spec):
+    """Which teacher gave the logits. `weights_sha256` identifies it; `weights` only says where they came from."""
+
+    name: str
+    weights: str
+    weights_sha256: str
+    precision: Precision
+    adapter: AdapterSpec
+
+
+@dataclass(frozen=True)
+class DatasetSpec(Spec):
+    """Which images, in which order. `fingerprint` identifies them; `name` only says where to find them."""
+
+    name: str
+    split: str
+    n: int
+    num_classes: int
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.n <= 1 << 40, f"n must be 1 to 2^40 samples, found {self.n}")
+        _require(2 <= self.num_classes <= 1 << 31, f"num_classes must be 2 to 2^31, found {self.num_classes}")
+
+
+@dataclass(frozen=True)
+class StepSpec(Spec):
+    """One step of a recipe: a torchvision v2 transform by name, or your own ``module:function``."""
+
+    transform: str
+    args: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RecipeSpec(Spec):
+    """A named, versioned list of view transforms; `evaluation` names the recipe that test images get."""
+
+    name: str
+    version: int
+    steps: tuple[StepSpec, ...]
+    evaluation: str = "center"
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the steps: two recipes with equal digests make equal views."""
+        steps = json.dumps([step.to_dict() for step in self.steps], sort_keys=True)
+        return hashlib.sha256(steps.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Profile(Spec):
+    """How the gaps are stored. `gap_step`: gap = stored × step, for quantised profiles."""
+
+    name: str
+    gap_dtype: Literal["float16", "float32", "uint8"]
+    gap_step: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.gap_step is not None) == (self.gap_dtype == "uint8") and (self.gap_step or 1.0) > 0,
+            f"uint8 gaps need a positive gap_step and others none, found {self.gap_dtype}, {self.gap_step}",
+        )
+
+
+PROFILES = {
+    "default": Profile("default", "float16"),
+    "compact": Profile("compact", "uint8", gap_step=0.05),
+    "exact": Profile("exact", "float32"),
+}
+
+
+def profile_named(name: str) -> Profile:
+    """Return the profile called `name`.
+
+    Raises:
+        UnknownNameError: there is no such profile.
+    """
+    if name not in PROFILES:
+        raise UnknownNameError("profile", name, PROFILES)
+    return PROFILES[name]
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of a seed: dtype (little-endian), shape, chunk and shard shapes, dimension names."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None
+    dimensions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CacheSpec(Spec):
+    """Everything that identifies a cache; the value of ``attrs["logitcache"]`` in its root group."""
+
+    teacher: TeacherSpec
+    dataset: DatasetSpec
+    recipe: RecipeSpec
+    recipe_sha256: str
+    k: int
+    profile: Profile
+    shard_samples: int
+    chunk_samples: int
+    canaries: int
+    versions: dict[str, str]
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        classes = self.dataset.num_classes
+        _require(self.format_version == FORMAT_VERSION, f"format_version must be {FORMAT_VERSION}")
+        _require(1 <= self.k <= classes, f"k must be 1 to {classes} (the number of classes), found {self.k}")
+        _require(
+            1 <= self.chunk_samples <= self.shard_samples <= 1 << 24
+            and self.shard_samples % self.chunk_samples == 0,
+            f"a shard must be a whole number of chunks, found {self.shard_samples} / {self.chunk_samples}",
+        )
+        _require(1 <= self.canaries <= 1024, f"canaries must be 1 to 1024, found {self.canaries}")
+        _require(
+            self.recipe_sha256 == self.recipe.sha256,
+            f"recipe_sha256 must be {self.recipe.sha256}, found {self.recipe_sha256}",
+        )
+        _require(
+            self.profile.name != "exact" or self.k == classes,
+            f"profile exact keeps every class: k must be {classes}, found {self.k}",
+        )
+
+    @classmethod
+    def new(
+        cls,
+        teacher: TeacherSpec,
+        dataset: DatasetSpec,
+        recipe: RecipeSpec,
+        *,
+        k: int,
+        profile: str = "default",
+        versions: Mapping[str, str],
+        shard_samples: int | None = None,
+    ) -> Self:
+        """Make the spec of a new cache; `k` is capped at the class count, the shard size fitted to n.
+
+        Raises:
+            OptionError: `k` or `shard_samples` is out of range.
+            UnknownNameError: no profile of that name.
+        """
+        if k < 1:
+            raise OptionError(f"top-k must be at least 1, found {k}; 16 is a good start for 1,000 classes")
+        if shard_samples is not None and not 1 <= shard_samples <= 1 << 24:
+            raise OptionError(f"shard size must be 1 to 2^24 samples, found {shard_samples}")
+        shard = shard_samples or fitting_shard(dataset.n)
+        return cls(
+            teacher=teacher,
+            dataset=dataset,
+            recipe=recipe,
+            recipe_sha256=recipe.sha256,
+            k=dataset.num_classes if profile == "exact" else min(k, dataset.num_classes),
+            profile=profile_named(profile),
+            shard_samples=shard,
+            chunk_samples=CHUNK_SAMPLES if shard % CHUNK_SAMPLES == 0 else shard,
+            canaries=CANARIES,
+            versions=dict(versions),
+        )
+
+    @classmethod
+    def from_dict(cls, data: object) -> Self:
+        """Parse the root attribute; a newer format version is refused before anything else is looked at."""
+        version = data.get("format_version") if isinstance(data, Mapping) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise FormatError(
+                f"this cache has format version {version}, this logitcache reads up to {FORMAT_VERSION}; "
+                "upgrade logitcache"
+            )
+        return super().from_dict(data)
+
+    @property
+    def tail_size(self) -> int:
+        """Number of classes outside the top-k."""
+        return self.dataset.num_classes - self.k
+
+    @property
+    def shards(self) -> int:
+        """Number of shards of one seed."""
+        return -(-self.dataset.n // self.shard_samples)
+
+    def shard_range(self, shard: int) -> range:
+        """Return the samples of one shard."""
+        start = shard * self.shard_samples
+        return range(start, min(start + self.shard_samples, self.dataset.n))
+
+    def canary_samples(self, shard: int) -> list[int]:
+        """Return the samples of one shard whose views are kept as a digest: evenly spaced, first included."""
+        samples = self.shard_range(shard)
+        return [samples[(c * len(samples)) // self.canaries] for c in range(self.canaries)]
+
+    def arrays(self) -> tuple[ArraySpec, ...]:
+        """Return the data arrays of one seed, in the order in which the commit digest takes them."""
+        n, k = self.dataset.n, self.k
+
+        def per_sample(name: str, dtype: str) -> ArraySpec:
+            return ArraySpec(name, dtype, (n,), (self.chunk_samples,), (self.shard_samples,), ("sample",))
+
+        def per_rank(name: str, dtype: str) -> ArraySpec:
+            chunks, shards = (self.chunk_samples, k), (self.shard_samples, k)
+            return ArraySpec(name, dtype, (n, k), chunks, shards, ("sample", "rank"))
+
+        tail = ("tail_lse", "tail_mean", "tail_var") if self.tail_size else ()
+        return (
+            per_rank("ids", "uint16" if self.dataset.num_classes <= 1 << 16 else "uint32"),
+            per_rank("gap", self.profile.gap_dtype),
+            per_sample("top", "float32"),
+            *(per_sample(name, "float32") for name in tail),
+            self.canary_array(),
+        )
+
+    def canary_array(self) -> ArraySpec:
+        """Return the array of view digests: CRC-32 of `canary_samples` of each shard."""
+        c = self.canaries
+        return ArraySpec("canary", "uint32", (self.shards, c), (1, c), None, ("shard", "canary"))
+
+    def commit_array(self) -> ArraySpec:
+        """Return the array of commit digests; 0 (also: no file) means that the shard is not there."""
+        return ArraySpec("commit", "uint64", (self.shards,), (1,), None, ("shard",))
+
+    def differences(self, found: "CacheSpec") -> list[Difference]:
+        """List the fields in which `found` is another cache than this one (versions and places don't count)."""
+        mine, theirs = dict(_flat(self.to_dict())), dict(_flat(found.to_dict()))
+        keys = [key for key in {**mine, **theirs} if key not in _PLACES and not key.startswith(_NOT_IDENTITY)]
+        return [
+            Difference(key, mine.get(key), theirs.get(key)) for key in keys if mine.get(key) != theirs.get(key)
+        ]
+
+
+# The steps are compared as one by recipe_sha256.
+_NOT_IDENTITY = ("versions.", "recipe.")
+_PLACES = ("teacher.weights", "dataset.name")
+
+
+def fitting_shard(n: int) -> int:
+    """Return the shard size for n samples: a power of two near n / 8, from 256 to 131,072."""
+    return min(SHARD_SAMPLES, max(SMALLEST_SHARD, 1 << max(0, -(-n // 8) - 1).bit_length()))
+
+
+@dataclass(frozen=True)
+class RowLayout(Spec):
+    """How one sample's arrays are packed into one row of bytes, for looking up: (name, dtype, count, offset).
+
+    Scalars first, then ids, then gaps; little-endian; `row_bytes` is a multiple of 4.
+    """
+
+    fields: tuple[tuple[str, str, int, int], ...]
+    row_bytes: int
+    num_classes: int
+    gap_step: float | None
+
+    @classmethod
+    def of(cls, spec: CacheSpec) -> Self:
+        """Return the layout of the rows of `spec`."""
+        arrays = [a for a in spec.arrays() if a.dimensions[0] == "sample"]
+        fields, offset = [], 0
+        for array in sorted(arrays, key=lambda a: (len(a.shape), a.name != "ids")):
+            count = 1 if len(array.shape) == 1 else array.shape[1]
+            fields.append((array.name, array.dtype, count, offset))
+            offset += count * itemsize(array.dtype)
+        return cls(tuple(fields), -(-offset // 4) * 4, spec.dataset.num_classes, spec.profile.gap_step)
+
+
+def itemsize(dtype: str) -> int:
+    """Return the bytes of one element of a dtype of this format."""
+    return int(dtype.lstrip("abcdefghijklmnopqrstuvwxyz")) // 8
+
+
+# Parsing ------------------------------------------------------------------------------------------------
+
+_S = TypeVar("_S", bound=Spec)
+
+
+def _require(condition: bool, problem: str) -> None:
+    if not condition:
+        raise FormatError(problem)
+
+
+def _jsonable(value: object) -> object:
+    if isinstance(value, Spec) and dataclasses.is_dataclass(value):
+        return {f.name: _jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [_jsonable(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): _jsonable(v) for k, v in value.items()}
+    return value
+
+
+def _parse_spec(cls: type[_S], data: object, where: str) -> _S:
+    if not isinstance(data, Mapping):
+        raise FormatError(f"{where}: expected an object, found {_short(data)}")
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
+    hints = typing.get_type_hints(cls)
+    if unknown := sorted(set(map(str, data)) - set(fields)):
+        raise FormatError(f"{where}: unknown field {unknown[0]!r}; expected {', '.join(fields)}")
+    values = {}
+    for name, field in fields.items():
+        if name in data:
+            values[name] = _parse(hints[name], data[name], f"{where}.{name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise FormatError(f"{where}: field {name!r} is missing")
+    return cls(**values)
+
+
+def _parse(hint: Any, value: object, where: str) -> Any:
+    """Check one JSON value against a type hint and convert it (lists to tuples, objects to specs)."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(hint, type) and issubclass(hint, Spec):
+        return _parse_spec(hint, value, where)
+    if origin is Literal and value in args:
+        return value
+    if origin is types.UnionType:
+        inner = next(a for a in args if a is not type(None))
+        return None if value is None else _parse(inner, value, where)
+    if origin is tuple and isinstance(value, list | tuple):
+        if args[-1] is Ellipsis:
+            return tuple(_parse(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+        if len(args) == len(value):
+            return tuple(_parse(a, v, where) for a, v in zip(args, value, strict=True))
+    if origin is dict and isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
+        return {k: v if args[1] is Any else _parse(args[1], v, f"{where}.{k}") for k, v in value.items()}
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if value - value == 0:  # neither NaN nor infinity
+            return float(value)
+    elif hint in (int, str) and type(value) is hint:
+        return value
+    expected = " or ".join(map(repr, args)) if origin is Literal else getattr(hint, "__name__", str(hint))
+    raise FormatError(f"{where}: expected {expected}, found {_short(value)}")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,238 @@
+"""The sparse teacher: a whole distribution over C classes from its k largest logits and three tail numbers.
+
+A cache keeps, per view, the k largest logits and of the C − k others (the *tail*) the log-sum-exp, mean and
+variance, all relative to the largest logit. With t the tail's relative logits, the function
+
+    f(b) = log mean exp(b·t)
+
+is known at b = 0 (value 0, slope mean, curvature variance) and at b = 1 (from the log-sum-exp). The cubic
+through these gives the tail's mass at any temperature T = 1/b: exact at T = 1, second-order exact as T grows.
+So the student chooses T, and nothing here ever builds a (B, C) tensor, `densify` for tests apart.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from logitcache.errors import OptionError
+from logitcache.schema import RowLayout
+
+
+@dataclass(frozen=True, eq=False)
+class SparseTeacher:
+    """Teacher logits of B views over C classes, kept as top-k and tail statistics.
+
+    Attributes:
+        ids: (B, k) int64, classes by falling logit.
+        gap: (B, k) float, top logit minus this logit, ≥ 0, rising.
+        top: (B,) float, the largest raw logit.
+        tail_lse: (B,) float, log Σ exp(logit − top) over the C − k classes outside `ids`.
+        tail_mean: (B,) float, mean of (logit − top) over the same classes.
+        tail_var: (B,) float, population variance of the same. The three are None when k = C.
+        num_classes: C.
+    """
+
+    ids: Tensor
+    gap: Tensor
+    top: Tensor
+    tail_lse: Tensor | None
+    tail_mean: Tensor | None
+    tail_var: Tensor | None
+    num_classes: int
+
+    @classmethod
+    def from_logits(cls, logits: Tensor, k: int) -> Self:
+        """Compress (B, C) logits to their top `k`; computed in float32, or float64 when that is given.
+
+        Raises:
+            OptionError: `k` is not between 1 and C.
+        """
+        num_classes = logits.shape[1]
+        if not 1 <= k <= num_classes:
+            raise OptionError(f"k must be 1 to {num_classes} (the number of classes), found {k}")
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        values, ids = logits.topk(k, dim=1)
+        top = values[:, 0]
+        gap = top[:, None] - values
+        if k == num_classes:
+            return cls(ids, gap, top, None, None, None, num_classes)
+        relative = logits - top[:, None]
+        size = num_classes - k
+        tail_lse = relative.scatter(1, ids, -math.inf).logsumexp(1)
+        tail_mean = relative.scatter(1, ids, 0.0).sum(1) / size
+        centred = (relative - tail_mean[:, None]).scatter(1, ids, 0.0)
+        return cls(ids, gap, top, tail_lse, tail_mean, centred.square().sum(1) / size, num_classes)
+
+    @classmethod
+    def unpack(cls, rows: Tensor, layout: RowLayout) -> Self:
+        """Decode (B, row_bytes) uint8 rows of a spool, on whatever device they are."""
+        fields = {}
+        for name, dtype, count, offset in layout.fields:
+            raw = rows[:, offset : offset + count * _SIZE[dtype]].contiguous().view(_STORED[dtype])
+            fields[name] = raw if count > 1 or name in ("ids", "gap") else raw[:, 0]
+        ids = fields["ids"].long() & _MASK.get(fields["ids"].dtype, -1)
+        gap = fields["gap"].float()
+        if layout.gap_step is not None:
+            gap = gap * layout.gap_step
+        tail = [fields.get(name) for name in ("tail_lse", "tail_mean", "tail_var")]
+        return cls(ids, gap, fields["top"], *tail, layout.num_classes)
+
+    # The rows -------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    def __getitem__(self, rows: Tensor | slice) -> Self:
+        """Select rows, as indexing a tensor does."""
+        return self._map(lambda t: t[rows])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
+        """Move to a device (and the numbers, not the ids, to a dtype)."""
+        return self._map(lambda t: t.to(device, dtype if t.is_floating_point() else None))
+
+    # The logits -----------------------------------------------------------------------------------------
+
+    @property
+    def k(self) -> int:
+        """Number of classes in the support."""
+        return self.ids.shape[1]
+
+    @property
+    def tail_size(self) -> int:
+        """Number of classes outside the support, C − k."""
+        return self.num_classes - self.k
+
+    @property
+    def logits(self) -> Tensor:
+        """(B, k) raw logits of the support."""
+        return self.top[:, None] - self.gap
+
+    def mean(self) -> Tensor:
+        """(B,) mean of all C raw logits, exact."""
+        return self.top + self._relative_mean()
+
+    def std(self) -> Tensor:
+        """(B,) population standard deviation of all C logits, exact."""
+        mean = self._relative_mean()
+        total = (self.gap + mean[:, None]).square().sum(1)
+        if self.tail_mean is not None and self.tail_var is not None:
+            total = total + self.tail_size * (self.tail_var + (self.tail_mean - mean).square())
+        return (total / self.num_classes).sqrt()
+
+    # The distribution at a temperature ------------------------------------------------------------------
+
+    def log_tail_sum(self, temperature: float = 1.0) -> Tensor:
+        """(B,) log Σ exp((logit − top) / T) over the tail, by the cubic; −∞ when k = C.
+
+        Held inside what is certain: with f as in the module's text, b·mean ≤ f(b) ≤ b·f(1) for b ≤ 1 (Jensen;
+        the power mean rises), and b·f(1) ≤ f(b) ≤ f(1) + (b − 1)·max t for b > 1.
+        """
+        if self.tail_lse is None or self.tail_mean is None or self.tail_var is None:
+            return torch.full_like(self.top, -math.inf)
+        b = 1.0 / _checked(temperature)
+        log_size = math.log(self.tail_size)
+        if b == 1.0:
+            return self.tail_lse
+        at_one = self.tail_lse - log_size
+        f = self.tail_mean * b + self.tail_var * (b * b / 2) + self._cubic(at_one) * b**3
+        low, high = self._bounds(at_one, b)
+        return log_size + torch.minimum(torch.maximum(f, low), high)
+
+    def lse(self, temperature: float = 1.0) -> Tensor:
+        """(B,) log Σ exp((logit − top) / T) over all C classes, ≥ 0."""
+        support = torch.logsumexp(-self.gap / _checked(temperature), 1)
+        return support if not self.tail_size else torch.logaddexp(support, self.log_tail_sum(temperature))
+
+    def log_probs(self, temperature: float = 1.0) -> Tensor:
+        """(B, k) log-probabilities of the support at T."""
+        return -self.gap / _checked(temperature) - self.lse(temperature)[:, None]
+
+    def probs(self, temperature: float = 1.0) -> Tensor:
+        """(B, k) probabilities of the support at T; with `tail_mass` they sum to one."""
+        return self.log_probs(temperature).exp()
+
+    def log_tail_mass(self, temperature: float = 1.0) -> Tensor:
+        """(B,) log of the probability at T of all classes outside the support; −∞ when k = C."""
+        return self.log_tail_sum(temperature) - self.lse(temperature)
+
+    def tail_mass(self, temperature: float = 1.0) -> Tensor:
+        """(B,) probability at T of all classes outside the support; 0 when k = C."""
+        return self.log_tail_mass(temperature).exp()
+
+    def entropy(self, temperature: float = 1.0) -> Tensor:
+        """(B,) entropy at T in nats, of the distribution that the cubic describes.
+
+        H = log Z − (1/Z) Σ b·t·exp(b·t); the tail's part of the sum is (C − k)·b·f'(b)·exp f(b).
+        """
+        b = 1.0 / _checked(temperature)
+        log_p = self.log_probs(temperature)
+        expected = (log_p.exp() * (-self.gap * b)).sum(1)
+        if self.tail_lse is not None and self.tail_mean is not None and self.tail_var is not None:
+            cubic = self._cubic(self.tail_lse - math.log(self.tail_size))
+            slope = self.tail_mean + self.tail_var * b + 3 * cubic * b * b
+            slope = torch.minimum(slope, -self.gap[:, -1])  # no tail logit exceeds the support's last
+            expected = expected + self.tail_mass(temperature) * b * slope
+        return (self.lse(temperature) - expected).clamp(0.0, math.log(self.num_classes))
+
+    def prob_of(self, classes: Tensor, temperature: float = 1.0) -> Tensor:
+        """(B,) probability at T of one class per row; a class of the tail gets the tail's mean share.
+
+        Args:
+            classes: (B,) int64.
+            temperature: T > 0.
+        """
+        hit = self.ids == classes[:, None]
+        inside = (self.probs(temperature) * hit).sum(1)
+        share = self.tail_mass(temperature) / max(1, self.tail_size)
+        return torch.where(hit.any(1), inside, share)
+
+    def densify(self, temperature: float = 1.0) -> Tensor:
+        """(B, C) probabilities at T with the tail's mass spread evenly: for tests and for small C only."""
+        share = self.tail_mass(temperature) / max(1, self.tail_size)
+        dense = share[:, None].expand(-1, self.num_classes).contiguous()
+        return dense.scatter(1, self.ids, self.probs(temperature))
+
+    # Inside ---------------------------------------------------------------------------------------------
+
+    def _relative_mean(self) -> Tensor:
+        total = -self.gap.sum(1)
+        if self.tail_mean is not None:
+            total = total + self.tail_size * self.tail_mean
+        return total / self.num_classes
+
+    def _cubic(self, at_one: Tensor) -> Tensor:
+        assert self.tail_mean is not None and self.tail_var is not None
+        return at_one - self.tail_mean - self.tail_var / 2
+
+    def _bounds(self, at_one: Tensor, b: float) -> tuple[Tensor, Tensor]:
+        assert self.tail_mean is not None
+        if b <= 1:
+            return b * self.tail_mean, b * at_one
+        return b * at_one, at_one - (b - 1) * self.gap[:, -1]
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        tail = [t if t is None else function(t) for t in (self.tail_lse, self.tail_mean, self.tail_var)]
+        return type(self)(
+            function(self.ids), function(self.gap), function(self.top), *tail, self.num_classes
+        )
+
+
+_STORED = {
+    "uint8": torch.uint8,
+    "uint16": torch.int16,  # read signed, masked after widening: torch lacks most uint16 operations
+    "uint32": torch.int32,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+_SIZE = {name: dtype.itemsize for name, dtype in _STORED.items()}
+_MASK = {torch.int16: 0xFFFF, torch.int32: 0xFFFF_FFFF}
+
+
+def _checked(temperature: float) -> float:
+    if not temperature > 0:
+        raise OptionError(f"temperature must be above 0, found {temperature}")
+    return temperature
