@@ -24,6 +24,11 @@ CANARIES = 8
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
+def _require(condition: bool, problem: str) -> None:
+    if not condition:
+        raise FormatError(problem)
+
+
 class Spec:
     """Base of the frozen dataclasses below: `to_dict` for JSON, `from_dict` for data nobody vouches for."""
 
@@ -294,7 +299,9 @@ class CacheSpec(Spec):
         mine, theirs = dict(_flat(self.to_dict())), dict(_flat(found.to_dict()))
         keys = [key for key in {**mine, **theirs} if key not in _PLACES and not key.startswith(_NOT_IDENTITY)]
         return [
-            Difference(key, mine.get(key), theirs.get(key)) for key in keys if mine.get(key) != theirs.get(key)
+            Difference(key, mine.get(key), theirs.get(key))
+            for key in keys
+            if mine.get(key) != theirs.get(key)
         ]
 
 
@@ -340,11 +347,6 @@ def itemsize(dtype: str) -> int:
 # Parsing ------------------------------------------------------------------------------------------------
 
 _S = TypeVar("_S", bound=Spec)
-
-
-def _require(condition: bool, problem: str) -> None:
-    if not condition:
-        raise FormatError(problem)
 
 
 def _jsonable(value: object) -> object:

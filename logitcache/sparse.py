@@ -216,9 +216,7 @@ class SparseTeacher:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         tail = [t if t is None else function(t) for t in (self.tail_lse, self.tail_mean, self.tail_var)]
-        return type(self)(
-            function(self.ids), function(self.gap), function(self.top), *tail, self.num_classes
-        )
+        return type(self)(function(self.ids), function(self.gap), function(self.top), *tail, self.num_classes)
 
 
 _STORED = {
