@@ -1,0 +1,538 @@
+"""Teachers and students by name: build the module, give it weights, and say how it wants its input.
+
+A name is torchvision's (``resnet18``, ``vit_l_16``), a short form people say (``vit_l``), one of
+`logitcache.nets` (``wrn_16_2``, ``digits_tiny``), ``timm:NAME``, or your own ``module:function``. Weights are
+pretrained, from a file, or random from a seed. `InputAdapter` turns uint8 views into what the module takes.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import json
+import math
+import os
+import pickle
+import re
+import struct
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlparse
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from logitcache.errors import (
+    DataError,
+    FormatError,
+    LogitCacheError,
+    NotFoundError,
+    OptionError,
+    StorageError,
+    UnknownNameError,
+    WeightsError,
+)
+from logitcache.nets import CIFAR_NETS, DIGITS_NETS, NETS
+from logitcache.schema import AdapterSpec
+
+State = Mapping[str, Tensor]
+
+SHORT_NAMES = {
+    "vit_b": "vit_b_16",
+    "vit_l": "vit_l_16",
+    "vit_h": "vit_h_14",
+    **{f"convnext_{size[0]}": f"convnext_{size}" for size in ("tiny", "small", "base", "large")},
+    **{f"effnet_b{i}": f"efficientnet_b{i}" for i in range(8)},
+    **{f"effnet_v2_{size}": f"efficientnet_v2_{size}" for size in "sml"},
+    "mobilenet_v3_s": "mobilenet_v3_small",
+    "mobilenet_v3_l": "mobilenet_v3_large",
+    "shufflenet_v2": "shufflenet_v2_x1_0",
+}
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_CIFAR = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, what Pillow's "L" uses
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A built network with its input adapter and the origin of its weights.
+
+    Attributes:
+        name: canonical name ("vit_l_16" for "vit_l").
+        module: (B, channels, size, size) float images, adapted -> (B, num_classes) logits; in training mode,
+            as every freshly built module.
+        adapter: how `module` wants its input.
+        num_classes: C.
+        weights: where the weights came from: "IMAGENET1K_V1", "file:x.safetensors", "random:0", or "own".
+    """
+
+    name: str
+    module: nn.Module
+    adapter: AdapterSpec
+    num_classes: int
+    weights: str
+
+    @property
+    def weights_sha256(self) -> str:
+        """SHA-256 over the module's state dict: names in order, dtypes, shapes and bytes, as they are now."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.module.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+def names() -> list[str]:
+    """List the names that `build` knows: torchvision's classifiers and `logitcache.nets`, sorted."""
+    import torchvision.models
+
+    return sorted({*torchvision.models.list_models(torchvision.models), *NETS})
+
+
+def build(name: str, *, num_classes: int, view_size: int, weights: str = "auto", seed: int = 0) -> Model:
+    """Build the model `name` for `num_classes` classes.
+
+    `weights` is "random" (from `seed`, whatever the global RNG; the input size is fitted to `view_size`, the
+    side of the views in pixels), "default" (the pretrained ones), the name of pretrained ones such as
+    "IMAGENET1K_V2", a file (safetensors, or a state dict as `torch.save` writes it), or "auto": pretrained
+    where the class counts agree, else random.
+
+    Raises:
+        UnknownNameError: no such model, or no pretrained weights of that name.
+        OptionError: a class count below 2, timm is not installed, or your function does not do its part.
+        NotFoundError: the weights file is not there.
+        WeightsError: the weights cannot be had or read, or are those of another model or class count.
+    """
+    if num_classes < 2 or view_size < 1:
+        raise OptionError(f"need 2 classes and 1 pixel at least, found {num_classes} and {view_size}")
+    plan = _plan(name, num_classes, view_size, seed)
+    if weights == "auto":
+        weights = "default" if plan.default and plan.default.classes == num_classes else "random"
+    if weights == "random":
+        source = _Source(f"random:{seed}", plan.fitted, None)
+    elif weights == "default" or weights in plan.pretrained:
+        source = _pretrained(plan, weights, num_classes)
+    else:
+        source = _from_file(plan, weights, num_classes)
+    with _seeded(seed):
+        module = plan.make(num_classes, source.adapter)
+    if source.state is not None:
+        _load(plan.name, module, source, num_classes)
+    model = Model(plan.name, module, source.adapter, num_classes, source.label)
+    if ":" in model.name:
+        _check_forward(model)
+    return model
+
+
+def save_weights(path: str | os.PathLike[str], model: Model) -> None:
+    """Write the weights as safetensors with name, class count and adapter in the header; atomic and durable.
+
+    `build(model.name, weights=path, …)` gives the same model again.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    path = Path(path)
+    about = {"name": model.name, "num_classes": model.num_classes, "adapter": model.adapter.to_dict()}
+    state = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in model.module.state_dict().items()
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            temporary = Path(folder) / path.name
+            safetensors.torch.save_file(state, temporary, metadata={"logitcache": json.dumps(about)})
+            _sync(temporary)
+            temporary.replace(path)
+        _sync(path.parent)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise StorageError(f"cannot write {path}: {_line(error)}") from error
+
+
+class InputAdapter(nn.Module):
+    """Turn uint8 views into a model's input, on the views' device.
+
+    (B, 1 or 3, H, W) uint8 -> (B, channels, size, size) float32: gray to RGB or back, scaled to [0, 1],
+    resized with antialiasing where the size differs, normalised by mean and std.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    luma: Tensor
+
+    def __init__(self, spec: AdapterSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (spec.mean, spec.std))
+        self.register_buffer("scale", (1 / std).float(), persistent=False)
+        self.register_buffer("shift", (-mean / std).float(), persistent=False)
+        self.register_buffer("luma", torch.tensor(_LUMA)[:, None, None], persistent=False)
+
+    def forward(self, views: Tensor) -> Tensor:
+        """Adapt one batch.
+
+        Raises:
+            DataError: `views` is not uint8 (B, 1 or 3, H, W).
+        """
+        if views.dtype != torch.uint8 or views.ndim != 4 or views.shape[1] not in (1, 3):
+            found = f"{views.dtype} {tuple(views.shape)}"
+            raise DataError(f"views must be torch.uint8 (B, 1 or 3, H, W), found {found}")
+        spec = self.spec
+        x = views.float() / 255
+        if x.shape[1] == 3 and spec.channels == 1:
+            x = (x * self.luma).sum(dim=1, keepdim=True)
+        if x.shape[2:] != (spec.size, spec.size):
+            x = F.interpolate(x, (spec.size, spec.size), mode=spec.interpolation, antialias=True)
+            if spec.interpolation == "bicubic":
+                x = x.clamp(0, 1)  # bicubic overshoots; pixels cannot
+        return x * self.scale + self.shift  # (B, 1, …) becomes (B, 3, …) here
+
+
+# What is known of a model before it is built --------------------------------------------------------------
+
+
+class _Pretrained(NamedTuple):
+    """Weights somebody published. `read` returns None where the module already holds them."""
+
+    classes: int
+    adapter: AdapterSpec
+    read: Callable[[], State | None]
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How to build one model: `adapter` at its own input size, `fitted` at the size for the views."""
+
+    name: str
+    make: Callable[[int, AdapterSpec], nn.Module]
+    adapter: AdapterSpec
+    fitted: AdapterSpec
+    pretrained: Mapping[str, _Pretrained] = field(default_factory=dict)  # the default ones first
+
+    @property
+    def default(self) -> _Pretrained | None:
+        return next(iter(self.pretrained.values()), None)
+
+
+def _plan(name: str, num_classes: int, view_size: int, seed: int) -> _Plan:
+    if name.startswith("timm:"):
+        return _timm_plan(name, view_size)
+    if ":" in name:
+        return _own_plan(name, num_classes, view_size, seed)
+    plain = name.lower().replace("-", "_")
+    plain = SHORT_NAMES.get(plain, plain)
+    if plain in NETS:
+        return _net_plan(plain)
+    known = names()
+    if plain not in known:
+        hint = "(timm:NAME and your own module:function work too)"
+        raise UnknownNameError("model", name, [*known, *SHORT_NAMES], hint)
+    return _torchvision_plan(plain, view_size)
+
+
+def _net_plan(name: str) -> _Plan:
+    if name in DIGITS_NETS:
+        adapter = AdapterSpec(1, 8, (0.5,), (0.5,))
+    else:
+        assert name in CIFAR_NETS
+        adapter = AdapterSpec(3, 32, *_CIFAR)
+    return _Plan(name, lambda num_classes, _: NETS[name](num_classes), adapter, adapter)
+
+
+def _torchvision_plan(name: str, view_size: int) -> _Plan:
+    import torchvision.models
+
+    enum = torchvision.models.get_model_weights(name)
+    default = enum.DEFAULT
+    pretrained = {}
+    for member in sorted(enum, key=lambda member: member is not default):
+        file = Path(urlparse(member.url).path).name
+        classes = len(member.meta["categories"])
+        adapter = _published_adapter(name, member.transforms())
+        pretrained[member.name] = _Pretrained(classes, adapter, partial(_downloaded, member.url, file), file)
+    adapter = pretrained[default.name].adapter
+    smallest = max(default.meta["min_size"])
+    if name == "maxvit_t":  # its windows fit 224 pixels and nothing near
+        size = adapter.size
+    elif name == "vit_h_14":
+        size = _fitted_size(view_size, adapter.size, unit=14, smallest=28)
+    else:  # a smallest size of 224 is that of the weights, not of the architecture
+        size = _fitted_size(view_size, adapter.size, smallest=smallest if smallest < 224 else 32)
+    make = partial(_torchvision_module, name)
+    return _Plan(name, make, adapter, replace(adapter, size=size), pretrained)
+
+
+def _torchvision_module(name: str, num_classes: int, adapter: AdapterSpec) -> nn.Module:
+    import torchvision.models
+
+    options: dict[str, Any] = {}
+    if name.startswith("vit_"):
+        options = {"image_size": adapter.size}
+    elif name == "maxvit_t":
+        options = {"input_size": (adapter.size, adapter.size)}
+    elif name in ("googlenet", "inception_v3"):
+        options = {"aux_logits": False, "init_weights": True}
+    module: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    return module
+
+
+def _published_adapter(name: str, transforms: Any) -> AdapterSpec:
+    mean, std = tuple(transforms.mean), tuple(transforms.std)
+    if name in ("googlenet", "inception_v3"):
+        # Their published weights renormalise inside (transform_input): the same as these mean and std.
+        mean, std = _HALF
+    return AdapterSpec(3, transforms.crop_size[0], mean, std, _interpolation(transforms.interpolation.value))
+
+
+def _timm_plan(name: str, view_size: int) -> _Plan:
+    try:
+        import timm
+    except ImportError:
+        raise OptionError(f"{name} needs timm; pip install 'logitcache[timm]'") from None
+    plain = name.removeprefix("timm:")
+    if not timm.is_model(plain):
+        raise UnknownNameError("timm model", plain, timm.list_models())
+    config = timm.get_pretrained_cfg(plain)
+    channels, height, _ = config.input_size
+    interpolation = _interpolation(config.interpolation)
+    adapter = AdapterSpec(channels, height, tuple(config.mean), tuple(config.std), interpolation)
+    size = height if config.fixed_input_size else _fitted_size(view_size, height)
+
+    def make(num_classes: int, _: AdapterSpec) -> nn.Module:
+        module: nn.Module = timm.create_model(plain, pretrained=False, num_classes=num_classes)
+        return module
+
+    def read() -> State:
+        try:
+            state: State = timm.create_model(plain, pretrained=True).state_dict()
+        except (OSError, RuntimeError) as error:
+            advice = "give the weights with --weights FILE, or --weights random"
+            raise WeightsError(f"cannot get the weights of {name}: {_line(error)}; {advice}") from error
+        return state
+
+    tag = config.tag or "default"
+    published = {tag: _Pretrained(config.num_classes, adapter, read)} if config.has_weights else {}
+    return _Plan(name, make, adapter, replace(adapter, size=size), published)
+
+
+def _own_plan(name: str, num_classes: int, view_size: int, seed: int) -> _Plan:
+    where, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(where), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise OptionError(f"cannot import model {name}: {_line(error)}") from error
+    with _seeded(seed):
+        made = function(num_classes=num_classes)
+    match made:
+        case nn.Module():
+            module, adapter = made, AdapterSpec(3, _fitted_size(view_size, 224), *_IMAGENET)
+        case (nn.Module(), AdapterSpec()):
+            module, adapter = made
+        case _:
+            found = type(made).__name__
+            raise OptionError(f"{name} must return an nn.Module or (nn.Module, AdapterSpec), found {found}")
+    own = {"own": _Pretrained(num_classes, adapter, lambda: None)}
+    return _Plan(name, lambda *_: module, adapter, adapter, own)
+
+
+def _fitted_size(view_size: int, largest: int, *, unit: int = 32, smallest: int = 32) -> int:
+    return min(largest, -(-max(view_size, smallest) // unit) * unit)
+
+
+def _interpolation(name: str) -> Literal["bilinear", "bicubic"]:
+    return "bicubic" if name == "bicubic" else "bilinear"
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Make the CPU's RNG start at `seed`, and be afterwards as if nothing had happened."""
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+# Weights --------------------------------------------------------------------------------------------------
+
+
+class _Source(NamedTuple):
+    """Weights about to go into a module, and the adapter they were trained with."""
+
+    label: str
+    adapter: AdapterSpec
+    state: State | None
+
+
+def _pretrained(plan: _Plan, weights: str, num_classes: int) -> _Source:
+    if not plan.pretrained:
+        advice = "use random, or a file: --weights FILE"
+        raise WeightsError(f"there are no pretrained weights for {plan.name}; {advice}")
+    label = weights if weights in plan.pretrained else next(iter(plan.pretrained))
+    chosen = plan.pretrained[label]
+    if chosen.classes != num_classes:
+        expected = f"expected {num_classes} classes, weights {label} of {plan.name} have {chosen.classes}"
+        raise WeightsError(f"{expected}; train it on your data and give --weights FILE, or --weights random")
+    return _Source(label, chosen.adapter, chosen.read())
+
+
+def _downloaded(url: str, file: str) -> State:
+    path = Path(torch.hub.get_dir()) / "checkpoints" / file
+    if not path.exists():
+        checksum = re.search(r"-([0-9a-f]{8,})\.", file)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(
+                url, str(path), checksum and checksum[1], progress=sys.stderr.isatty()
+            )
+        except (OSError, RuntimeError) as error:
+            advice = f"put it into {path.parent} yourself, or give --weights FILE"
+            raise WeightsError(f"cannot download {file} ({_line(error)}); {advice}") from error
+    return _read_torch(path)
+
+
+def _from_file(plan: _Plan, weights: str, num_classes: int) -> _Source:
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        if re.fullmatch(r"[A-Z0-9_]+", weights):
+            raise UnknownNameError(f"weights of {plan.name}", weights, plan.pretrained)
+        choices = ", ".join(["auto", "random", *plan.pretrained])
+        raise NotFoundError(f"no weights file {path}; give a file, or one of {choices}")
+    label = f"file:{path.name}"
+    if path.suffix == ".safetensors":
+        state, header = _read_safetensors(path)
+    else:
+        state, header = _read_torch(path), None
+    if header is not None:
+        return _Source(label, _check_header(path, header, plan.name, num_classes), state)
+    adapter = next((p.adapter for p in plan.pretrained.values() if p.file == path.name), plan.adapter)
+    if plan.name.startswith("vit_") and {"conv_proj.weight", "encoder.pos_embedding"} <= state.keys():
+        side = math.isqrt(state["encoder.pos_embedding"].shape[1] - 1)  # patches a side; 1 is the class token
+        adapter = replace(adapter, size=side * state["conv_proj.weight"].shape[-1])
+    return _Source(label, adapter, state)
+
+
+def _read_safetensors(path: Path) -> tuple[State, str | None]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get("logitcache")
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise WeightsError(f"{path} is no readable safetensors file: {_line(error)}") from error
+
+
+def _check_header(path: Path, header: str, name: str, num_classes: int) -> AdapterSpec:
+    try:
+        about = json.loads(header)
+        saved_name, saved_classes = about["name"], about["num_classes"]
+        adapter = AdapterSpec.from_dict(about["adapter"])
+    except (ValueError, KeyError, TypeError, FormatError) as error:
+        raise WeightsError(f"{path} has a damaged logitcache header: {_line(error)}") from error
+    if saved_name != name:
+        raise WeightsError(f"{path} holds the weights of {saved_name}, not of {name}")
+    if saved_classes != num_classes:
+        raise WeightsError(_other_head(path.name, saved_classes, num_classes))
+    return adapter
+
+
+def _read_torch(path: Path) -> State:
+    """Read a state dict, perhaps nested in a checkpoint; only tensors and plain data are ever unpickled."""
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            found = torch.load(path, weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        what = "is no checkpoint, or holds Python objects, which are never loaded"
+        raise WeightsError(f"{path} {what}; save the state dict alone: module.state_dict()") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, struct.error) as error:
+        raise WeightsError(f"{path} is damaged or no checkpoint: {_line(error)}") from error
+    for key in ("state_dict", "model", "model_state_dict", "ema"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+            break
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise WeightsError(f"{path} holds no state dict (names and tensors); save module.state_dict()")
+    prefixes = ("module.", "_orig_mod.")
+    while prefix := next((p for p in prefixes if found and all(k.startswith(p) for k in found)), ""):
+        found = {key.removeprefix(prefix): value for key, value in found.items()}
+    return found
+
+
+def _load(name: str, module: nn.Module, source: _Source, num_classes: int) -> None:
+    """Put the state into the module, or say in one line why it does not fit."""
+    assert source.state is not None
+    state = dict(source.state)
+    if name in ("googlenet", "inception_v3"):  # heads that only help training; ours are built without
+        state = {k: v for k, v in state.items() if not k.startswith(("aux", "AuxLogits."))}
+    elif name.startswith("densenet"):  # published under the names of an older torchvision
+        state = {re.sub(r"(norm|conv)\.([12]\.)", r"\1\2", k): v for k, v in state.items()}
+    where = source.label.removeprefix("file:")
+    expected = module.state_dict()
+    # Batch norms older than their step counter do without it.
+    state |= {k: v for k, v in expected.items() if k.endswith("num_batches_tracked") and k not in state}
+    missing, unexpected = expected.keys() - state.keys(), state.keys() - expected.keys()
+    differing = [k for k in sorted(expected.keys() & state.keys()) if expected[k].shape != state[k].shape]
+    heads = {state[k].shape[:1] for k in differing if expected[k].shape[:1] == (num_classes,)}
+    if differing and not missing and not unexpected and len(heads) == 1:
+        (head,) = heads
+        if head and all(state[k].shape[1:] == expected[k].shape[1:] for k in differing):
+            raise WeightsError(_other_head(where, head[0], num_classes))
+    shapes = [f"{k} {tuple(state[k].shape)} for {tuple(expected[k].shape)}" for k in differing]
+    problems = [
+        f"{len(keys)} {what} ({', '.join(sorted(keys)[:3])}{', …' if len(keys) > 3 else ''})"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of other shape", shapes))
+        if keys
+    ]
+    if problems:
+        raise WeightsError(f"{where} does not fit {name}: {'; '.join(problems)}")
+    if spoilt := next((k for k, v in state.items() if v.is_floating_point() and v.isnan().any()), None):
+        raise WeightsError(f"{where} has NaN in {spoilt}; take an earlier checkpoint")
+    with torch.no_grad():
+        for key, value in expected.items():
+            value.copy_(state[key])
+
+
+def _other_head(where: str, found: int, num_classes: int) -> str:
+    advice = "give weights trained on this data set"
+    return f"{where} has a head for {found} classes, the data set has {num_classes}; {advice}"
+
+
+def _check_forward(model: Model) -> None:
+    """Run one black image through a module nobody vouches for: its logits must be (1, num_classes)."""
+    spec, module, training = model.adapter, model.module, model.module.training
+    try:
+        with torch.no_grad():
+            logits = module.eval()(torch.zeros(1, spec.channels, spec.size, spec.size))
+    except LogitCacheError:
+        raise
+    except Exception as error:
+        size = f"(1, {spec.channels}, {spec.size}, {spec.size})"
+        raise OptionError(f"{model.name} fails on a {size} float image: {_line(error)}") from error
+    finally:
+        module.train(training)
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if found != (1, model.num_classes):
+        expected = f"expected logits (1, {model.num_classes}), found {found}"
+        raise WeightsError(f"{model.name}: {expected}; its class count must be the data set's")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _line(error: BaseException) -> str:
+    """First line of an error, or its type where it says nothing."""
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__

@@ -1,0 +1,200 @@
+"""Small networks that torchvision does not have, under the names the distillation papers use.
+
+`CIFAR_NETS` take (B, 3, 32, 32) float images: the family of the CRD benchmark ("Contrastive Representation
+Distillation", arXiv 1910.10699), which later papers compare on. `DIGITS_NETS` take (B, 1, 8, 8): a teacher
+and two students for the digits that ship with logitcache. Each entry maps a class count to a fresh module
+whose output is (B, num_classes) logits.
+
+Three blocks come first, then the networks made of them, then the two tables.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Blocks -------------------------------------------------------------------------------------------------
+
+
+def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+
+
+def _conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(_conv(inputs, outputs, kernel, stride, groups), nn.BatchNorm2d(outputs))
+
+
+def _head(features: int, num_classes: int) -> nn.Sequential:
+    """Average over the image, then one linear layer: (B, features, H, W) -> (B, num_classes)."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features, num_classes))
+
+
+class _ResidualBlock(nn.Module):
+    """Two convolutions and a shortcut, activation after the sum (ResNet, arXiv 1512.03385, section 3)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        same = stride == 1 and inputs == outputs
+        self.first = _conv_bn(inputs, outputs, stride=stride)
+        self.second = _conv_bn(outputs, outputs)
+        self.shortcut = nn.Identity() if same else _conv_bn(inputs, outputs, kernel=1, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.second(F.relu(self.first(x)))
+        return F.relu(out + self.shortcut(x))
+
+
+class _PreActivationBlock(nn.Module):
+    """Activation before each convolution (Wide ResNet, arXiv 1605.07146, figure 1b)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        same = stride == 1 and inputs == outputs
+        self.norm1 = nn.BatchNorm2d(inputs)
+        self.conv1 = _conv(inputs, outputs, stride=stride)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.conv2 = _conv(outputs, outputs)
+        self.shortcut = None if same else _conv(inputs, outputs, kernel=1, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = F.relu(self.norm1(x))
+        out: Tensor = self.conv2(F.relu(self.norm2(self.conv1(active))))
+        # Where the shape changes, the shortcut starts from the activated input too.
+        return out + (x if self.shortcut is None else self.shortcut(active))
+
+
+class _InvertedResidual(nn.Module):
+    """Expand, filter each channel, project (MobileNetV2, arXiv 1801.04381, section 3.3)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, expand: int) -> None:
+        super().__init__()
+        hidden = inputs * expand
+        self.same = stride == 1 and inputs == outputs
+        self.body = nn.Sequential(
+            _conv_bn(inputs, hidden, kernel=1),
+            nn.ReLU(),
+            _conv_bn(hidden, hidden, stride=stride, groups=hidden),
+            nn.ReLU(),
+            _conv_bn(hidden, outputs, kernel=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x)
+        return x + out if self.same else out
+
+
+def _initialised(net: nn.Module) -> nn.Module:
+    """He initialisation of the convolutions (arXiv 1502.01852); the other layers keep PyTorch's."""
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return net
+
+
+# Networks -----------------------------------------------------------------------------------------------
+
+
+def cifar_resnet(num_classes: int, *, depth: int, widths: Sequence[int] = (16, 16, 32, 64)) -> nn.Module:
+    """ResNet for 32x32 images with (depth - 2) / 6 blocks a stage (arXiv 1512.03385, section 4.2).
+
+    `widths` are the channels of the stem and the three stages; "x4" names take (32, 64, 128, 256).
+    """
+    layers = [_conv_bn(3, widths[0]), nn.ReLU()]
+    layers += _stages(_ResidualBlock, widths, blocks=(depth - 2) // 6)
+    return _initialised(nn.Sequential(*layers, _head(widths[3], num_classes)))
+
+
+def wide_resnet(num_classes: int, *, depth: int, factor: int) -> nn.Module:
+    """Wide ResNet for 32x32 images with (depth - 4) / 6 blocks a stage (arXiv 1605.07146, table 1)."""
+    widths = (16, 16 * factor, 32 * factor, 64 * factor)
+    stages = _stages(_PreActivationBlock, widths, blocks=(depth - 4) // 6)
+    last = [nn.BatchNorm2d(widths[3]), nn.ReLU()]
+    return _initialised(nn.Sequential(_conv(3, widths[0]), *stages, *last, _head(widths[3], num_classes)))
+
+
+def _stages(
+    block: Callable[[int, int, int], nn.Module], widths: Sequence[int], blocks: int
+) -> list[nn.Module]:
+    layers = []
+    for stage in range(3):
+        strides = [1 if stage == 0 else 2] + [1] * (blocks - 1)
+        inputs = [widths[stage]] + [widths[stage + 1]] * (blocks - 1)
+        layers += [block(i, widths[stage + 1], s) for i, s in zip(inputs, strides, strict=True)]
+    return layers
+
+
+def cifar_vgg(num_classes: int, *, convs: Sequence[int]) -> nn.Module:
+    """VGG with batch norm for 32x32 images (arXiv 1409.1556; one linear layer as in arXiv 1910.10699).
+
+    `convs` counts the convolutions in each of the five stages; the image is halved after the first three.
+    """
+    layers: list[nn.Module] = []
+    inputs = 3
+    for stage, (count, width) in enumerate(zip(convs, (64, 128, 256, 512, 512), strict=True)):
+        for _ in range(count):
+            layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            inputs = width
+        if stage < 3:
+            layers.append(nn.MaxPool2d(2))
+    return _initialised(nn.Sequential(*layers, _head(inputs, num_classes)))
+
+
+def cifar_mobilenet_v2(num_classes: int, *, width: float) -> nn.Module:
+    """MobileNetV2 for 32x32 images, `width` times the channels (arXiv 1801.04381, table 2).
+
+    As in arXiv 1910.10699, the image is halved at the stem and before the 32, 64 and 160 channel stages.
+    """
+    stages = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2))
+    inputs = int(32 * width)
+    layers: list[nn.Module] = [_conv_bn(3, inputs, stride=2), nn.ReLU()]
+    for expand, channels, blocks, stride in (*stages, (6, 320, 1, 1)):
+        for block in range(blocks):
+            layers.append(_InvertedResidual(inputs, int(channels * width), 1 if block else stride, expand))
+            inputs = int(channels * width)
+    layers += [_conv_bn(inputs, 1280, kernel=1), nn.ReLU()]
+    return _initialised(nn.Sequential(*layers, _head(1280, num_classes)))
+
+
+def digits_net(num_classes: int, *, stages: Sequence[Sequence[int]]) -> nn.Module:
+    """Plain convnet for (B, 1, 8, 8) digits, ours: one convolution per width in `stages`.
+
+    The first stage sees the full 8x8 pixels; each later one halves the image first.
+    """
+    layers: list[nn.Module] = []
+    inputs = 1
+    for stage, widths in enumerate(stages):
+        if stage:
+            layers.append(nn.MaxPool2d(2))
+        for width in widths:
+            layers += [_conv_bn(inputs, width), nn.ReLU()]
+            inputs = width
+    return _initialised(nn.Sequential(*layers, _head(inputs, num_classes)))
+
+
+# Tables -------------------------------------------------------------------------------------------------
+
+_FOUR_TIMES = (32, 64, 128, 256)
+
+CIFAR_NETS: dict[str, Callable[[int], nn.Module]] = {
+    **{f"resnet{d}": partial(cifar_resnet, depth=d) for d in (8, 14, 20, 32, 44, 56, 110)},
+    **{f"resnet{d}x4": partial(cifar_resnet, depth=d, widths=_FOUR_TIMES) for d in (8, 32)},
+    **{f"wrn_{d}_{f}": partial(wide_resnet, depth=d, factor=f) for d in (16, 40) for f in (1, 2)},
+    "vgg8": partial(cifar_vgg, convs=(1, 1, 1, 1, 1)),
+    # torchvision's vgg11 … vgg19 keep the plain names.
+    "vgg11_cifar": partial(cifar_vgg, convs=(1, 1, 2, 2, 2)),
+    "vgg13_cifar": partial(cifar_vgg, convs=(2, 2, 2, 2, 2)),
+    "vgg16_cifar": partial(cifar_vgg, convs=(2, 2, 3, 3, 3)),
+    "vgg19_cifar": partial(cifar_vgg, convs=(2, 2, 4, 4, 4)),
+    "mobilenet_v2_half": partial(cifar_mobilenet_v2, width=0.5),
+}
+
+DIGITS_NETS: dict[str, Callable[[int], nn.Module]] = {
+    "digits_tiny": partial(digits_net, stages=((6,), (12,))),
+    "digits_small": partial(digits_net, stages=((12,), (24,))),
+    "digits_teacher": partial(digits_net, stages=((48, 48), (96, 96))),
+}
+
+NETS: dict[str, Callable[[int], nn.Module]] = {**CIFAR_NETS, **DIGITS_NETS}
