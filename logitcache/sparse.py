@@ -78,8 +78,8 @@ class SparseTeacher:
         gap = fields["gap"].float()
         if layout.gap_step is not None:
             gap = gap * layout.gap_step
-        tail = [fields.get(name) for name in ("tail_lse", "tail_mean", "tail_var")]
-        return cls(ids, gap, fields["top"], *tail, layout.num_classes)
+        lse, mean, var = (fields.get(name) for name in ("tail_lse", "tail_mean", "tail_var"))
+        return cls(ids, gap, fields["top"], lse, mean, var, layout.num_classes)
 
     # The rows -------------------------------------------------------------------------------------------
 
@@ -215,8 +215,10 @@ class SparseTeacher:
         return b * at_one, at_one - (b - 1) * self.gap[:, -1]
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        tail = [t if t is None else function(t) for t in (self.tail_lse, self.tail_mean, self.tail_var)]
-        return type(self)(function(self.ids), function(self.gap), function(self.top), *tail, self.num_classes)
+        tail = (self.tail_lse, self.tail_mean, self.tail_var)
+        lse, mean, var = (t if t is None else function(t) for t in tail)
+        ids, gap, top = function(self.ids), function(self.gap), function(self.top)
+        return type(self)(ids, gap, top, lse, mean, var, self.num_classes)
 
 
 _STORED = {

@@ -1,0 +1,108 @@
+import json
+
+import dense
+import pytest
+import torch
+import torch.nn.functional as F
+
+from logitcache.errors import OptionError, UnknownNameError
+from logitcache.losses import LOSSES, Objective
+
+
+def test_cross_entropy_alone_needs_no_teacher():
+    s, _, _, y = dense.batch()
+    objective = Objective.parse("ce", label_smoothing=0.1)
+    total, terms = objective(s, None, y)
+    assert not objective.needs_teacher
+    assert list(terms) == ["ce"]
+    torch.testing.assert_close(total, F.cross_entropy(s, y, label_smoothing=0.1))
+
+
+def test_a_sum_is_the_weighted_sum_of_its_terms():
+    s, _, teacher, y = dense.batch(k=5)
+    objective = Objective.parse(
+        "kd:0.5+cmkd(temperature=2, strength=0.5):1e+1 + kd(tail=ghost)", ce_weight=0.25
+    )
+    total, terms = objective(s, teacher, y)
+    assert list(terms) == ["ce", "kd", "cmkd", "kd#3"]
+    assert not any(value.requires_grad for value in terms.values())
+    expected = (
+        0.25 * terms["ce"] + 0.5 * terms["kd"] + 10 * terms["cmkd"] + LOSSES["kd"].weight * terms["kd#3"]
+    )
+    torch.testing.assert_close(total.detach(), expected)
+    total.backward()
+    assert s.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("text", ["ce", "kd", "kd:0.5+cmkd(temperature=2.0):1", "kd(tail='ghost'):1e-3"])
+def test_the_spec_is_json_and_restores_the_objective(text):
+    spec = Objective.parse(text, ce_weight=0.5, label_smoothing=0.1).spec()
+    assert json.loads(json.dumps(spec)) == spec
+    again = Objective.parse(
+        spec["expression"], ce_weight=spec["ce_weight"], label_smoothing=spec["label_smoothing"]
+    )
+    assert again.spec() == spec
+    assert all(term.options.keys() == LOSSES[term.name].options().keys() for term in again.terms)
+
+
+def test_unlabelled_rows_do_not_count_in_cross_entropy():
+    s, _, _, y = dense.batch()
+    y[2:] = -1
+    torch.testing.assert_close(Objective.parse("ce")(s, None, y)[0], F.cross_entropy(s[:2], y[:2]))
+
+
+def test_no_label_at_all_is_a_cross_entropy_of_zero():
+    s, _, _, _ = dense.batch()
+    total, _ = Objective.parse("ce")(s, None, torch.full((6,), -1))
+    total.backward()
+    assert total.item() == 0
+    assert s.grad.eq(0).all()
+
+
+def test_a_missing_teacher_is_named():
+    s, _, _, y = dense.batch()
+    with pytest.raises(OptionError, match="kd needs a teacher"):
+        Objective.parse("kd")(s, None, y)
+
+
+def test_an_unknown_loss_is_met_with_near_names():
+    with pytest.raises(UnknownNameError, match="did you mean cmkd"):
+        Objective.parse("kd+cmdk")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "found ''"),
+        ("kd+", "found ''"),
+        ("kd:", "weight must be"),
+        ("kd:-1", "weight must be"),
+        ("kd:nan", "weight must be"),
+        ("kd:inf", "weight must be"),
+        ("kd(", "found 'kd\\('"),
+        ("kd(4.0)", "options of kd read"),
+        ("kd(**x)", "options of kd read"),
+        ("kd(temperature=)", "options of kd read"),
+        ("kd(heat=4)", "no option 'heat'; it has temperature, tail"),
+        ("kd(temperature=hot)", "must be a number, found 'hot'"),
+        ("kd(temperature=True)", "must be a number"),
+        ("kd(temperature=1e999)", "must be a number"),
+        ("kd(temperature=__import__('os').getcwd())", "must be a number"),
+        ("kd(temperature=0)", "temperature must be above 0"),
+        ("kd(tail=long)", "must be uniform or ghost or renorm"),
+        ("cmkd(strength=-1)", "strength must be above 0"),
+        ("ce:0.5+kd", "cross-entropy takes its weight"),
+    ],
+)
+def test_a_bad_expression_is_refused_in_one_line(text, says):
+    with pytest.raises(OptionError, match=says) as refusal:
+        Objective.parse(text)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "options", [{"ce_weight": -1.0}, {"ce_weight": float("nan")}, {"label_smoothing": 1.5}]
+)
+def test_bad_cross_entropy_options_are_refused(options):
+    with pytest.raises(OptionError, match=next(iter(options))):
+        Objective.parse("kd", **options)
