@@ -70,7 +70,7 @@ class AdapterSpec(Spec):
 
 @dataclass(frozen=True)
 class TeacherSpec(Spec):
-    """Which teacher gave the logits. `weights_sha256` identifies it; `weights` only says where they came from."""
+    """Which teacher: `weights_sha256` identifies it, `weights` only says where they came from."""
 
     name: str
     weights: str
@@ -285,6 +285,11 @@ class CacheSpec(Spec):
             self.canary_array(),
         )
 
+    def place(self, array: ArraySpec, shard: int) -> slice:
+        """Return where along its first dimension one shard of a data array lies."""
+        rows = self.shard_range(shard)
+        return slice(rows.start, rows.stop) if array.dimensions[0] == "sample" else slice(shard, shard + 1)
+
     def canary_array(self) -> ArraySpec:
         """Return the array of view digests: CRC-32 of `canary_samples` of each shard."""
         c = self.canaries
@@ -295,7 +300,7 @@ class CacheSpec(Spec):
         return ArraySpec("commit", "uint64", (self.shards,), (1,), None, ("shard",))
 
     def differences(self, found: "CacheSpec") -> list[Difference]:
-        """List the fields in which `found` is another cache than this one (versions and places don't count)."""
+        """List the fields in which `found` is another cache; versions and places do not count."""
         mine, theirs = dict(_flat(self.to_dict())), dict(_flat(found.to_dict()))
         keys = [key for key in {**mine, **theirs} if key not in _PLACES and not key.startswith(_NOT_IDENTITY)]
         return [
@@ -350,8 +355,9 @@ _S = TypeVar("_S", bound=Spec)
 
 
 def _jsonable(value: object) -> object:
-    if isinstance(value, Spec) and dataclasses.is_dataclass(value):
-        return {f.name: _jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Spec):
+        fields = dataclasses.fields(typing.cast(Any, value))
+        return {f.name: _jsonable(getattr(value, f.name)) for f in fields}
     if isinstance(value, tuple | list):
         return [_jsonable(v) for v in value]
     if isinstance(value, Mapping):

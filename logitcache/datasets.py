@@ -1,0 +1,356 @@
+"""Image sets: images (and labels, where there are any) in a stable order, with a fingerprint.
+
+`open_images` understands the names that the command line takes; `Images` is the base for your own.
+"""
+
+import abc
+import hashlib
+import importlib.resources
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from logitcache.errors import DataError, ImageError, NotFoundError, OptionError, UnknownNameError
+from logitcache.plugin import load_callable
+from logitcache.schema import DatasetSpec
+
+Labels = npt.NDArray[np.int64]
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+UNLABELLED_CLASSES = 1000
+
+
+class Images(abc.ABC):
+    """Images in a stable order; subclass it for your own data.
+
+    Attributes:
+        name: what the user called it.
+        split: "train" or "test".
+        labels: (n,) int64; −1 where there is no label.
+        num_classes: C; None when unlabelled images leave it to the teacher.
+        recipe: name of the recipe that fits such images when none is asked for.
+    """
+
+    name: str
+    split: str
+    labels: Labels
+    num_classes: int | None
+    recipe: str = "imagenet"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abc.abstractmethod
+    def image(self, sample: int) -> Tensor:
+        """Return one image, (C, H, W) uint8 with C of 1 or 3.
+
+        Raises:
+            ImageError: it does not decode; the message names it.
+        """
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Hex digest of what the images are and of their order."""
+
+    def describe(self, sample: int) -> str:
+        """Say which image this is, for messages."""
+        return f"sample {sample} of {self.name}"
+
+    def spec(self, num_classes: int | None = None) -> DatasetSpec:
+        """Return what a cache records of these images."""
+        classes = self.num_classes or num_classes or UNLABELLED_CLASSES
+        return DatasetSpec(self.name, self.split, len(self), classes, self.fingerprint)
+
+
+def open_images(name: str, split: str = "train") -> Images:
+    """Open images by name.
+
+    Args:
+        name: ``digits``, ``cifar10[:ROOT]``, ``cifar100[:ROOT]``, ``imagefolder:PATH`` (train/ and val/ with
+            a folder per class), ``folder:PATH`` (unlabelled) or ``package.module:function``, called as
+            ``function(split)`` and returning `Images` or a map-style data set of (image, label).
+        split: "train" or "test" (for an image folder: val/).
+
+    Raises:
+        UnknownNameError: nothing of that name.
+        NotFoundError: the folder or file is not there.
+        DataError: it is there, but not as expected.
+    """
+    if split not in ("train", "test"):
+        raise OptionError(f"split must be train or test, found {split!r}")
+    kind, _, rest = name.partition(":")
+    if kind == "digits" and not rest:
+        return digits(split)
+    if kind in ("cifar10", "cifar100"):
+        return cifar(kind, rest, split)
+    if kind == "imagefolder" and rest:
+        return FolderImages.labelled(name, Path(rest), split)
+    if kind == "folder" and rest:
+        return FolderImages.unlabelled(name, Path(rest), split)
+    if rest and kind not in ("imagefolder", "folder", "digits"):
+        return _own_images(name, split)
+    known = ["digits", "cifar10", "cifar100", "imagefolder:PATH", "folder:PATH"]
+    raise UnknownNameError("data set", name, known, "(or your own as module:function)")
+
+
+# In memory ------------------------------------------------------------------------------------------------
+
+
+class ArrayImages(Images):
+    """Images that are one (n, C, H, W) uint8 tensor in memory."""
+
+    def __init__(
+        self, name: str, split: str, images: Tensor, labels: Labels, num_classes: int, recipe: str
+    ) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):
+            raise DataError(
+                f"{name}: expected (n, C, H, W) uint8 images and n labels, "
+                f"found {tuple(images.shape)} {images.dtype} and {len(labels)} labels"
+            )
+        self.name, self.split, self.recipe = name, split, recipe
+        self.images, self.labels, self.num_classes = images.contiguous(), labels, num_classes
+        self._fingerprint = _fingerprint(str(tuple(images.shape)).encode(), images.numpy().data, labels.data)
+
+    def image(self, sample: int) -> Tensor:
+        """Return one image, (C, H, W) uint8."""
+        return self.images[sample]
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of all pixels and labels."""
+        return self._fingerprint
+
+
+def digits(split: str = "train") -> ArrayImages:
+    """Return the 1,797 UCI optical digits that ship with logitcache: 1,437 to train, 360 to test on."""
+    with digits_file().open("rb") as file, np.load(file, allow_pickle=False) as data:
+        rows = data["test"] == (split == "test")
+        pixels = np.round(data["images"][rows] * (255 / 16)).astype(np.uint8)
+        labels = data["labels"][rows].astype(np.int64)
+    return ArrayImages("digits", split, torch.from_numpy(pixels)[:, None], labels, 10, "digits")
+
+
+def digits_file() -> Any:
+    """Return the file of the digits: inside an installed package, or in data/ of a checkout."""
+    installed = importlib.resources.files("logitcache") / "data" / "digits.npz"
+    return installed if installed.is_file() else Path(__file__).parent.parent / "data" / "digits.npz"
+
+
+def cifar(kind: str, root: str, split: str) -> ArrayImages:
+    """Return CIFAR-10 or CIFAR-100 by torchvision's loader, which checks the files' digests before reading.
+
+    `root` defaults to $LOGITCACHE_DATA or ./data; what is not there is downloaded.
+    """
+    from torchvision import datasets as tv
+
+    folder = Path(root or os.environ.get("LOGITCACHE_DATA", "data"))
+    loader = {"cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100}[kind]
+    try:
+        try:
+            data = loader(str(folder), train=split == "train", download=False)
+        except RuntimeError:
+            data = loader(str(folder), train=split == "train", download=True)
+    except (OSError, RuntimeError) as error:
+        raise NotFoundError(
+            f"{kind} is not in {folder} and cannot be downloaded ({error}); put {loader.filename} there and "
+            f"unpack it, so that {folder / loader.base_folder} exists, or give its place as {kind}:ROOT"
+        ) from error
+    images = torch.from_numpy(data.data).permute(0, 3, 1, 2)
+    labels = np.asarray(data.targets, dtype=np.int64)
+    return ArrayImages(f"{kind}:{root}" if root else kind, split, images, labels, len(data.classes), "cifar")
+
+
+# In folders -----------------------------------------------------------------------------------------------
+
+
+class FolderImages(Images):
+    """Images that are files below one folder, ordered by path.
+
+    The fingerprint covers relative paths, file sizes and labels. Contents are proved by the canaries of a
+    cache: to read them all would take as long as a pass over the data.
+    """
+
+    def __init__(
+        self, name: str, split: str, root: Path, files: list[str], labels: Labels, num_classes: int | None
+    ) -> None:
+        self.name, self.split, self.root = name, split, root
+        self.files, self.labels, self.num_classes = files, labels, num_classes
+        parts = (f"{os.path.getsize(root / f)}\0".encode() + os.fsencode(f) + b"\0" for f in files)
+        self._fingerprint = _fingerprint(b"".join(parts), labels.data)
+
+    @classmethod
+    def labelled(cls, name: str, root: Path, split: str) -> "FolderImages":
+        """Open train/ or val/ of a folder, each with one folder per class."""
+        folder = root / ("train" if split == "train" else "val")
+        _require_folder(folder, f"{name}: expected {root}/train and {root}/val, each with a folder per class")
+        classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        if split != "train" and (root / "train").is_dir():
+            trained = sorted(entry.name for entry in os.scandir(root / "train") if entry.is_dir())
+            if extra := sorted(set(classes) - set(trained)):
+                raise DataError(f"{folder}: class folder {extra[0]!r} is not in {root}/train")
+            classes = trained
+        if len(classes) < 2:
+            raise DataError(
+                f"{folder}: expected at least 2 class folders, found {len(classes)}; "
+                "for images without classes use folder:PATH"
+            )
+        files: list[str] = []
+        labels: list[int] = []
+        for label, name_of_class in enumerate(classes):
+            found = _image_files(folder, name_of_class)
+            if not found and split == "train":
+                raise DataError(f"{folder / name_of_class}: no images; expected files in {_SUFFIX_LIST}")
+            files += found
+            labels += [label] * len(found)
+        return cls(name, split, folder, files, np.asarray(labels, dtype=np.int64), len(classes))
+
+    @classmethod
+    def unlabelled(cls, name: str, root: Path, split: str) -> "FolderImages":
+        """Open every image below a folder, without labels."""
+        _require_folder(root, f"{name}: expected a folder of images")
+        if split != "train":
+            raise DataError(f"{name}: images without labels have no test split to evaluate on")
+        files = _image_files(root, "")
+        if not files:
+            raise DataError(f"{root}: no images; expected files in {_SUFFIX_LIST}")
+        return cls(name, split, root, files, np.full(len(files), -1, dtype=np.int64), None)
+
+    def image(self, sample: int) -> Tensor:
+        """Decode one file to (3, H, W) uint8."""
+        return decode(self.root / self.files[sample])
+
+    def describe(self, sample: int) -> str:
+        """Return the file's path."""
+        return printable(self.root / self.files[sample])
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of relative paths, sizes and labels."""
+        return self._fingerprint
+
+
+def decode(path: Path) -> Tensor:
+    """Decode an image file to (3, H, W) uint8 RGB, turned as its EXIF orientation says.
+
+    Raises:
+        ImageError: it cannot be read or decoded; the message names the file.
+    """
+    from torchvision.io import ImageReadMode, decode_image
+
+    try:
+        encoded = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
+        if path.suffix.lower() in _BY_PILLOW:
+            return _decode_with_pillow(path)
+        image: Tensor = decode_image(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+    except (OSError, RuntimeError, ValueError, SyntaxError) as error:
+        reason = (
+            str(error).strip().splitlines()[0].rsplit(", ", 1)[-1] if str(error) else type(error).__name__
+        )
+        raise ImageError(
+            f"{printable(path)} does not decode ({reason}); mend or remove it, "
+            "or leave it out with --on-bad-image skip"
+        ) from error
+    if image.ndim == 4:  # an animation: its first frame
+        image = image[0]
+    if image.dtype == torch.uint16:
+        image = (image.to(torch.int32) >> 8).to(torch.uint8)
+    return image
+
+
+_BY_PILLOW = (".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+_SUFFIX_LIST = " ".join(IMAGE_SUFFIXES)
+
+
+def _decode_with_pillow(path: Path) -> Tensor:
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as file:
+        image = ImageOps.exif_transpose(file).convert("RGB")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def _image_files(root: Path, below: str) -> list[str]:
+    """List image files below root/below as paths relative to root, sorted by their bytes."""
+    found = []
+    for folder, _, names in os.walk(root / below, followlinks=True):
+        relative = os.path.relpath(folder, root)
+        found += [
+            os.path.normpath(os.path.join(relative, name))
+            for name in names
+            if name.lower().endswith(IMAGE_SUFFIXES)
+        ]
+    return sorted(found, key=lambda path: os.fsencode(path.replace(os.sep, "/")))
+
+
+def _require_folder(folder: Path, expected: str) -> None:
+    if not folder.is_dir():
+        raise NotFoundError(f"{expected}; {folder} is not a folder")
+
+
+# Your own -------------------------------------------------------------------------------------------------
+
+
+class WrappedImages(Images):
+    """A map-style data set of (image, label) pairs: images as (C, H, W) uint8 tensors or PIL images.
+
+    The fingerprint covers the labels and 32 evenly spaced images.
+    """
+
+    def __init__(self, name: str, split: str, data: Any) -> None:
+        self.name, self.split, self.data = name, split, data
+        targets = data.targets if hasattr(data, "targets") else [data[i][1] for i in range(len(data))]
+        self.labels = np.asarray(targets, dtype=np.int64)
+        self.num_classes = len(data.classes) if hasattr(data, "classes") else int(self.labels.max()) + 1
+        shown = [self.image((i * len(data)) // 32) for i in range(min(32, len(data)))]
+        self._fingerprint = _fingerprint(
+            self.labels.data, *(image.contiguous().numpy().data for image in shown)
+        )
+
+    def image(self, sample: int) -> Tensor:
+        """Return one image, (C, H, W) uint8."""
+        image = self.data[sample][0]
+        if not isinstance(image, Tensor):
+            array = np.array(image, dtype=np.uint8)
+            image = torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+        if image.dtype != torch.uint8 or image.ndim != 3:
+            raise ImageError(
+                f"{self.describe(sample)}: expected a PIL image or a (C, H, W) uint8 tensor, "
+                f"found {tuple(image.shape)} {image.dtype}; leave ToTensor and Normalize out of the data set"
+            )
+        return image
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the labels and of 32 images."""
+        return self._fingerprint
+
+
+def _own_images(name: str, split: str) -> Images:
+    data = load_callable(name)(split)
+    if isinstance(data, Images):
+        data.name, data.split = name, split
+        return data
+    if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        raise DataError(
+            f"{name} must return logitcache Images or a data set with len() and [i], "
+            f"found {type(data).__name__}"
+        )
+    return WrappedImages(name, split, data)
+
+
+def printable(path: Path) -> str:
+    """Return a path as text that any terminal takes, whatever its bytes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _fingerprint(*parts: Any) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(memoryview(part).cast("B")).to_bytes(8, "little"))
+        digest.update(memoryview(part).cast("B"))
+    return digest.hexdigest()

@@ -1,0 +1,154 @@
+"""Loading: a torch data set whose index is (sample, seed), so that workers carry no state.
+
+A batch is a list of such pairs. Pairs of one sample that stand side by side decode its image once.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from logitcache.datasets import Images
+from logitcache.errors import DataError, ImageError
+from logitcache.schema import RecipeSpec
+from logitcache.views import ViewMaker
+
+Pair = tuple[int, int]
+OnBadImage = Literal["error", "skip"]
+
+
+class ViewBatch(NamedTuple):
+    """Views of B (sample, seed) pairs.
+
+    Attributes:
+        views: (B, C, h, w) uint8.
+        labels: (B,) int64, −1 where there is none.
+        samples: (B,) int64.
+        seeds: (B,) int64.
+        valid: (B,) bool, False where the image does not decode (and `on_bad_image` is "skip").
+        error: why the batch could not be made, or "".
+    """
+
+    views: Tensor
+    labels: Tensor
+    samples: Tensor
+    seeds: Tensor
+    valid: Tensor
+    error: str = ""
+
+
+class KeyedViews(Dataset[ViewBatch]):
+    """Views of images by (sample, seed): ``views[sample, seed]`` is a batch of one."""
+
+    def __init__(self, images: Images, recipe: RecipeSpec, on_bad_image: OnBadImage = "error") -> None:
+        self.images, self.maker, self.on_bad_image = images, ViewMaker(recipe), on_bad_image
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, pair: Pair) -> ViewBatch:
+        return self.__getitems__([pair])
+
+    def __getitems__(self, pairs: Sequence[Pair]) -> ViewBatch:
+        """Make a whole batch; this is what a DataLoader worker calls."""
+        samples, seeds = torch.tensor(pairs, dtype=torch.int64).unbind(1)
+        labels = torch.from_numpy(self.images.labels[samples.numpy()])
+        try:
+            made = self._views(pairs)
+            good = [view for view in made if view is not None] or [self._any_view()]
+        except DataError as error:  # an exception would reach the main process wrapped in a traceback
+            none = torch.zeros(len(pairs), dtype=torch.bool)
+            return ViewBatch(torch.empty(0), labels, samples, seeds, none, str(error))
+        valid = torch.tensor([view is not None for view in made])
+        views = [torch.zeros_like(good[0]) if view is None else view for view in made]
+        if odd := next((i for i, view in enumerate(views) if view.shape != views[0].shape), None):
+            problem = (
+                f"views of one batch must have one size, found {tuple(views[0].shape)} of "
+                f"{self.images.describe(pairs[0][0])} and {tuple(views[odd].shape)} of "
+                f"{self.images.describe(pairs[odd][0])}; end the recipe with a crop or resize to a fixed size"
+            )
+            return ViewBatch(torch.empty(0), labels, samples, seeds, valid, problem)
+        return ViewBatch(torch.stack(views), labels, samples, seeds, valid)
+
+    def _views(self, pairs: Sequence[Pair]) -> list[Tensor | None]:
+        made: list[Tensor | None] = []
+        start = 0
+        while start < len(pairs):
+            sample = pairs[start][0]
+            stop = start + 1
+            while stop < len(pairs) and pairs[stop][0] == sample:
+                stop += 1
+            try:
+                image = self.images.image(sample)
+                made += self.maker.many(image, sample, tuple(seed for _, seed in pairs[start:stop]))
+            except ImageError:
+                if self.on_bad_image == "error":
+                    raise
+                made += [None] * (stop - start)
+            start = stop
+        return made
+
+    def _any_view(self) -> Tensor:
+        """Make a view of the first image that decodes, for its shape."""
+        for sample in range(len(self)):
+            try:
+                return self.maker(self.images.image(sample), sample, 0)
+            except ImageError:
+                continue
+        raise DataError(f"{self.images.name}: not one image decodes")
+
+
+def view_loader(
+    views: KeyedViews,
+    batches: Iterable[list[Pair]],
+    *,
+    workers: int,
+    pin_memory: bool = False,
+    start_method: str | None = None,
+) -> "DataLoader[ViewBatch]":
+    """Load batches of pairs with DataLoader workers, in order; what a batch holds does not depend on them.
+
+    Args:
+        views: what to load from.
+        batches: lists of (sample, seed), one per batch; iterated anew for each pass over the loader.
+        workers: worker processes; 0 loads in this one.
+        pin_memory: page-locked batches, for asynchronous copies to a GPU.
+        start_method: "fork", "spawn" or "forkserver"; None takes the platform's.
+    """
+    options: dict[str, Any] = {}
+    if workers:
+        options = {
+            "persistent_workers": True,
+            "prefetch_factor": 4,
+            "multiprocessing_context": start_method,
+            "worker_init_fn": _one_thread,
+        }
+    return DataLoader(
+        views,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_as_is,
+        pin_memory=pin_memory,
+        **options,
+    )
+
+
+def require(batch: ViewBatch) -> ViewBatch:
+    """Return the batch, or raise what kept it from being made.
+
+    Raises:
+        DataError: an image does not decode, or the views do not form a batch.
+    """
+    if batch.error:
+        raise DataError(batch.error)
+    return batch
+
+
+def _as_is(batch: Any) -> Any:
+    return batch  # `KeyedViews.__getitems__` has made it whole
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,97 @@
+"""The spool: one seed of a cache, decoded once into a packed file that every process on the node maps.
+
+Random reads through Zarr's chunks are slow, decoding a whole seed is fast, and a look-up in mapped memory is
+faster still. A spool holds one row of bytes per sample (`RowLayout`), is named by what it holds, and is shared
+by all workers, ranks and student runs. It is only ever made whole: written aside, then renamed.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock
+
+from logitcache.errors import StorageError
+from logitcache.schema import CacheSpec, RowLayout
+from logitcache.store import CacheReader
+
+Rows = npt.NDArray[np.uint8]
+DEFAULT_LIMIT = 50 << 30
+
+
+def default_folder() -> Path:
+    """Return where spools go: $LOGITCACHE_SPOOL, or logitcache/spool in the user's cache folder."""
+    if chosen := os.environ.get("LOGITCACHE_SPOOL"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "logitcache" / "spool"
+
+
+def open_spool(
+    reader: CacheReader, seed: int, folder: Path | None = None, limit: int = DEFAULT_LIMIT
+) -> Rows:
+    """Map one complete seed, decoding it first if no process has yet.
+
+    Args:
+        reader: the cache.
+        seed: one of its complete seeds.
+        folder: where spools are kept; see `default_folder`.
+        limit: bytes that the folder may hold; the spools longest unused are deleted beyond it.
+
+    Returns:
+        (n, row_bytes) uint8, read-only, mapped.
+
+    Raises:
+        IncompleteError: the seed is not complete.
+        FormatError: a shard is damaged.
+        StorageError: the spool cannot be written.
+    """
+    reader.require([seed])
+    folder = folder or default_folder()
+    layout = RowLayout.of(reader.spec)
+    shape = (reader.spec.dataset.n, layout.row_bytes)
+    file = folder / f"{reader.identity(seed)}.spool"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):
+            if not file.exists() or file.stat().st_size != shape[0] * shape[1]:
+                _build(file, reader, seed, layout)
+                _trim(folder, limit, keep=file)
+            os.utime(file)
+            return np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
+    except OSError as error:
+        raise StorageError(
+            f"cannot keep the decoded seed {seed} in {folder}: {error.strerror or error}; "
+            "make room there, or name another folder in $LOGITCACHE_SPOOL"
+        ) from error
+
+
+def pack(spec: CacheSpec, layout: RowLayout, arrays: dict[str, npt.NDArray[Any]]) -> Rows:
+    """Pack arrays of one shard, (rows, …) in stored dtypes, into (rows, row_bytes) uint8."""
+    rows = np.zeros((len(arrays["top"]), layout.row_bytes), dtype=np.uint8)
+    for name, dtype, count, offset in layout.fields:
+        values = np.ascontiguousarray(arrays[name], dtype=np.dtype(dtype).newbyteorder("<"))
+        width = values.itemsize * count
+        rows[:, offset : offset + width] = values.reshape(len(rows), count).view(np.uint8)
+    return rows
+
+
+def _build(file: Path, reader: CacheReader, seed: int, layout: RowLayout) -> None:
+    aside = file.with_suffix(".part")
+    with aside.open("wb") as out:
+        for shard in range(reader.spec.shards):
+            out.write(pack(reader.spec, layout, reader.read(seed, shard)).data)
+    aside.replace(file)
+
+
+def _trim(folder: Path, limit: int, keep: Path) -> None:
+    """Delete the spools longest unused until the folder is within `limit`; who has one mapped keeps it."""
+    spools = sorted(folder.glob("*.spool"), key=lambda f: f.stat().st_mtime)
+    size = sum(f.stat().st_size for f in spools)
+    for spool in spools:
+        if size <= limit:
+            return
+        if spool != keep:
+            size -= spool.stat().st_size
+            spool.unlink(missing_ok=True)

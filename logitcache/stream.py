@@ -1,0 +1,308 @@
+"""Stage two's supply: batches of (views, labels, teacher), the teacher from a cache, or live for comparison.
+
+`PairSampler` says which (sample, seed) pairs a batch holds, `KeyedViews` makes the views in workers, a teacher
+source answers for them. In your own loop:
+
+    stream = CachedStream.open("c.zarr", batch_size=256)
+    for epoch in range(100):
+        for batch in stream.epoch(epoch):
+            loss, _ = objective(student(batch.views), batch.teacher, batch.labels)
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from logitcache.datasets import Images, open_images
+from logitcache.errors import IncompleteError, OptionError
+from logitcache.loader import KeyedViews, Pair, require, view_loader
+from logitcache.replay import check_images, prove_replay
+from logitcache.schema import RowLayout
+from logitcache.sparse import SparseTeacher
+from logitcache.spool import Rows, open_spool
+from logitcache.store import CacheReader, seed_list
+from logitcache.views import permutation
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What a training step needs.
+
+    Attributes:
+        views: (B, C, h, w) uint8, on the training device.
+        labels: (B,) int64, −1 where there is none.
+        samples: (B,) int64, on the CPU.
+        seeds: (B,) int64, on the CPU.
+        teacher: the teacher's answer for these views, or None for plain training.
+    """
+
+    views: Tensor
+    labels: Tensor
+    samples: Tensor
+    seeds: Tensor
+    teacher: SparseTeacher | None
+
+
+# Teachers -------------------------------------------------------------------------------------------------
+
+
+class Teacher(Protocol):
+    """Answers for views: from a cache, or live."""
+
+    def prepare(self, seeds: Sequence[int]) -> None:
+        """Make ready for these seeds, in this order; may return before it is done."""
+
+    def usable(self, seed: int) -> npt.NDArray[np.bool_]:
+        """(n,) bool: the samples that this teacher can answer for under a seed."""
+
+    def answer(self, views: Tensor, samples: Tensor, seeds: Tensor) -> SparseTeacher:
+        """Answer for B views, on the views' device."""
+
+
+class CachedTeacher:
+    """The teacher from a cache: decoded seeds, mapped; the next one is decoded in the background."""
+
+    def __init__(self, reader: CacheReader, spool_folder: Path | None = None) -> None:
+        self.reader, self.spool_folder = reader, spool_folder
+        self.layout = RowLayout.of(reader.spec)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
+        self._spools: dict[int, Future[Rows]] = {}
+
+    def prepare(self, seeds: Sequence[int]) -> None:
+        """Keep these seeds mapped, let go of others; those not decoded yet follow in the background."""
+        self._spools = {s: f for s, f in self._spools.items() if s in seeds}
+        for seed in seeds:
+            if seed not in self._spools:
+                self._spools[seed] = self._thread.submit(open_spool, self.reader, seed, self.spool_folder)
+
+    def usable(self, seed: int) -> npt.NDArray[np.bool_]:
+        """(n,) bool: the samples whose image decoded when the cache was made."""
+        top = self.layout.fields[0]
+        assert top[0] == "top"
+        rows = self._rows(seed)[:, top[3] : top[3] + 4]
+        return ~np.isnan(np.ascontiguousarray(rows).view(np.float32)[:, 0])
+
+    def take(self, samples: Tensor, seed: int) -> SparseTeacher:
+        """Look up (B,) samples under one seed; the result is on the CPU.
+
+        Raises:
+            IncompleteError: one of the samples has no teacher: its image did not decode.
+        """
+        teacher = SparseTeacher.unpack(self._take_rows(samples, seed), self.layout)
+        _refuse_invalid(teacher, samples)
+        return teacher
+
+    def answer(self, views: Tensor, samples: Tensor, seeds: Tensor) -> SparseTeacher:
+        """Look up B (sample, seed) pairs and decode them on the views' device."""
+        rows = torch.empty((len(samples), self.layout.row_bytes), dtype=torch.uint8)
+        for seed in set(seeds.tolist()):
+            here = seeds == seed
+            rows[here] = self._take_rows(samples[here], seed)
+        if views.is_cuda:
+            rows = rows.pin_memory()
+        return SparseTeacher.unpack(rows.to(views.device, non_blocking=True), self.layout)
+
+    def _take_rows(self, samples: Tensor, seed: int) -> Tensor:
+        return torch.from_numpy(np.take(self._rows(seed), samples.numpy(), axis=0))
+
+    def _rows(self, seed: int) -> Rows:
+        if seed not in self._spools:
+            self.prepare([*self._spools, seed])
+        return self._spools[seed].result()
+
+
+class LiveTeacher:
+    """The teacher itself, run on every batch: what a cache saves, and what it is checked against."""
+
+    def __init__(self, model: nn.Module, n: int, k: int) -> None:
+        self.model, self.n, self.k = model.eval(), n, k
+
+    def prepare(self, seeds: Sequence[int]) -> None:
+        """Nothing to prepare."""
+
+    def usable(self, seed: int) -> npt.NDArray[np.bool_]:
+        """Every sample."""
+        return np.ones(self.n, dtype=bool)
+
+    @torch.inference_mode()
+    def answer(self, views: Tensor, samples: Tensor, seeds: Tensor) -> SparseTeacher:
+        """Run the model, uint8 views in, logits out, and keep the top k."""
+        return SparseTeacher.from_logits(self.model(views), self.k)
+
+
+# Pairs ----------------------------------------------------------------------------------------------------
+
+
+class PairSampler:
+    """Batches of (sample, seed) pairs for one epoch: a keyed shuffle, dealt to ranks.
+
+    The order is a pure function of (key, epoch). Every rank gets the same number of batches: what does not
+    fill a global batch is left out, as it is in most training, unless there is only one rank.
+    """
+
+    def __init__(
+        self, samples: npt.NDArray[np.int64], seed: int, batch_size: int, *, order: int, epoch: int,
+        rank: int = 0, world_size: int = 1,
+    ) -> None:  # fmt: skip
+        shuffled = samples[permutation(len(samples), order, epoch)]
+        if world_size > 1:
+            shuffled = shuffled[: len(shuffled) - len(shuffled) % (batch_size * world_size)]
+        starts = range(rank * batch_size, len(shuffled), batch_size * world_size)
+        self._batches = [shuffled[start : start + batch_size] for start in starts]
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[Pair]]:
+        for batch in self._batches:
+            yield [(sample, self._seed) for sample in batch.tolist()]
+
+
+class _Switch:
+    """A batch sampler that can be exchanged between epochs while DataLoader workers live on."""
+
+    current: PairSampler
+
+    def __iter__(self) -> Iterator[list[Pair]]:
+        return iter(self.current)
+
+    def __len__(self) -> int:
+        return len(self.current)
+
+
+# The stream -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """How batches are made.
+
+    Attributes:
+        batch_size: pairs per batch and rank.
+        seeds: augmentation seeds; epoch e takes seeds[e mod S].
+        order: key of the shuffling.
+        workers: DataLoader workers.
+        device: where batches go.
+        start_method: of the workers; None takes the platform's.
+        rank, world_size: this process among those that train together.
+    """
+
+    batch_size: int = 128
+    seeds: tuple[int, ...] = ()
+    order: int = 0
+    workers: int = 0
+    device: str = "cpu"
+    start_method: str | None = None
+    rank: int = 0
+    world_size: int = 1
+
+
+class Stream:
+    """Batches by epoch, any epoch at any time: nothing is carried from one to the next."""
+
+    def __init__(self, views: KeyedViews, teacher: Teacher | None, config: StreamConfig) -> None:
+        if not config.seeds:
+            raise OptionError("a stream needs at least one augmentation seed")
+        if config.batch_size < 1:
+            raise OptionError(f"batch size must be at least 1, found {config.batch_size}")
+        self.views, self.teacher, self.config = views, teacher, config
+        self._switch = _Switch()
+        self._loader = view_loader(
+            views,
+            self._switch,
+            workers=config.workers,
+            pin_memory=config.device.startswith("cuda"),
+            start_method=config.start_method,
+        )
+
+    @classmethod
+    def from_cache(
+        cls,
+        cache: str | Path | CacheReader,
+        images: Images | None = None,
+        *,
+        allow_drift: bool = False,
+        spool_folder: Path | None = None,
+        **options: Any,
+    ) -> Self:
+        """Stream from a cache, after proof that its views can be made again here.
+
+        Args:
+            cache: the cache, or its path.
+            images: the images it was made of; by default those that it names.
+            allow_drift: go on although the views differ.
+            spool_folder: where decoded seeds are kept.
+            **options: fields of `StreamConfig`; `seeds` defaults to all that are complete.
+
+        Raises:
+            MismatchError: the images are others than the cache's.
+            DriftError: views made here differ from those that the teacher saw.
+            IncompleteError: seeds asked for are not complete.
+        """
+        reader = cache if isinstance(cache, CacheReader) else CacheReader(cache)
+        images = images or open_images(reader.spec.dataset.name, reader.spec.dataset.split)
+        check_images(reader, images)
+        config = StreamConfig(**options)
+        if not config.seeds:
+            config = dataclasses.replace(config, seeds=tuple(reader.complete()))
+        if not config.seeds:
+            begun = seed_list(reader.seeds())
+            raise IncompleteError(f"{reader.path} has no complete seed (begun: {begun}); run the dump again")
+        reader.require(list(config.seeds))
+        views = KeyedViews(images, reader.spec.recipe)
+        if not allow_drift:
+            prove_replay(reader, views, config.seeds)
+        return cls(views, CachedTeacher(reader, spool_folder), config)
+
+    def steps(self, epoch: int) -> int:
+        """Number of batches of an epoch."""
+        return len(self._sampler(epoch))
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Iterate one epoch's batches."""
+        seeds = self.config.seeds
+        if self.teacher is not None:
+            this, following = seeds[epoch % len(seeds)], seeds[(epoch + 1) % len(seeds)]
+            self.teacher.prepare([this, following])
+        self._switch.current = self._sampler(epoch)
+        device = torch.device(self.config.device)
+        for made in self._loader:
+            batch = require(made)
+            views = batch.views.to(device, non_blocking=True)
+            labels = batch.labels.to(device, non_blocking=True)
+            answer = None
+            if self.teacher is not None:
+                answer = self.teacher.answer(views, batch.samples, batch.seeds)
+            yield Batch(views, labels, batch.samples, batch.seeds, answer)
+
+    def _sampler(self, epoch: int) -> PairSampler:
+        config = self.config
+        seed = config.seeds[epoch % len(config.seeds)]
+        samples = np.arange(len(self.views))
+        if self.teacher is not None:
+            samples = samples[self.teacher.usable(seed)]
+        return PairSampler(
+            samples,
+            seed,
+            config.batch_size,
+            order=config.order,
+            epoch=epoch,
+            rank=config.rank,
+            world_size=config.world_size,
+        )
+
+
+def _refuse_invalid(teacher: SparseTeacher, samples: Tensor) -> None:
+    if (bad := teacher.top.isnan()).any():
+        raise IncompleteError(
+            f"sample {int(samples[bad][0])} has no teacher: its image did not decode when the cache was made"
+        )
