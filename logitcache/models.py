@@ -7,13 +7,10 @@ pretrained, from a file, or random from a seed. `InputAdapter` turns uint8 views
 
 import contextlib
 import hashlib
-import importlib
 import json
 import math
 import os
-import pickle
 import re
-import struct
 import sys
 import tempfile
 import warnings
@@ -21,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 import safetensors
@@ -33,14 +30,14 @@ from torch import Tensor, nn
 from logitcache.errors import (
     DataError,
     FormatError,
-    LogitCacheError,
     NotFoundError,
     OptionError,
     StorageError,
     UnknownNameError,
     WeightsError,
 )
-from logitcache.nets import CIFAR_NETS, DIGITS_NETS, NETS
+from logitcache.nets import DIGITS_NETS, NETS
+from logitcache.plugin import load_callable
 from logitcache.schema import AdapterSpec
 
 State = Mapping[str, Tensor]
@@ -60,6 +57,7 @@ SHORT_NAMES = {
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CIFAR = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, what Pillow's "L" uses
 
 
@@ -109,8 +107,8 @@ def build(name: str, *, num_classes: int, view_size: int, weights: str = "auto",
 
     Raises:
         UnknownNameError: no such model, or no pretrained weights of that name.
-        OptionError: a class count below 2, timm is not installed, or your function does not do its part.
-        NotFoundError: the weights file is not there.
+        OptionError: a class count below 2, timm is not installed, or your function fails.
+        NotFoundError: the weights file, or the module of your function, is not there.
         WeightsError: the weights cannot be had or read, or are those of another model or class count.
     """
     if num_classes < 2 or view_size < 1:
@@ -243,11 +241,8 @@ def _plan(name: str, num_classes: int, view_size: int, seed: int) -> _Plan:
 
 
 def _net_plan(name: str) -> _Plan:
-    if name in DIGITS_NETS:
-        adapter = AdapterSpec(1, 8, (0.5,), (0.5,))
-    else:
-        assert name in CIFAR_NETS
-        adapter = AdapterSpec(3, 32, *_CIFAR)
+    digits = name in DIGITS_NETS
+    adapter = AdapterSpec(1, 8, (0.5,), (0.5,)) if digits else AdapterSpec(3, 32, *_CIFAR)
     return _Plan(name, lambda num_classes, _: NETS[name](num_classes), adapter, adapter)
 
 
@@ -255,23 +250,23 @@ def _torchvision_plan(name: str, view_size: int) -> _Plan:
     import torchvision.models
 
     enum = torchvision.models.get_model_weights(name)
-    default = enum.DEFAULT
     pretrained = {}
-    for member in sorted(enum, key=lambda member: member is not default):
-        file = Path(urlparse(member.url).path).name
-        classes = len(member.meta["categories"])
-        adapter = _published_adapter(name, member.transforms())
-        pretrained[member.name] = _Pretrained(classes, adapter, partial(_downloaded, member.url, file), file)
-    adapter = pretrained[default.name].adapter
-    smallest = max(default.meta["min_size"])
+    for member in sorted(enum, key=lambda member: member is not enum.DEFAULT):
+        file, made = Path(urlparse(member.url).path).name, member.transforms()
+        # Published weights of these renormalise inside (transform_input): the same as this mean and std.
+        mean, std = _HALF if name in _WITH_AUXILIARY_HEADS else (tuple(made.mean), tuple(made.std))
+        adapter = AdapterSpec(3, made.crop_size[0], mean, std, made.interpolation.value)
+        read = partial(_downloaded, member.url, file)
+        pretrained[member.name] = _Pretrained(len(member.meta["categories"]), adapter, read, file)
+    adapter = pretrained[enum.DEFAULT.name].adapter
+    smallest = max(enum.DEFAULT.meta["min_size"])
     if name == "maxvit_t":  # its windows fit 224 pixels and nothing near
         size = adapter.size
     elif name == "vit_h_14":
         size = _fitted_size(view_size, adapter.size, unit=14, smallest=28)
     else:  # a smallest size of 224 is that of the weights, not of the architecture
         size = _fitted_size(view_size, adapter.size, smallest=smallest if smallest < 224 else 32)
-    make = partial(_torchvision_module, name)
-    return _Plan(name, make, adapter, replace(adapter, size=size), pretrained)
+    return _Plan(name, partial(_torchvision_module, name), adapter, replace(adapter, size=size), pretrained)
 
 
 def _torchvision_module(name: str, num_classes: int, adapter: AdapterSpec) -> nn.Module:
@@ -282,18 +277,10 @@ def _torchvision_module(name: str, num_classes: int, adapter: AdapterSpec) -> nn
         options = {"image_size": adapter.size}
     elif name == "maxvit_t":
         options = {"input_size": (adapter.size, adapter.size)}
-    elif name in ("googlenet", "inception_v3"):
+    elif name in _WITH_AUXILIARY_HEADS:
         options = {"aux_logits": False, "init_weights": True}
     module: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
     return module
-
-
-def _published_adapter(name: str, transforms: Any) -> AdapterSpec:
-    mean, std = tuple(transforms.mean), tuple(transforms.std)
-    if name in ("googlenet", "inception_v3"):
-        # Their published weights renormalise inside (transform_input): the same as these mean and std.
-        mean, std = _HALF
-    return AdapterSpec(3, transforms.crop_size[0], mean, std, _interpolation(transforms.interpolation.value))
 
 
 def _timm_plan(name: str, view_size: int) -> _Plan:
@@ -306,8 +293,9 @@ def _timm_plan(name: str, view_size: int) -> _Plan:
         raise UnknownNameError("timm model", plain, timm.list_models())
     config = timm.get_pretrained_cfg(plain)
     channels, height, _ = config.input_size
-    interpolation = _interpolation(config.interpolation)
-    adapter = AdapterSpec(channels, height, tuple(config.mean), tuple(config.std), interpolation)
+    mean, std = tuple(config.mean), tuple(config.std)
+    bicubic = config.interpolation == "bicubic"
+    adapter = AdapterSpec(channels, height, mean, std, "bicubic" if bicubic else "bilinear")
     size = height if config.fixed_input_size else _fitted_size(view_size, height)
 
     def make(num_classes: int, _: AdapterSpec) -> nn.Module:
@@ -317,7 +305,7 @@ def _timm_plan(name: str, view_size: int) -> _Plan:
     def read() -> State:
         try:
             state: State = timm.create_model(plain, pretrained=True).state_dict()
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # the hub has errors of its own for each way of not being there
             advice = "give the weights with --weights FILE, or --weights random"
             raise WeightsError(f"cannot get the weights of {name}: {_line(error)}; {advice}") from error
         return state
@@ -328,13 +316,12 @@ def _timm_plan(name: str, view_size: int) -> _Plan:
 
 
 def _own_plan(name: str, num_classes: int, view_size: int, seed: int) -> _Plan:
-    where, _, attribute = name.partition(":")
+    function = load_callable(name)
     try:
-        function = getattr(importlib.import_module(where), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise OptionError(f"cannot import model {name}: {_line(error)}") from error
-    with _seeded(seed):
-        made = function(num_classes=num_classes)
+        with _seeded(seed):
+            made = function(num_classes=num_classes)
+    except Exception as error:
+        raise OptionError(f"{name}(num_classes={num_classes}) failed: {_line(error)}") from error
     match made:
         case nn.Module():
             module, adapter = made, AdapterSpec(3, _fitted_size(view_size, 224), *_IMAGENET)
@@ -349,10 +336,6 @@ def _own_plan(name: str, num_classes: int, view_size: int, seed: int) -> _Plan:
 
 def _fitted_size(view_size: int, largest: int, *, unit: int = 32, smallest: int = 32) -> int:
     return min(largest, -(-max(view_size, smallest) // unit) * unit)
-
-
-def _interpolation(name: str) -> Literal["bilinear", "bicubic"]:
-    return "bicubic" if name == "bicubic" else "bilinear"
 
 
 @contextlib.contextmanager
@@ -449,29 +432,29 @@ def _read_torch(path: Path) -> State:
     """Read a state dict, perhaps nested in a checkpoint; only tensors and plain data are ever unpickled."""
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):
-            found = torch.load(path, weights_only=True, map_location="cpu")
-    except pickle.UnpicklingError as error:
-        what = "is no checkpoint, or holds Python objects, which are never loaded"
-        raise WeightsError(f"{path} {what}; save the state dict alone: module.state_dict()") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, struct.error) as error:
-        raise WeightsError(f"{path} is damaged or no checkpoint: {_line(error)}") from error
+            found: Any = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # a damaged file can make the unpickler fail in any way
+        advice = "save the state dict alone (Python objects are never loaded): module.state_dict()"
+        raise WeightsError(f"{path} is damaged or no checkpoint ({_line(error)}); {advice}") from error
     for key in ("state_dict", "model", "model_state_dict", "ema"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
             break
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    entries = found.items() if isinstance(found, dict) else [(None, None)]
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in entries):
         raise WeightsError(f"{path} holds no state dict (names and tensors); save module.state_dict()")
-    prefixes = ("module.", "_orig_mod.")
-    while prefix := next((p for p in prefixes if found and all(k.startswith(p) for k in found)), ""):
-        found = {key.removeprefix(prefix): value for key, value in found.items()}
-    return found
+    state = dict(entries)
+    prefixes = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+    while prefix := next((p for p in prefixes if state and all(k.startswith(p) for k in state)), ""):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
 
 
 def _load(name: str, module: nn.Module, source: _Source, num_classes: int) -> None:
     """Put the state into the module, or say in one line why it does not fit."""
     assert source.state is not None
     state = dict(source.state)
-    if name in ("googlenet", "inception_v3"):  # heads that only help training; ours are built without
+    if name in _WITH_AUXILIARY_HEADS:  # these only help training; ours are built without
         state = {k: v for k, v in state.items() if not k.startswith(("aux", "AuxLogits."))}
     elif name.startswith("densenet"):  # published under the names of an older torchvision
         state = {re.sub(r"(norm|conv)\.([12]\.)", r"\1\2", k): v for k, v in state.items()}
@@ -481,11 +464,14 @@ def _load(name: str, module: nn.Module, source: _Source, num_classes: int) -> No
     state |= {k: v for k, v in expected.items() if k.endswith("num_batches_tracked") and k not in state}
     missing, unexpected = expected.keys() - state.keys(), state.keys() - expected.keys()
     differing = [k for k in sorted(expected.keys() & state.keys()) if expected[k].shape != state[k].shape]
-    heads = {state[k].shape[:1] for k in differing if expected[k].shape[:1] == (num_classes,)}
-    if differing and not missing and not unexpected and len(heads) == 1:
-        (head,) = heads
-        if head and all(state[k].shape[1:] == expected[k].shape[1:] for k in differing):
-            raise WeightsError(_other_head(where, head[0], num_classes))
+    heads = {
+        state[k].shape[0]
+        if state[k].ndim and (num_classes, *state[k].shape[1:]) == tuple(expected[k].shape)
+        else None
+        for k in differing
+    }
+    if len(heads) == 1 and (head := heads.pop()) and not missing | unexpected:
+        raise WeightsError(_other_head(where, head, num_classes))
     shapes = [f"{k} {tuple(state[k].shape)} for {tuple(expected[k].shape)}" for k in differing]
     problems = [
         f"{len(keys)} {what} ({', '.join(sorted(keys)[:3])}{', …' if len(keys) > 3 else ''})"
@@ -508,17 +494,16 @@ def _other_head(where: str, found: int, num_classes: int) -> str:
 
 def _check_forward(model: Model) -> None:
     """Run one black image through a module nobody vouches for: its logits must be (1, num_classes)."""
-    spec, module, training = model.adapter, model.module, model.module.training
+    shape = (1, model.adapter.channels, model.adapter.size, model.adapter.size)
+    modes = [(part, part.training) for part in model.module.modules()]
     try:
-        with torch.no_grad():
-            logits = module.eval()(torch.zeros(1, spec.channels, spec.size, spec.size))
-    except LogitCacheError:
-        raise
+        with _seeded(0), torch.no_grad():
+            logits = model.module.eval()(torch.zeros(shape))
     except Exception as error:
-        size = f"(1, {spec.channels}, {spec.size}, {spec.size})"
-        raise OptionError(f"{model.name} fails on a {size} float image: {_line(error)}") from error
+        raise OptionError(f"{model.name} fails on a {shape} float image: {_line(error)}") from error
     finally:
-        module.train(training)
+        for part, training in modes:
+            part.training = training
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if found != (1, model.num_classes):
         expected = f"expected logits (1, {model.num_classes}), found {found}"
