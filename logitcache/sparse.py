@@ -11,9 +11,9 @@ So the student chooses T, and nothing here ever builds a (B, C) tensor, `densify
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -123,20 +123,30 @@ class SparseTeacher:
             total = total + self.tail_size * (self.tail_var + (self.tail_mean - mean).square())
         return (total / self.num_classes).sqrt()
 
+    def standardised(self) -> Self:
+        """Return the teacher whose logits are z-scored: (logit − mean) / std over all C classes, both exact."""
+        std = self.std().clamp(min=1e-6)
+        top = (self.top - self.mean()) / std
+        gap = self.gap / std[:, None]
+        if self.tail_mean is None or self.tail_var is None:
+            return type(self)(self.ids, gap, top, None, None, None, self.num_classes)
+        lse, mean, var = self.log_tail_sum(std), self.tail_mean / std, self.tail_var / std.square()
+        return type(self)(self.ids, gap, top, lse, mean, var, self.num_classes)
+
     # The distribution at a temperature ------------------------------------------------------------------
 
-    def log_tail_sum(self, temperature: float = 1.0) -> Tensor:
-        """(B,) log Σ exp((logit − top) / T) over the tail, by the cubic; −∞ when k = C.
+    def log_tail_sum(self, temperature: float | Tensor = 1.0) -> Tensor:
+        """(B,) log Σ exp((logit − top) / T) over the tail, by the cubic; −∞ when k = C. T may differ by row.
 
         Held inside what is certain: with f as in the module's text, b·mean ≤ f(b) ≤ b·f(1) for b ≤ 1 (Jensen;
         the power mean rises), and b·f(1) ≤ f(b) ≤ f(1) + (b − 1)·max t for b > 1.
         """
         if self.tail_lse is None or self.tail_mean is None or self.tail_var is None:
             return torch.full_like(self.top, -math.inf)
-        b = 1.0 / _checked(temperature)
-        log_size = math.log(self.tail_size)
-        if b == 1.0:
+        if not isinstance(temperature, Tensor) and _checked(temperature) == 1.0:
             return self.tail_lse
+        b = 1.0 / temperature
+        log_size = math.log(self.tail_size)
         at_one = self.tail_lse - log_size
         f = self.tail_mean * b + self.tail_var * (b * b / 2) + self._cubic(at_one) * b**3
         low, high = self._bounds(at_one, b)
@@ -174,25 +184,36 @@ class SparseTeacher:
         if self.tail_lse is not None and self.tail_mean is not None and self.tail_var is not None:
             cubic = self._cubic(self.tail_lse - math.log(self.tail_size))
             slope = self.tail_mean + self.tail_var * b + 3 * cubic * b * b
-            slope = torch.minimum(slope, -self.gap[:, -1])  # no tail logit exceeds the support's last
+            slope = slope.minimum(-self.gap[:, -1]).maximum(
+                self.tail_mean
+            )  # between the mean and the largest
             expected = expected + self.tail_mass(temperature) * b * slope
         return (self.lse(temperature) - expected).clamp(0.0, math.log(self.num_classes))
 
-    def prob_of(self, classes: Tensor, temperature: float = 1.0) -> Tensor:
-        """(B,) probability at T of one class per row; a class of the tail gets the tail's mean share.
+    def log_tail_share(self, temperature: float = 1.0) -> Tensor:
+        """(B,) log of the mean probability at T of a class outside the support; −∞ when k = C."""
+        return self.log_tail_mass(temperature) - math.log(max(1, self.tail_size))
+
+    def log_prob_of(self, classes: Tensor, temperature: float = 1.0) -> Tensor:
+        """(B, m) log-probabilities at T of m classes per row; a class of the tail gets the tail's mean share.
 
         Args:
-            classes: (B,) int64.
+            classes: (B, m) int64.
             temperature: T > 0.
         """
-        hit = self.ids == classes[:, None]
-        inside = (self.probs(temperature) * hit).sum(1)
-        share = self.tail_mass(temperature) / max(1, self.tail_size)
-        return torch.where(hit.any(1), inside, share)
+        ids, order = self.ids.sort(1)
+        at = torch.searchsorted(ids, classes.contiguous()).clamp(max=self.k - 1)
+        inside = self.log_probs(temperature).gather(1, order.gather(1, at))
+        share = self.log_tail_share(temperature)[:, None]
+        return torch.where(ids.gather(1, at) == classes, inside, share)
+
+    def prob_of(self, classes: Tensor, temperature: float = 1.0) -> Tensor:
+        """(B,) probability at T of one class per row, as `log_prob_of`."""
+        return self.log_prob_of(classes[:, None], temperature)[:, 0].exp()
 
     def densify(self, temperature: float = 1.0) -> Tensor:
         """(B, C) probabilities at T with the tail's mass spread evenly: for tests and for small C only."""
-        share = self.tail_mass(temperature) / max(1, self.tail_size)
+        share = self.log_tail_share(temperature).exp()
         dense = share[:, None].expand(-1, self.num_classes).contiguous()
         return dense.scatter(1, self.ids, self.probs(temperature))
 
@@ -205,20 +226,90 @@ class SparseTeacher:
         return total / self.num_classes
 
     def _cubic(self, at_one: Tensor) -> Tensor:
-        assert self.tail_mean is not None and self.tail_var is not None
+        assert self.tail_mean is not None
+        assert self.tail_var is not None
         return at_one - self.tail_mean - self.tail_var / 2
 
-    def _bounds(self, at_one: Tensor, b: float) -> tuple[Tensor, Tensor]:
+    def _bounds(self, at_one: Tensor, b: float | Tensor) -> tuple[Tensor, Tensor]:
         assert self.tail_mean is not None
-        if b <= 1:
-            return b * self.tail_mean, b * at_one
-        return b * at_one, at_one - (b - 1) * self.gap[:, -1]
+        soft = b * self.tail_mean, b * at_one
+        sharp = b * at_one, at_one - (b - 1) * self.gap[:, -1]
+        if isinstance(b, Tensor):
+            return torch.where(b <= 1, soft[0], sharp[0]), torch.where(b <= 1, soft[1], sharp[1])
+        return soft if b <= 1 else sharp
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         tail = (self.tail_lse, self.tail_mean, self.tail_var)
         lse, mean, var = (t if t is None else function(t) for t in tail)
         ids, gap, top = function(self.ids), function(self.gap), function(self.top)
         return type(self)(ids, gap, top, lse, mean, var, self.num_classes)
+
+
+MixSpace = Literal["probability", "logit"]
+
+
+def mix(
+    teachers: Sequence[SparseTeacher], weights: Sequence[float] | None = None, space: MixSpace = "probability"
+) -> SparseTeacher:
+    """Average several teachers of the same rows into one: an ensemble, on the union of their supports.
+
+    probability: p ∝ Σ_m w_m p_m;  logit: log p = Σ_m w_m log p_m + const (the geometric mean). A class that one
+    teacher lists and another does not gets the latter's mean tail share. Rows differ in how many classes their
+    union has; the smallest count of the batch is kept in each row, the others' least likely go to the tail. The
+    mixture's logits are log-probabilities. Its tail mass at T = 1 is exact; tail mean and spread, which rule the
+    tail at other temperatures, are the members' averages.
+
+    Args:
+        teachers: one or more, with equal numbers of rows and classes.
+        weights: one per teacher, not negative; even when None.
+        space: where to average.
+
+    Raises:
+        OptionError: no teacher, teachers that do not match, weights that cannot be honoured, no such space.
+    """
+    if not teachers or len({(len(t), t.num_classes) for t in teachers}) != 1:
+        raise OptionError("an ensemble needs one or more teachers of the same samples and classes")
+    if space not in ("probability", "logit"):
+        raise OptionError(f"space must be probability or logit, found {space!r}")
+    weights = [1.0] * len(teachers) if weights is None else list(weights)
+    if len(weights) != len(teachers) or min(weights) < 0 or not 0 < sum(weights) < math.inf:
+        raise OptionError(
+            f"an ensemble of {len(teachers)} needs as many weights of 0 or more, found {weights}"
+        )
+    share = [weight / sum(weights) for weight in weights]
+    num_classes = teachers[0].num_classes
+
+    ids = torch.cat([t.ids for t in teachers], 1).sort(1).values
+    repeated = torch.nn.functional.pad(ids[:, 1:] == ids[:, :-1], (1, 0))
+    log_p = _averaged([t.log_prob_of(ids) for t in teachers], share, space).masked_fill(repeated, -math.inf)
+    k = int((~repeated).sum(1).min())
+    values, order = log_p.topk(k, dim=1)
+    ids = ids.gather(1, order)
+    if k == num_classes:
+        values = values - values.logsumexp(1, keepdim=True)
+        return SparseTeacher(ids, values[:, :1] - values, values[:, 0], None, None, None, num_classes)
+
+    dropped = log_p.scatter(1, order, -math.inf)
+    union = (~repeated).sum(1, dtype=log_p.dtype)
+    tail = _averaged([t.log_tail_share() for t in teachers], share, space) + (num_classes - union).log()
+    tail = torch.logaddexp(dropped.logsumexp(1), tail)
+    total = torch.logaddexp(values.logsumexp(1), tail)
+    values, tail = values - total[:, None], tail - total
+    top = values[:, 0]
+    tail_lse = tail - top
+    deficit, std = torch.zeros_like(top), torch.zeros_like(top)
+    for teacher, w in zip(teachers, share, strict=True):
+        if teacher.tail_lse is not None and teacher.tail_mean is not None and teacher.tail_var is not None:
+            deficit = deficit + w * (teacher.tail_lse - math.log(teacher.tail_size) - teacher.tail_mean)
+            std = std + w * teacher.tail_var.sqrt()
+    tail_mean = tail_lse - math.log(num_classes - k) - deficit
+    return SparseTeacher(ids, top[:, None] - values, top, tail_lse, tail_mean, std.square(), num_classes)
+
+
+def _averaged(log_p: list[Tensor], share: list[float], space: MixSpace) -> Tensor:
+    if space == "logit":
+        return torch.stack([x * w for x, w in zip(log_p, share, strict=True) if w]).sum(0)
+    return torch.stack([x + math.log(w) for x, w in zip(log_p, share, strict=True) if w]).logsumexp(0)
 
 
 _STORED = {

@@ -2,7 +2,48 @@
 
 from logitcache.losses.ce import ce
 from logitcache.losses.cmkd import cmkd
-from logitcache.losses.kd import kd
-from logitcache.losses.objective import LOSSES, Loss, Objective
+from logitcache.losses.decoupled import dkd, nkd
+from logitcache.losses.dist import dist
+from logitcache.losses.kd import js, kd, reverse_kl
+from logitcache.losses.kendall import kendall
+from logitcache.losses.logit_std import logit_std
+from logitcache.losses.mse import mse
+from logitcache.losses.objective import LOSSES, Objective
+from logitcache.losses.pld import pld
+from logitcache.losses.ranks import blondel_ranks, laplace_ranks, soft_spearman
+from logitcache.losses.sinkd import sinkd
+from logitcache.losses.taid import taid
+from logitcache.losses.term import Loss, Term
+from logitcache.losses.ttm import ttm, wttm
+from logitcache.losses.two_heads import Mixing, choose_mixing, dhkd, dho, mixed
 
-__all__ = ["LOSSES", "Loss", "Objective", "ce", "cmkd", "kd"]
+__all__ = [
+    "LOSSES",
+    "Loss",
+    "Mixing",
+    "Objective",
+    "Term",
+    "blondel_ranks",
+    "ce",
+    "choose_mixing",
+    "cmkd",
+    "dhkd",
+    "dho",
+    "dist",
+    "dkd",
+    "js",
+    "kd",
+    "kendall",
+    "laplace_ranks",
+    "logit_std",
+    "mixed",
+    "mse",
+    "nkd",
+    "pld",
+    "reverse_kl",
+    "sinkd",
+    "soft_spearman",
+    "taid",
+    "ttm",
+    "wttm",
+]

@@ -1,13 +1,23 @@
-"""Correlation matching: Pearson and Spearman agreement with the teacher, weighted by difficulty."""
+"""Correlation matching: Pearson and Spearman agreement with the teacher, weighted by difficulty.
+
+A reconstruction of arXiv 2410.06561 from its abstract: `docs/losses.md` says what is the paper's and what is ours.
+"""
 
 import math
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from logitcache.errors import OptionError
-from logitcache.losses.correlation import pearson, probability_pearson
-from logitcache.losses.ranks import laplace_ranks
+from logitcache.losses.correlation import FLAT, probability_pearson, sparse_pearson
+from logitcache.losses.dist import intra_class
+from logitcache.losses.kd import Tail, check_tail
+from logitcache.losses.ranks import RANKS, RankOperator, soft_spearman, steepness
+from logitcache.losses.student import split, widened
 from logitcache.sparse import SparseTeacher
+
+Difficulty = Literal["teacher_entropy", "student_entropy", "teacher_error", "student_ce", "fixed"]
 
 
 def cmkd(
@@ -16,41 +26,116 @@ def cmkd(
     target: Tensor | None = None,
     *,
     temperature: float = 4.0,
+    values: Literal["probabilities", "logits"] = "probabilities",
+    tail: Tail = "uniform",
+    operator: RankOperator = "laplace",
     strength: float = 0.25,
+    support: Literal["topk", "topk+tail"] = "topk",
+    difficulty: Difficulty = "teacher_entropy",
+    hard: Literal["spearman", "pearson"] = "spearman",
+    balance: float = 0.5,
+    intra: float = 0.0,
 ) -> Tensor:
-    """Correlation matching: mean_i [ w_P(i) (1 − Pearson(p_i, q_i)) + w_S(i) (1 − Spearman(t_i, s_i)) ].
+    """Correlation matching: mean_i [ w_P(i) (1 − Pearson_i) + w_S(i) (1 − Spearman_i) ] + intra · columns.
 
-    p, q are the softmax at T of teacher and student over all C classes; the rank term compares soft ranks of
-    the k logits that the teacher lists. The weights are w_S = h, w_P = 1 − h, with h the teacher's entropy at
-    T over log C.
+    Pearson_i is over all C classes. Spearman_i is the Pearson correlation of soft ranks. With a difficulty h_i in
+    [0, 1], w_S = h and w_P = 1 − h, or the other way round; weights carry no gradient.
 
     Args:
         student_logits: (B, C) float.
         teacher: B rows over the same C classes.
-        target: not used.
-        temperature: T > 0.
-        strength: of the soft ranks, in standard deviations of the row's logits on the support.
+        target: (B,) int64, −1 where there is no label; two measures of difficulty ask for it.
+        temperature: T > 0, of probabilities and entropies.
+        values: what Pearson compares: softmax at T, or the logits (their z-scores, as Pearson does not care).
+        tail: the Pearson term's tail policy, as in `kd`; logits take the teacher's mean tail logit.
+        operator: of the soft ranks.
+        strength: of the soft ranks, relative to the row's spread.
+        support: "topk" ranks the k classes that the teacher lists among themselves; "topk+tail" ranks all C, the
+            teacher's tail as one tied group.
+        difficulty: "teacher_entropy" and "student_entropy" at T over log C, "teacher_error" 1 − p_y at T = 1,
+            "student_ce" the student's cross-entropy over log C, at most 1; "fixed" is `balance` in every row.
+            A row without a label counts as of difficulty `balance`.
+        hard: the term that hard samples lean on.
+        balance: the difficulty of "fixed", in [0, 1].
+        intra: weight of DIST's columns (classes over the batch), at T.
 
     Raises:
-        OptionError: temperature or strength is not positive.
+        OptionError: an option is out of range, or a label is needed and there is no target.
 
-    Source: a reconstruction of arXiv 2410.06561; see docs/losses.md for what is the paper's and what is ours.
+    Source: a reconstruction of Niu et al. 2024 (arXiv 2410.06561).
     """
+    _check(tail, operator, strength, support, balance, intra)
+    if values == "probabilities":
+        rho, gathered = probability_pearson(student_logits, teacher, temperature, tail)
+    else:
+        rho, gathered = _logit_pearson(student_logits, teacher)
+    h = _difficulty(student_logits, teacher, target, temperature, difficulty, balance)
+    w_rank = h if hard == "spearman" else 1 - h
+    loss = (1 - w_rank) * (1 - rho)
+    if support == "topk+tail" and teacher.tail_size:
+        loss = loss + w_rank * (1 - _spearman_over_all(student_logits, teacher, operator, strength))
+    elif teacher.k > 1:
+        loss = loss + w_rank * (1 - soft_spearman(gathered, -teacher.gap, strength, operator))
+    total = loss.mean()
+    return total + intra * intra_class(student_logits, teacher, temperature, tail) if intra else total
+
+
+def _logit_pearson(student_logits: Tensor, teacher: SparseTeacher) -> tuple[Tensor, Tensor]:
+    s = widened(student_logits)
+    elsewhere = teacher.top.new_zeros(()) if teacher.tail_mean is None else teacher.tail_mean
+    rho = sparse_pearson(s, teacher.ids, -teacher.gap, elsewhere, FLAT * teacher.num_classes**0.5)
+    return rho, s.gather(1, teacher.ids)
+
+
+def _spearman_over_all(
+    student_logits: Tensor, teacher: SparseTeacher, operator: RankOperator, strength: float
+) -> Tensor:
+    """(B,) correlation of the student's soft ranks over all C with the teacher's: its tail shares a mean rank."""
+    s = widened(student_logits)
+    ranks = RANKS[operator](s, strength)
+    listed = RANKS[operator](-teacher.gap, strength) if teacher.k > 1 else torch.ones_like(teacher.gap)
+    elsewhere = listed.new_tensor((teacher.tail_size + 1) / 2)
+    rho = sparse_pearson(ranks, teacher.ids, listed + teacher.tail_size, elsewhere, 1e-6)
+    return rho * steepness(s)[:, 0]
+
+
+def _difficulty(
+    student_logits: Tensor,
+    teacher: SparseTeacher,
+    target: Tensor | None,
+    temperature: float,
+    difficulty: Difficulty,
+    balance: float,
+) -> Tensor:
+    """(B,) in [0, 1], without gradient."""
+    chance = math.log(teacher.num_classes)
+    if difficulty == "fixed":
+        return torch.full_like(teacher.top, balance)
+    if difficulty == "teacher_entropy":
+        return teacher.entropy(temperature) / chance
+    with torch.no_grad():
+        if difficulty == "student_entropy":
+            log_q = (widened(student_logits) / temperature).log_softmax(1)
+            return (-(log_q.exp() * log_q).sum(1) / chance).clamp(0.0, 1.0)
+        if target is None:
+            raise OptionError(f"difficulty {difficulty} needs labels; give a target")
+        label = target.clamp(min=0)
+        if difficulty == "teacher_error":
+            h = 1 - teacher.prob_of(label)
+        else:
+            h = -split(student_logits, label[:, None], 1.0, "none")[0][:, 0] / chance
+        return torch.where(target >= 0, h.clamp(0.0, 1.0), balance)
+
+
+def _check(tail: str, operator: str, strength: float, support: str, balance: float, intra: float) -> None:
+    check_tail(tail)
+    if operator not in RANKS:
+        raise OptionError(f"operator must be {' or '.join(RANKS)}, found {operator!r}")
     if not strength > 0:
         raise OptionError(f"strength must be above 0, found {strength}")
-    rho, gathered = probability_pearson(student_logits, teacher, temperature)
-    hard = teacher.entropy(temperature) / math.log(teacher.num_classes)
-    loss = (1 - hard) * (1 - rho)
-    if teacher.k > 1:
-        loss = loss + hard * (1 - soft_spearman(gathered, -teacher.gap, strength))
-    return loss.mean()
-
-
-def soft_spearman(x: Tensor, y: Tensor, strength: float) -> Tensor:
-    """(B,) Pearson correlation of the soft ranks of two (B, n) tensors; in [−1, 1], 0 where a row is flat."""
-    return pearson(laplace_ranks(_z_scored(x), strength), laplace_ranks(_z_scored(y), strength))
-
-
-def _z_scored(x: Tensor) -> Tensor:
-    centred = x - x.mean(1, keepdim=True)
-    return centred / centred.square().mean(1, keepdim=True).clamp(min=1e-8).sqrt()
+    if support not in ("topk", "topk+tail"):
+        raise OptionError(f"support must be topk or topk+tail, found {support!r}")
+    if not 0 <= balance <= 1:
+        raise OptionError(f"balance must be 0 to 1, found {balance}")
+    if not 0 <= intra < math.inf:
+        raise OptionError(f"intra must be 0 or more, found {intra}")

@@ -1,4 +1,4 @@
-"""Pearson correlation of rows, and of a sparse teacher's probabilities with a student's in one pass."""
+"""Pearson correlation: of plain rows, and of a sparse teacher's row with a dense student's."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from logitcache.losses.student import widened
+from logitcache.losses.kd import Tail, support_and_tail
+from logitcache.losses.student import split, widened
 from logitcache.sparse import SparseTeacher
 
 FLAT = 1e-2
@@ -17,28 +18,54 @@ the gradient (which grows as 1 / spread) stays bounded, as for a student whose h
 def pearson(x: Tensor, y: Tensor, floor: float = 1e-6) -> Tensor:
     """(B,) Pearson correlation of the rows of two (B, n) tensors; 0 for rows of a norm far below `floor`."""
     x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
-    scale = _norm(x.square().sum(1), floor) * _norm(y.square().sum(1), floor)
-    return (x * y).sum(1) / scale
+    return (x * y).sum(1) / (_norm(x.square().sum(1), floor) * _norm(y.square().sum(1), floor))
+
+
+def sparse_pearson(x: Tensor, ids: Tensor, y: Tensor, elsewhere: Tensor, floor: float) -> Tensor:
+    """(B,) Pearson correlation of a (B, C) tensor with rows that are y on `ids` and constant elsewhere.
+
+    Args:
+        x: (B, C) float.
+        ids: (B, k) int64.
+        y: (B, k) values on the ids.
+        elsewhere: (B,) or 0-d, the value of the other C − k.
+        floor: rows of x whose centred norm is far below tend to 0.
+    """
+    x = x - x.mean(1, keepdim=True)
+    cov = (_scaled(y, elsewhere, x.shape[1], 1e-6) * x.gather(1, ids)).sum(1)
+    return cov / _norm(x.square().sum(1), floor)
 
 
 def probability_pearson(
-    student_logits: Tensor, teacher: SparseTeacher, temperature: float
+    student_logits: Tensor, teacher: SparseTeacher, temperature: float, tail: Tail = "uniform"
 ) -> tuple[Tensor, Tensor]:
-    """Correlate softmax(t/T), the teacher's tail spread evenly, with softmax(s/T), over all C classes.
+    """Correlate p = softmax(t/T), its tail as the policy says, with q = softmax(s/T).
 
-    ρ = (Σ_j p_j q_j − 1/C) / (‖p − 1/C‖ · ‖q − 1/C‖), where Σ_tail p_j q_j = share · (1 − Σ_support q).
+    ρ = (Σ_j p_j q_j − 1/C) / (‖p − 1/C‖ · ‖q − 1/C‖), over all C classes; with `ghost` over the k listed ones
+    and one of all the others.
 
     Returns:
-        (B,) ρ; (B, k) student logits on the support. Both carry gradients, in one backward pass.
+        (B,) ρ; (B, k) student logits on the support. Both carry gradients.
     """
-    num_classes = teacher.num_classes
-    p = teacher.probs(temperature)
-    share = teacher.tail_mass(temperature) / max(1, teacher.tail_size)
-    spread = (p - 1 / num_classes).square().sum(1) + teacher.tail_size * (share - 1 / num_classes).square()
-    floor = FLAT / num_classes**0.5
-    sparse = (p - share[:, None]) / _norm(spread, floor)[:, None]
-    rho, gathered = _SparsePearson.apply(student_logits, teacher.ids, sparse, temperature, floor)
+    log_p, log_mass = support_and_tail(teacher, temperature, tail)
+    if tail == "ghost" and teacher.tail_size:
+        log_q, rest = split(student_logits, teacher.ids, temperature, "mass")
+        p = torch.cat([log_p, log_mass[:, None]], 1).exp()
+        q = torch.cat([log_q, rest[:, None]], 1).exp()
+        return pearson(q, p, FLAT / p.shape[1] ** 0.5), widened(student_logits).gather(1, teacher.ids)
+    floor = FLAT / teacher.num_classes**0.5
+    w = _scaled(log_p.exp(), log_mass.exp() / max(1, teacher.tail_size), teacher.num_classes, floor)
+    rho, gathered = _SparsePearson.apply(student_logits, teacher.ids, w, temperature, floor)
     return rho, gathered
+
+
+def _scaled(y: Tensor, elsewhere: Tensor, num_classes: int, floor: float) -> Tensor:
+    """What rows that are y on k classes and constant elsewhere, scaled to norm 1, have over that constant."""
+    elsewhere = elsewhere.expand(len(y))
+    rest = num_classes - y.shape[1]
+    mean = (y.sum(1) + rest * elsewhere) / num_classes
+    square = (y - mean[:, None]).square().sum(1) + rest * (elsewhere - mean).square()
+    return (y - elsewhere[:, None]) / _norm(square, floor)[:, None]
 
 
 def _norm(square: Tensor, floor: float) -> Tensor:
@@ -46,10 +73,9 @@ def _norm(square: Tensor, floor: float) -> Tensor:
 
 
 class _SparsePearson(torch.autograd.Function):
-    """ρ = Σ_support w_j (q_j − 1/C) / max(‖q − 1/C‖, floor).
+    """ρ = Σ_support w_j (q_j − 1/C) / max(‖q − 1/C‖, floor), w as `_scaled` gives it; and s on the support.
 
-    w: what the teacher's row, scaled to norm 1, has over its tail: the row is w plus a constant,
-    and q − 1/C sums to zero, so that constant falls out.
+    The teacher's scaled row is w plus a constant, and q − 1/C sums to zero, so that the constant falls out.
     """
 
     @staticmethod

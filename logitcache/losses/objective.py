@@ -7,13 +7,9 @@ To add a loss: write the function in a file of its own and one line in `LOSSES`.
 """
 
 import ast
-import inspect
 import math
 import re
-import types
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
@@ -22,47 +18,51 @@ from torch import Tensor, nn
 from logitcache.errors import OptionError, UnknownNameError
 from logitcache.losses.ce import ce
 from logitcache.losses.cmkd import cmkd
-from logitcache.losses.kd import kd
+from logitcache.losses.decoupled import dkd, nkd
+from logitcache.losses.dist import dist
+from logitcache.losses.kd import js, kd, reverse_kl
+from logitcache.losses.kendall import kendall
+from logitcache.losses.logit_std import logit_std
+from logitcache.losses.mse import mse
+from logitcache.losses.pld import pld
+from logitcache.losses.sinkd import sinkd
+from logitcache.losses.taid import taid
+from logitcache.losses.term import Loss, Term
+from logitcache.losses.ttm import ttm, wttm
+from logitcache.losses.two_heads import EVEN, Mixing, dhkd, dho, mixed
 from logitcache.sparse import SparseTeacher
 
-
-@dataclass(frozen=True)
-class Loss:
-    """A registered loss: its function, and its weight against cross-entropy unless another is given."""
-
-    function: Callable[..., Tensor]
-    weight: float
-
-    def options(self) -> dict[str, inspect.Parameter]:
-        """Return the keyword arguments a user may set."""
-        parameters = inspect.signature(self.function).parameters
-        return {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
-
-
+# The default weights, against a cross-entropy of weight 1, are argued in docs/losses.md.
 LOSSES = {
-    "kd": Loss(kd, 1.0),
-    "cmkd": Loss(cmkd, 2.0),
+    "kd": Loss(kd),
+    "reverse_kl": Loss(reverse_kl),
+    "js": Loss(js),
+    "cmkd": Loss(cmkd, weight=2.0),
+    "dist": Loss(dist),
+    "dkd": Loss(dkd),
+    "nkd": Loss(nkd),
+    "ttm": Loss(ttm),
+    "wttm": Loss(wttm),
+    "pld": Loss(pld),
+    "logit_std": Loss(logit_std),
+    "kendall": Loss(kendall),
+    "mse": Loss(mse),
+    "sinkd": Loss(sinkd, weight=0.8),
+    "taid": Loss(taid),
+    "dho": Loss(dho, heads=2),
+    "dhkd": Loss(dhkd, heads=2),
 }
-
-
-@dataclass(frozen=True)
-class Term:
-    """One loss of an objective: every option filled in, and its weight."""
-
-    name: str
-    options: dict[str, Any]
-    weight: float
-
-    def __str__(self) -> str:
-        options = ", ".join(f"{name}={_written(value)}" for name, value in self.options.items())
-        return f"{self.name}({options}):{self.weight!r}"
 
 
 class Objective(nn.Module):
     """ce_weight · CE + Σ weight · loss, over one batch."""
 
     def __init__(
-        self, terms: tuple[Term, ...], *, ce_weight: float = 1.0, label_smoothing: float = 0.0
+        self,
+        terms: tuple[tuple[Term, float], ...],
+        *,
+        ce_weight: float = 1.0,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         if not 0 <= ce_weight < math.inf:
@@ -70,6 +70,11 @@ class Objective(nn.Module):
         if not 0 <= label_smoothing <= 1:
             raise OptionError(f"label_smoothing must be 0 to 1, found {label_smoothing}")
         self.terms, self.ce_weight, self.label_smoothing = terms, ce_weight, label_smoothing
+        names = [term.name for term, _ in terms]
+        self.keys = [
+            name if name not in names[:at] else f"{name}#{names[: at + 1].count(name)}"
+            for at, name in enumerate(names)
+        ]
 
     @classmethod
     def parse(cls, expression: str, *, ce_weight: float = 1.0, label_smoothing: float = 0.0) -> Self:
@@ -81,7 +86,7 @@ class Objective(nn.Module):
             UnknownNameError: there is no loss of that name.
             OptionError: the text does not parse, or an option or weight cannot be honoured.
         """
-        terms = tuple(_term(text) for text in _summands(expression) if text != "ce")
+        terms = tuple(_weighted(text) for text in _summands(expression) if text != "ce")
         return cls(terms, ce_weight=ce_weight, label_smoothing=label_smoothing)
 
     @property
@@ -89,10 +94,20 @@ class Objective(nn.Module):
         """Whether any term asks the teacher; cross-entropy alone does not."""
         return bool(self.terms)
 
+    @property
+    def heads(self) -> int:
+        """How many heads the student needs: 1, or 2 for logits of shape (B, 2, C)."""
+        return max([1, *(term.loss.heads for term, _ in self.terms)])
+
+    @property
+    def mixes_heads(self) -> bool:
+        """Whether both heads answer at evaluation; choose how on a validation split, by `choose_mixing`."""
+        return any(term.name == "dho" for term, _ in self.terms)
+
     def spec(self) -> dict[str, Any]:
         """Return JSON values that say everything; `parse` of the expression restores the same objective."""
         return {
-            "expression": "+".join(map(str, self.terms)) or "ce",
+            "expression": "+".join(f"{term}:{weight!r}" for term, weight in self.terms) or "ce",
             "ce_weight": self.ce_weight,
             "label_smoothing": self.label_smoothing,
         }
@@ -103,7 +118,8 @@ class Objective(nn.Module):
         """Compute the total and each term of it.
 
         Args:
-            student_logits: (B, C) float.
+            student_logits: (B, C) float; (B, 2, C) where `heads` is 2: cross-entropy reads head 0, every other
+                term head 1.
             teacher: B rows over the same classes; may be None for cross-entropy alone.
             target: (B,) int64, −1 where there is no label.
             progress: how much of the training is done, in [0, 1]; some losses follow it.
@@ -112,18 +128,30 @@ class Objective(nn.Module):
             The scalar to minimise, and each term before weighting, detached: ``{"ce": …, "kd": …}``.
 
         Raises:
-            OptionError: a term needs a teacher and there is none.
+            OptionError: a term needs a teacher and there is none, or the logits have another number of heads.
         """
-        cross_entropy = ce(student_logits, target, label_smoothing=self.label_smoothing)
+        if student_logits.dim() != 1 + self.heads:
+            shape = "(B, C)" if self.heads == 1 else "(B, 2, C)"
+            raise OptionError(
+                f"this objective needs student logits of shape {shape}, found {tuple(student_logits.shape)}"
+            )
+        first, last = (student_logits, student_logits) if self.heads == 1 else student_logits.unbind(1)
+        cross_entropy = ce(first, target, label_smoothing=self.label_smoothing)
         total = self.ce_weight * cross_entropy
         values = {"ce": cross_entropy.detach()}
-        for number, term in enumerate(self.terms, 1):
+        for key, (term, weight) in zip(self.keys, self.terms, strict=True):
             if teacher is None:
                 raise OptionError(f"loss {term.name} needs a teacher; give one, or train with the loss ce")
-            value = LOSSES[term.name].function(student_logits, teacher, target, **term.options)
-            total = total + term.weight * value
-            values[term.name if term.name not in values else f"{term.name}#{number}"] = value.detach()
+            value = term(student_logits if term.loss.heads == 2 else last, teacher, target, progress)
+            total = total + weight * value
+            values[key] = value.detach()
         return total, values
+
+    def scores(self, student_logits: Tensor, mixing: Mixing = EVEN) -> Tensor:
+        """(B, C) scores to rank classes by at evaluation: of the one head, of both mixed, or of head 0."""
+        if self.heads == 1:
+            return student_logits
+        return mixed(student_logits, mixing) if self.mixes_heads else student_logits[:, 0]
 
     def extra_repr(self) -> str:
         """Show the expression when printed."""
@@ -145,31 +173,29 @@ def _summands(expression: str) -> list[str]:
     return [text.strip() for text in texts]
 
 
+def _weighted(text: str) -> tuple[Term, float]:
+    call, colon, number = text.rpartition(":") if re.search(r":[^()]*$", text) else (text, "", "")
+    term = _term(call.strip())
+    try:
+        weight = float(number) if colon else term.loss.weight
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise OptionError(f"a weight must be a number of 0 or more, found {number!r} in {text!r}")
+    _try(term)
+    return term, weight
+
+
 def _term(text: str) -> Term:
-    match = re.fullmatch(r"(?P<name>\w+)\s*(?P<options>\(.*\))?\s*(?::(?P<weight>[^:()]*))?", text, re.DOTALL)
+    match = re.fullmatch(r"(?P<name>\w+)\s*(?P<options>\(.*\))?", text, re.DOTALL)
     if match is None:
         raise OptionError(f"a loss reads name(option=value, ...):weight, found {text!r}")
     name = match["name"]
     if name == "ce":
-        raise OptionError(
-            f"cross-entropy takes its weight and label smoothing as options of their own, found {text!r}"
-        )
+        raise OptionError("cross-entropy takes its weight and label smoothing as options of their own")
     if name not in LOSSES:
         raise UnknownNameError("loss", name, [*LOSSES, "ce"])
-    weight = LOSSES[name].weight if match["weight"] is None else _weight(match["weight"], text)
-    term = Term(name, _options(name, match["options"] or "()"), weight)
-    _try(term)
-    return term
-
-
-def _weight(text: str, term: str) -> float:
-    try:
-        weight = float(text)
-    except ValueError:
-        weight = math.nan
-    if not 0 <= weight < math.inf:
-        raise OptionError(f"a weight must be a number of 0 or more, found {text!r} in {term!r}")
-    return weight
+    return Term(name, LOSSES[name], _options(name, match["options"] or "()"))
 
 
 def _options(name: str, text: str) -> dict[str, Any]:
@@ -185,8 +211,9 @@ def _options(name: str, text: str) -> dict[str, Any]:
     for word in call.keywords:
         option = str(word.arg)
         if option not in parameters:
-            known = ", ".join(parameters)
-            raise OptionError(f"loss {name} has no option {option!r}; it has {known}")
+            raise OptionError(
+                f"loss {name} has no option {option!r}; it has {', '.join(parameters) or 'none'}"
+            )
         given[option] = _value(f"{name}'s {option}", word.value, parameters[option].annotation)
     return {option: given.get(option, p.default) for option, p in parameters.items()}
 
@@ -194,8 +221,10 @@ def _options(name: str, text: str) -> dict[str, Any]:
 def _value(what: str, node: ast.expr, hint: Any) -> Any:
     try:
         value = ast.literal_eval(node)
-    except ValueError:
-        value = ast.unparse(node)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        value = ast.unparse(node).replace(" ", "")  # a bare word, such as topk+tail
+    if hint is Term:
+        return _term(str(value))
     if not _fits(value, hint):
         raise OptionError(f"{what} must be {_described(hint)}, found {value!r}")
     return float(value) if hint is float else value
@@ -204,35 +233,19 @@ def _value(what: str, node: ast.expr, hint: Any) -> Any:
 def _fits(value: object, hint: Any) -> bool:
     if typing.get_origin(hint) is Literal:
         return value in typing.get_args(hint)
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, h) for h in typing.get_args(hint))
     if hint is float:
         return type(value) in (int, float) and math.isfinite(typing.cast(float, value))
-    return value is None if hint is type(None) else type(value) is hint
+    return type(value) is hint
 
 
 def _described(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return " or ".join(map(str, typing.get_args(hint)))
-    if isinstance(hint, types.UnionType):
-        return " or ".join(map(_described, typing.get_args(hint)))
-    names = {
-        float: "a number",
-        int: "a whole number",
-        bool: "True or False",
-        type(None): "None",
-        str: "a word",
-    }
-    return names[hint]
-
-
-def _written(value: object) -> str:
-    """Write a value as `_options` reads it back."""
-    return value if isinstance(value, str) else repr(value)
+    return {float: "a number", int: "a whole number", bool: "True or False"}[hint]
 
 
 def _try(term: Term) -> None:
     """Run a loss once on two rows of four classes, so that a bad option is refused before any training."""
     logits = torch.tensor([[3.0, 1.0, 0.0, -1.0], [0.0, 2.0, 1.0, 0.5]])
-    teacher = SparseTeacher.from_logits(logits, 2)
-    LOSSES[term.name].function(logits.flip(0), teacher, torch.tensor([0, 1]), **term.options)
+    student = logits.flip(0) if term.loss.heads == 1 else torch.stack([logits, logits.flip(0)], 1)
+    term(student, SparseTeacher.from_logits(logits, 2), torch.tensor([0, 1]))

@@ -1,78 +1,199 @@
 """Differentiable ranks: 1 for the smallest of a row to n for the largest, ties sharing their mean rank.
 
-Two operators behind one signature, `(x (B, n), strength) -> ranks (B, n)`; both become the true ranks as the
-strength goes to 0. `docs/losses.md` derives them.
+Two operators behind one signature, `(x (B, n), strength) -> ranks (B, n)`. The strength is relative to the spread
+of each row, so ranks do not change when a row is shifted or scaled, and they become the true ranks as it goes to
+0. `docs/losses.md` derives both.
 """
 
-from typing import Any
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from logitcache.errors import OptionError
+from logitcache.losses.correlation import FLAT, pearson
+
+RankOperator = Literal["laplace", "blondel"]
+
 
 def laplace_ranks(x: Tensor, strength: float) -> Tensor:
-    """Ranks by the Laplace distribution: r_i = 1/2 + Σ_j F((x_i − x_j) / τ), exact in O(n log n).
+    """Ranks by the Laplace distribution: r_i = 1/2 + Σ_j F((x_i − x_j) / τ), τ = strength · std(x), exactly.
 
-    F(u) = e^u / 2 for u < 0 and 1 − e^−u / 2 otherwise. In sorted order the sum is the hard rank, less half
-    of what decays from the left, plus half of what decays from the right: two linear recurrences.
+    F(u) = e^u / 2 for u < 0 and 1 − e^−u / 2 otherwise. In sorted order the sum is the hard rank, less half of
+    what decays from the left, plus half of what decays from the right: two linear recurrences, O(n log n).
 
     Args:
         x: (B, n) float.
-        strength: τ > 0, in the units of x.
+        strength: > 0.
 
     Returns:
-        (B, n) float, in [1/2, n + 1/2], with a gradient that is nowhere zero by construction.
+        (B, n) float from 1/2 to n + 1/2, with a gradient that is nowhere cut to zero.
 
-    Source: ours; the sum of CDFs is the pairwise rank of Qin, Liu, Li 2010 with a Laplace kernel.
+    Source: ours; a sum of pairwise CDFs as in Qin, Liu, Li 2010, with a kernel that can be scanned.
     """
-    ranks: Tensor = _Laplace.apply(x, strength)
+    ranks: Tensor = _Laplace.apply(x / (_positive(strength) * spread(x)))
     return ranks
 
 
+def blondel_ranks(x: Tensor, strength: float) -> Tensor:
+    """Ranks by projection: the point of the permutahedron of (1, …, n) next to x / ε, ε = strength · ε_max(x).
+
+    ε_max = max_k (mean of the k largest − mean of all) / ((n − k) / 2) is the strength from which all values pool,
+    ranks are x itself shifted and scaled, and Spearman *is* Pearson.
+
+    Args:
+        x: (B, n) float.
+        strength: > 0; from 1 on there is a warning that the ranks say nothing new.
+
+    Returns:
+        (B, n) float from 1 to n; the gradient is zero for values that pool with no other.
+
+    Source: Blondel et al. 2020 (arXiv 2002.08871), proposition 3, L2; the relative strength is ours.
+    """
+    if _positive(strength) >= 1:
+        warnings.warn(
+            f"blondel ranks of strength {strength} are the values themselves, so that Spearman is Pearson; "
+            "give a strength below 1",
+            stacklevel=2,
+        )
+    ranks: Tensor = _Blondel.apply(x / (strength * _pooling_strength(x)))
+    return ranks
+
+
+RANKS: dict[RankOperator, Callable[[Tensor, float], Tensor]] = {
+    "laplace": laplace_ranks,
+    "blondel": blondel_ranks,
+}
+
+
+def soft_spearman(x: Tensor, y: Tensor, strength: float, operator: RankOperator = "laplace") -> Tensor:
+    """(B,) Pearson correlation of the soft ranks of two (B, n) tensors; tends to 0 where a row of x is flat."""
+    rank = RANKS[operator]
+    return pearson(rank(x, strength), rank(y, strength)) * steepness(x)[:, 0]
+
+
+def spread(x: Tensor) -> Tensor:
+    """(B, 1) standard deviation of each row, at least `FLAT`."""
+    return _std(x).clamp(min=FLAT)
+
+
+def steepness(x: Tensor) -> Tensor:
+    """(B, 1) std / FLAT of each row, at most 1: what keeps the gradient of a scale-free loss bounded."""
+    return (_std(x) / FLAT).clamp(max=1.0)
+
+
+def _std(x: Tensor) -> Tensor:
+    return (x - x.mean(1, keepdim=True)).square().mean(1, keepdim=True).clamp(min=1e-12).sqrt()
+
+
+def _positive(strength: float) -> float:
+    if not strength > 0:
+        raise OptionError(f"strength must be above 0, found {strength}")
+    return strength
+
+
+# Laplace ------------------------------------------------------------------------------------------------
+
+
 class _Laplace(torch.autograd.Function):
+    """Ranks at τ = 1."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, strength: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         y, order = x.sort(1)
-        decay = _decay(y, strength)
-        ones = torch.ones_like(y)
-        left, right = _from_both_sides(ones, decay)
+        decay = (y[:, :-1] - y[:, 1:]).exp()
+        left, right = _from_both_sides(torch.ones_like(y), decay)
         hard = torch.arange(1, x.shape[1] + 1, dtype=y.dtype, device=y.device)
         ctx.save_for_backward(decay, order, left + right)
-        ctx.strength = strength
         return torch.empty_like(y).scatter_(1, order, hard + (right - left) / 2)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        # dr_i/dx_j = −e^(−|x_i − x_j|/τ) / 2τ, so each x_m gets Σ_j (g_m − g_j) e^(−|x_m − x_j|/τ) / 2τ.
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        # dr_i/dx_j = −e^−|x_i − x_j| / 2 for i ≠ j, so each x_m gets Σ_j (g_m − g_j) e^−|x_m − x_j| / 2.
         decay, order, weight = ctx.saved_tensors
         g = grad.gather(1, order)
         left, right = _from_both_sides(g, decay)
-        out = (g * weight - left - right) / (2 * ctx.strength)
-        return torch.empty_like(out).scatter_(1, order, out), None
-
-
-def _decay(y: Tensor, strength: float) -> Tensor:
-    """(B, n − 1) e^(−gap/τ) between neighbours in sorted order."""
-    return ((y[:, :-1] - y[:, 1:]) / strength).exp()
+        return torch.empty_like(g).scatter_(1, order, (g * weight - left - right) / 2)
 
 
 def _from_both_sides(v: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ_{j<i} v_j e^(−(y_i − y_j)/τ) and the same over j > i, both (B, n)."""
-    zero = torch.zeros_like(v[:, :1])
-    a = torch.cat([zero, decay], 1)
-    mirrored = torch.cat([zero, decay.flip(1)], 1)
-    totals = _recurrence(torch.stack([v, v.flip(1)]), torch.stack([a, mirrored]))
-    return totals[0] - v, totals[1].flip(1) - v
+    """Σ_{j<i} v_j e^−(y_i − y_j) and the same over j > i, both (B, n), from the (B, n − 1) decays between."""
+    a = torch.nn.functional.pad(torch.stack([decay, decay.flip(1)]), (1, 0))
+    both = torch.stack([v, v.flip(1)])
+    left, right = _recurrence(both, a) - both
+    return left, right.flip(1)
 
 
 def _recurrence(v: Tensor, a: Tensor) -> Tensor:
     """Solve h_i = a_i h_{i−1} + v_i along the last dimension, by doubling: log₂ n steps, no division."""
     step, n = 1, v.shape[-1]
     while step < n:
-        head, tail = v[..., :step], v[..., step:] + a[..., step:] * v[..., :-step]
-        v = torch.cat([head, tail], -1)
-        a = torch.cat([torch.zeros_like(a[..., :step]), a[..., step:] * a[..., :-step]], -1)
+        v = torch.cat([v[..., :step], torch.addcmul(v[..., step:], a[..., step:], v[..., :-step])], -1)
+        if 2 * step < n:
+            a = torch.cat([torch.zeros_like(a[..., :step]), a[..., step:] * a[..., :-step]], -1)
         step *= 2
     return v
+
+
+# Blondel ------------------------------------------------------------------------------------------------
+
+
+def _pooling_strength(x: Tensor) -> Tensor:
+    """(B, 1) ε_max of each row, floored as `spread` is."""
+    n = x.shape[1]
+    if n == 1:
+        return torch.ones_like(x)
+    size = torch.arange(1, n, dtype=x.dtype, device=x.device)
+    centred = (x - x.mean(1, keepdim=True)).sort(1, descending=True).values
+    excess = centred.cumsum(1)[:, :-1] / size
+    return (excess / ((n - size) / 2)).amax(1, keepdim=True).clamp(min=2 * FLAT / n)
+
+
+class _Blondel(torch.autograd.Function):
+    """Ranks at ε = 1: x less the isotonic regression of what it exceeds the ranks by."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y, order = x.sort(1, descending=True)
+        hard = torch.arange(x.shape[1], 0, -1, dtype=y.dtype, device=y.device)
+        block = _pooled_blocks(y - hard)
+        excess = _block_means(y - hard, block)
+        ctx.save_for_backward(order, block)
+        return torch.empty_like(y).scatter_(1, order, y - excess)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        order, block = ctx.saved_tensors
+        g = grad.gather(1, order)
+        return torch.empty_like(g).scatter_(1, order, g - _block_means(g, block))
+
+
+def _pooled_blocks(x: Tensor) -> Tensor:
+    """(B, n) number of the block that each element falls in under the decreasing isotonic regression of x.
+
+    Pool adjacent violators, all at once: neighbouring blocks whose means rise belong together, whatever happens
+    elsewhere, so every round merges all of them in all rows until none is left.
+    """
+    rows, n = x.shape
+    flat = x.reshape(-1)
+    starts = torch.arange(rows * n, device=x.device) % n == 0
+    opens = torch.ones_like(starts)
+    while True:
+        block = opens.cumsum(0) - 1
+        mean = _block_means(flat[None], block[None])[0]
+        falls = torch.cat([starts[:1], mean[1:] <= mean[:-1]]) | starts
+        if bool(falls.all()):
+            return block.view(rows, n)
+        opens = opens & falls
+
+
+def _block_means(x: Tensor, block: Tensor) -> Tensor:
+    flat, index = x.reshape(-1), block.reshape(-1)
+    total = torch.zeros_like(flat).scatter_add_(0, index, flat)
+    count = torch.zeros_like(flat).scatter_add_(0, index, torch.ones_like(flat))
+    return (total / count.clamp(min=1))[index].view_as(x)

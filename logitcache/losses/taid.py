@@ -1,0 +1,58 @@
+"""Time-interpolated distillation: the target moves from the student's own answer to the teacher's."""
+
+import torch
+from torch import Tensor
+
+from logitcache.errors import OptionError
+from logitcache.losses.kd import support_and_tail
+from logitcache.losses.student import widened
+from logitcache.sparse import SparseTeacher
+
+
+def taid(
+    student_logits: Tensor,
+    teacher: SparseTeacher,
+    target: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    start: float = 0.4,
+    end: float = 1.0,
+    progress: float = 0.0,
+) -> Tensor:
+    """KL to an interpolated target: T² · mean_i KL(p_i ‖ q_i), p = softmax(((1 − m) · s + m · t) / T).
+
+    s is the student without gradient, q = softmax(s/T) with it; m rises linearly from `start` to `end` as
+    `progress` goes from 0 to 1. The teacher's tail is spread evenly. The paper's adaptive m, which follows the
+    loss, is its schedule's refinement and needs state between steps; it is not here.
+
+    Args:
+        student_logits: (B, C) float.
+        teacher: B rows over the same C classes.
+        target: not used.
+        temperature: T > 0.
+        start: m at the start of training, in [0, 1].
+        end: m at its end, in [start, 1].
+        progress: share of the training that is done, in [0, 1]; the trainer says, not the user.
+
+    Raises:
+        OptionError: an option is out of range.
+
+    Source: Shing et al. 2025 (arXiv 2501.16937), equations 3 to 5; start and end as there.
+    """
+    if not 0 <= start <= end <= 1:
+        raise OptionError(f"start and end must rise from 0 to 1, found {start} and {end}")
+    if not 0 <= progress <= 1:
+        raise OptionError(f"progress must be 0 to 1, found {progress}")
+    m = start + (end - start) * progress
+    s = widened(student_logits) / temperature
+    with torch.no_grad():
+        log_p, _ = support_and_tail(teacher, temperature, "uniform")
+        if teacher.tail_size:
+            share = teacher.log_tail_share(temperature)[:, None]
+            between = s * (1 - m) + m * share
+            between.scatter_add_(1, teacher.ids, m * (log_p - share))
+        else:
+            between = (s * (1 - m)).scatter_add_(1, teacher.ids, m * log_p)
+        log_target = between.log_softmax(1)
+    rows = (log_target.exp() * (log_target - s.log_softmax(1))).sum(1)
+    return rows.mean() * temperature**2
