@@ -132,7 +132,7 @@ class LiveTeacher:
         """Every sample."""
         return np.ones(self.n, dtype=bool)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def answer(self, views: Tensor, samples: Tensor, seeds: Tensor) -> SparseTeacher:
         """Run the model, uint8 views in, logits out, and keep the top k."""
         return SparseTeacher.from_logits(self.model(views), self.k)

@@ -1,0 +1,192 @@
+"""The whole story on real images: a teacher, its cache, and a small student by CE, KD and CMKD.
+
+Everything is measured while it runs; nothing is looked up. The images are the 1,797 digits that ship.
+"""
+
+import json
+import shutil
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from logitcache.datasets import digits
+from logitcache.dump import DumpConfig, dump
+from logitcache.errors import OptionError
+from logitcache.forward import ViewModel, choose_device
+from logitcache.loader import KeyedViews
+from logitcache.losses import Objective
+from logitcache.models import Model, build
+from logitcache.schema import Spec
+from logitcache.store import CacheReader
+from logitcache.stream import LiveTeacher, Stream, StreamConfig
+from logitcache.train import Evaluation, Run, TrainConfig, train
+from logitcache.views import recipe_named
+
+TEACHER, STUDENT = "digits_teacher", "digits_tiny"
+LOSSES = ("ce", "kd", "cmkd")
+MARK = "demo.json"
+
+
+@dataclass(frozen=True)
+class DemoConfig(Spec):
+    """How much of the demo to run.
+
+    Attributes:
+        seeds: augmentation seeds to dump.
+        top_k: logits to keep of the 10.
+        teacher_epochs, student_epochs: passes over the 1,437 training images.
+        repeats: runs per loss, each with its own initial weights and order of the data.
+        workers: DataLoader workers.
+        device: where to run.
+    """
+
+    seeds: int = 10
+    top_k: int = 4
+    teacher_epochs: int = 25
+    student_epochs: int = 20
+    repeats: int = 4
+    workers: int = 1
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class LossResult(Spec):
+    """Top-1 accuracies of one loss on the 360 test images, in [0, 1], one per repeat."""
+
+    loss: str
+    top1: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over repeats."""
+        return statistics.fmean(self.top1)
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation over repeats; 0 for a single one."""
+        return statistics.stdev(self.top1) if len(self.top1) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class DemoReport(Spec):
+    """What the demo measured. Seconds per epoch are of the student trained by KD alone."""
+
+    teacher: str
+    teacher_parameters: int
+    teacher_top1: float
+    student: str
+    student_parameters: int
+    results: tuple[LossResult, ...]
+    cache: str
+    cached_views: int
+    bytes_per_view: float
+    dump_seconds: float
+    epoch_seconds_cached: float
+    epoch_seconds_live: float
+
+
+def demo(
+    out: str | Path, config: DemoConfig = DemoConfig(), say: Callable[[str], None] | None = None
+) -> DemoReport:
+    """Run the demo into the folder `out`; an earlier demo there is replaced.
+
+    Args:
+        out: folder for the teacher, the cache and the runs.
+        config: how much to run.
+        say: called with a line at each stage.
+
+    Raises:
+        OptionError: `out` holds something other than a demo.
+    """
+    say = say or (lambda _: None)
+    out = _fresh(Path(out))
+    images = digits("train")
+    recipe = recipe_named(images.recipe)
+    evaluation = Evaluation(digits("test"), recipe_named(recipe.evaluation))
+    device = choose_device(config.device)
+
+    def network(name: str, seed: int, weights: str = "random") -> Model:
+        return build(name, num_classes=10, view_size=8, weights=weights, seed=seed)
+
+    def stream_config(seed: int, seeds: range) -> StreamConfig:
+        return StreamConfig(
+            batch_size=64, seeds=tuple(seeds), order=seed, workers=config.workers, device=str(device)
+        )
+
+    say(f"1. train a teacher, {TEACHER}, on {len(images):,} digits")
+    plain = Stream(KeyedViews(images, recipe), None, stream_config(0, range(config.teacher_epochs)))
+    taught = Run(
+        out / "teacher", network(TEACHER, 0), Objective.parse("ce"), TrainConfig(epochs=config.teacher_epochs)
+    )
+    teaching = train([taught], plain, evaluation)[0]
+    teacher = network(TEACHER, 0, str(out / "teacher" / "last.safetensors"))
+
+    say(f"2. dump its top {config.top_k} logits under {config.seeds} augmentation seeds")
+    cache = out / "cache.zarr"
+    seeds = tuple(range(config.seeds))
+    dump_config = DumpConfig(
+        seeds=seeds, top_k=config.top_k, workers=config.workers, device=config.device, precision="float32"
+    )
+    dumped = dump(cache, images, recipe, teacher, dump_config)
+
+    say(f"3. train {STUDENT} by {', '.join(loss.upper() for loss in LOSSES)}, {config.repeats} times each")
+    reader = CacheReader(cache)
+    top1: dict[str, list[float]] = {loss: [] for loss in LOSSES}
+    for repeat in range(config.repeats):
+        students = TrainConfig(
+            epochs=config.student_epochs, optimizer="adamw", lr=0.01, weight_decay=0.01, seed=repeat
+        )
+        runs = [
+            Run(out / "runs" / f"{loss}-{repeat}", network(STUDENT, repeat), Objective.parse(loss), students)
+            for loss in LOSSES
+        ]
+        stream = Stream.from_cache(reader, images, **stream_config(repeat, range(config.seeds)).__dict__)
+        for loss, report in zip(LOSSES, train(runs, stream, evaluation), strict=True):
+            assert report.top1 is not None
+            top1[loss].append(report.top1)
+
+    say("4. time the student's epochs, with the cache and with the teacher live")
+    live = LiveTeacher(ViewModel(teacher).on(device), len(images), config.top_k)
+    sources = {"cached": None, "live": live}
+    seconds: dict[str, list[float]] = {name: [] for name in sources}
+    for attempt in range(3):
+        for name, source in sources.items():
+            timed = Stream.from_cache(reader, images, **stream_config(0, range(config.seeds)).__dict__)
+            timed = Stream(timed.views, source or timed.teacher, timed.config)
+            run = Run(
+                out / "timing" / f"{name}-{attempt}",
+                network(STUDENT, 0),
+                Objective.parse("kd"),
+                TrainConfig(epochs=2),
+            )
+            train([run], timed)
+            rows = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
+            seconds[name].append(rows[-1]["seconds"])
+
+    report = DemoReport(
+        teacher=TEACHER,
+        teacher_parameters=teaching.parameters,
+        teacher_top1=teaching.top1 or 0.0,
+        student=STUDENT,
+        student_parameters=sum(p.numel() for p in network(STUDENT, 0).module.parameters()),
+        results=tuple(LossResult(loss, tuple(values)) for loss, values in top1.items()),
+        cache=str(cache),
+        cached_views=dumped.views_in_cache,
+        bytes_per_view=reader.info()["bytes_per_sample_view"],
+        dump_seconds=dumped.seconds,
+        epoch_seconds_cached=statistics.median(seconds["cached"]),
+        epoch_seconds_live=statistics.median(seconds["live"]),
+    )
+    (out / MARK).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    return report
+
+
+def _fresh(out: Path) -> Path:
+    if out.exists() and any(out.iterdir()):
+        if not (out / MARK).is_file():
+            raise OptionError(f"{out} is not empty and holds no demo; choose another --out")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).write_text("{}\n")
+    return out

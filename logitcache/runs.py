@@ -1,0 +1,148 @@
+"""A run folder: what a training run leaves behind, each file replaced whole so that a crash leaves the one before.
+
+config.json         everything that made the run: options, objective, student, cache, versions
+metrics.jsonl       one line per epoch
+best.safetensors    the student at its best top-1, and
+last.safetensors    after the last epoch
+checkpoint.pt       model, optimiser and schedule after the last whole epoch, to resume from
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from logitcache.errors import (
+    Difference,
+    FormatError,
+    MismatchError,
+    NotFoundError,
+    OptionError,
+    StorageError,
+)
+from logitcache.models import Model, save_weights
+from logitcache.views import library_versions
+
+
+class Stateful(Protocol):
+    """What a checkpoint can hold: a module, an optimiser, a schedule, a scaler."""
+
+    def state_dict(self) -> Any:
+        """Return the state as tensors and plain values."""
+
+    def load_state_dict(self, state_dict: Any, /) -> Any:
+        """Take the state on."""
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def begin(self, record: dict[str, Any], *, resume: bool) -> None:
+        """Write config.json, or compare with the one that is there."""
+        file = self.path / "config.json"
+        if resume and not file.exists():
+            raise NotFoundError(
+                f"no run to resume in {self.path}: config.json is not there; leave out --resume"
+            )
+        if file.exists():
+            if not resume:
+                raise OptionError(f"{self.path} holds a run already; --resume it, or choose another --out")
+            found = _read_json(file)
+            differing = [k for k in record if _plain(record[k]) != found.get(k)]
+            if fields := [d for k in differing for d in _differences(k, found.get(k), _plain(record[k]))]:
+                raise MismatchError(
+                    f"{self.path} holds a run of another configuration",
+                    fields,
+                    "resume with its own options, or choose another --out",
+                )
+            return
+        with _saving(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            _replace(file, json.dumps({**record, "versions": library_versions()}, indent=2) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the rows of metrics.jsonl."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def keep(self, row: dict[str, Any], parts: Mapping[str, Stateful], student: Model) -> None:
+        """Add an epoch's row, its weights, and the checkpoint that stands for all of them."""
+        rows = [*self.metrics(), row]
+        best = max((r["top1"] for r in rows[:-1] if "top1" in r), default=-1.0)
+        with _saving(self.path):
+            save_weights(self.path / "last.safetensors", student)
+            if row.get("top1", math.inf) > best:
+                save_weights(self.path / "best.safetensors", student)
+            _replace(self.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+            aside = self.path / "checkpoint.part"
+            torch.save({"epoch": row["epoch"], **{n: part.state_dict() for n, part in parts.items()}}, aside)
+            aside.replace(self.path / "checkpoint.pt")
+
+    def restore(self, parts: Mapping[str, Stateful], device: torch.device) -> int:
+        """Load the checkpoint, if there is one; returns the epoch to go on with."""
+        file = self.path / "checkpoint.pt"
+        if not file.exists():
+            return 0
+        try:
+            saved = torch.load(file, map_location=device, weights_only=True)
+            for name, part in parts.items():
+                part.load_state_dict(saved[name])
+        except Exception as error:  # a damaged file surfaces as any of zip's, pickle's or torch's exceptions
+            problem = str(error).splitlines()[0]
+            raise FormatError(f"{file} is damaged ({problem}); delete {self.path} and train again") from error
+        rows = [row for row in self.metrics() if row["epoch"] <= saved["epoch"]]
+        with _saving(self.path):
+            _replace(self.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+        return int(saved["epoch"]) + 1
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as error:
+        raise FormatError(f"{file} is damaged ({error}); choose another --out") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _plain(value: object) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _differences(name: str, expected: object, found: object) -> Iterator[Difference]:
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for k in {**expected, **found}:
+            yield from _differences(f"{name}.{k}", expected.get(k), found.get(k))
+    elif expected != found:
+        yield Difference(name, expected, found)
+
+
+def _replace(file: Path, text: str) -> None:
+    aside = file.with_name(file.name + ".part")
+    with aside.open("w") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    aside.replace(file)
+
+
+@contextmanager
+def _saving(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, StorageError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise StorageError(
+            f"cannot write {folder}: {reason}; what was saved after the epoch before is intact, "
+            "make room and run again with --resume"
+        ) from error
