@@ -80,6 +80,7 @@ def intra_class(student_logits: Tensor, teacher: SparseTeacher, temperature: flo
         (square - batch * mean.square()).clamp(min=1e-30).maximum(square * FLAT**2).sqrt().to(share.dtype)
     )
 
-    cov = share @ q_centred + per_class(excess * q_centred.gather(1, teacher.ids))
+    # A product of sums rather than a matmul, which autocast would take to half precision.
+    cov = (share[:, None] * q_centred).sum(0) + per_class(excess * q_centred.gather(1, teacher.ids))
     listed = per_class(torch.ones_like(excess)) > 0
     return torch.where(listed, 1 - cov / (p_norm * q_norm), 0.0).sum() / listed.sum()
