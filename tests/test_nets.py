@@ -49,15 +49,14 @@ def test_digits_nets_leave_a_gap_between_student_and_teacher():
 
 
 @pytest.mark.parametrize("name", sorted(NETS))
-@pytest.mark.parametrize("num_classes", [2, 7])
-def test_logits_are_one_row_per_image_and_each_image_stands_alone(name, num_classes):
+def test_logits_are_one_row_per_image_and_each_image_stands_alone(name):
     torch.manual_seed(0)
-    net = NETS[name](num_classes).eval()
+    net = NETS[name](7).eval()
     images = torch.randn(3, 1, 8, 8) if name in DIGITS_NETS else torch.randn(3, 3, 32, 32)
     with torch.no_grad():
         logits = net(images)
         alone = net(images[1:2])
-    assert logits.shape == (3, num_classes)
+    assert logits.shape == (3, 7)
     assert logits.std() > 0
     torch.testing.assert_close(logits[1:2], alone, rtol=1e-3, atol=1e-3)
 
