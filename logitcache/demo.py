@@ -9,17 +9,17 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from logitcache.datasets import digits
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import OptionError
 from logitcache.forward import ViewModel, choose_device
-from logitcache.loader import KeyedViews
 from logitcache.losses import Objective
 from logitcache.models import Model, build
 from logitcache.schema import Spec
 from logitcache.store import CacheReader
-from logitcache.stream import LiveTeacher, Stream, StreamConfig
+from logitcache.stream import LiveTeacher, Stream
 from logitcache.train import Evaluation, Run, TrainConfig, train
 from logitcache.views import recipe_named
 
@@ -109,13 +109,18 @@ def demo(
     def network(name: str, seed: int, weights: str = "random") -> Model:
         return build(name, num_classes=10, view_size=8, weights=weights, seed=seed)
 
-    def stream_config(seed: int, seeds: range) -> StreamConfig:
-        return StreamConfig(
-            batch_size=64, seeds=tuple(seeds), order=seed, workers=config.workers, device=str(device)
-        )
+    def stream_options(order: int, seeds: int) -> dict[str, Any]:
+        workers, where = config.workers, str(device)
+        return {
+            "batch_size": 64,
+            "seeds": tuple(range(seeds)),
+            "order": order,
+            "workers": workers,
+            "device": where,
+        }
 
     say(f"1. train a teacher, {TEACHER}, on {len(images):,} digits")
-    plain = Stream(KeyedViews(images, recipe), None, stream_config(0, range(config.teacher_epochs)))
+    plain = Stream.plain(images, recipe, **stream_options(0, config.teacher_epochs))
     taught = Run(
         out / "teacher", network(TEACHER, 0), Objective.parse("ce"), TrainConfig(epochs=config.teacher_epochs)
     )
@@ -141,18 +146,18 @@ def demo(
             Run(out / "runs" / f"{loss}-{repeat}", network(STUDENT, repeat), Objective.parse(loss), students)
             for loss in LOSSES
         ]
-        stream = Stream.from_cache(reader, images, **stream_config(repeat, range(config.seeds)).__dict__)
+        stream = Stream.from_cache(reader, images, **stream_options(repeat, config.seeds))
         for loss, report in zip(LOSSES, train(runs, stream, evaluation), strict=True):
             assert report.top1 is not None
             top1[loss].append(report.top1)
 
     say("4. time the student's epochs, with the cache and with the teacher live")
-    live = LiveTeacher(ViewModel(teacher).on(device), len(images), config.top_k)
+    live = LiveTeacher(ViewModel(teacher).on(device), len(images), config.top_k, teacher.num_classes)
     sources = {"cached": None, "live": live}
     seconds: dict[str, list[float]] = {name: [] for name in sources}
     for attempt in range(3):
         for name, source in sources.items():
-            timed = Stream.from_cache(reader, images, **stream_config(0, range(config.seeds)).__dict__)
+            timed = Stream.from_cache(reader, images, **stream_options(0, config.seeds))
             timed = Stream(timed.views, source or timed.teacher, timed.config)
             run = Run(
                 out / "timing" / f"{name}-{attempt}",
@@ -164,7 +169,7 @@ def demo(
             rows = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
             seconds[name].append(rows[-1]["seconds"])
 
-    report = DemoReport(
+    found = DemoReport(
         teacher=TEACHER,
         teacher_parameters=teaching.parameters,
         teacher_top1=teaching.top1 or 0.0,
@@ -178,8 +183,8 @@ def demo(
         epoch_seconds_cached=statistics.median(seconds["cached"]),
         epoch_seconds_live=statistics.median(seconds["live"]),
     )
-    (out / MARK).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
-    return report
+    (out / MARK).write_text(json.dumps(found.to_dict(), indent=2) + "\n")
+    return found
 
 
 def _fresh(out: Path) -> Path:

@@ -23,7 +23,7 @@ from torch import Tensor
 from logitcache.datasets import Images
 from logitcache.errors import NonFiniteError, OptionError
 from logitcache.forward import ViewModel, choose_device, choose_precision
-from logitcache.loader import KeyedViews, OnBadImage, Pair, ViewBatch, require, view_loader
+from logitcache.loader import KeyedViews, OnBadImage, Pair, ViewBatch, choose_workers, require, view_loader
 from logitcache.models import Model
 from logitcache.replay import prove_replay
 from logitcache.schema import CacheSpec, RecipeSpec, Spec, TeacherSpec
@@ -45,7 +45,7 @@ class DumpConfig(Spec):
         batch_size: views per forward; 0 takes 64 on the CPU and 256 on CUDA.
         precision: "auto", "float32", "bfloat16" or "float16".
         device: "auto", "cpu", "cuda", "cuda:N".
-        workers: DataLoader workers.
+        workers: processes that make views; −1: as fits.
         seeds_per_pass: seeds that share one decoding of each image.
         on_bad_image: "error" stops; "skip" marks the sample as one without a teacher.
         shard_samples: samples per shard; 0 fits it to the data set.
@@ -58,7 +58,7 @@ class DumpConfig(Spec):
     batch_size: int = 0
     precision: str = "auto"
     device: str = "auto"
-    workers: int = 0
+    workers: int = -1
     seeds_per_pass: int = 1
     on_bad_image: OnBadImage = "error"
     shard_samples: int = 0
@@ -127,7 +127,7 @@ def dump(
         loader = view_loader(
             views,
             _Batches(spec, work, batch_size),
-            workers=config.workers if work else 0,
+            workers=choose_workers(config.workers, images, device) if work else 0,
             pin_memory=device.type == "cuda",
             start_method=config.start_method,
         )

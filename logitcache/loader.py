@@ -3,6 +3,7 @@
 A batch is a list of such pairs. Pairs of one sample that stand side by side decode its image once.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from logitcache.datasets import Images
-from logitcache.errors import DataError, ImageError
+from logitcache.datasets import ArrayImages, Images
+from logitcache.errors import DataError, ImageError, OptionError
 from logitcache.schema import RecipeSpec
 from logitcache.views import ViewMaker
 
@@ -57,7 +58,7 @@ class KeyedViews(Dataset[ViewBatch]):
         labels = torch.from_numpy(self.images.labels[samples.numpy()])
         try:
             made = self._views(pairs)
-            good = [view for view in made if view is not None] or [self._any_view()]
+            good = [view for view in made if view is not None] or [self.any_view()]
         except DataError as error:  # an exception would reach the main process wrapped in a traceback
             none = torch.zeros(len(pairs), dtype=torch.bool)
             return ViewBatch(torch.empty(0), labels, samples, seeds, none, str(error))
@@ -90,8 +91,12 @@ class KeyedViews(Dataset[ViewBatch]):
             start = stop
         return made
 
-    def _any_view(self) -> Tensor:
-        """Make a view of the first image that decodes, for its shape."""
+    def any_view(self) -> Tensor:
+        """Make a view, (C, h, w) uint8, of the first image that decodes, for its shape.
+
+        Raises:
+            DataError: not one decodes.
+        """
         for sample in range(len(self)):
             try:
                 return self.maker(self.images.image(sample), sample, 0)
@@ -133,6 +138,21 @@ def view_loader(
         pin_memory=pin_memory,
         **options,
     )
+
+
+def choose_workers(asked: int, images: Images, device: torch.device) -> int:
+    """Return how many workers to use; −1 takes none for images in memory on the CPU, else all cores but one.
+
+    Raises:
+        OptionError: `asked` is below −1.
+    """
+    if asked < -1:
+        raise OptionError(f"workers must be -1 (as fits) or more, found {asked}")
+    if asked >= 0:
+        return asked
+    if isinstance(images, ArrayImages) and device.type == "cpu":
+        return 0
+    return max(1, min(16, (os.cpu_count() or 1) - 1))
 
 
 def require(batch: ViewBatch) -> ViewBatch:

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from logitcache.datasets import Images, open_images
-from logitcache.errors import IncompleteError, OptionError
-from logitcache.loader import KeyedViews, Pair, require, view_loader
+from logitcache.errors import DataError, IncompleteError, OptionError
+from logitcache.forward import choose_device
+from logitcache.loader import KeyedViews, Pair, choose_workers, require, view_loader
 from logitcache.replay import check_images, prove_replay
-from logitcache.schema import RowLayout
+from logitcache.schema import RecipeSpec, RowLayout
 from logitcache.sparse import SparseTeacher
 from logitcache.spool import Rows, open_spool
 from logitcache.store import CacheReader, seed_list
@@ -57,6 +58,11 @@ class Batch:
 class Teacher(Protocol):
     """Answers for views: from a cache, or live."""
 
+    num_classes: int
+
+    def about(self, seeds: Sequence[int]) -> dict[str, Any]:
+        """Return JSON values that identify the teacher's answers under these seeds."""
+
     def prepare(self, seeds: Sequence[int]) -> None:
         """Make ready for these seeds, in this order; may return before it is done."""
 
@@ -73,8 +79,14 @@ class CachedTeacher:
     def __init__(self, reader: CacheReader, spool_folder: Path | None = None) -> None:
         self.reader, self.spool_folder = reader, spool_folder
         self.layout = RowLayout.of(reader.spec)
+        self.num_classes = reader.spec.dataset.num_classes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
         self._spools: dict[int, Future[Rows]] = {}
+
+    def about(self, seeds: Sequence[int]) -> dict[str, Any]:
+        """Identify the cache: its teacher, and what it holds of each seed."""
+        held = {str(seed): self.reader.identity(seed) for seed in seeds}
+        return {**self.reader.spec.teacher.to_dict(), "k": self.reader.spec.k, "cached": held}
 
     def prepare(self, seeds: Sequence[int]) -> None:
         """Keep these seeds mapped, let go of others; those not decoded yet follow in the background."""
@@ -122,8 +134,12 @@ class CachedTeacher:
 class LiveTeacher:
     """The teacher itself, run on every batch: what a cache saves, and what it is checked against."""
 
-    def __init__(self, model: nn.Module, n: int, k: int) -> None:
-        self.model, self.n, self.k = model.eval(), n, k
+    def __init__(self, model: nn.Module, n: int, k: int, num_classes: int) -> None:
+        self.model, self.n, self.k, self.num_classes = model.eval(), n, k, num_classes
+
+    def about(self, seeds: Sequence[int]) -> dict[str, Any]:
+        """Say that the teacher is live."""
+        return {"live": type(self.model).__name__, "k": self.k}
 
     def prepare(self, seeds: Sequence[int]) -> None:
         """Nothing to prepare."""
@@ -190,8 +206,8 @@ class StreamConfig:
         batch_size: pairs per batch and rank.
         seeds: augmentation seeds; epoch e takes seeds[e mod S].
         order: key of the shuffling.
-        workers: DataLoader workers.
-        device: where batches go.
+        workers: processes that make views; −1: as fits.
+        device: where batches go: "auto", "cpu", "cuda", "cuda:N".
         start_method: of the workers; None takes the platform's.
         rank, world_size: this process among those that train together.
     """
@@ -199,8 +215,8 @@ class StreamConfig:
     batch_size: int = 128
     seeds: tuple[int, ...] = ()
     order: int = 0
-    workers: int = 0
-    device: str = "cpu"
+    workers: int = -1
+    device: str = "auto"
     start_method: str | None = None
     rank: int = 0
     world_size: int = 1
@@ -215,12 +231,14 @@ class Stream:
         if config.batch_size < 1:
             raise OptionError(f"batch size must be at least 1, found {config.batch_size}")
         self.views, self.teacher, self.config = views, teacher, config
+        self.device = choose_device(config.device)
+        self.workers = choose_workers(config.workers, views.images, self.device)
         self._switch = _Switch()
         self._loader = view_loader(
             views,
             self._switch,
-            workers=config.workers,
-            pin_memory=config.device.startswith("cuda"),
+            workers=self.workers,
+            pin_memory=self.device.type == "cuda",
             start_method=config.start_method,
         )
 
@@ -263,6 +281,37 @@ class Stream:
             prove_replay(reader, views, config.seeds)
         return cls(views, CachedTeacher(reader, spool_folder), config)
 
+    @classmethod
+    def plain(cls, images: Images, recipe: RecipeSpec, **options: Any) -> Self:
+        """Stream without a teacher, to train from labels alone; options are fields of `StreamConfig`."""
+        return cls(KeyedViews(images, recipe), None, StreamConfig(**options))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C that a student needs.
+
+        Raises:
+            DataError: there are neither labels nor a teacher to tell.
+        """
+        if self.teacher is not None:
+            return self.teacher.num_classes
+        if self.views.images.num_classes is None:
+            raise DataError(
+                f"{self.views.images.name} has no labels: training needs a cache of a teacher's logits"
+            )
+        return self.views.images.num_classes
+
+    def about(self) -> dict[str, Any]:
+        """Return JSON values that say what this stream gives: data, recipe, seeds, teacher."""
+        return {
+            "data": self.views.images.spec(self.num_classes).to_dict(),
+            "recipe": self.views.maker.recipe.to_dict(),
+            "batch_size": self.config.batch_size,
+            "order": self.config.order,
+            "seeds": list(self.config.seeds),
+            "teacher": self.teacher and self.teacher.about(self.config.seeds),
+        }
+
     def steps(self, epoch: int) -> int:
         """Number of batches of an epoch."""
         return len(self._sampler(epoch))
@@ -274,11 +323,10 @@ class Stream:
             this, following = seeds[epoch % len(seeds)], seeds[(epoch + 1) % len(seeds)]
             self.teacher.prepare([this, following])
         self._switch.current = self._sampler(epoch)
-        device = torch.device(self.config.device)
         for made in self._loader:
             batch = require(made)
-            views = batch.views.to(device, non_blocking=True)
-            labels = batch.labels.to(device, non_blocking=True)
+            views = batch.views.to(self.device, non_blocking=True)
+            labels = batch.labels.to(self.device, non_blocking=True)
             answer = None
             if self.teacher is not None:
                 answer = self.teacher.answer(views, batch.samples, batch.seeds)

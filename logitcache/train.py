@@ -8,23 +8,23 @@ comes out the same whoever trains beside it, and a resumed run is the uninterrup
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from logitcache.datasets import Images
+from logitcache.datasets import Images, open_images
 from logitcache.errors import NonFiniteError, OptionError
-from logitcache.forward import ViewModel, choose_device, choose_precision
+from logitcache.forward import ViewModel, choose_precision
 from logitcache.loader import KeyedViews, require, view_loader
 from logitcache.losses import Objective
 from logitcache.models import Model
 from logitcache.runs import RunFolder, Stateful
 from logitcache.schema import RecipeSpec, Spec
 from logitcache.stream import Batch, Stream
-from logitcache.views import key
+from logitcache.views import key, recipe_named
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,12 @@ class Run:
         student: trained in place.
         objective: what it minimises.
         config: its schedule.
-        about: more to record in config.json; it must be the same to resume.
     """
 
     out: Path
     student: Model
     objective: Objective
     config: TrainConfig = TrainConfig()
-    about: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -180,12 +178,11 @@ class Learner:
                 "config": run.config.to_dict(),
                 "objective": run.objective.spec(),
                 "student": {"name": run.student.name, "weights": run.student.weights},
-                "stream": {"batch_size": stream.config.batch_size, "order": stream.config.order},
-                **run.about,
+                "stream": stream.about(),
             },
             resume=resume,
         )
-        self.device = choose_device(stream.config.device)
+        self.device = stream.device
         precision = choose_precision(run.config.precision, self.device)
         self.model = ViewModel(run.student, precision).on(self.device)
         self.optimizer = _optimizer(self.model, run.config)
@@ -290,6 +287,17 @@ class Evaluation:
         starts = range(0, len(images), batch_size)
         pairs = [[(i, 0) for i in range(len(images))[start : start + batch_size]] for start in starts]
         self._loader = view_loader(KeyedViews(images, recipe), pairs, workers=workers)
+
+    @classmethod
+    def beside(cls, stream: Stream) -> "Evaluation":
+        """Evaluate on the test split of what a stream trains on, by the evaluation recipe of its recipe.
+
+        Raises:
+            NotFoundError, DataError: there is no test split.
+        """
+        images = open_images(stream.views.images.name, "test")
+        recipe = recipe_named(stream.views.maker.recipe.evaluation)
+        return cls(images, recipe, workers=stream.workers)
 
     @torch.inference_mode()
     def of(self, models: Sequence[ViewModel]) -> list[dict[str, float]]:

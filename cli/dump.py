@@ -1,0 +1,86 @@
+"""``logitcache dump``: stage one, the teacher's logits into a cache."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from .options import Device, Json, PrecisionName, Workers, cache_path, parse_seeds
+from .terminal import progress, say, show
+
+if TYPE_CHECKING:
+    from logitcache.dump import DumpReport
+
+
+def dump(
+    teacher: Annotated[str, typer.Option(help="vit_l, resnet50, wrn_40_2, timm:NAME, module:function …")],
+    weights: Annotated[str, typer.Option(help="auto, default, random, or a file.")] = "auto",
+    data: Annotated[
+        str, typer.Option(help="digits, cifar10, cifar100, imagefolder:PATH, folder:PATH, module:function.")
+    ] = "digits",
+    seeds: Annotated[str, typer.Option(help="Augmentation seeds, such as 0-9 or 0,3,7.")] = "0-3",
+    top_k: Annotated[int, typer.Option(help="Logits to keep per view.")] = 16,
+    profile: Annotated[
+        str, typer.Option(help="default, compact (8-bit gaps), exact (all classes).")
+    ] = "default",
+    recipe: Annotated[
+        str, typer.Option(help="How views are made: digits, cifar, imagenet[@SIZE], imagenet-ra, FILE.toml …")
+    ] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Cache; caches/TEACHER-DATA.zarr by default.")] = None,
+    num_classes: Annotated[int, typer.Option(help="Classes of the teacher, for unlabelled images.")] = 1000,
+    batch_size: Annotated[int, typer.Option(help="Views per forward; 0: 64 on the CPU, 256 on CUDA.")] = 0,
+    precision: PrecisionName = "auto",
+    device: Device = "auto",
+    workers: Workers = -1,
+    seeds_per_pass: Annotated[int, typer.Option(help="Seeds that share one decoding of each image.")] = 1,
+    on_bad_image: Annotated[
+        Literal["error", "skip"], typer.Option(help="Stop, or leave the sample without a teacher.")
+    ] = "error",
+    shard_samples: Annotated[int, typer.Option(help="Samples per shard; 0: fitted to the data.")] = 0,
+    json: Json = False,
+) -> None:
+    """Run the teacher once per augmentation seed and keep its compressed top-k logits.
+
+    Started again, it goes on at the first missing shard; more seeds can be added at any time.
+
+    Example: logitcache dump --teacher vit_l --data imagefolder:/data/imagenet --seeds 0-9
+    """
+    from logitcache.datasets import open_images
+    from logitcache.dump import DumpConfig
+    from logitcache.dump import dump as dump_views
+    from logitcache.loader import KeyedViews
+    from logitcache.models import build
+    from logitcache.views import recipe_named
+
+    images = open_images(data)
+    made_by = recipe_named(images.recipe if recipe == "auto" else recipe)
+    classes = images.num_classes or num_classes
+    view_size = max(KeyedViews(images, made_by).any_view().shape[1:])
+    model = build(teacher, num_classes=classes, view_size=view_size, weights=weights)
+    if model.weights.startswith("random"):
+        say(f"note: {model.name} has random weights ({model.weights}): fine to try things, not to learn from")
+    config = DumpConfig(
+        seeds=parse_seeds(seeds),
+        top_k=top_k,
+        profile=profile,
+        batch_size=batch_size,
+        precision=precision,
+        device=device,
+        workers=workers,
+        seeds_per_pass=seeds_per_pass,
+        on_bad_image=on_bad_image,
+        shard_samples=shard_samples,
+    )
+    path = out or cache_path(teacher, data)
+    with progress(f"dump {model.name}", "views") as advance:
+        done = dump_views(path, images, made_by, model, config, lambda i, n: advance(i, n, ""))
+    show(done.to_dict(), _rows(done), as_json=json)
+
+
+def _rows(done: "DumpReport") -> list[tuple[str, str]]:
+    bad = f", {done.bad_images} images did not decode" if done.bad_images else ""
+    return [
+        ("cache", done.path),
+        ("views", f"{done.views:,} now, {done.views_in_cache:,} in the cache for these seeds{bad}"),
+        ("time", f"{done.seconds:.1f} s, {done.views_per_second:,.0f} views/s"),
+    ]

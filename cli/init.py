@@ -1,0 +1,45 @@
+"""``logitcache init``: write a commented logitcache.toml."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from logitcache.errors import OptionError
+
+from .config import CONFIG_FILE, configurable, option_name
+
+
+def init(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path(CONFIG_FILE),
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a commented logitcache.toml: every option of every command, at its default.
+
+    Uncomment what you want to change; the command line still wins.
+
+    Example: logitcache init
+    """
+    if out.exists() and not force:
+        raise OptionError(f"{out} is there already; --force replaces it")
+    lines = ["# Defaults for logitcache. Uncomment what you change; the command line wins."]
+    for command, options in configurable(context).items():
+        lines += ["", f"[{command}]"]
+        for option in options:
+            lines += [
+                f"# {option.help}" if option.help else "#",
+                f"# {option_name(option)} = {_toml(option)}",
+            ]
+    out.write_text("\n".join(lines) + "\n")
+    typer.echo(f"wrote {out}")
+
+
+def _toml(option: Any) -> str:
+    value: Any = option.default
+    if option.multiple:
+        return json.dumps([str(v) for v in value or []])
+    if value is None:
+        return '""'
+    return json.dumps(value if isinstance(value, bool | int | float) else str(value))

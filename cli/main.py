@@ -1,0 +1,64 @@
+"""The application: its commands, its defaults from logitcache.toml, and how it ends."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from logitcache import __version__
+from logitcache.errors import LogitCacheError
+
+from .config import CONFIG_FILE, defaults_from
+from .demo import demo
+from .dump import dump
+from .info import info
+from .init import init
+from .train import train
+
+app = typer.Typer(
+    name="logitcache",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (init, demo, dump, train, info):
+    app.command()(command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"logitcache {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option(help=f"Defaults for every command; ./{CONFIG_FILE} if it is there.")
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Run a large teacher once, keep its top-k logits in Zarr, train students from the cache.
+
+    logitcache dump --teacher vit_l
+
+    logitcache train --student resnet18
+    """
+    context.default_map = defaults_from(config, context)
+
+
+def run() -> None:
+    """Run the application: an expected error is one line and exit code 1, never a traceback."""
+    try:
+        app()
+    except LogitCacheError as error:
+        typer.echo(f"logitcache: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("logitcache: interrupted; run the same command again to go on", err=True)
+        sys.exit(130)

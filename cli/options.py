@@ -1,0 +1,63 @@
+"""Options that several commands share, and how their values are read."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from logitcache.errors import NotFoundError, OptionError
+
+CACHES = Path("caches")
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+PrecisionName = Annotated[str, typer.Option(help="auto (bfloat16 on CUDA), float32, bfloat16 or float16.")]
+Workers = Annotated[int, typer.Option(help="Processes that make views; -1: as fits data and machine.")]
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Read seeds such as "0-3,7".
+
+    Raises:
+        OptionError: the text is not a list of seeds.
+    """
+    seeds: list[int] = []
+    for part in text.replace(" ", "").split(","):
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
+        if not match or int(match[2] or match[1]) < int(match[1]):
+            raise OptionError(f"seeds read like 0-3,7; found {text!r}")
+        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return tuple(dict.fromkeys(seeds))
+
+
+def cache_path(teacher: str, data: str) -> Path:
+    """Return where a cache goes unless told otherwise: caches/<teacher>-<data>.zarr."""
+    names = (re.sub(r"[^\w.-]+", "_", name.rstrip("/").rsplit("/", 1)[-1]) for name in (teacher, data))
+    return CACHES / f"{'-'.join(names)}.zarr"
+
+
+def the_only_cache() -> Path:
+    """Return the only cache in caches/.
+
+    Raises:
+        NotFoundError: there is none.
+        OptionError: there are several.
+    """
+    found = sorted(CACHES.glob("*.zarr"))
+    if not found:
+        raise NotFoundError(
+            f"no cache in ./{CACHES}; make one with `logitcache dump --teacher NAME`, name one with --cache, "
+            "or train without a teacher with --loss ce"
+        )
+    if len(found) > 1:
+        raise OptionError(f"several caches in ./{CACHES}: {', '.join(map(str, found))}; choose with --cache")
+    return found[0]
+
+
+def free_folder(parent: Path, name: str) -> Path:
+    """Return parent/name-N for the first N that is free."""
+    number = 0
+    while (folder := parent / f"{name}-{number}").exists():
+        number += 1
+    return folder

@@ -1,0 +1,69 @@
+"""What people see: tables, progress bars on a terminal, plain lines elsewhere; figures as JSON on request."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+console = Console(highlight=False)
+notes = Console(stderr=True, highlight=False)
+
+Advance = Callable[[int, int, str], None]
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def say(text: str) -> None:
+    """Tell the user something that is not a result."""
+    notes.print(text, markup=False)
+
+
+def show(report: dict[str, Any], rows: list[tuple[str, str]], *, as_json: bool) -> None:
+    """Print a result: as JSON, or as rows of a name and a value."""
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    console.print(table)
+
+
+@contextmanager
+def progress(what: str, unit: str) -> Iterator[Advance]:
+    """Yield ``advance(done, total, note)``: a bar on a terminal, a line now and then elsewhere."""
+    if not sys.stderr.isatty():
+        yield _plain_lines(what, unit)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    with Progress(*columns, TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=notes) as bar:
+        task = bar.add_task(what, total=None, note="")
+        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
+
+
+def _plain_lines(what: str, unit: str) -> Advance:
+    said = time.monotonic()
+
+    def advance(done: int, total: int, note: str) -> None:
+        nonlocal said
+        if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            say(f"{what}: {done:,} of {total:,} {unit} {note}")
+
+    return advance
+
+
+def size(count: float) -> str:
+    """Write a number of bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"

@@ -1,0 +1,109 @@
+"""``logitcache train``: stage two, students from a cache."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from logitcache.errors import DataError, NotFoundError
+
+from .options import Device, Json, PrecisionName, Workers, free_folder, parse_seeds, the_only_cache
+from .terminal import Advance, progress, say, show
+
+if TYPE_CHECKING:
+    from logitcache.train import TrainReport
+
+
+def train(
+    student: Annotated[
+        list[str], typer.Option(help="resnet18, wrn_16_2, timm:NAME …; several share one pass.")
+    ],
+    cache: Annotated[Path | None, typer.Option(help="Cache; the only one in caches/ by default.")] = None,
+    loss: Annotated[str, typer.Option(help="cmkd, kd, ce …, or a sum: 'kd:0.5+cmkd:1'.")] = "cmkd",
+    data: Annotated[str, typer.Option(help="Images; by default those of the cache, else digits.")] = "auto",
+    seeds: Annotated[str, typer.Option(help="Augmentation seeds; all complete ones by default.")] = "auto",
+    recipe: Annotated[str, typer.Option(help="How views are made, for training without a cache.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/STUDENT-LOSS-N by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 20,
+    batch_size: Annotated[int, typer.Option(help="Views per step.")] = 64,
+    optimizer: Annotated[Literal["sgd", "adamw"], typer.Option(help="Optimiser.")] = "sgd",
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.05,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay, not on biases and norms.")] = 5e-4,
+    warmup_epochs: Annotated[float, typer.Option(help="Epochs of linear warm-up.")] = 1.0,
+    ce_weight: Annotated[float, typer.Option(help="Weight of cross-entropy.")] = 1.0,
+    label_smoothing: Annotated[float, typer.Option(help="Label smoothing of cross-entropy.")] = 0.0,
+    weights: Annotated[str, typer.Option(help="First weights: random, default, or a file.")] = "random",
+    seed: Annotated[int, typer.Option(help="Of first weights, order of the data, and dropout.")] = 0,
+    allow_drift: Annotated[bool, typer.Option("--allow-drift", help="Train although views differ.")] = False,
+    precision: PrecisionName = "auto",
+    device: Device = "auto",
+    workers: Workers = -1,
+    json: Json = False,
+) -> None:
+    """Train students from a cache, without the teacher; with --loss ce, from labels alone.
+
+    Example: logitcache train --student resnet18 --cache caches/vit_l-digits.zarr --loss cmkd
+    """
+    from logitcache.datasets import open_images
+    from logitcache.losses import Objective
+    from logitcache.models import build
+    from logitcache.stream import Stream
+    from logitcache.train import Evaluation, Run, TrainConfig
+    from logitcache.train import train as train_students
+    from logitcache.views import recipe_named
+
+    objective = Objective.parse(loss, ce_weight=ce_weight, label_smoothing=label_smoothing)
+    chosen = parse_seeds(seeds) if seeds != "auto" else ()
+    options: dict[str, Any] = {"batch_size": batch_size, "order": seed, "device": device, "workers": workers}
+    if objective.needs_teacher or cache:
+        images = open_images(data) if data != "auto" else None
+        path = cache or the_only_cache()
+        stream = Stream.from_cache(path, images, allow_drift=allow_drift, seeds=chosen, **options)
+    else:
+        images = open_images(data if data != "auto" else "digits")
+        made_by = recipe_named(recipe if recipe != "auto" else images.recipe)
+        stream = Stream.plain(images, made_by, seeds=chosen or tuple(range(epochs)), **options)
+    try:
+        evaluation = Evaluation.beside(stream)
+    except (DataError, NotFoundError) as error:
+        say(f"note: training without evaluation: {error}")
+        evaluation = None
+    config = TrainConfig(epochs, optimizer, lr, weight_decay, warmup_epochs, precision, seed)
+    size = max(stream.views.any_view().shape[1:])
+    runs = []
+    for name in student:
+        model = build(name, num_classes=stream.num_classes, view_size=size, weights=weights, seed=seed)
+        label = f"{model.name}-{loss}".replace("/", "_").replace(":", "_")
+        folder = free_folder(Path("runs"), label) if out is None else out / label if len(student) > 1 else out
+        runs.append(Run(folder, model, objective, config))
+    with progress("train", "steps") as advance:
+        on_progress = _reporter(epochs, advance)
+        reports = train_students(runs, stream, evaluation, resume=resume, on_progress=on_progress)
+    show({"runs": [r.to_dict() for r in reports]}, [row for r in reports for row in _rows(r)], as_json=json)
+
+
+def _reporter(epochs: int, advance: Advance) -> Any:
+    def report(event: dict[str, Any]) -> None:
+        if "run" in event:
+            score = f", top-1 {100 * event['top1']:.1f} %" if "top1" in event else ""
+            say(f"{event['run']}: epoch {event['epoch'] + 1} of {epochs}, loss {event['loss']:.4f}{score}")
+        else:
+            done = event["epoch"] * event["steps"] + event["step"]
+            advance(done, epochs * event["steps"], f"{event['views_per_second']:,.0f} views/s")
+
+    return report
+
+
+def _rows(done: "TrainReport") -> list[tuple[str, str]]:
+    score = (
+        ""
+        if done.top1 is None
+        else f", top-1 {100 * done.top1:.1f} % (best {100 * (done.best_top1 or 0):.1f} %)"
+    )
+    return [
+        ("run", done.out),
+        ("student", f"{done.student}, {done.parameters:,} parameters"),
+        ("result", f"loss {done.loss:.4f}{score} after {done.epochs} epochs"),
+        ("time", f"{done.seconds:.1f} s, {done.views_per_second:,.0f} views/s"),
+    ]
