@@ -148,47 +148,45 @@ class SparseTeacher:
         b = 1.0 / temperature
         log_size = math.log(self.tail_size)
         at_one = self.tail_lse - log_size
-        f = self.tail_mean * b + self.tail_var * (b * b / 2) + self._cubic(at_one) * b**3
+        f = self.tail_mean * b + self.tail_var * (b * b / 2)
+        f = f + (at_one - self.tail_mean - self.tail_var / 2) * b**3
         low, high = self._bounds(at_one, b)
         return log_size + torch.minimum(torch.maximum(f, low), high)
 
+    def at(self, temperature: float = 1.0) -> "Softened":
+        """Return the distribution at T, all of it computed once."""
+        support = -self.gap / _checked(temperature)
+        lse = support.logsumexp(1)
+        if not self.tail_size:
+            tail = torch.full_like(lse, -math.inf)
+            return Softened(self, temperature, lse, support - lse[:, None], tail)
+        tail = self.log_tail_sum(temperature)
+        lse = torch.logaddexp(lse, tail)
+        return Softened(self, temperature, lse, support - lse[:, None], tail - lse)
+
     def lse(self, temperature: float = 1.0) -> Tensor:
         """(B,) log Σ exp((logit − top) / T) over all C classes, ≥ 0."""
-        support = torch.logsumexp(-self.gap / _checked(temperature), 1)
-        return support if not self.tail_size else torch.logaddexp(support, self.log_tail_sum(temperature))
+        return self.at(temperature).lse
 
     def log_probs(self, temperature: float = 1.0) -> Tensor:
         """(B, k) log-probabilities of the support at T."""
-        return -self.gap / _checked(temperature) - self.lse(temperature)[:, None]
+        return self.at(temperature).log_probs
 
     def probs(self, temperature: float = 1.0) -> Tensor:
         """(B, k) probabilities of the support at T; with `tail_mass` they sum to one."""
-        return self.log_probs(temperature).exp()
+        return self.at(temperature).log_probs.exp()
 
     def log_tail_mass(self, temperature: float = 1.0) -> Tensor:
         """(B,) log of the probability at T of all classes outside the support; −∞ when k = C."""
-        return self.log_tail_sum(temperature) - self.lse(temperature)
+        return self.at(temperature).log_tail_mass
 
     def tail_mass(self, temperature: float = 1.0) -> Tensor:
         """(B,) probability at T of all classes outside the support; 0 when k = C."""
-        return self.log_tail_mass(temperature).exp()
+        return self.at(temperature).log_tail_mass.exp()
 
     def entropy(self, temperature: float = 1.0) -> Tensor:
-        """(B,) entropy at T in nats, of the distribution that the cubic describes.
-
-        H = log Z − (1/Z) Σ b·t·exp(b·t); the tail's part of the sum is (C − k)·b·f'(b)·exp f(b).
-        """
-        b = 1.0 / _checked(temperature)
-        log_p = self.log_probs(temperature)
-        expected = (log_p.exp() * (-self.gap * b)).sum(1)
-        if self.tail_lse is not None and self.tail_mean is not None and self.tail_var is not None:
-            cubic = self._cubic(self.tail_lse - math.log(self.tail_size))
-            slope = self.tail_mean + self.tail_var * b + 3 * cubic * b * b
-            slope = slope.minimum(-self.gap[:, -1]).maximum(
-                self.tail_mean
-            )  # between the mean and the largest
-            expected = expected + self.tail_mass(temperature) * b * slope
-        return (self.lse(temperature) - expected).clamp(0.0, math.log(self.num_classes))
+        """(B,) entropy at T in nats, of the distribution that the cubic describes."""
+        return self.at(temperature).entropy()
 
     def log_tail_share(self, temperature: float = 1.0) -> Tensor:
         """(B,) log of the mean probability at T of a class outside the support; −∞ when k = C."""
@@ -225,11 +223,6 @@ class SparseTeacher:
             total = total + self.tail_size * self.tail_mean
         return total / self.num_classes
 
-    def _cubic(self, at_one: Tensor) -> Tensor:
-        assert self.tail_mean is not None
-        assert self.tail_var is not None
-        return at_one - self.tail_mean - self.tail_var / 2
-
     def _bounds(self, at_one: Tensor, b: float | Tensor) -> tuple[Tensor, Tensor]:
         assert self.tail_mean is not None
         soft = b * self.tail_mean, b * at_one
@@ -243,6 +236,40 @@ class SparseTeacher:
         lse, mean, var = (t if t is None else function(t) for t in tail)
         ids, gap, top = function(self.ids), function(self.gap), function(self.top)
         return type(self)(ids, gap, top, lse, mean, var, self.num_classes)
+
+
+@dataclass(frozen=True, eq=False)
+class Softened:
+    """A sparse teacher's distribution at one temperature T.
+
+    Attributes:
+        teacher: whose distribution.
+        temperature: T.
+        lse: (B,) log Σ exp((logit − top) / T) over all C classes.
+        log_probs: (B, k) log-probabilities of the support.
+        log_tail_mass: (B,) log-probability of all other classes together; −∞ when k = C.
+    """
+
+    teacher: SparseTeacher
+    temperature: float
+    lse: Tensor
+    log_probs: Tensor
+    log_tail_mass: Tensor
+
+    def entropy(self) -> Tensor:
+        """(B,) entropy in nats: log Z − (1/Z) Σ b·t·exp(b·t), b = 1/T.
+
+        The tail's part of the sum is (C − k)·b·f'(b)·exp f(b), f as in the module's text; f' is the tail's mean
+        logit under its own softmax, and lies between the plain mean and the largest.
+        """
+        t, b = self.teacher, 1.0 / self.temperature
+        expected = (self.log_probs.exp() * t.gap).sum(1).mul(-b)
+        if t.tail_lse is not None and t.tail_mean is not None and t.tail_var is not None:
+            at_one = t.tail_lse - math.log(t.tail_size)
+            slope = t.tail_mean + t.tail_var * b + (at_one - t.tail_mean - t.tail_var / 2) * (3 * b * b)
+            slope = slope.minimum(-t.gap[:, -1]).maximum(t.tail_mean)
+            expected = expected + self.log_tail_mass.exp() * slope * b
+        return (self.lse - expected).clamp(0.0, math.log(t.num_classes))
 
 
 MixSpace = Literal["probability", "logit"]

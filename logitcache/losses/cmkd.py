@@ -15,7 +15,7 @@ from logitcache.losses.dist import intra_class
 from logitcache.losses.kd import Tail, check_tail
 from logitcache.losses.ranks import RANKS, RankOperator, soft_spearman, steepness
 from logitcache.losses.student import split, widened
-from logitcache.sparse import SparseTeacher
+from logitcache.sparse import Softened, SparseTeacher
 
 Difficulty = Literal["teacher_entropy", "student_entropy", "teacher_error", "student_ce", "fixed"]
 
@@ -65,11 +65,12 @@ def cmkd(
     Source: a reconstruction of Niu et al. 2024 (arXiv 2410.06561).
     """
     _check(tail, operator, strength, support, balance, intra)
+    soft = teacher.at(temperature)
     if values == "probabilities":
-        rho, gathered = probability_pearson(student_logits, teacher, temperature, tail)
+        rho, gathered = probability_pearson(student_logits, soft, tail)
     else:
         rho, gathered = _logit_pearson(student_logits, teacher)
-    h = _difficulty(student_logits, teacher, target, temperature, difficulty, balance)
+    h = _difficulty(student_logits, soft, target, difficulty, balance)
     w_rank = h if hard == "spearman" else 1 - h
     loss = (1 - w_rank) * (1 - rho)
     if support == "topk+tail" and teacher.tail_size:
@@ -77,7 +78,7 @@ def cmkd(
     elif teacher.k > 1:
         loss = loss + w_rank * (1 - soft_spearman(gathered, -teacher.gap, strength, operator))
     total = loss.mean()
-    return total + intra * intra_class(student_logits, teacher, temperature, tail) if intra else total
+    return total + intra * intra_class(student_logits, soft, tail) if intra else total
 
 
 def _logit_pearson(student_logits: Tensor, teacher: SparseTeacher) -> tuple[Tensor, Tensor]:
@@ -100,22 +101,18 @@ def _spearman_over_all(
 
 
 def _difficulty(
-    student_logits: Tensor,
-    teacher: SparseTeacher,
-    target: Tensor | None,
-    temperature: float,
-    difficulty: Difficulty,
-    balance: float,
+    student_logits: Tensor, soft: Softened, target: Tensor | None, difficulty: Difficulty, balance: float
 ) -> Tensor:
     """(B,) in [0, 1], without gradient."""
+    teacher = soft.teacher
     chance = math.log(teacher.num_classes)
     if difficulty == "fixed":
         return torch.full_like(teacher.top, balance)
     if difficulty == "teacher_entropy":
-        return teacher.entropy(temperature) / chance
+        return soft.entropy() / chance
     with torch.no_grad():
         if difficulty == "student_entropy":
-            log_q = (widened(student_logits) / temperature).log_softmax(1)
+            log_q = (widened(student_logits) / soft.temperature).log_softmax(1)
             return (-(log_q.exp() * log_q).sum(1) / chance).clamp(0.0, 1.0)
         if target is None:
             raise OptionError(f"difficulty {difficulty} needs labels; give a target")

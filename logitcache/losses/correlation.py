@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from logitcache.losses.kd import Tail, support_and_tail
+from logitcache.losses.kd import Tail, under_policy
 from logitcache.losses.student import split, widened
-from logitcache.sparse import SparseTeacher
+from logitcache.sparse import Softened
 
 FLAT = 1e-2
 """A row whose logits at T spread by less than this counts as flat: its correlation goes to 0 smoothly, and
@@ -37,9 +37,9 @@ def sparse_pearson(x: Tensor, ids: Tensor, y: Tensor, elsewhere: Tensor, floor: 
 
 
 def probability_pearson(
-    student_logits: Tensor, teacher: SparseTeacher, temperature: float, tail: Tail = "uniform"
+    student_logits: Tensor, soft: Softened, tail: Tail = "uniform"
 ) -> tuple[Tensor, Tensor]:
-    """Correlate p = softmax(t/T), its tail as the policy says, with q = softmax(s/T).
+    """Correlate a teacher's p = softmax(t/T), its tail as the policy says, with q = softmax(s/T).
 
     ρ = (Σ_j p_j q_j − 1/C) / (‖p − 1/C‖ · ‖q − 1/C‖), over all C classes; with `ghost` over the k listed ones
     and one of all the others.
@@ -47,7 +47,8 @@ def probability_pearson(
     Returns:
         (B,) ρ; (B, k) student logits on the support. Both carry gradients.
     """
-    log_p, log_mass = support_and_tail(teacher, temperature, tail)
+    teacher, temperature = soft.teacher, soft.temperature
+    log_p, log_mass = under_policy(soft, tail)
     if tail == "ghost" and teacher.tail_size:
         log_q, rest = split(student_logits, teacher.ids, temperature, "mass")
         p = torch.cat([log_p, log_mass[:, None]], 1).exp()
@@ -86,10 +87,10 @@ class _SparsePearson(torch.autograd.Function):
         q = (widened(student) * (1.0 / temperature)).softmax(1)
         even = 1.0 / student.shape[1]
         q_support = q.gather(1, ids)
-        square = (q - even).square_().sum(1)
-        norm = _norm(square, floor)
+        exact = torch.linalg.vector_norm(q - even, dim=1)
+        norm = exact.clamp(min=floor)
         rho = (w * (q_support - even)).sum(1) / norm
-        curve = torch.where(square > floor * floor, rho / norm.square(), 0.0)
+        curve = torch.where(exact > floor, rho / norm.square(), 0.0)
         ctx.save_for_backward(q, ids, w, q_support, norm, curve)
         ctx.temperature, ctx.dtype = temperature, student.dtype
         return rho, gathered
@@ -102,6 +103,6 @@ class _SparsePearson(torch.autograd.Function):
         a, c = grad_rho / (norm * ctx.temperature), grad_rho * curve / ctx.temperature
         sparse = w * q_support * a[:, None]
         mean = sparse.sum(1) - c * torch.linalg.vecdot(q, q)
-        grad = (q * c[:, None]).add_(mean[:, None]).mul_(q).neg_()
+        grad = (q * -c[:, None]).sub_(mean[:, None]).mul_(q)
         grad.scatter_add_(1, ids, sparse + grad_gathered)
         return grad.to(ctx.dtype), None, None, None, None

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from logitcache.errors import OptionError
 from logitcache.losses.correlation import FLAT, probability_pearson
-from logitcache.losses.kd import Tail, support_and_tail
+from logitcache.losses.kd import Tail, check_tail, under_policy
 from logitcache.losses.student import widened
-from logitcache.sparse import SparseTeacher
+from logitcache.sparse import Softened, SparseTeacher
 
 
 def dist(
@@ -44,26 +44,29 @@ def dist(
     """
     if not 0 <= beta < math.inf or not 0 <= gamma < math.inf:
         raise OptionError(f"beta and gamma must be 0 or more, found {beta} and {gamma}")
-    rows, _ = probability_pearson(student_logits, teacher, temperature, tail)
+    check_tail(tail)
+    soft = teacher.at(temperature)
+    rows, _ = probability_pearson(student_logits, soft, tail)
     loss = beta * (1 - rows).mean()
     if gamma:
-        loss = loss + gamma * intra_class(student_logits, teacher, temperature, tail)
+        loss = loss + gamma * intra_class(student_logits, soft, tail)
     return loss * temperature**2
 
 
-def intra_class(student_logits: Tensor, teacher: SparseTeacher, temperature: float, tail: Tail) -> Tensor:
+def intra_class(student_logits: Tensor, soft: Softened, tail: Tail) -> Tensor:
     """Mean over the classes that the batch's teachers list of 1 − Pearson(p_·c, q_·c), over the B samples.
 
     The teacher's column is its rows' tail shares plus sparse excesses, so that sums over it are one product with
     the shares and one scatter. A column of q whose relative spread is below `FLAT` counts as flat.
     """
+    teacher = soft.teacher
     batch, num_classes = student_logits.shape
-    q = (widened(student_logits) / temperature).softmax(1)
+    q = (widened(student_logits) / soft.temperature).softmax(1)
     q_centred = q - q.mean(0)
     q_norm = q_centred.square().sum(0)
     q_norm = q_norm.clamp(min=1e-30).maximum(q.detach().square().sum(0) * FLAT**2).sqrt()
 
-    log_p, log_mass = support_and_tail(teacher, temperature, tail)
+    log_p, log_mass = under_policy(soft, tail)
     share = log_mass.exp() / max(1, teacher.tail_size)
     if tail == "ghost":
         share = torch.zeros_like(share)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from logitcache.errors import OptionError
 from logitcache.losses.student import TailSum, split, widened
-from logitcache.sparse import SparseTeacher
+from logitcache.sparse import Softened, SparseTeacher
 
 Tail = Literal["uniform", "ghost", "renorm"]
 """What stands for the C − k classes that the teacher does not list: their mass spread evenly (`uniform`), one
@@ -144,10 +144,14 @@ def _js_parts(log_p: Tensor, log_q: Tensor) -> Tensor:
 def support_and_tail(teacher: SparseTeacher, temperature: float, tail: Tail) -> tuple[Tensor, Tensor]:
     """Teacher's (B, k) log-probabilities at T on its support, and (B,) log mass of its tail, under a policy."""
     check_tail(tail)
-    log_p = teacher.log_probs(temperature)
+    return under_policy(teacher.at(temperature), tail)
+
+
+def under_policy(soft: Softened, tail: Tail) -> tuple[Tensor, Tensor]:
+    """The same for a distribution at hand."""
     if tail == "renorm":
-        return log_p.log_softmax(1), torch.full_like(teacher.top, -math.inf)
-    return log_p, teacher.log_tail_mass(temperature)
+        return soft.log_probs.log_softmax(1), torch.full_like(soft.lse, -math.inf)
+    return soft.log_probs, soft.log_tail_mass
 
 
 def check_tail(tail: str) -> None:

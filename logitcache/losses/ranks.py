@@ -70,9 +70,15 @@ RANKS: dict[RankOperator, Callable[[Tensor, float], Tensor]] = {
 
 
 def soft_spearman(x: Tensor, y: Tensor, strength: float, operator: RankOperator = "laplace") -> Tensor:
-    """(B,) Pearson correlation of the soft ranks of two (B, n) tensors; tends to 0 where a row of x is flat."""
+    """(B,) Pearson correlation of the soft ranks of two (B, n) tensors; tends to 0 where a row of x is flat.
+
+    y carries no gradient.
+    """
+    if operator == "laplace":
+        rho: Tensor = _LaplaceSpearman.apply(x, y, _positive(strength))
+        return rho
     rank = RANKS[operator]
-    return pearson(rank(x, strength), rank(y, strength)) * steepness(x)[:, 0]
+    return pearson(rank(x, strength), rank(y.detach(), strength)) * steepness(x)[:, 0]
 
 
 def spread(x: Tensor) -> Tensor:
@@ -103,40 +109,100 @@ class _Laplace(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        y, order = x.sort(1)
-        decay = (y[:, :-1] - y[:, 1:]).exp()
-        left, right = _from_both_sides(torch.ones_like(y), decay)
-        hard = torch.arange(1, x.shape[1] + 1, dtype=y.dtype, device=y.device)
-        ctx.save_for_backward(decay, order, left + right)
-        return torch.empty_like(y).scatter_(1, order, hard + (right - left) / 2)
+        ranks, order, decay, chain, weight = _laplace(x)
+        ctx.save_for_backward(order, decay, chain, weight)
+        return ranks + (x.shape[1] + 1) / 2
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        # dr_i/dx_j = −e^−|x_i − x_j| / 2 for i ≠ j, so each x_m gets Σ_j (g_m − g_j) e^−|x_m − x_j| / 2.
-        decay, order, weight = ctx.saved_tensors
-        g = grad.gather(1, order)
-        left, right = _from_both_sides(g, decay)
-        return torch.empty_like(g).scatter_(1, order, (g * weight - left - right) / 2)
+        order, decay, chain, weight = ctx.saved_tensors
+        return _laplace_backward(grad, order, decay, chain, weight)
 
 
-def _from_both_sides(v: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ_{j<i} v_j e^−(y_i − y_j) and the same over j > i, both (B, n), from the (B, n − 1) decays between."""
-    a = torch.nn.functional.pad(torch.stack([decay, decay.flip(1)]), (1, 0))
-    both = torch.stack([v, v.flip(1)])
-    left, right = _recurrence(both, a) - both
-    return left, right.flip(1)
+class _LaplaceSpearman(torch.autograd.Function):
+    """`soft_spearman` in one piece: for small n it is the dispatch of fifty small operations that costs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, strength: float) -> Tensor:
+        rows = x.shape[0]
+        both = torch.cat([x, y.to(x.dtype)])
+        centred = both - both.mean(1, keepdim=True)
+        std = centred.square().mean(1, keepdim=True).clamp_(min=1e-12).sqrt_()
+        scale = std.clamp(min=FLAT) * strength
+        ranks, order, decay, chain, weight = _laplace(centred / scale)
+        norm = torch.linalg.vector_norm(ranks, dim=1, keepdim=True).clamp_(min=1e-6)
+        unit = ranks / norm
+        rho: Tensor = (unit[:rows] * unit[rows:]).sum(1, keepdim=True)
+        steep = (std[:rows] / FLAT).clamp_(max=1.0)
+        mine = (t[:rows] for t in (centred, std, scale, order))
+        shared = (t[..., :rows] for t in (decay, chain))
+        ctx.save_for_backward(*mine, *shared, weight[:, :rows], unit, norm[:rows], rho, steep)
+        return (rho * steep)[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        centred, std, scale, order, decay, chain, weight, unit, norm, rho, steep = ctx.saved_tensors
+        rows, n = centred.shape
+        g = (unit[rows:] - rho * unit[:rows]) * (grad[:, None] * steep / norm)
+        g = _laplace_backward(g, order, decay, chain, weight) / scale
+        # Through x / std, and through the steepness where a row is flat; g sums to zero over a row.
+        along = (g * centred).sum(1, keepdim=True) / (n * std.square())
+        along = torch.where(steep < 1, -grad[:, None] * rho / (n * std * FLAT), along)
+        return torch.where(std > 1e-6, g - along * centred, g), None, None
 
 
-def _recurrence(v: Tensor, a: Tensor) -> Tensor:
-    """Solve h_i = a_i h_{i−1} + v_i along the last dimension, by doubling: log₂ n steps, no division."""
-    step, n = 1, v.shape[-1]
-    while step < n:
-        v = torch.cat([v[..., :step], torch.addcmul(v[..., step:], a[..., step:], v[..., :-step])], -1)
-        if 2 * step < n:
-            a = torch.cat([torch.zeros_like(a[..., :step]), a[..., step:] * a[..., :-step]], -1)
-        step *= 2
-    return v
+def _laplace(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Ranks less their mean, and what the backward needs: order, decays, chains, each value's sum of kernels."""
+    y, order = x.sort(1)
+    y = y.t().contiguous()
+    decay, chain = _chains((y[:-1] - y[1:]).exp_())
+    left, right = _from_both_sides(torch.ones_like(y), decay, chain)
+    n = x.shape[1]
+    hard = torch.arange(n, dtype=y.dtype, device=y.device) - (n - 1) / 2
+    ranks = (right - left).div_(2).add_(hard[:, None])
+    return torch.empty_like(x).scatter_(1, order, ranks.t()), order, decay, chain, left.add_(right)
+
+
+def _laplace_backward(grad: Tensor, order: Tensor, decay: Tensor, chain: Tensor, weight: Tensor) -> Tensor:
+    # dr_i/dx_j = −e^−|x_i − x_j| / 2 for i ≠ j, so each x_m gets Σ_j (g_m − g_j) e^−|x_m − x_j| / 2.
+    g = grad.gather(1, order).t().contiguous()
+    left, right = _from_both_sides(g, decay, chain)
+    out = (g * weight).sub_(left).sub_(right).div_(2)
+    return torch.empty_like(grad).scatter_(1, order, out.t())
+
+
+# Sums that decay from either end obey h_i = a_i h_{i−1} + v_i. It is solved in blocks of about √n values: within all
+# blocks at once, then from block to block. Nothing is divided, so that nothing can overflow, and what underflows is
+# what does not matter; the work is O(n), in about 3√n steps along contiguous memory.
+
+
+def _chains(decay: Tensor) -> tuple[Tensor, Tensor]:
+    """(blocks, size, 2, B) decays from (n − 1, B), from either end, and their products from each block's start."""
+    n, batch = decay.shape[0] + 1, decay.shape[1]
+    size = max(1, round((n / 2) ** 0.5))
+    a = decay.new_zeros(-(-n // size), size, 2, batch)
+    flat = a.view(-1, 2, batch)
+    flat[1:n, 0], flat[1:n, 1] = decay, decay.flip(0)
+    chain = a.clone()
+    for i in range(1, size):
+        chain[:, i] *= chain[:, i - 1]
+    return a, chain
+
+
+def _from_both_sides(v: Tensor, a: Tensor, chain: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ_{j≤i} v_j e^−(y_i − y_j) and the same over j ≥ i, for v and both results (n, B)."""
+    h = torch.zeros_like(a)
+    flat = h.view(-1, 2, v.shape[1])[: v.shape[0]]
+    flat[:, 0], flat[:, 1] = v, v.flip(0)
+    for i in range(1, h.shape[1]):
+        h[:, i].addcmul_(a[:, i], h[:, i - 1])
+    last, link = h[:, -1], chain[:, -1]
+    for block in range(1, h.shape[0]):
+        last[block].addcmul_(link[block], last[block - 1])
+    h[1:, :-1].addcmul_(chain[1:, :-1], last[:-1, None])
+    return flat[:, 0], flat[:, 1].flip(0)
 
 
 # Blondel ------------------------------------------------------------------------------------------------

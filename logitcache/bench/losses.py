@@ -1,0 +1,168 @@
+"""How much a loss costs, against the plain dense one: forward and backward on the same student logits."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from logitcache.losses import blondel_ranks, cmkd, kd, laplace_ranks, soft_spearman
+from logitcache.sparse import SparseTeacher
+
+TEMPERATURE = 4.0
+STRENGTH = 0.25
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison: medians in milliseconds, and the ratio per round as median and quartiles."""
+
+    name: str
+    against: str
+    batch: int
+    classes: int
+    k: int
+    ms: float
+    ms_against: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    wanted: float
+    """What the ratio should be at most."""
+
+
+def measure(
+    *,
+    batch: int = 256,
+    classes: Sequence[int] = (1000, 21841),
+    ks: Sequence[int] = (16, 100),
+    ranked: int = 1000,
+    rounds: int = 20,
+    device: torch.device | str = "cpu",
+) -> list[Row]:
+    """Time the losses against dense KD, and the rank operators against each other, in interleaved rounds.
+
+    Args:
+        batch: rows.
+        classes: numbers of classes C.
+        ks: numbers of classes that the teacher lists.
+        ranked: length of the rows of the rank operators.
+        rounds: how often each function runs; one more is not counted.
+        device: where.
+    """
+    rows = []
+    generator = torch.Generator().manual_seed(0)
+    for c in classes:
+        student = (torch.randn(batch, c, generator=generator) * 2).to(device)
+        logits = (torch.randn(batch, c, generator=generator) * 3).to(device)
+        p = (logits / TEMPERATURE).softmax(1)
+        for k in ks:
+            teacher = SparseTeacher.from_logits(logits, k)
+            times = _interleaved(
+                {
+                    "dense kd": _step(partial(_dense_kd, p=p), student),
+                    "softmax": _step(lambda s: s.softmax(1)[:, 0].sum(), student),
+                    "kd": _step(partial(kd, teacher=teacher, temperature=TEMPERATURE), student),
+                    "cmkd": _step(partial(cmkd, teacher=teacher, temperature=TEMPERATURE), student),
+                    "ranks of the support": _step(partial(_spearman, teacher=teacher), student[:, :k]),
+                },
+                rounds,
+                device,
+            )
+            rows.append(_row("kd", "dense kd", times, batch, c, k, 1.2))
+            rows.append(_row("cmkd", "dense kd", times, batch, c, k, 2.0))
+            rows.append(_row("ranks of the support", "softmax", times, batch, c, k, 1.0))
+    values = torch.randn(batch, ranked, generator=generator).to(device)
+    times = _interleaved(
+        {
+            "laplace": _step(lambda x: _weighed(laplace_ranks(x, STRENGTH)), values),
+            "plain laplace": _step(lambda x: _weighed(_plain_laplace(x, STRENGTH)), values),
+            "blondel": _step(lambda x: _weighed(blondel_ranks(x, STRENGTH)), values),
+        },
+        max(3, rounds // 4),
+        device,
+    )
+    rows.append(_row("laplace", "plain laplace", times, batch, ranked, ranked, 0.5))
+    rows.append(_row("laplace", "blondel", times, batch, ranked, ranked, 1.0))
+    return rows
+
+
+def saved_bytes(loss: Callable[[Tensor], Tensor], student: Tensor) -> int:
+    """Bytes that a loss keeps for its backward, the student's logits not counted."""
+    leaf = student.clone().requires_grad_()
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() != leaf.untyped_storage().data_ptr():
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        value = loss(leaf)
+    del value
+    return sum(kept.values())
+
+
+def _dense_kd(student: Tensor, p: Tensor) -> Tensor:
+    """Plain KD; the dense teacher's softened probabilities are given, and not timed."""
+    log_q = (student / TEMPERATURE).log_softmax(1)
+    return F.kl_div(log_q, p, reduction="batchmean") * TEMPERATURE**2
+
+
+def _spearman(x: Tensor, teacher: SparseTeacher) -> Tensor:
+    return soft_spearman(x, -teacher.gap, STRENGTH).mean()
+
+
+def _plain_laplace(x: Tensor, strength: float) -> Tensor:
+    """The same ranks as one would write them for autograd: cumulative log-sum-exps in sorted order."""
+    y, order = (x / (strength * x.std(1, correction=0, keepdim=True))).sort(1)
+    left = (y.logcumsumexp(1) - y).exp()
+    right = ((-y).flip(1).logcumsumexp(1).flip(1) + y).exp()
+    hard = torch.arange(1, x.shape[1] + 1, device=x.device)
+    return torch.zeros_like(y).scatter(1, order, hard + (right - left) / 2)
+
+
+def _weighed(ranks: Tensor) -> Tensor:
+    return (ranks * torch.linspace(-1, 1, ranks.shape[1], device=ranks.device)).sum()
+
+
+def _step(loss: Callable[[Tensor], Tensor], inputs: Tensor) -> Callable[[], None]:
+    leaf = inputs.clone().requires_grad_()
+
+    def step() -> None:
+        leaf.grad = None
+        loss(leaf).backward()  # type: ignore[no-untyped-call]
+
+    return step
+
+
+def _interleaved(
+    steps: dict[str, Callable[[], None]], rounds: int, device: torch.device | str
+) -> dict[str, Tensor]:
+    """Milliseconds of each step in each round; one step after the other within a round, so that load is shared."""
+    synchronise: Callable[[], object] = (
+        torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+    )
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds + 1):
+        for name, step in steps.items():
+            synchronise()
+            start = time.perf_counter()
+            step()
+            synchronise()
+            if number:
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: torch.tensor(values) for name, values in times.items()}
+
+
+def _row(
+    name: str, against: str, times: dict[str, Tensor], batch: int, classes: int, k: int, wanted: float
+) -> Row:
+    ratio = times[name] / times[against]
+    low, middle, high = torch.quantile(ratio, torch.tensor([0.25, 0.5, 0.75])).tolist()
+    ms, ms_against = times[name].median().item(), times[against].median().item()
+    return Row(name, against, batch, classes, k, ms, ms_against, middle, low, high, wanted)
