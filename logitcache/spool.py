@@ -6,14 +6,15 @@ by all workers, ranks and student runs. It is only ever made whole: written asid
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from logitcache.errors import StorageError
+from logitcache.errors import LogitCacheError, StorageError
 from logitcache.schema import CacheSpec, RowLayout
 from logitcache.store import CacheReader
 
@@ -60,6 +61,8 @@ def open_spool(
                 _trim(folder, limit, keep=file)
             os.utime(file)
             return np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
+    except LogitCacheError:  # the cache's own trouble, some of it an OSError too
+        raise
     except OSError as error:
         raise StorageError(
             f"cannot keep the decoded seed {seed} in {folder}: {error.strerror or error}; "
@@ -82,16 +85,25 @@ def _build(file: Path, reader: CacheReader, seed: int, layout: RowLayout) -> Non
     with aside.open("wb") as out:
         for shard in range(reader.spec.shards):
             out.write(pack(reader.spec, layout, reader.read(seed, shard)).data)
+        out.flush()
+        os.fsync(
+            out.fileno()
+        )  # or a power cut could leave a file of the right name and size, and zeros in it
     aside.replace(file)
 
 
 def _trim(folder: Path, limit: int, keep: Path) -> None:
     """Delete the spools longest unused until the folder is within `limit`; who has one mapped keeps it."""
-    spools = sorted(folder.glob("*.spool"), key=lambda f: f.stat().st_mtime)
-    size = sum(f.stat().st_size for f in spools)
-    for spool in spools:
-        if size <= limit:
+    spools = []
+    for spool in folder.glob("*.spool"):
+        with suppress(FileNotFoundError):  # another process trims too
+            found = spool.stat()
+            spools.append((found.st_mtime_ns, found.st_size, spool))
+    total = sum(size for _, size, _ in spools)
+    for _, size, spool in sorted(spools):
+        if total <= limit:
             return
         if spool != keep:
-            size -= spool.stat().st_size
-            spool.unlink(missing_ok=True)
+            with suppress(Timeout), FileLock(spool.with_suffix(".lock"), timeout=0):  # else: being opened now
+                spool.unlink(missing_ok=True)
+                total -= size

@@ -7,10 +7,12 @@ A shard is the unit of everything: it has its commit entry, the digest of what i
 import errno
 import hashlib
 import os
+import re
 import shutil
 import socket
+import struct
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,6 +36,7 @@ from logitcache.schema import ArraySpec, CacheSpec
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 ATTRIBUTE = "logitcache"
+MOST_SHARDS = 1 << 16  # of one seed: a file each, so more are a mistake or an attack
 
 
 # Writing --------------------------------------------------------------------------------------------------
@@ -52,14 +55,21 @@ class CacheWriter:
         Raises:
             MismatchError: there is a cache of another teacher, data set, recipe, k … at `path`.
             FormatError: there is something else, or a damaged cache, at `path`.
+            OptionError: the shards would be too many.
             StorageError: the disk said no.
         """
         path = local(path)
+        if spec.shards > MOST_SHARDS:
+            raise OptionError(
+                f"shards of {spec.shard_samples} samples make {spec.shards} of a seed, "
+                f"more than {MOST_SHARDS}; choose a larger shard size"
+            )
         with _storing(path):
-            if not path.exists() or not any(path.iterdir()):
-                attributes = {ATTRIBUTE: spec.to_dict()}
-                zarr.create_group(zarr.storage.LocalStore(path), attributes=attributes)
-                _make_durable([path / "zarr.json"])
+            if _vacant(path):
+                path.mkdir(parents=True, exist_ok=True)
+                with FileLock(path / ".lock"):
+                    if _vacant(path):  # still: nobody else was quicker
+                        _create_root(path, spec)
         found = CacheReader(path).spec
         if fields := spec.differences(found):
             raise MismatchError(
@@ -103,14 +113,17 @@ class SeedWriter:
     def __init__(self, folder: Path, spec: CacheSpec, seed: int) -> None:
         self.folder, self.spec, self.seed = folder, spec, seed
         with _storing(folder):
-            if not (folder / "commit" / "zarr.json").exists():  # made last: what is there without it is void
+            _clear_leftovers(folder)
+            if not _begun(folder):
                 self._create()
-            group = zarr.open_group(zarr.storage.LocalStore(folder), mode="r+")
-            self._arrays = {a.name: _array(group, a, folder) for a in self._all()}
+            with _reading(folder):
+                group = zarr.open_group(zarr.storage.LocalStore(folder), mode="r+")
+                self._arrays = {a.name: _array(group, a, folder) for a in self._all()}
 
     def committed(self) -> npt.NDArray[np.bool_]:
         """Say which shards are committed, (shards,) bool."""
-        commits: npt.NDArray[np.uint64] = np.asarray(self._arrays["commit"][:])
+        with _reading(self.folder / "commit"):
+            commits: npt.NDArray[np.uint64] = np.asarray(self._arrays["commit"][:])
         return np.not_equal(commits, 0)
 
     def write(self, shard: int, arrays: Arrays) -> None:
@@ -121,8 +134,10 @@ class SeedWriter:
             arrays: by name of `CacheSpec.arrays`, rows of this shard only; `gap` as float.
 
         Raises:
+            OptionError: the shard is committed, or not one of the cache's, or its arrays do not fit.
             StorageError: the disk said no. Nothing is committed then.
         """
+        _require_shard(self.spec, shard)
         if self.committed()[shard]:
             raise OptionError(f"shard {shard} of seed {self.seed} is committed: it is never written again")
         stored = {a.name: _stored(arrays[a.name], a, self.spec, shard) for a in self.spec.arrays()}
@@ -140,6 +155,7 @@ class SeedWriter:
         return (*self.spec.arrays(), self.spec.commit_array())
 
     def _create(self) -> None:
+        """Make the arrays, durably, and `commit` last: what is there without it is void."""
         group = zarr.open_group(zarr.storage.LocalStore(self.folder), mode="a")
         for a in self._all():
             group.create_array(
@@ -151,9 +167,9 @@ class SeedWriter:
                 dimension_names=a.dimensions,
                 compressors=[ZstdCodec(level=3), Crc32cCodec()],
                 fill_value=0,
-                overwrite=a.name != "commit",
+                overwrite=a.name != "commit",  # that one holds the lock
             )
-        _make_durable([self.folder / "zarr.json", *(self.folder / a.name / "zarr.json" for a in self._all())])
+            _make_durable([self.folder / "zarr.json", self.folder / a.name / "zarr.json"])
 
 
 # Reading --------------------------------------------------------------------------------------------------
@@ -181,15 +197,17 @@ class CacheReader:
             self.spec = CacheSpec.from_dict(attributes[ATTRIBUTE])
         except FormatError as error:
             raise FormatError(f"{self.path}: {error}") from error
+        if self.spec.shards > MOST_SHARDS:
+            raise FormatError(
+                f"{self.path}: expected at most {MOST_SHARDS} shards of a seed, found {self.spec.shards}"
+            )
         self._opened: dict[int, dict[str, Any]] = {}
 
     def seeds(self) -> list[int]:
         """List the seeds that have been begun, in rising order."""
-        names = (entry.name for entry in os.scandir(self.path) if entry.is_dir())
-        begun = (
-            n for n in names if n.startswith("seed-") and (self.path / n / "commit" / "zarr.json").exists()
-        )
-        return sorted(int(n[5:]) for n in begun if n[5:].isdigit())
+        with _reading(self.path):
+            names = [entry.name for entry in os.scandir(self.path)]
+        return sorted(int(n[5:]) for n in names if _SEED.fullmatch(n) and _begun(self.path / n))
 
     def commits(self, seed: int) -> npt.NDArray[np.uint64]:
         """Return the commit digests of one seed, (shards,) uint64; 0 where a shard is not there."""
@@ -217,9 +235,11 @@ class CacheReader:
         """Decode one committed shard: arrays by name, rows of this shard only, in stored dtypes.
 
         Raises:
+            OptionError: the cache has no such shard.
             IncompleteError: the shard is not committed.
             FormatError: its bytes are not what was committed.
         """
+        _require_shard(self.spec, shard)
         commit = int(self.commits(seed)[shard])
         if not commit:
             raise IncompleteError(f"shard {shard} of seed {seed} of {self.path} is not committed")
@@ -286,7 +306,7 @@ class CacheReader:
     def _arrays(self, seed: int) -> dict[str, Any]:
         if seed not in self._opened:
             folder = self.path / f"seed-{seed}"
-            if not (folder / "commit" / "zarr.json").is_file():
+            if not _begun(folder):
                 raise IncompleteError(f"{self.path} has no seed {seed}; it has {seed_list(self.seeds())}")
             group = zarr.open_group(zarr.storage.LocalStore(folder), mode="r")
             specs = (*self.spec.arrays(), self.spec.commit_array())
@@ -309,8 +329,15 @@ def seed_list(seeds: list[int]) -> str:
 
 
 def shard_digest(spec: CacheSpec, seed: int, shard: int, stored: Arrays) -> int:
-    """Digest one shard: BLAKE2b-64 over its place and every array's name and little-endian bytes; never 0."""
-    digest = hashlib.blake2b(f"{seed}/{shard}".encode(), digest_size=8)
+    """Digest one shard: BLAKE2b-64 over whose it is, then each array's name and little-endian bytes; never 0.
+
+    Whose: teacher, data, recipe, how to decode it, and its place. A shard of another cache, seed or place is not
+    taken for this one, whatever it holds.
+    """
+    t, d, p = spec.teacher, spec.dataset, spec.profile
+    whose = (t.weights_sha256, t.precision, d.fingerprint, spec.recipe_sha256, d.num_classes, spec.k)
+    digest = hashlib.blake2b("/".join(map(str, (*whose, seed, shard))).encode(), digest_size=8)
+    digest.update(struct.pack("<d", p.gap_step or 0.0))
     for a in spec.arrays():
         digest.update(a.name.encode())
         digest.update(np.ascontiguousarray(stored[a.name], dtype=np.dtype(a.dtype).newbyteorder("<")).data)
@@ -333,22 +360,66 @@ def local(path: str | Path) -> Path:
     return Path(path)
 
 
+_SEED = re.compile("seed-(0|[1-9][0-9]{0,18})")
+
+
+def _vacant(path: Path) -> bool:
+    """Is there nothing at `path` but, perhaps, what a crash or another process left on the way to a cache?"""
+    return not path.exists() or all(entry.name in (".lock", ".new") for entry in os.scandir(path))
+
+
+def _create_root(path: Path, spec: CacheSpec) -> None:
+    """Make the root group aside, then move it into its place, so that it is whole or not there."""
+    aside = path / ".new"
+    shutil.rmtree(aside, ignore_errors=True)
+    zarr.create_group(zarr.storage.LocalStore(aside), attributes={ATTRIBUTE: spec.to_dict()})
+    _make_durable([aside / "zarr.json"])
+    (aside / "zarr.json").replace(path / "zarr.json")
+    aside.rmdir()
+    _make_durable([path / "zarr.json"])
+
+
+def _begun(folder: Path) -> bool:
+    """Has this seed its arrays? `commit` is made last, and a power cut may leave its file empty."""
+    file = folder / "commit" / "zarr.json"
+    return file.is_file() and file.stat().st_size > 0
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Delete what a crash left in a seed: files that were being written, and empty ones after a power cut."""
+    for file in folder.rglob("*.partial"):
+        file.unlink(missing_ok=True)
+    for file in [folder / "commit" / "zarr.json", *(folder / "commit" / "c").glob("*")]:
+        if file.is_file() and file.stat().st_size == 0:
+            file.unlink()
+
+
+def _require_shard(spec: CacheSpec, shard: int) -> None:
+    if not 0 <= shard < spec.shards:
+        raise OptionError(f"no shard {shard}: expected 0 to {spec.shards - 1}")
+
+
 def _array(group: zarr.Group, expected: ArraySpec, folder: Path) -> Any:
     """Open one array and insist on the form that the spec gives it."""
     array = group.get(expected.name)
     if not isinstance(array, zarr.Array):
         raise FormatError(f"{folder}: array {expected.name!r} is missing")
-    found = (array.shape, str(array.dtype), array.chunks, array.shards)
-    wanted = (expected.shape, expected.dtype, expected.chunks, expected.shards)
+    found = (array.shape, str(array.dtype), array.chunks, array.shards, float(array.fill_value))
+    wanted = (expected.shape, expected.dtype, expected.chunks, expected.shards, 0.0)
     if found != wanted:
         raise FormatError(
-            f"{folder}: array {expected.name!r}: expected shape, dtype, chunks, shards {wanted}, found {found}"
+            f"{folder}: array {expected.name!r}: "
+            f"expected shape, dtype, chunks, shards, fill value {wanted}, found {found}"
         )
     return array
 
 
 def _stored(values: npt.NDArray[Any], array: ArraySpec, spec: CacheSpec, shard: int) -> npt.NDArray[Any]:
-    """Bring one array of a shard to its stored dtype; gaps are rounded, quantised, clipped to its range."""
+    """Bring one array of a shard to its stored dtype; gaps are rounded, quantised, clipped to its range.
+
+    Raises:
+        OptionError: its shape is not the shard's, or it names classes that are not there.
+    """
     place = spec.place(array, shard)
     shape = (place.stop - place.start, *array.shape[1:])
     if (found := np.shape(values)) != shape:
@@ -357,7 +428,12 @@ def _stored(values: npt.NDArray[Any], array: ArraySpec, spec: CacheSpec, shard: 
         if spec.profile.gap_step is not None:
             values = np.round(np.asarray(values, dtype=np.float32) / spec.profile.gap_step)
         dtype = np.dtype(array.dtype)
-        values = np.minimum(values, np.iinfo(dtype).max if dtype.kind == "u" else np.finfo(dtype).max)
+        values = np.clip(values, 0, np.iinfo(dtype).max if dtype.kind == "u" else np.finfo(dtype).max)
+    if array.name == "ids" and not 0 <= np.min(values) <= np.max(values) < spec.dataset.num_classes:
+        raise OptionError(
+            f"ids of a shard: expected classes 0 to {spec.dataset.num_classes - 1}, "
+            f"found {np.min(values)} to {np.max(values)}"
+        )
     return np.ascontiguousarray(values, dtype=array.dtype)
 
 
@@ -377,9 +453,15 @@ def _make_durable(files: list[Path]) -> None:
 
 
 def _size(folder: Path, *, recurse: bool = True) -> int:
-    if not recurse:
-        return sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file())
-    return sum((Path(r) / f).stat().st_size for r, _, files in os.walk(folder) for f in files)
+    """Sum the bytes of the files of a folder that others may be writing in."""
+    size = 0
+    for parent, folders, files in os.walk(folder):
+        if not recurse:
+            folders.clear()
+        for file in files:
+            with suppress(FileNotFoundError):  # renamed meanwhile
+                size += (Path(parent) / file).stat().st_size
+    return size
 
 
 @contextmanager
@@ -409,6 +491,7 @@ def _reading(where: Path | str) -> Iterator[None]:
     except OSError as error:
         raise StorageError(f"cannot read {where}: {error}") from error
     except Exception as error:  # damaged bytes surface as any exception of any codec
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise FormatError(
-            f"{where}: damaged ({type(error).__name__}: {str(error).splitlines()[0]})"
+            f"{where}: damaged ({reason[:200]}); restore it from a copy, or delete it and dump again"
         ) from error

@@ -230,6 +230,10 @@ class Stream:
             raise OptionError("a stream needs at least one augmentation seed")
         if config.batch_size < 1:
             raise OptionError(f"batch size must be at least 1, found {config.batch_size}")
+        if not 0 <= config.rank < config.world_size:
+            raise OptionError(
+                f"rank must be 0 to {config.world_size - 1} of {config.world_size}, found {config.rank}"
+            )
         self.views, self.teacher, self.config = views, teacher, config
         self.device = choose_device(config.device)
         self.workers = choose_workers(config.workers, views.images, self.device)
@@ -313,7 +317,11 @@ class Stream:
         }
 
     def steps(self, epoch: int) -> int:
-        """Number of batches of an epoch."""
+        """Number of batches of an epoch.
+
+        Raises:
+            OptionError: not one batch can be filled on every rank.
+        """
         return len(self._sampler(epoch))
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
@@ -338,7 +346,7 @@ class Stream:
         samples = np.arange(len(self.views))
         if self.teacher is not None:
             samples = samples[self.teacher.usable(seed)]
-        return PairSampler(
+        sampler = PairSampler(
             samples,
             seed,
             config.batch_size,
@@ -347,6 +355,12 @@ class Stream:
             rank=config.rank,
             world_size=config.world_size,
         )
+        if not len(sampler):
+            raise OptionError(
+                f"not one batch: {len(samples)} samples for batches of {config.batch_size} on "
+                f"{config.world_size} ranks; choose a smaller batch size"
+            )
+        return sampler
 
 
 def _refuse_invalid(teacher: SparseTeacher, samples: Tensor) -> None:
