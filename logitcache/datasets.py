@@ -107,14 +107,15 @@ class ArrayImages(Images):
     def __init__(
         self, name: str, split: str, images: Tensor, labels: Labels, num_classes: int, recipe: str
     ) -> None:
-        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):
+        if images.dtype != torch.uint8 or images.ndim != 4 or not images.numel():
             raise DataError(
-                f"{name}: expected (n, C, H, W) uint8 images and n labels, "
-                f"found {tuple(images.shape)} {images.dtype} and {len(labels)} labels"
+                f"{name}: expected (n, C, H, W) uint8 images, found {tuple(images.shape)} {images.dtype}"
             )
         self.name, self.split, self.recipe = name, split, recipe
-        self.images, self.labels, self.num_classes = images.contiguous(), labels, num_classes
-        self._fingerprint = _fingerprint(str(tuple(images.shape)).encode(), images.numpy().data, labels.data)
+        self.images, self.num_classes = images.contiguous(), num_classes
+        self.labels = _checked_labels(name, labels, len(images), num_classes)
+        shape = str(tuple(images.shape)).encode()
+        self._fingerprint = _fingerprint(shape, self.images.numpy().data, self.labels.data)
 
     def image(self, sample: int) -> Tensor:
         """Return one image, (C, H, W) uint8."""
@@ -180,7 +181,7 @@ class FolderImages(Images):
     ) -> None:
         self.name, self.split, self.root = name, split, root
         self.files, self.labels, self.num_classes = files, labels, num_classes
-        parts = (f"{os.path.getsize(root / f)}\0".encode() + os.fsencode(f) + b"\0" for f in files)
+        parts = (f"{_size(root / f)}\0".encode() + os.fsencode(f) + b"\0" for f in files)
         self._fingerprint = _fingerprint(b"".join(parts), labels.data)
 
     @classmethod
@@ -204,9 +205,13 @@ class FolderImages(Images):
         for label, name_of_class in enumerate(classes):
             found = _image_files(folder, name_of_class)
             if not found and split == "train":
-                raise DataError(f"{folder / name_of_class}: no images; expected files in {_SUFFIX_LIST}")
+                raise DataError(
+                    f"{printable(folder / name_of_class)}: no images; expected files in {_SUFFIX_LIST}"
+                )
             files += found
             labels += [label] * len(found)
+        if not files:
+            raise DataError(f"{folder}: no images; expected files in {_SUFFIX_LIST}")
         return cls(name, split, folder, files, np.asarray(labels, dtype=np.int64), len(classes))
 
     @classmethod
@@ -246,11 +251,13 @@ def decode(path: Path) -> Tensor:
         encoded = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
         if path.suffix.lower() in _BY_PILLOW:
             return _decode_with_pillow(path)
+        if not encoded.numel():
+            raise ValueError("the file is empty")
         image: Tensor = decode_image(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-    except (OSError, RuntimeError, ValueError, SyntaxError) as error:
-        reason = (
-            str(error).strip().splitlines()[0].rsplit(", ", 1)[-1] if str(error) else type(error).__name__
-        )
+    except Exception as error:  # whatever a decoder raises, the file is what is wrong
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rsplit(", ", 1)[-1]
+        if "Unsupported image file" in str(error):
+            reason = "it is not a JPEG, PNG, WebP or GIF file"
         raise ImageError(
             f"{printable(path)} does not decode ({reason}); mend or remove it, "
             "or leave it out with --on-bad-image skip"
@@ -262,7 +269,8 @@ def decode(path: Path) -> Tensor:
     return image
 
 
-_BY_PILLOW = (".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+# torchvision knows none of these but WebP, whose EXIF orientation and animations it passes over.
+_BY_PILLOW = (".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 _SUFFIX_LIST = " ".join(IMAGE_SUFFIXES)
 
 
@@ -270,8 +278,18 @@ def _decode_with_pillow(path: Path) -> Tensor:
     from PIL import Image, ImageOps
 
     with Image.open(path) as file:
-        image = ImageOps.exif_transpose(file).convert("RGB")
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        wide = file.format == "PPM" and file.mode == "I"  # Pillow scales such pixels to 16 bits
+        image = ImageOps.exif_transpose(file)
+    return _from_pillow(image.convert("I;16") if wide else image).expand(3, -1, -1).contiguous()
+
+
+def _from_pillow(image: Any) -> Tensor:
+    """Convert a PIL image of any mode to (1, H, W) uint8 if it is gray, else (3, H, W) uint8."""
+    if image.mode.startswith("I;16"):
+        array = (np.asarray(image) >> 8).astype(np.uint8)  # Pillow would clip at 255
+    else:
+        array = np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
 
 
 def _image_files(root: Path, below: str) -> list[str]:
@@ -285,6 +303,13 @@ def _image_files(root: Path, below: str) -> list[str]:
             if name.lower().endswith(IMAGE_SUFFIXES)
         ]
     return sorted(found, key=lambda path: os.fsencode(path.replace(os.sep, "/")))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a broken link, say: `decode` will name it
+        return -1
 
 
 def _require_folder(folder: Path, expected: str) -> None:
@@ -303,26 +328,45 @@ class WrappedImages(Images):
 
     def __init__(self, name: str, split: str, data: Any) -> None:
         self.name, self.split, self.data = name, split, data
-        targets = data.targets if hasattr(data, "targets") else [data[i][1] for i in range(len(data))]
-        self.labels = np.asarray(targets, dtype=np.int64)
-        self.num_classes = len(data.classes) if hasattr(data, "classes") else int(self.labels.max()) + 1
-        shown = [self.image((i * len(data)) // 32) for i in range(min(32, len(data)))]
-        self._fingerprint = _fingerprint(
-            self.labels.data, *(image.contiguous().numpy().data for image in shown)
-        )
+        try:
+            targets = data.targets if hasattr(data, "targets") else [data[i][1] for i in range(len(data))]
+        except (TypeError, LookupError, OSError) as error:
+            raise DataError(f"{name}: an item is not an (image, label) pair: {error!r}") from error
+        classes = len(data.classes) if hasattr(data, "classes") else None
+        self.labels = _checked_labels(name, targets, len(data), classes)
+        self.num_classes = classes or int(self.labels.max()) + 1 or None
+        shown = sorted({(i * len(data)) // 32 for i in range(32)})
+        self._fingerprint = _fingerprint(self.labels.data, *(self._proof(i) for i in shown))
 
     def image(self, sample: int) -> Tensor:
         """Return one image, (C, H, W) uint8."""
-        image = self.data[sample][0]
-        if not isinstance(image, Tensor):
-            array = np.array(image, dtype=np.uint8)
-            image = torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
-        if image.dtype != torch.uint8 or image.ndim != 3:
-            raise ImageError(
-                f"{self.describe(sample)}: expected a PIL image or a (C, H, W) uint8 tensor, "
-                f"found {tuple(image.shape)} {image.dtype}; leave ToTensor and Normalize out of the data set"
+        from PIL import Image
+
+        try:
+            image = self.data[sample][0]
+            if isinstance(image, Image.Image):
+                image = _from_pillow(image)
+        except (OSError, SyntaxError) as error:
+            raise ImageError(f"{self.describe(sample)} does not decode ({error})") from error
+        if (
+            not isinstance(image, Tensor)
+            or image.dtype != torch.uint8
+            or image.ndim != 3
+            or len(image) not in (1, 3)
+        ):
+            found = f"{tuple(image.shape)} {image.dtype}" if hasattr(image, "shape") else type(image).__name__
+            raise DataError(
+                f"{self.describe(sample)}: expected a PIL image or a (C, H, W) uint8 tensor with C of 1 or 3, "
+                f"found {found}; leave ToTensor and Normalize out of the data set"
             )
         return image
+
+    def _proof(self, sample: int) -> bytes:
+        try:
+            image = self.image(sample)
+        except ImageError:
+            return b"does not decode"
+        return f"{tuple(image.shape)}".encode() + image.contiguous().numpy().tobytes()
 
     @property
     def fingerprint(self) -> str:
@@ -346,6 +390,20 @@ def _own_images(name: str, split: str) -> Images:
 def printable(path: Path) -> str:
     """Return a path as text that any terminal takes, whatever its bytes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _checked_labels(name: str, labels: Any, n: int, num_classes: int | None) -> Labels:
+    """Return labels as (n,) int64, or say what they are instead."""
+    found = np.asarray(labels)
+    if found.shape != (n,) or not n or found.dtype.kind not in "iu":
+        raise DataError(
+            f"{name}: expected one class number per image, found {found.dtype} labels of shape {found.shape} "
+            f"for {n} images"
+        )
+    last = num_classes - 1 if num_classes else int(found.max())
+    if odd := [int(label) for label in (found.min(), found.max()) if not -1 <= label <= last]:
+        raise DataError(f"{name}: labels must be 0 to {last} (or -1 for none), found {odd[0]}")
+    return np.ascontiguousarray(found, dtype=np.int64)
 
 
 def _fingerprint(*parts: Any) -> str:

@@ -64,10 +64,11 @@ class KeyedViews(Dataset[ViewBatch]):
             return ViewBatch(torch.empty(0), labels, samples, seeds, none, str(error))
         valid = torch.tensor([view is not None for view in made])
         views = [torch.zeros_like(good[0]) if view is None else view for view in made]
-        if odd := next((i for i, view in enumerate(views) if view.shape != views[0].shape), None):
+        if odd := next((i for i, view in enumerate(views) if view.shape != good[0].shape), None):
+            first = next(i for i, view in enumerate(made) if view is not None)
             problem = (
-                f"views of one batch must have one size, found {tuple(views[0].shape)} of "
-                f"{self.images.describe(pairs[0][0])} and {tuple(views[odd].shape)} of "
+                f"views of one batch must have one size, found {tuple(good[0].shape)} of "
+                f"{self.images.describe(pairs[first][0])} and {tuple(views[odd].shape)} of "
                 f"{self.images.describe(pairs[odd][0])}; end the recipe with a crop or resize to a fixed size"
             )
             return ViewBatch(torch.empty(0), labels, samples, seeds, valid, problem)
@@ -88,6 +89,8 @@ class KeyedViews(Dataset[ViewBatch]):
                 if self.on_bad_image == "error":
                     raise
                 made += [None] * (stop - start)
+            except DataError as error:
+                raise DataError(f"{self.images.describe(sample)}: {error}") from error
             start = stop
         return made
 

@@ -6,17 +6,20 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from logitcache.errors import NotFoundError, UnknownNameError
+from logitcache.errors import NotFoundError, OptionError, UnknownNameError
 
 
 def load_callable(reference: str) -> Callable[..., Any]:
     """Import ``package.module:function``, looking in the working directory too.
 
     Raises:
+        OptionError: it is not of that form.
         NotFoundError: the module cannot be imported.
         UnknownNameError: the module has no such callable.
     """
     module_name, _, name = reference.partition(":")
+    if not module_name or not name or module_name.startswith("."):
+        raise OptionError(f"expected package.module:function, found {reference!r}")
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
     try:

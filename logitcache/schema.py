@@ -7,6 +7,9 @@ else in the library knows these. `docs/format.md` says the same in prose, for ot
 import dataclasses
 import hashlib
 import json
+import math
+import reprlib
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -128,7 +131,8 @@ class Profile(Spec):
 
     def __post_init__(self) -> None:
         _require(
-            (self.gap_step is not None) == (self.gap_dtype == "uint8") and (self.gap_step or 1.0) > 0,
+            (self.gap_step is not None) == (self.gap_dtype == "uint8")
+            and (self.gap_step is None or self.gap_step > 0),
             f"uint8 gaps need a positive gap_step and others none, found {self.gap_dtype}, {self.gap_step}",
         )
 
@@ -384,6 +388,8 @@ def _parse_spec(cls: type[_S], data: object, where: str) -> _S:
 def _parse(hint: Any, value: object, where: str) -> Any:
     """Check one JSON value against a type hint and convert it (lists to tuples, objects to specs)."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return _parse_json(value, where)
     if isinstance(hint, type) and issubclass(hint, Spec):
         return _parse_spec(hint, value, where)
     if origin is Literal and value in args:
@@ -397,9 +403,9 @@ def _parse(hint: Any, value: object, where: str) -> Any:
         if len(args) == len(value):
             return tuple(_parse(a, v, where) for a, v in zip(args, value, strict=True))
     if origin is dict and isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
-        return {k: v if args[1] is Any else _parse(args[1], v, f"{where}.{k}") for k, v in value.items()}
+        return {k: _parse(args[1], v, f"{where}.{k}") for k, v in value.items()}
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if value - value == 0:  # neither NaN nor infinity
+        if abs(value) <= sys.float_info.max:  # neither NaN nor infinity, nor an integer beyond floats
             return float(value)
     elif hint in (int, str) and type(value) is hint:
         return value
@@ -407,8 +413,26 @@ def _parse(hint: Any, value: object, where: str) -> Any:
     raise FormatError(f"{where}: expected {expected}, found {_short(value)}")
 
 
+def _parse_json(value: object, where: str, depth: int = 0) -> Any:
+    """Check that a value is JSON: no NaN, no date (which TOML knows), no bottomless nesting."""
+    if depth > _DEEPEST:
+        raise FormatError(f"{where}: nested more than {_DEEPEST} deep")
+    if isinstance(value, list | tuple):
+        return [_parse_json(v, where, depth + 1) for v in value]
+    if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
+        return {k: _parse_json(v, where, depth + 1) for k, v in value.items()}
+    if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise FormatError(f"{where}: expected a JSON value, found {_short(value)}")
+
+
+_DEEPEST = 32
+_BRIEF = reprlib.Repr()  # unlike repr it survives any nesting
+_BRIEF.maxstring = _BRIEF.maxlong = _BRIEF.maxother = 60
+
+
 def _short(value: object) -> str:
-    text = repr(value)
+    text = _BRIEF.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 

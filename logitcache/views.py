@@ -93,7 +93,7 @@ class ViewMaker:
             (C, h, w) uint8, contiguous.
 
         Raises:
-            DataError: the recipe's result is not a (C, h, w) uint8 tensor.
+            DataError: a step does not fit the image, or the result is not a (C, h, w) uint8 tensor.
         """
         return self.many(image, sample, (seed,))[0]
 
@@ -110,9 +110,17 @@ class ViewMaker:
         if self._own_code:
             random.seed(view_key)
             np.random.seed(view_key & 0xFFFF_FFFF)  # noqa: NPY002  (the global one is what your code draws from)
-        view = image
-        for step in self._steps:
-            view = step(view)
+        view: Any = image.clone()  # a step may work in place
+        for spec, step in zip(self.recipe.steps, self._steps, strict=True):
+            try:
+                view = step(view)
+            except (TypeError, ValueError, RuntimeError) as error:
+                if ":" in spec.transform:
+                    raise  # what is wrong in your own code keeps its traceback
+                raise DataError(
+                    f"transform {spec.transform} {spec.args} does not fit {_form(view)}: "
+                    f"{(str(error) or type(error).__name__).splitlines()[0]}"
+                ) from error
         if not isinstance(view, Tensor) or view.dtype != torch.uint8 or view.ndim != 3:
             raise DataError(
                 f"recipe {self.recipe.name!r} must give a (C, h, w) uint8 tensor, found {_form(view)}; "
@@ -190,6 +198,7 @@ def recipe_named(name: str) -> RecipeSpec:
 
     Raises:
         UnknownNameError: there is no such recipe.
+        OptionError: the size is not one.
         NotFoundError: the TOML file is not there.
         FormatError: the TOML file is not a recipe.
     """
@@ -198,12 +207,12 @@ def recipe_named(name: str) -> RecipeSpec:
     if ":" in name:
         load_callable(name)
         return RecipeSpec(name, 1, (StepSpec(name),))
-    base, _, size = name.partition("@")
+    base, at, size = name.partition("@")
     if base in _SIZED:
-        if size and not (size.isdigit() and 0 < int(size) <= 4096):
+        if at and not (size.isdecimal() and 0 < int(size) <= 4096):
             raise OptionError(f"recipe {name!r}: expected a view size in pixels after @, found {size!r}")
-        pixels = int(size) if size else 224
-        evaluation = f"center@{size}" if size else "center"
+        pixels = int(size) if at else 224
+        evaluation = f"center@{size}" if at else "center"
         return RecipeSpec(name, 1, _SIZED[base](pixels), evaluation)
     if name not in _FIXED:
         raise UnknownNameError("recipe", name, [*_FIXED, *_SIZED], "(or a .toml file, or module:function)")
@@ -214,7 +223,7 @@ def _recipe_from_toml(path: Path) -> RecipeSpec:
     if not path.is_file():
         raise NotFoundError(f"recipe file {path} is not there; `logitcache init` writes an example")
     try:
-        data: dict[str, Any] = tomllib.loads(path.read_text())
+        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         steps = [dict(step) for step in data.pop("steps", [])]
         parts = [{"transform": step.pop("transform", None), "args": step} for step in steps]
         return RecipeSpec.from_dict({"name": path.stem, "version": 1, **data, "steps": parts})

@@ -1,0 +1,74 @@
+"""Errors: the tree in the docstring is the tree that exists, and messages teach."""
+
+import inspect
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from logitcache import errors
+from logitcache.errors import Difference, DriftError, LogitCacheError, MismatchError, UnknownNameError
+
+
+def drawn_tree() -> dict[str, tuple[str, str | None]]:
+    """Read {class: (parent, builtin)} from the docstring of the module."""
+    tree: dict[str, tuple[str, str | None]] = {}
+    parents: dict[int, str] = {}
+    for line in (errors.__doc__ or "").splitlines():
+        if found := re.match(r"^( *(?:│ *)*(?:[├└]── )?)([A-Z]\w*Error)\b(?: +\((\w+)\))?", line):
+            prefix, name, builtin = found.groups()
+            depth = len(prefix)
+            parent = next((parents[d] for d in sorted(parents, reverse=True) if d < depth), "Exception")
+            parents = {d: n for d, n in parents.items() if d < depth} | {depth: name}
+            tree[name] = (parent, builtin)
+    return tree
+
+
+def existing() -> dict[str, type[Exception]]:
+    return {n: v for n, v in vars(errors).items() if inspect.isclass(v) and issubclass(v, Exception)}
+
+
+def test_the_tree_in_the_docstring_is_exactly_the_classes_that_exist():
+    assert set(drawn_tree()) == set(existing())
+
+
+@pytest.mark.parametrize("name", sorted(existing()))
+def test_each_class_has_the_parent_and_the_builtin_that_the_tree_draws(name: str):
+    parent, builtin = drawn_tree()[name]
+    bases = [base.__name__ for base in existing()[name].__bases__]
+    assert bases == [parent, *([builtin] if builtin else [])]
+
+
+@pytest.mark.parametrize("name", sorted(set(existing()) - {"LogitCacheError"}))
+def test_every_error_is_caught_by_the_root(name: str):
+    assert issubclass(existing()[name], LogitCacheError)
+
+
+def test_a_near_name_is_suggested_and_without_one_all_are_listed():
+    known = ["resnet18", "resnet34", "vgg8"]
+    near = str(UnknownNameError("model", "resnet81", known))
+    assert "unknown model 'resnet81'; did you mean" in near
+    assert "resnet18" in near
+    assert "vgg8" not in near
+    far = str(UnknownNameError("model", "zzz", known, "(or your own)"))
+    assert far == "unknown model 'zzz'; known: resnet18, resnet34, vgg8 (or your own)"
+
+
+def test_two_or_more_suggestions_read_as_a_sentence():
+    text = str(UnknownNameError("model", "aaab", ["aaaa", "aaac", "aaad"]))
+    assert text.endswith("did you mean aaad, aaac or aaaa?")
+
+
+texts = st.text(min_size=1, max_size=8)
+
+
+@given(st.lists(st.tuples(texts, st.integers() | texts, st.integers() | texts), min_size=1, max_size=5))
+def test_a_mismatch_keeps_its_fields_and_names_each_in_the_message(rows: list[tuple[str, object, object]]):
+    for kind in (MismatchError, DriftError):
+        error = kind("the cache is another", [Difference(*row) for row in rows], "dump again")
+        assert error.fields == tuple(rows)
+        assert str(error).startswith("the cache is another: ")
+        assert str(error).endswith("; dump again")
+        for field, expected, found in rows:
+            assert f"{field}: expected {expected}, found {found}" in str(error)
