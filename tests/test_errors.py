@@ -4,7 +4,7 @@ import inspect
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcache import errors
@@ -63,6 +63,7 @@ def test_two_or_more_suggestions_read_as_a_sentence():
 texts = st.text(min_size=1, max_size=8)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(texts, st.integers() | texts, st.integers() | texts), min_size=1, max_size=5))
 def test_a_mismatch_keeps_its_fields_and_names_each_in_the_message(rows: list[tuple[str, object, object]]):
     for kind in (MismatchError, DriftError):

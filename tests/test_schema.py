@@ -31,10 +31,7 @@ from logitcache.schema import (
     profile_named,
 )
 
-settings.register_profile(
-    "schema", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("schema")
+often = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 # What valid specs look like -------------------------------------------------------------------------------
 
@@ -99,17 +96,20 @@ def through_json(spec: Spec) -> Any:
     return json.loads(json.dumps(spec.to_dict(), allow_nan=False))
 
 
+@often
 @given(adapters() | teachers | recipes | caches() | st.sampled_from(list(PROFILES.values())))
 def test_every_spec_is_equal_after_a_round_trip_through_json(spec: Spec):
     assert type(spec).from_dict(through_json(spec)) == spec
 
 
+@often
 @given(caches())
 def test_a_row_layout_is_equal_after_a_round_trip_through_json(spec: CacheSpec):
     layout = RowLayout.of(spec)
     assert RowLayout.from_dict(through_json(layout)) == layout
 
 
+@often
 @given(recipes)
 def test_a_recipe_keeps_its_digest_through_json_whatever_its_name(recipe: RecipeSpec):
     read = RecipeSpec.from_dict(through_json(recipe))
@@ -161,7 +161,7 @@ nasty = st.one_of(
 )
 
 
-@settings(max_examples=400)
+@settings(often, max_examples=400)
 @given(st.data())
 def test_any_value_in_any_place_is_a_valid_spec_or_a_format_error(data: st.DataObject):
     good = through_json(small_cache(profile=data.draw(st.sampled_from(sorted(PROFILES)))))
@@ -222,12 +222,14 @@ def test_an_unknown_field_is_named_with_where_it_stands(path: tuple[Any, ...]):
         CacheSpec.from_dict(put(through_json(small_cache()), (*path, "colour"), 1))
 
 
+@often
 @given(st.integers(FORMAT_VERSION + 1, 1 << 70), st.dictionaries(names, json_values, max_size=3))
 def test_a_newer_format_is_refused_before_anything_else_and_says_upgrade(version: int, rest: dict[str, Any]):
     with pytest.raises(FormatError, match=rf"format version {version}, .* up to {FORMAT_VERSION}; upgrade"):
         CacheSpec.from_dict({**rest, "format_version": version})
 
 
+@often
 @given(st.integers(max_value=FORMAT_VERSION - 1) | st.sampled_from([1.0, "1", None, True]))
 def test_no_other_format_version_passes(version: Any):
     with pytest.raises(FormatError, match="format_version"):
@@ -269,6 +271,7 @@ def test_a_value_out_of_range_is_refused(path: tuple[Any, ...], value: Any):
 # What makes two caches the same ---------------------------------------------------------------------------
 
 
+@often
 @given(caches(), names, names, st.dictionaries(names, names, max_size=3))
 def test_places_names_and_versions_do_not_make_another_cache(spec: CacheSpec, a: str, b: str, versions: Any):
     elsewhere = dataclasses.replace(
@@ -323,6 +326,7 @@ def test_another_step_shows_as_the_recipe_digest_alone():
 # Facts of the format --------------------------------------------------------------------------------------
 
 
+@often
 @given(caches())
 def test_arrays_have_the_shapes_dtypes_and_chunks_of_the_format(spec: CacheSpec):
     n, k, classes = spec.dataset.n, spec.k, spec.dataset.num_classes
@@ -348,6 +352,7 @@ def test_arrays_have_the_shapes_dtypes_and_chunks_of_the_format(spec: CacheSpec)
             assert array.shards is None
 
 
+@often
 @given(caches())
 def test_exact_keeps_every_class_in_float32_and_has_no_tail(spec: CacheSpec):
     exact = CacheSpec.new(
@@ -359,6 +364,7 @@ def test_exact_keeps_every_class_in_float32_and_has_no_tail(spec: CacheSpec):
     assert exact.arrays()[1].dtype == "float32"
 
 
+@often
 @given(caches(most_samples=20_000))
 def test_shards_partition_the_samples_in_order(spec: CacheSpec):
     assume(spec.shards <= 5000)
@@ -372,6 +378,7 @@ def test_shards_partition_the_samples_in_order(spec: CacheSpec):
         assert stops[-1] == array.shape[0]
 
 
+@often
 @given(caches(), st.data())
 def test_canaries_lie_inside_their_shard_first_included_and_spread(spec: CacheSpec, data: st.DataObject):
     shard = data.draw(st.integers(0, spec.shards - 1))
@@ -387,6 +394,7 @@ def test_canaries_lie_inside_their_shard_first_included_and_spread(spec: CacheSp
         assert max(gaps) - min(gaps) <= 1
 
 
+@often
 @given(st.integers(1, 1 << 40))
 def test_a_fitting_shard_is_a_power_of_two_within_bounds_that_cuts_data_in_about_eight(n: int):
     shard = fitting_shard(n)
@@ -399,6 +407,7 @@ def test_a_fitting_shard_is_a_power_of_two_within_bounds_that_cuts_data_in_about
     assert fitting_shard(n + 1) >= shard
 
 
+@often
 @given(caches())
 def test_fields_of_a_row_do_not_overlap_and_rows_are_whole_words(spec: CacheSpec):
     layout = RowLayout.of(spec)
@@ -419,11 +428,13 @@ def test_fields_of_a_row_do_not_overlap_and_rows_are_whole_words(spec: CacheSpec
 # New caches -----------------------------------------------------------------------------------------------
 
 
+@often
 @given(st.integers(2, 100), st.integers(1, 10**6))
 def test_k_is_capped_at_the_class_count(classes: int, k: int):
     assert small_cache(classes=classes, k=k).k == min(k, classes)
 
 
+@often
 @given(caches())
 def test_chunks_are_those_of_the_format_wherever_they_fit(spec: CacheSpec):
     assert spec.shard_samples % spec.chunk_samples == 0
