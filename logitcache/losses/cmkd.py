@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import OptionError
-from logitcache.losses.correlation import FLAT, probability_pearson, sparse_pearson
+from logitcache.losses.correlation import FLAT, WideTail, check_wide_tail, probability_pearson, sparse_pearson
 from logitcache.losses.dist import intra_class
-from logitcache.losses.kd import Tail, check_tail
 from logitcache.losses.ranks import RANKS, RankOperator, soft_spearman, steepness
-from logitcache.losses.student import split, widened
-from logitcache.sparse import Softened, SparseTeacher
+from logitcache.losses.student import split, warn_of_tail, widened
+from logitcache.sparse import SparseTeacher
 
 Difficulty = Literal["teacher_entropy", "student_entropy", "teacher_error", "student_ce", "fixed"]
 
@@ -25,9 +24,9 @@ def cmkd(
     teacher: SparseTeacher,
     target: Tensor | None = None,
     *,
-    temperature: float = 4.0,
+    temperature: float = 2.0,
     values: Literal["probabilities", "logits"] = "probabilities",
-    tail: Tail = "uniform",
+    tail: WideTail = "uniform",
     operator: RankOperator = "laplace",
     strength: float = 0.25,
     support: Literal["topk", "topk+tail"] = "topk",
@@ -45,15 +44,15 @@ def cmkd(
         student_logits: (B, C) float.
         teacher: B rows over the same C classes.
         target: (B,) int64, −1 where there is no label; two measures of difficulty ask for it.
-        temperature: T > 0, of probabilities and entropies.
+        temperature: T > 0, of the probabilities that Pearson compares.
         values: what Pearson compares: softmax at T, or the logits (their z-scores, as Pearson does not care).
-        tail: the Pearson term's tail policy, as in `kd`; logits take the teacher's mean tail logit.
+        tail: "uniform" or "renorm", as in `kd`; logits take the teacher's mean tail logit.
         operator: of the soft ranks.
         strength: of the soft ranks, relative to the row's spread.
         support: "topk" ranks the k classes that the teacher lists among themselves; "topk+tail" ranks all C, the
             teacher's tail as one tied group.
-        difficulty: "teacher_entropy" and "student_entropy" at T over log C, "teacher_error" 1 − p_y at T = 1,
-            "student_ce" the student's cross-entropy over log C, at most 1; "fixed" is `balance` in every row.
+        difficulty: "teacher_entropy" and "student_entropy" over log C, "teacher_error" 1 − p_y, "student_ce"
+            the student's cross-entropy over log C, at most 1, all at T = 1; "fixed" is `balance` in every row.
             A row without a label counts as of difficulty `balance`.
         hard: the term that hard samples lean on.
         balance: the difficulty of "fixed", in [0, 1].
@@ -70,7 +69,7 @@ def cmkd(
         rho, gathered = probability_pearson(student_logits, soft, tail)
     else:
         rho, gathered = _logit_pearson(student_logits, teacher)
-    h = _difficulty(student_logits, soft, target, difficulty, balance)
+    h = _difficulty(student_logits, teacher, target, difficulty, balance)
     w_rank = h if hard == "spearman" else 1 - h
     loss = (1 - w_rank) * (1 - rho)
     if support == "topk+tail" and teacher.tail_size:
@@ -82,6 +81,7 @@ def cmkd(
 
 
 def _logit_pearson(student_logits: Tensor, teacher: SparseTeacher) -> tuple[Tensor, Tensor]:
+    warn_of_tail(teacher, "cmkd(values=logits)")
     s = widened(student_logits)
     elsewhere = teacher.top.new_zeros(()) if teacher.tail_mean is None else teacher.tail_mean
     rho = sparse_pearson(s, teacher.ids, -teacher.gap, elsewhere, FLAT * teacher.num_classes**0.5)
@@ -92,6 +92,7 @@ def _spearman_over_all(
     student_logits: Tensor, teacher: SparseTeacher, operator: RankOperator, strength: float
 ) -> Tensor:
     """(B,) correlation of the student's soft ranks over all C with the teacher's: its tail shares a mean rank."""
+    warn_of_tail(teacher, "cmkd(support=topk+tail)")
     s = widened(student_logits)
     ranks = RANKS[operator](s, strength)
     listed = RANKS[operator](-teacher.gap, strength) if teacher.k > 1 else torch.ones_like(teacher.gap)
@@ -101,18 +102,21 @@ def _spearman_over_all(
 
 
 def _difficulty(
-    student_logits: Tensor, soft: Softened, target: Tensor | None, difficulty: Difficulty, balance: float
+    student_logits: Tensor,
+    teacher: SparseTeacher,
+    target: Tensor | None,
+    difficulty: Difficulty,
+    balance: float,
 ) -> Tensor:
     """(B,) in [0, 1], without gradient."""
-    teacher = soft.teacher
     chance = math.log(teacher.num_classes)
     if difficulty == "fixed":
         return torch.full_like(teacher.top, balance)
     if difficulty == "teacher_entropy":
-        return soft.entropy() / chance
+        return teacher.entropy() / chance
     with torch.no_grad():
         if difficulty == "student_entropy":
-            log_q = (widened(student_logits) / soft.temperature).log_softmax(1)
+            log_q = widened(student_logits).log_softmax(1)
             return (-(log_q.exp() * log_q).sum(1) / chance).clamp(0.0, 1.0)
         if target is None:
             raise OptionError(f"difficulty {difficulty} needs labels; give a target")
@@ -125,7 +129,7 @@ def _difficulty(
 
 
 def _check(tail: str, operator: str, strength: float, support: str, balance: float, intra: float) -> None:
-    check_tail(tail)
+    check_wide_tail(tail)
     if operator not in RANKS:
         raise OptionError(f"operator must be {' or '.join(RANKS)}, found {operator!r}")
     if not strength > 0:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import OptionError
-from logitcache.losses.correlation import FLAT, probability_pearson
-from logitcache.losses.kd import Tail, check_tail, under_policy
+from logitcache.losses.correlation import FLAT, WideTail, probability_pearson
+from logitcache.losses.kd import under_policy
 from logitcache.losses.student import widened
 from logitcache.sparse import Softened, SparseTeacher
 
@@ -20,7 +20,7 @@ def dist(
     temperature: float = 1.0,
     beta: float = 1.0,
     gamma: float = 1.0,
-    tail: Tail = "uniform",
+    tail: WideTail = "uniform",
 ) -> Tensor:
     """T² · [ β · mean_rows (1 − Pearson(p_i, q_i)) + γ · mean_columns (1 − Pearson(p_·c, q_·c)) ].
 
@@ -34,7 +34,7 @@ def dist(
         temperature: T > 0.
         beta: weight of the relations between classes (rows).
         gamma: weight of the relations within a class (columns).
-        tail: as in `kd`; the columns take `ghost` as `renorm`, for a bucket is no class.
+        tail: "uniform" or "renorm", as in `kd`.
 
     Raises:
         OptionError: an option is out of range.
@@ -44,7 +44,6 @@ def dist(
     """
     if not 0 <= beta < math.inf or not 0 <= gamma < math.inf:
         raise OptionError(f"beta and gamma must be 0 or more, found {beta} and {gamma}")
-    check_tail(tail)
     soft = teacher.at(temperature)
     rows, _ = probability_pearson(student_logits, soft, tail)
     loss = beta * (1 - rows).mean()
@@ -53,7 +52,7 @@ def dist(
     return loss * temperature**2
 
 
-def intra_class(student_logits: Tensor, soft: Softened, tail: Tail) -> Tensor:
+def intra_class(student_logits: Tensor, soft: Softened, tail: WideTail) -> Tensor:
     """Mean over the classes that the batch's teachers list of 1 − Pearson(p_·c, q_·c), over the B samples.
 
     The teacher's column is its rows' tail shares plus sparse excesses, so that sums over it are one product with
@@ -68,8 +67,6 @@ def intra_class(student_logits: Tensor, soft: Softened, tail: Tail) -> Tensor:
 
     log_p, log_mass = under_policy(soft, tail)
     share = log_mass.exp() / max(1, teacher.tail_size)
-    if tail == "ghost":
-        share = torch.zeros_like(share)
     excess = log_p.exp() - share[:, None]
 
     def per_class(x: Tensor) -> Tensor:

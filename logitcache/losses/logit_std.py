@@ -4,7 +4,7 @@ from torch import Tensor
 
 from logitcache.losses.kd import kd
 from logitcache.losses.ranks import spread
-from logitcache.losses.student import widened
+from logitcache.losses.student import warn_of_tail, widened
 from logitcache.losses.term import Loss, Term
 from logitcache.sparse import SparseTeacher
 
@@ -31,6 +31,7 @@ def logit_std(
     Source: Sun et al. 2024 (arXiv 2403.01427), algorithm 1; temperature 2 and weight 9 as in the authors' code
     for KD, where cross-entropy has 0.1.
     """
+    warn_of_tail(teacher, "logit_std")
     s = widened(student_logits)
     s = (s - s.mean(1, keepdim=True)) / spread(s)
     return loss(s, teacher.standardised(), target, progress)

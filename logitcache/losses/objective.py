@@ -36,17 +36,17 @@ from logitcache.sparse import SparseTeacher
 LOSSES = {
     "kd": Loss(kd),
     "reverse_kl": Loss(reverse_kl),
-    "js": Loss(js),
-    "cmkd": Loss(cmkd, weight=2.0),
+    "js": Loss(js, weight=4.0),
+    "cmkd": Loss(cmkd, weight=4.0),
     "dist": Loss(dist),
     "dkd": Loss(dkd),
     "nkd": Loss(nkd),
     "ttm": Loss(ttm),
     "wttm": Loss(wttm),
     "pld": Loss(pld),
-    "logit_std": Loss(logit_std),
-    "kendall": Loss(kendall),
-    "mse": Loss(mse),
+    "logit_std": Loss(logit_std, weight=9.0),
+    "kendall": Loss(kendall, weight=2.0),
+    "mse": Loss(mse, weight=0.25),
     "sinkd": Loss(sinkd, weight=0.8),
     "taid": Loss(taid),
     "dho": Loss(dho, heads=2),
@@ -248,4 +248,4 @@ def _try(term: Term) -> None:
     """Run a loss once on two rows of four classes, so that a bad option is refused before any training."""
     logits = torch.tensor([[3.0, 1.0, 0.0, -1.0], [0.0, 2.0, 1.0, 0.5]])
     student = logits.flip(0) if term.loss.heads == 1 else torch.stack([logits, logits.flip(0)], 1)
-    term(student, SparseTeacher.from_logits(logits, 2), torch.tensor([0, 1]))
+    term(student, SparseTeacher.from_logits(logits, 4), torch.tensor([0, 1]))

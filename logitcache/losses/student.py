@@ -5,11 +5,14 @@ the (B, C) logits are read once forward and once backward, and nothing of size (
 the logits themselves: the backward recomputes exp(s/T − lse) and writes the gradient in one go.
 """
 
+import warnings
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from logitcache.sparse import SparseTeacher
 
 TailSum = Literal["log", "mass", "none"]
 
@@ -34,6 +37,17 @@ def split(student_logits: Tensor, ids: Tensor, temperature: float, tail: TailSum
 def widened(logits: Tensor) -> Tensor:
     """Return logits as float32, float64 staying what it is: losses are never computed in half precision."""
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def warn_of_tail(teacher: SparseTeacher, loss: str) -> None:
+    """Warn that a loss reads the single logits of classes that the teacher does not list."""
+    if teacher.tail_size:
+        warnings.warn(
+            f"{loss} compares single logits of all {teacher.num_classes} classes, of which the teacher lists "
+            f"{teacher.k}: most of its gradient is another loss's (docs/losses.md); dump with a larger top-k, or "
+            "take kd or cmkd",
+            stacklevel=3,
+        )
 
 
 class _Split(torch.autograd.Function):

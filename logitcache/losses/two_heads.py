@@ -13,7 +13,7 @@ from torch import Tensor
 from logitcache.errors import OptionError
 from logitcache.losses.kd import Tail, kd
 from logitcache.losses.ranks import spread
-from logitcache.losses.student import widened
+from logitcache.losses.student import warn_of_tail, widened
 from logitcache.sparse import SparseTeacher
 
 
@@ -68,6 +68,7 @@ def dhkd(
     """
     if not temperature > 0:
         raise OptionError(f"temperature must be above 0, found {temperature}")
+    warn_of_tail(teacher, "dhkd")
     s = widened(_teacher_head(student_logits))
     x = (s - s.mean(1, keepdim=True)) / (spread(s) * temperature)
     z = teacher.standardised()

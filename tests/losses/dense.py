@@ -137,10 +137,10 @@ def entropy(p):
     return -(p * p.log()).sum(1)
 
 
-def cmkd(s, t, y, temperature=4.0, strength=0.25, values="probabilities", h=None, intra=0.0):
+def cmkd(s, t, y, temperature=2.0, strength=0.25, values="probabilities", h=None, intra=0.0):
     p, q = soft(t, s, temperature)
     if h is None:
-        h = entropy(p) / math.log(t.shape[1])
+        h = entropy(t.softmax(1)) / math.log(t.shape[1])
     linear = pearson(p, q) if values == "probabilities" else pearson(t, s)
     spearman = pearson(ranks(z(s), strength), ranks(z(t), strength))
     columns = intra * (1 - pearson(p.T, q.T)).mean()

@@ -9,6 +9,8 @@ import torch
 from logitcache.losses import LOSSES
 from logitcache.sparse import SparseTeacher
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*of which the teacher lists:UserWarning")
+
 CASES = [
     ("kd", {}),
     ("kd", {"temperature": 1.0}),
@@ -94,7 +96,7 @@ def test_cmkd_weighs_by_difficulty(options, hard):
 def test_cmkd_weights_carry_no_gradient(difficulty):
     s, t, teacher, y = dense.batch(spread=1.0)
     with torch.no_grad():
-        q = (s / 4).softmax(1)
+        q = s.softmax(1)
         log_q_y = s.log_softmax(1).gather(1, y[:, None])[:, 0]
         measure = dense.entropy(q) if difficulty == "student_entropy" else -log_q_y
         h = (measure / math.log(20)).clamp(max=1.0)
@@ -141,12 +143,16 @@ FORMULAS = {
 }
 
 
-@pytest.mark.parametrize("tail", ["uniform", "ghost", "renorm"])
-@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize(
+    ("name", "tail"),
+    [
+        *((name, tail) for name in ("kd", "js") for tail in ("uniform", "ghost", "renorm")),
+        *(("reverse_kl", tail) for tail in ("uniform", "ghost")),
+        *(("dist", tail) for tail in ("uniform", "renorm")),
+    ],
+)
 @pytest.mark.parametrize("k", [1, 5, 19])
 def test_tail_policies(name, tail, k):
-    if (name, tail) == ("reverse_kl", "renorm"):
-        pytest.skip("refused")
     s, _, teacher, _ = dense.batch(k=k)
     options = {"temperature": 2.0, "tail": tail} | ({"gamma": 0.0} if name == "dist" else {})
 

@@ -10,20 +10,19 @@ from logitcache.errors import OptionError
 from logitcache.losses import LOSSES, Objective, kendall
 from logitcache.sparse import SparseTeacher
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*of which the teacher lists:UserWarning")
+
 VARIANTS = [
     *((name, {}) for name in LOSSES),
-    *(
-        (name, {"temperature": 1.0, "tail": tail})
-        for name in ("kd", "js", "dist")
-        for tail in ("ghost", "renorm")
-    ),
+    *((name, {"temperature": 1.0, "tail": tail}) for name in ("kd", "js") for tail in ("ghost", "renorm")),
     ("reverse_kl", {"temperature": 1.0, "tail": "ghost"}),
+    ("dist", {"tail": "renorm"}),
     ("pld", {"tail": "renorm"}),
     ("sinkd", {"tail": "renorm"}),
     ("taid", {"progress": 1.0}),
     ("cmkd", {"temperature": 1.0, "operator": "blondel", "intra": 1.0}),
     ("cmkd", {"values": "logits", "support": "topk+tail", "difficulty": "student_ce"}),
-    ("cmkd", {"tail": "ghost", "difficulty": "student_entropy"}),
+    ("cmkd", {"difficulty": "student_entropy", "hard": "pearson"}),
     ("cmkd", {"tail": "renorm", "difficulty": "teacher_error"}),
 ]
 
@@ -145,6 +144,51 @@ def test_losses_with_labels_ask_for_them_and_skip_rows_without(name):
     torch.testing.assert_close(value, LOSSES[name].function(s[kept], teacher[kept], y[kept]))
     with pytest.raises(OptionError, match=f"{name} needs labels"):
         LOSSES[name].function(s, teacher)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("logit_std", {}), ("dhkd", {}), ("cmkd", {"values": "logits"}), ("cmkd", {"support": "topk+tail"})],
+)
+def test_losses_of_single_logits_warn_of_a_teacher_that_lists_few(name, options):
+    t = torch.randn(4, 10)
+    s = torch.stack([t, t], 1) if LOSSES[name].heads == 2 else t
+    LOSSES[name].function(s, SparseTeacher.from_logits(t, 10), **options)
+    with pytest.warns(UserWarning, match="10 classes, of which the teacher lists 4"):
+        LOSSES[name].function(s, SparseTeacher.from_logits(t, 4), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("kd", {"tail": "long"}, "tail must be"),
+        ("kd", {"temperature": -1.0}, "temperature must be"),
+        ("reverse_kl", {"tail": "renorm"}, "uniform or ghost"),
+        ("dist", {"tail": "ghost"}, "uniform or renorm"),
+        ("dist", {"gamma": -1.0}, "beta and gamma"),
+        ("cmkd", {"tail": "ghost"}, "uniform or renorm"),
+        ("cmkd", {"operator": "sort"}, "laplace or blondel"),
+        ("cmkd", {"support": "all"}, "topk"),
+        ("cmkd", {"balance": 2.0}, "balance"),
+        ("cmkd", {"intra": -1.0}, "intra"),
+        ("cmkd", {"difficulty": "teacher_error"}, "needs labels"),
+        ("cmkd", {"difficulty": "student_ce"}, "needs labels"),
+        ("dkd", {"beta": -1.0}, "beta must be"),
+        ("pld", {"tail": "ghost"}, "uniform or renorm"),
+        ("sinkd", {"tail": "uniform"}, "ghost or renorm"),
+        ("sinkd", {"iterations": 0}, "iterations"),
+        ("taid", {"start": 0.9, "end": 0.5}, "start and end"),
+        ("taid", {"progress": 1.5}, "progress"),
+        ("kendall", {"strength": 0.0}, "strength"),
+        ("dho", {}, r"\(B, 2, C\)"),
+        ("dhkd", {}, r"\(B, 2, C\)"),
+    ],
+)
+def test_options_out_of_range_are_refused(name, options, says):
+    t = torch.randn(4, 10)
+    target = None if says == "needs labels" else torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(OptionError, match=says):
+        LOSSES[name].function(t, SparseTeacher.from_logits(t, 4), target, **options)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
