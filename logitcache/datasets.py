@@ -240,55 +240,42 @@ class FolderImages(Images):
 
 
 def decode(path: Path) -> Tensor:
-    """Decode an image file to (3, H, W) uint8 RGB, turned as its EXIF orientation says.
+    """Decode an image file to (3, H, W) uint8 RGB: its first frame, turned as its EXIF orientation says.
 
     Raises:
         ImageError: it cannot be read or decoded; the message names the file.
     """
-    from torchvision.io import ImageReadMode, decode_image
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        encoded = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
-        if path.suffix.lower() in _BY_PILLOW:
-            return _decode_with_pillow(path)
-        if not encoded.numel():
-            raise ValueError("the file is empty")
-        image: Tensor = decode_image(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+        with Image.open(path) as file:
+            wide = file.format == "PPM" and file.mode == "I"  # Pillow scales such pixels to 16 bits
+            image = ImageOps.exif_transpose(file)
+        pixels = _from_pillow(image.convert("I;16") if wide else image)
     except Exception as error:  # whatever a decoder raises, the file is what is wrong
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rsplit(", ", 1)[-1]
-        if "Unsupported image file" in str(error):
-            reason = "it is not a JPEG, PNG, WebP or GIF file"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, UnidentifiedImageError):
+            reason = "it is empty" if path.stat().st_size == 0 else "it is not an image that Pillow knows"
         raise ImageError(
             f"{printable(path)} does not decode ({reason}); mend or remove it, "
             "or leave it out with --on-bad-image skip"
         ) from error
-    if image.ndim == 4:  # an animation: its first frame
-        image = image[0]
-    if image.dtype == torch.uint16:
-        image = (image.to(torch.int32) >> 8).to(torch.uint8)
-    return image
+    return pixels.expand(3, -1, -1).contiguous()
 
 
-# torchvision knows none of these but WebP, whose EXIF orientation and animations it passes over.
-_BY_PILLOW = (".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 _SUFFIX_LIST = " ".join(IMAGE_SUFFIXES)
-
-
-def _decode_with_pillow(path: Path) -> Tensor:
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as file:
-        wide = file.format == "PPM" and file.mode == "I"  # Pillow scales such pixels to 16 bits
-        image = ImageOps.exif_transpose(file)
-    return _from_pillow(image.convert("I;16") if wide else image).expand(3, -1, -1).contiguous()
 
 
 def _from_pillow(image: Any) -> Tensor:
     """Convert a PIL image of any mode to (1, H, W) uint8 if it is gray, else (3, H, W) uint8."""
     if image.mode.startswith("I;16"):
         array = (np.asarray(image) >> 8).astype(np.uint8)  # Pillow would clip at 255
+    elif image.mode in ("1", "L", "LA"):
+        array = np.array(image.convert("L"))
+    elif image.mode == "P":
+        array = np.array(image.convert("RGBA").convert("RGB"))  # straight to RGB warns of transparency
     else:
-        array = np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+        array = np.array(image.convert("RGB"))
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
 
 
