@@ -11,9 +11,6 @@ import json
 import math
 import os
 import re
-import sys
-import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,8 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,15 +27,22 @@ from logitcache.errors import (
     FormatError,
     NotFoundError,
     OptionError,
-    StorageError,
     UnknownNameError,
     WeightsError,
 )
 from logitcache.nets import DIGITS_NETS, NETS
 from logitcache.plugin import load_callable
 from logitcache.schema import AdapterSpec
-
-State = Mapping[str, Tensor]
+from logitcache.weights import (
+    WITH_AUXILIARY_HEADS,
+    State,
+    downloaded,
+    first_line,
+    load_weights,
+    other_head,
+    read_weights,
+    write_weights,
+)
 
 SHORT_NAMES = {
     "vit_b": "vit_b_16",
@@ -57,7 +59,6 @@ SHORT_NAMES = {
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CIFAR = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-_WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, what Pillow's "L" uses
 
 
@@ -125,7 +126,7 @@ def build(name: str, *, num_classes: int, view_size: int, weights: str = "auto",
     with _seeded(seed):
         module = plan.make(num_classes, source.adapter)
     if source.state is not None:
-        _load(plan.name, module, source, num_classes)
+        load_weights(plan.name, module, source.state, source.label.removeprefix("file:"), num_classes)
     model = Model(plan.name, module, source.adapter, num_classes, source.label)
     if ":" in model.name:
         _check_forward(model)
@@ -140,22 +141,8 @@ def save_weights(path: str | os.PathLike[str], model: Model) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    path = Path(path)
     about = {"name": model.name, "num_classes": model.num_classes, "adapter": model.adapter.to_dict()}
-    state = {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in model.module.state_dict().items()
-    }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            temporary = Path(folder) / path.name
-            safetensors.torch.save_file(state, temporary, metadata={"logitcache": json.dumps(about)})
-            _sync(temporary)
-            temporary.replace(path)
-        _sync(path.parent)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise StorageError(f"cannot write {path}: {_line(error)}") from error
+    write_weights(Path(path), model.module.state_dict(), json.dumps(about))
 
 
 class InputAdapter(nn.Module):
@@ -254,9 +241,9 @@ def _torchvision_plan(name: str, view_size: int) -> _Plan:
     for member in sorted(enum, key=lambda member: member is not enum.DEFAULT):
         file, made = Path(urlparse(member.url).path).name, member.transforms()
         # Published weights of these renormalise inside (transform_input): the same as this mean and std.
-        mean, std = _HALF if name in _WITH_AUXILIARY_HEADS else (tuple(made.mean), tuple(made.std))
+        mean, std = _HALF if name in WITH_AUXILIARY_HEADS else (tuple(made.mean), tuple(made.std))
         adapter = AdapterSpec(3, made.crop_size[0], mean, std, made.interpolation.value)
-        read = partial(_downloaded, member.url, file)
+        read = partial(downloaded, member.url, file)
         pretrained[member.name] = _Pretrained(len(member.meta["categories"]), adapter, read, file)
     adapter = pretrained[enum.DEFAULT.name].adapter
     smallest = max(enum.DEFAULT.meta["min_size"])
@@ -277,7 +264,7 @@ def _torchvision_module(name: str, num_classes: int, adapter: AdapterSpec) -> nn
         options = {"image_size": adapter.size}
     elif name == "maxvit_t":
         options = {"input_size": (adapter.size, adapter.size)}
-    elif name in _WITH_AUXILIARY_HEADS:
+    elif name in WITH_AUXILIARY_HEADS:
         options = {"aux_logits": False, "init_weights": True}
     module: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
     return module
@@ -307,7 +294,7 @@ def _timm_plan(name: str, view_size: int) -> _Plan:
             state: State = timm.create_model(plain, pretrained=True).state_dict()
         except Exception as error:  # the hub has errors of its own for each way of not being there
             advice = "give the weights with --weights FILE, or --weights random"
-            raise WeightsError(f"cannot get the weights of {name}: {_line(error)}; {advice}") from error
+            raise WeightsError(f"cannot get the weights of {name}: {first_line(error)}; {advice}") from error
         return state
 
     tag = config.tag or "default"
@@ -321,7 +308,7 @@ def _own_plan(name: str, num_classes: int, view_size: int, seed: int) -> _Plan:
         with _seeded(seed):
             made = function(num_classes=num_classes)
     except Exception as error:
-        raise OptionError(f"{name}(num_classes={num_classes}) failed: {_line(error)}") from error
+        raise OptionError(f"{name}(num_classes={num_classes}) failed: {first_line(error)}") from error
     match made:
         case nn.Module():
             module, adapter = made, AdapterSpec(3, _fitted_size(view_size, 224), *_IMAGENET)
@@ -369,21 +356,6 @@ def _pretrained(plan: _Plan, weights: str, num_classes: int) -> _Source:
     return _Source(label, chosen.adapter, chosen.read())
 
 
-def _downloaded(url: str, file: str) -> State:
-    path = Path(torch.hub.get_dir()) / "checkpoints" / file
-    if not path.exists():
-        checksum = re.search(r"-([0-9a-f]{8,})\.", file)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(
-                url, str(path), checksum and checksum[1], progress=sys.stderr.isatty()
-            )
-        except (OSError, RuntimeError) as error:
-            advice = f"put it into {path.parent} yourself, or give --weights FILE"
-            raise WeightsError(f"cannot download {file} ({_line(error)}); {advice}") from error
-    return _read_torch(path)
-
-
 def _from_file(plan: _Plan, weights: str, num_classes: int) -> _Source:
     path = Path(weights).expanduser()
     if not path.is_file():
@@ -392,10 +364,7 @@ def _from_file(plan: _Plan, weights: str, num_classes: int) -> _Source:
         choices = ", ".join(["auto", "random", *plan.pretrained])
         raise NotFoundError(f"no weights file {path}; give a file, or one of {choices}")
     label = f"file:{path.name}"
-    if path.suffix == ".safetensors":
-        state, header = _read_safetensors(path)
-    else:
-        state, header = _read_torch(path), None
+    state, header = read_weights(path)
     if header is not None:
         return _Source(label, _check_header(path, header, plan.name, num_classes), state)
     adapter = next((p.adapter for p in plan.pretrained.values() if p.file == path.name), plan.adapter)
@@ -405,91 +374,18 @@ def _from_file(plan: _Plan, weights: str, num_classes: int) -> _Source:
     return _Source(label, adapter, state)
 
 
-def _read_safetensors(path: Path) -> tuple[State, str | None]:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get("logitcache")
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as error:
-        raise WeightsError(f"{path} is no readable safetensors file: {_line(error)}") from error
-
-
 def _check_header(path: Path, header: str, name: str, num_classes: int) -> AdapterSpec:
     try:
         about = json.loads(header)
         saved_name, saved_classes = about["name"], about["num_classes"]
         adapter = AdapterSpec.from_dict(about["adapter"])
     except (ValueError, KeyError, TypeError, FormatError) as error:
-        raise WeightsError(f"{path} has a damaged logitcache header: {_line(error)}") from error
+        raise WeightsError(f"{path} has a damaged logitcache header: {first_line(error)}") from error
     if saved_name != name:
         raise WeightsError(f"{path} holds the weights of {saved_name}, not of {name}")
     if saved_classes != num_classes:
-        raise WeightsError(_other_head(path.name, saved_classes, num_classes))
+        raise WeightsError(other_head(path.name, saved_classes, num_classes))
     return adapter
-
-
-def _read_torch(path: Path) -> State:
-    """Read a state dict, perhaps nested in a checkpoint; only tensors and plain data are ever unpickled."""
-    try:
-        with warnings.catch_warnings(action="ignore", category=UserWarning):
-            found: Any = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # a damaged file can make the unpickler fail in any way
-        advice = "save the state dict alone (Python objects are never loaded): module.state_dict()"
-        raise WeightsError(f"{path} is damaged or no checkpoint ({_line(error)}); {advice}") from error
-    for key in ("state_dict", "model", "model_state_dict", "ema"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-            break
-    entries = found.items() if isinstance(found, dict) else [(None, None)]
-    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in entries):
-        raise WeightsError(f"{path} holds no state dict (names and tensors); save module.state_dict()")
-    state = dict(entries)
-    prefixes = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
-    while prefix := next((p for p in prefixes if state and all(k.startswith(p) for k in state)), ""):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
-
-
-def _load(name: str, module: nn.Module, source: _Source, num_classes: int) -> None:
-    """Put the state into the module, or say in one line why it does not fit."""
-    assert source.state is not None
-    state = dict(source.state)
-    if name in _WITH_AUXILIARY_HEADS:  # these only help training; ours are built without
-        state = {k: v for k, v in state.items() if not k.startswith(("aux", "AuxLogits."))}
-    elif name.startswith("densenet"):  # published under the names of an older torchvision
-        state = {re.sub(r"(norm|conv)\.([12]\.)", r"\1\2", k): v for k, v in state.items()}
-    where = source.label.removeprefix("file:")
-    expected = module.state_dict()
-    # Batch norms older than their step counter do without it.
-    state |= {k: v for k, v in expected.items() if k.endswith("num_batches_tracked") and k not in state}
-    missing, unexpected = expected.keys() - state.keys(), state.keys() - expected.keys()
-    differing = [k for k in sorted(expected.keys() & state.keys()) if expected[k].shape != state[k].shape]
-    heads = {
-        state[k].shape[0]
-        if state[k].ndim and (num_classes, *state[k].shape[1:]) == tuple(expected[k].shape)
-        else None
-        for k in differing
-    }
-    if len(heads) == 1 and (head := heads.pop()) and not missing | unexpected:
-        raise WeightsError(_other_head(where, head, num_classes))
-    shapes = [f"{k} {tuple(state[k].shape)} for {tuple(expected[k].shape)}" for k in differing]
-    problems = [
-        f"{len(keys)} {what} ({', '.join(sorted(keys)[:3])}{', …' if len(keys) > 3 else ''})"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of other shape", shapes))
-        if keys
-    ]
-    if problems:
-        raise WeightsError(f"{where} does not fit {name}: {'; '.join(problems)}")
-    if spoilt := next((k for k, v in state.items() if v.is_floating_point() and v.isnan().any()), None):
-        raise WeightsError(f"{where} has NaN in {spoilt}; take an earlier checkpoint")
-    with torch.no_grad():
-        for key, value in expected.items():
-            value.copy_(state[key])
-
-
-def _other_head(where: str, found: int, num_classes: int) -> str:
-    advice = "give weights trained on this data set"
-    return f"{where} has a head for {found} classes, the data set has {num_classes}; {advice}"
 
 
 def _check_forward(model: Model) -> None:
@@ -500,7 +396,7 @@ def _check_forward(model: Model) -> None:
         with _seeded(0), torch.no_grad():
             logits = model.module.eval()(torch.zeros(shape))
     except Exception as error:
-        raise OptionError(f"{model.name} fails on a {shape} float image: {_line(error)}") from error
+        raise OptionError(f"{model.name} fails on a {shape} float image: {first_line(error)}") from error
     finally:
         for part, training in modes:
             part.training = training
@@ -508,16 +404,3 @@ def _check_forward(model: Model) -> None:
     if found != (1, model.num_classes):
         expected = f"expected logits (1, {model.num_classes}), found {found}"
         raise WeightsError(f"{model.name}: {expected}; its class count must be the data set's")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _line(error: BaseException) -> str:
-    """First line of an error, or its type where it says nothing."""
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__

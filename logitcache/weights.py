@@ -1,0 +1,160 @@
+"""Files of weights: read without ever unpickling an object, written whole, loaded with clear refusals.
+
+Safetensors, or a state dict as `torch.save` writes it, perhaps nested in a checkpoint.
+"""
+
+import os
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from logitcache.errors import StorageError, WeightsError
+
+State = Mapping[str, Tensor]
+WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+
+
+def read_weights(path: Path) -> tuple[State, str | None]:
+    """Read a state dict, and the header that `write_weights` gave it (None in files of others).
+
+    Raises:
+        WeightsError: the file is damaged, or holds something else.
+    """
+    return _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), None)
+
+
+def write_weights(path: Path, state: State, header: str) -> None:
+    """Write a state dict as safetensors with a header; atomic and durable.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            temporary = Path(folder) / path.name
+            safetensors.torch.save_file(state, temporary, metadata={"logitcache": header})
+            _sync(temporary)
+            temporary.replace(path)
+        _sync(path.parent)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise StorageError(f"cannot write {path}: {first_line(error)}") from error
+
+
+def downloaded(url: str, file: str) -> State:
+    """Read published weights, downloaded into torch's hub folder unless they are there.
+
+    Raises:
+        WeightsError: they cannot be had; it says where to put the file.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / file
+    if not path.exists():
+        checksum = re.search(r"-([0-9a-f]{8,})\.", file)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(
+                url, str(path), checksum and checksum[1], progress=sys.stderr.isatty()
+            )
+        except (OSError, RuntimeError) as error:
+            advice = f"put it into {path.parent} yourself, or give --weights FILE"
+            raise WeightsError(f"cannot download {file} ({first_line(error)}); {advice}") from error
+    return _read_torch(path)
+
+
+def load_weights(name: str, module: nn.Module, state: State, where: str, num_classes: int) -> None:
+    """Put a state into a module, or say in one line why it does not fit.
+
+    Raises:
+        WeightsError: names or shapes differ, the head is for other classes, or a tensor holds NaN.
+    """
+    state = dict(state)
+    if name in WITH_AUXILIARY_HEADS:  # these only help training; ours are built without
+        state = {k: v for k, v in state.items() if not k.startswith(("aux", "AuxLogits."))}
+    elif name.startswith("densenet"):  # published under the names of an older torchvision
+        state = {re.sub(r"(norm|conv)\.([12]\.)", r"\1\2", k): v for k, v in state.items()}
+    expected = module.state_dict()
+    # Batch norms older than their step counter do without it.
+    state |= {k: v for k, v in expected.items() if k.endswith("num_batches_tracked") and k not in state}
+    missing, unexpected = expected.keys() - state.keys(), state.keys() - expected.keys()
+    differing = [k for k in sorted(expected.keys() & state.keys()) if expected[k].shape != state[k].shape]
+    heads = {
+        state[k].shape[0]
+        if state[k].ndim and (num_classes, *state[k].shape[1:]) == tuple(expected[k].shape)
+        else None
+        for k in differing
+    }
+    if len(heads) == 1 and (head := heads.pop()) and not missing | unexpected:
+        raise WeightsError(other_head(where, head, num_classes))
+    shapes = [f"{k} {tuple(state[k].shape)} for {tuple(expected[k].shape)}" for k in differing]
+    problems = [
+        f"{len(keys)} {what} ({', '.join(sorted(keys)[:3])}{', …' if len(keys) > 3 else ''})"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of other shape", shapes))
+        if keys
+    ]
+    if problems:
+        raise WeightsError(f"{where} does not fit {name}: {'; '.join(problems)}")
+    if spoilt := next((k for k, v in state.items() if v.is_floating_point() and v.isnan().any()), None):
+        raise WeightsError(f"{where} has NaN in {spoilt}; take an earlier checkpoint")
+    with torch.no_grad():
+        for key, value in expected.items():
+            value.copy_(state[key])
+
+
+def other_head(where: str, found: int, num_classes: int) -> str:
+    """Say that weights have a head for other classes."""
+    advice = "give weights trained on this data set"
+    return f"{where} has a head for {found} classes, the data set has {num_classes}; {advice}"
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error, or its type where it says nothing."""
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+
+
+def _read_safetensors(path: Path) -> tuple[State, str | None]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get("logitcache")
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise WeightsError(f"{path} is no readable safetensors file: {first_line(error)}") from error
+
+
+def _read_torch(path: Path) -> State:
+    """Read a state dict, perhaps nested in a checkpoint; only tensors and plain data are ever unpickled."""
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            found: Any = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # a damaged file can make the unpickler fail in any way
+        advice = "save the state dict alone (Python objects are never loaded): module.state_dict()"
+        raise WeightsError(f"{path} is damaged or no checkpoint ({first_line(error)}); {advice}") from error
+    for key in ("state_dict", "model", "model_state_dict", "ema"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+            break
+    entries = found.items() if isinstance(found, dict) else [(None, None)]
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in entries):
+        raise WeightsError(f"{path} holds no state dict (names and tensors); save module.state_dict()")
+    state = dict(entries)
+    prefixes = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+    while prefix := next((p for p in prefixes if state and all(k.startswith(p) for k in state)), ""):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
