@@ -12,7 +12,7 @@ import shutil
 import socket
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -87,24 +87,21 @@ class CacheWriter:
             BusyError: another process owns it.
         """
         folder = self.path / f"seed-{seed}"
-        with _storing(folder):
-            (folder / "commit").mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / "commit" / ".lock", timeout=0, thread_local=False)
-            owner = folder / "commit" / ".owner"
-            try:
-                lock.acquire()
-            except Timeout as error:
-                who = owner.read_text() if owner.exists() else "another process"
-                raise BusyError(
-                    f"seed {seed} of {self.path} is being written by {who}; wait, or dump other seeds"
-                ) from error
-        try:
+        owner = folder / "commit" / ".owner"
+        with ExitStack() as held:
             with _storing(folder):
+                owner.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    lock = FileLock(owner.with_name(".lock"), timeout=0, thread_local=False)
+                    held.enter_context(lock.acquire())
+                except Timeout as error:
+                    who = owner.read_text() if owner.exists() else "another process"
+                    raise BusyError(
+                        f"seed {seed} of {self.path} is being written by {who}; wait, or dump other seeds"
+                    ) from error
+                held.callback(_forget, owner)
                 owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
             yield SeedWriter(folder, self.spec, seed)
-        finally:
-            owner.unlink(missing_ok=True)
-            lock.release()
 
 
 class SeedWriter:
@@ -156,6 +153,7 @@ class SeedWriter:
 
     def _create(self) -> None:
         """Make the arrays, durably, and `commit` last: what is there without it is void."""
+        shutil.rmtree(self.folder / "commit" / "c", ignore_errors=True)
         group = zarr.open_group(zarr.storage.LocalStore(self.folder), mode="a")
         for a in self._all():
             group.create_array(
@@ -206,7 +204,7 @@ class CacheReader:
     def seeds(self) -> list[int]:
         """List the seeds that have been begun, in rising order."""
         with _reading(self.path):
-            names = [entry.name for entry in os.scandir(self.path)]
+            names = os.listdir(self.path)
         return sorted(int(n[5:]) for n in names if _SEED.fullmatch(n) and _begun(self.path / n))
 
     def commits(self, seed: int) -> npt.NDArray[np.uint64]:
@@ -365,7 +363,7 @@ _SEED = re.compile("seed-(0|[1-9][0-9]{0,18})")
 
 def _vacant(path: Path) -> bool:
     """Is there nothing at `path` but, perhaps, what a crash or another process left on the way to a cache?"""
-    return not path.exists() or all(entry.name in (".lock", ".new") for entry in os.scandir(path))
+    return not path.exists() or set(os.listdir(path)) <= {".lock", ".new"}
 
 
 def _create_root(path: Path, spec: CacheSpec) -> None:
@@ -392,6 +390,11 @@ def _clear_leftovers(folder: Path) -> None:
     for file in [folder / "commit" / "zarr.json", *(folder / "commit" / "c").glob("*")]:
         if file.is_file() and file.stat().st_size == 0:
             file.unlink()
+
+
+def _forget(owner: Path) -> None:
+    with suppress(OSError):  # it is for messages only
+        owner.unlink()
 
 
 def _require_shard(spec: CacheSpec, shard: int) -> None:
@@ -425,10 +428,11 @@ def _stored(values: npt.NDArray[Any], array: ArraySpec, spec: CacheSpec, shard: 
     if (found := np.shape(values)) != shape:
         raise OptionError(f"array {array.name!r} of a shard: expected shape {shape}, found {found}")
     if array.name == "gap":
-        if spec.profile.gap_step is not None:
-            values = np.round(np.asarray(values, dtype=np.float32) / spec.profile.gap_step)
-        dtype = np.dtype(array.dtype)
-        values = np.clip(values, 0, np.iinfo(dtype).max if dtype.kind == "u" else np.finfo(dtype).max)
+        dtype, step = np.dtype(array.dtype), spec.profile.gap_step
+        most = np.iinfo(dtype).max if dtype.kind == "u" else np.finfo(dtype).max
+        values = np.clip(values, 0, float(most) * (step or 1.0))
+        if step is not None:
+            values = np.round(np.asarray(values, dtype=np.float32) / step)
     if array.name == "ids" and not 0 <= np.min(values) <= np.max(values) < spec.dataset.num_classes:
         raise OptionError(
             f"ids of a shard: expected classes 0 to {spec.dataset.num_classes - 1}, "
