@@ -10,7 +10,7 @@ from scipy.stats import rankdata, spearmanr
 
 from logitcache.errors import OptionError
 from logitcache.losses import blondel_ranks, laplace_ranks, soft_spearman
-from logitcache.losses.ranks import RANKS, _pooling_strength
+from logitcache.losses.ranks import RANKS, _pooling_strength, steepness
 
 rows = st.lists(
     st.lists(st.integers(-5, 5), min_size=6, max_size=6).filter(lambda row: len(set(row)) > 1),
@@ -128,3 +128,25 @@ def test_ranks_go_with_their_values(operator):
 def test_a_strength_that_is_not_positive_is_refused(operator, strength):
     with pytest.raises(OptionError, match="strength must be above 0"):
         RANKS[operator](torch.randn(2, 3), strength)
+
+
+@pytest.mark.parametrize("n", [2, 5, 40])
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_the_fused_correlation_is_the_correlation_of_the_ranks(n, scale):
+    x, y = torch.randn(2, 4, n, dtype=torch.float64)
+    x = (x * scale).requires_grad_()
+    composed = dense.pearson(laplace_ranks(x, 0.3), laplace_ranks(y, 0.3)) * steepness(x)[:, 0]
+    fused = soft_spearman(x, y, 0.3)
+    torch.testing.assert_close(fused, composed)
+    weights = torch.randn(4, dtype=torch.float64)
+    torch.testing.assert_close(*(torch.autograd.grad(r, x, weights)[0] for r in (fused, composed)))
+
+
+def test_a_flat_row_has_no_correlation_and_a_bounded_gradient():
+    y = torch.randn(3, 16)
+    for x in (torch.zeros(3, 16), torch.randn(3, 16) * 1e-5):
+        x.requires_grad_()
+        rho = soft_spearman(x, y, 0.25)
+        (gradient,) = torch.autograd.grad(rho.sum(), x)
+        assert rho.abs().max() < 0.01
+        assert gradient.norm(dim=1).max() < 1e3

@@ -1,0 +1,31 @@
+"""What a loss keeps in memory, and the shape of the benchmark; how fast it is, the benchmark itself says."""
+
+import pytest
+import torch
+
+from logitcache.bench.losses import measure, saved_bytes
+from logitcache.losses import kd
+from logitcache.sparse import SparseTeacher
+
+
+@pytest.mark.parametrize("tail", ["uniform", "ghost", "renorm"])
+def test_kd_keeps_only_numbers_per_listed_class(tail):
+    """O(B · k) beyond the student's logits: ids, log-probabilities and a few numbers per row."""
+    student = torch.randn(32, 5000)
+    teacher = SparseTeacher.from_logits(torch.randn(32, 5000), 10)
+    assert saved_bytes(lambda s: kd(s, teacher, tail=tail), student) <= 32 * (10 * 32 + 64)
+
+
+def test_the_benchmark_compares_every_loss_with_the_dense_one():
+    rows = measure(batch=8, classes=(50,), ks=(4, 10), ranked=30, rounds=4)
+    assert [(row.name, row.k) for row in rows] == [
+        ("kd", 4),
+        ("cmkd", 4),
+        ("ranks of the support", 4),
+        ("kd", 10),
+        ("cmkd", 10),
+        ("ranks of the support", 10),
+        ("laplace", 30),
+        ("laplace", 30),
+    ]
+    assert all(0 < row.ratio_low <= row.ratio <= row.ratio_high for row in rows)
