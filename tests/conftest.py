@@ -1,0 +1,30 @@
+"""What several tests share: a trained teacher's worth of digits, made once, and a quiet machine."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # many small networks: threads only get in each other's way
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from logitcache.datasets import ArrayImages, digits
+
+
+@pytest.fixture(autouse=True)
+def spools_go_to_a_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("LOGITCACHE_SPOOL", str(tmp_path / "spool"))
+    yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def few_digits(n: int = 300, split: str = "train") -> ArrayImages:
+    """The first n digits: enough shards for every law, few enough to be quick."""
+    images = digits(split)
+    return ArrayImages("digits", split, images.images[:n], images.labels[:n], 10, "digits")

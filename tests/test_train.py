@@ -1,0 +1,185 @@
+"""Stage two: the cache stands for the teacher, and a resumed or shared run is the plain one."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import few_digits
+from safetensors.torch import load_file
+from test_dump import RECIPE, a_teacher, dump_digits
+
+from logitcache.errors import MismatchError, NonFiniteError, NotFoundError, OptionError
+from logitcache.forward import ViewModel
+from logitcache.losses import Objective
+from logitcache.models import build
+from logitcache.store import CacheReader
+from logitcache.stream import LiveTeacher, Stream
+from logitcache.train import Evaluation, Run, TrainConfig, train
+from logitcache.views import recipe_named
+
+CONFIG = TrainConfig(epochs=3, lr=0.1, seed=5)
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> CacheReader:
+    out = tmp_path_factory.mktemp("exact") / "c.zarr"
+    dump_digits(out, profile="exact")
+    return CacheReader(out)
+
+
+def a_run(out: Path, loss: str = "cmkd", config: TrainConfig = CONFIG, student: str = "digits_tiny") -> Run:
+    model = build(student, num_classes=10, view_size=8, weights="random", seed=config.seed)
+    return Run(out, model, Objective.parse(loss), config)
+
+
+def a_stream(cache: CacheReader, **options: Any) -> Stream:
+    return Stream.from_cache(cache, few_digits(), **{"batch_size": 32, "workers": 0, **options})
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "views_per_second")} for row in rows]
+
+
+def assert_same_weights(run: Path, other: Path, **tolerance: float) -> None:
+    mine, theirs = load_file(run / "last.safetensors"), load_file(other / "last.safetensors")
+    for name, value in mine.items():
+        torch.testing.assert_close(value, theirs[name], **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+@pytest.mark.parametrize("loss", ["kd", "cmkd", "kd:0.5+cmkd(support='topk+tail'):1"])
+def test_training_from_an_exact_cache_is_training_with_the_teacher(
+    exact: CacheReader, tmp_path: Path, loss: str
+) -> None:
+    cached = a_stream(exact)
+    live = LiveTeacher(ViewModel(a_teacher()), 300, 10, 10)
+    beside = Stream(cached.views, live, cached.config)
+    train([a_run(tmp_path / "cached", loss)], cached)
+    train([a_run(tmp_path / "live", loss)], beside)
+    for mine, theirs in zip(rows_of(tmp_path / "cached"), rows_of(tmp_path / "live"), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4)
+    assert_same_weights(tmp_path / "cached", tmp_path / "live", rtol=1e-3, atol=1e-4)
+
+
+def test_the_steps_of_cached_and_live_are_equal_to_float32(exact: CacheReader) -> None:
+    cached = a_stream(exact)
+    live = Stream(cached.views, LiveTeacher(ViewModel(a_teacher()), 300, 10, 10), cached.config)
+    objective, student = Objective.parse("cmkd"), ViewModel(a_run(Path()).student)
+    for epoch in (0, 1):
+        for mine, theirs in zip(cached.epoch(epoch), live.epoch(epoch), strict=True):
+            assert torch.equal(mine.views, theirs.views)
+            gradients = []
+            for batch in (mine, theirs):
+                student.zero_grad()
+                total, _ = objective(student(batch.views), batch.teacher, batch.labels)
+                total.backward()
+                gradients.append([total.detach(), *(p.grad.clone() for p in student.parameters())])
+            for a, b in zip(*gradients, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("epochs_before", [1, 2])
+def test_a_resumed_run_is_the_uninterrupted_one(
+    exact: CacheReader, tmp_path: Path, epochs_before: int
+) -> None:
+    evaluation = Evaluation(few_digits(100, "test"), recipe_named("identity"))
+    train([a_run(tmp_path / "whole")], a_stream(exact), evaluation)
+
+    def stop(event: dict[str, Any]) -> None:
+        if event.get("epoch") == epochs_before and event.get("step") == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train([a_run(tmp_path / "broken")], a_stream(exact), evaluation, on_progress=stop)
+    assert len(rows_of(tmp_path / "broken")) == epochs_before
+    report = train([a_run(tmp_path / "broken")], a_stream(exact), evaluation, resume=True)[0]
+    assert report.epochs == 3
+    assert rows_of(tmp_path / "broken") == rows_of(tmp_path / "whole")
+    assert_same_weights(tmp_path / "broken", tmp_path / "whole")
+
+
+def test_a_student_comes_out_the_same_whoever_trains_beside_it(exact: CacheReader, tmp_path: Path) -> None:
+    together = [
+        a_run(tmp_path / "a"),
+        a_run(tmp_path / "b", "kd", dataclasses.replace(CONFIG, seed=1, epochs=2)),
+        a_run(tmp_path / "c", "ce", student="digits_small"),
+    ]
+    train(together, a_stream(exact))
+    train([a_run(tmp_path / "alone")], a_stream(exact))
+    assert_same_weights(tmp_path / "a", tmp_path / "alone")
+    assert [len(rows_of(tmp_path / name)) for name in "abc"] == [3, 2, 3]
+
+
+def test_workers_change_nothing(exact: CacheReader, tmp_path: Path) -> None:
+    train([a_run(tmp_path / "0")], a_stream(exact))
+    train([a_run(tmp_path / "2")], a_stream(exact, workers=2))
+    assert_same_weights(tmp_path / "0", tmp_path / "2")
+
+
+def test_plain_training_needs_no_cache_and_learns(tmp_path: Path) -> None:
+    stream = Stream.plain(few_digits(), RECIPE, seeds=tuple(range(6)), batch_size=32, workers=0)
+    evaluation = Evaluation(few_digits(100, "test"), recipe_named("identity"))
+    config = TrainConfig(epochs=6, lr=0.2)
+    report = train([a_run(tmp_path / "r", "ce", config, "digits_small")], stream, evaluation)[0]
+    assert report.top1 is not None
+    assert report.top1 > 0.5
+    assert report.best_top1 == max(row["top1"] for row in rows_of(tmp_path / "r"))
+
+
+def test_the_kept_weights_build_the_student_again(exact: CacheReader, tmp_path: Path) -> None:
+    evaluation = Evaluation(few_digits(100, "test"), recipe_named("identity"))
+    run = a_run(tmp_path / "r")
+    report = train([run], a_stream(exact), evaluation)[0]
+    weights = str(tmp_path / "r" / "last.safetensors")
+    again = build("digits_tiny", num_classes=10, view_size=8, weights=weights)
+    assert again.weights_sha256 == run.student.weights_sha256
+    assert evaluation.of([ViewModel(again)])[0]["top1"] == report.top1
+
+
+def test_evaluation_counts_what_a_plain_loop_counts() -> None:
+    images, model = few_digits(70, "test"), ViewModel(a_teacher()).eval()
+    scores = Evaluation(images, recipe_named("identity"), batch_size=32).of([model])[0]
+    with torch.no_grad():
+        order = model(images.images).argsort(1, descending=True)
+    hits = order == torch.from_numpy(images.labels)[:, None]
+    assert scores == {"top1": hits[:, 0].double().mean(), "top5": hits[:, :5].any(1).double().mean()}
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(exact: CacheReader, tmp_path: Path) -> None:
+    train([a_run(tmp_path)], a_stream(exact))
+    before = (tmp_path / "last.safetensors").read_bytes()
+    with pytest.raises(OptionError, match="holds a run already"):
+        train([a_run(tmp_path)], a_stream(exact))
+    for other, field in (
+        (a_run(tmp_path, "kd"), "objective.expression"),
+        (a_run(tmp_path, config=dataclasses.replace(CONFIG, lr=0.3)), "config.lr"),
+    ):
+        with pytest.raises(MismatchError) as refusal:
+            train([other], a_stream(exact), resume=True)
+        assert field in [f.field for f in refusal.value.fields]
+    with pytest.raises(MismatchError) as refusal:
+        train([a_run(tmp_path)], a_stream(exact, batch_size=16), resume=True)
+    assert [f.field for f in refusal.value.fields] == ["stream.batch_size"]
+    assert (tmp_path / "last.safetensors").read_bytes() == before
+
+
+def test_resuming_nothing_is_refused(exact: CacheReader, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no run to resume"):
+        train([a_run(tmp_path / "none")], a_stream(exact), resume=True)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(exact: CacheReader, tmp_path: Path) -> None:
+    wild = dataclasses.replace(CONFIG, lr=1e12)
+    with pytest.raises(NonFiniteError, match="epoch"):
+        train([a_run(tmp_path, "kd", wild)], a_stream(exact))
+
+
+@pytest.mark.parametrize("change", [{"epochs": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"weight_decay": -1.0}])
+def test_options_that_cannot_be_trained_with(
+    exact: CacheReader, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    with pytest.raises(OptionError):
+        train([a_run(tmp_path / "r", config=dataclasses.replace(CONFIG, **change))], a_stream(exact))
