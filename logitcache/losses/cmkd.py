@@ -12,7 +12,7 @@ from torch import Tensor
 from logitcache.errors import OptionError
 from logitcache.losses.correlation import FLAT, WideTail, check_wide_tail, probability_pearson, sparse_pearson
 from logitcache.losses.dist import intra_class
-from logitcache.losses.ranks import RANKS, RankOperator, soft_spearman, steepness
+from logitcache.losses.ranks import RANKS, RankOperator, rank_floor, soft_spearman, steepness
 from logitcache.losses.student import split, warn_of_tail, widened
 from logitcache.sparse import SparseTeacher
 
@@ -97,7 +97,9 @@ def _spearman_over_all(
     ranks = RANKS[operator](s, strength)
     listed = RANKS[operator](-teacher.gap, strength) if teacher.k > 1 else torch.ones_like(teacher.gap)
     elsewhere = listed.new_tensor((teacher.tail_size + 1) / 2)
-    rho = sparse_pearson(ranks, teacher.ids, listed + teacher.tail_size, elsewhere, 1e-6)
+    rho = sparse_pearson(
+        ranks, teacher.ids, listed + teacher.tail_size, elsewhere, rank_floor(teacher.num_classes)
+    )
     return rho * steepness(s)[:, 0]
 
 

@@ -5,6 +5,7 @@ of each row, so ranks do not change when a row is shifted or scaled, and they be
 0. `docs/losses.md` derives both.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal
@@ -78,7 +79,7 @@ def soft_spearman(x: Tensor, y: Tensor, strength: float, operator: RankOperator 
         rho: Tensor = _LaplaceSpearman.apply(x, y, _positive(strength))
         return rho
     rank = RANKS[operator]
-    return pearson(rank(x, strength), rank(y.detach(), strength)) * steepness(x)[:, 0]
+    return pearson(rank(x, strength), rank(y.detach(), strength), rank_floor(x.shape[1])) * steepness(x)[:, 0]
 
 
 def spread(x: Tensor) -> Tensor:
@@ -89,6 +90,11 @@ def spread(x: Tensor) -> Tensor:
 def steepness(x: Tensor) -> Tensor:
     """(B, 1) std / FLAT of each row, at most 1: what keeps the gradient of a scale-free loss bounded."""
     return (_std(x) / FLAT).clamp(max=1.0)
+
+
+def rank_floor(n: int) -> float:
+    """Norm of n centred ranks below which a row has no order."""
+    return 1e-3 * math.sqrt(n)
 
 
 def _std(x: Tensor) -> Tensor:
@@ -131,7 +137,7 @@ class _LaplaceSpearman(torch.autograd.Function):
         std = centred.square().mean(1, keepdim=True).clamp_(min=1e-12).sqrt_()
         scale = std.clamp(min=FLAT) * strength
         ranks, order, decay, chain, weight = _laplace(centred / scale)
-        norm = torch.linalg.vector_norm(ranks, dim=1, keepdim=True).clamp_(min=1e-6)
+        norm = torch.linalg.vector_norm(ranks, dim=1, keepdim=True).clamp_(min=rank_floor(x.shape[1]))
         unit = ranks / norm
         rho: Tensor = (unit[:rows] * unit[rows:]).sum(1, keepdim=True)
         steep = (std[:rows] / FLAT).clamp_(max=1.0)
