@@ -1,0 +1,160 @@
+"""Replay is proved: other images, another recipe or other pixels are refused before anything relies on them."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from logitcache.datasets import ArrayImages, digits
+from logitcache.dump import DumpConfig, dump
+from logitcache.errors import DataError, DriftError, ImageError, MismatchError
+from logitcache.loader import KeyedViews
+from logitcache.models import build
+from logitcache.replay import check_images, prove_replay
+from logitcache.schema import StepSpec
+from logitcache.store import CacheReader
+from logitcache.stream import Stream
+from logitcache.views import recipe_named
+
+N, CANARY = 40, 20
+RECIPE = recipe_named("digits")
+
+
+class Pixels(ArrayImages):
+    """Digits whose fingerprint stays what it was, as that of a folder of files of unchanged sizes does."""
+
+    changed: int | None = None
+    broken = False
+
+    def image(self, sample):
+        if sample == self.changed and self.broken:
+            raise ImageError(f"sample {sample} does not decode")
+        image = super().image(sample)
+        return image ^ 1 if sample == self.changed else image
+
+
+def images_of(*, n=N, start=0, classes=10, split="train", labels_plus=0) -> Pixels:
+    data = digits("train")
+    rows = slice(start, start + n)
+    return Pixels("few", split, data.images[rows], data.labels[rows] + labels_plus, classes, "digits")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> CacheReader:
+    path = tmp_path_factory.mktemp("replay") / "c.zarr"
+    teacher = build("digits_tiny", num_classes=10, view_size=8, weights="random")
+    config = DumpConfig(seeds=(0, 1), top_k=4, device="cpu", workers=0, shard_samples=16)
+    dump(path, images_of(), RECIPE, teacher, config)
+    return CacheReader(path)
+
+
+def opened(cache: CacheReader, images: ArrayImages, tmp_path, **options) -> Stream:
+    return Stream.from_cache(cache, images, spool_folder=tmp_path, device="cpu", workers=0, **options)
+
+
+@pytest.mark.parametrize(
+    ("images", "fields"),
+    [
+        ({"n": 39}, {"dataset.n": (40, 39), "dataset.fingerprint": ...}),
+        ({"start": 1}, {"dataset.fingerprint": ...}),
+        ({"labels_plus": 1, "classes": 11}, {"dataset.num_classes": (10, 11), "dataset.fingerprint": ...}),
+        ({"split": "test"}, {"dataset.split": ("train", "test")}),
+    ],
+    ids=str,
+)
+def test_other_images_are_refused_and_each_field_named(images, fields, cache, tmp_path):
+    with pytest.raises(MismatchError, match="other images") as refused:
+        check_images(cache, images_of(**images))
+    assert {f.field for f in refused.value.fields} == set(fields)
+    for found in refused.value.fields:
+        assert fields[found.field] in (..., (found.expected, found.found))
+        assert found.field in str(refused.value)
+    with pytest.raises(MismatchError, match="other images"):
+        opened(cache, images_of(**images), tmp_path, allow_drift=True)  # not a matter of drift
+
+
+def test_the_same_images_by_another_name_pass(cache):
+    same = images_of()
+    same.name = "moved:/elsewhere"
+    check_images(cache, same)
+
+
+@pytest.mark.parametrize("most", [1, 7, 256])
+def test_the_same_views_are_proved(cache, most):
+    canaries = sum(len(set(cache.spec.canary_samples(shard))) for shard in range(cache.spec.shards))
+    compared = prove_replay(cache, KeyedViews(images_of(), RECIPE), (0, 1), most)
+    assert 2 * 2 <= compared <= max(2 * canaries, 2)
+    assert compared == 2 * canaries or most < 256
+    assert prove_replay(cache, KeyedViews(images_of(), RECIPE), ()) == 0
+
+
+def test_changed_pixels_are_drift_that_names_image_and_seed(cache, tmp_path):
+    images = images_of()
+    assert CANARY in cache.canaries(0)
+    images.changed = CANARY
+    check_images(cache, images)  # unseen by the fingerprint
+    with pytest.raises(DriftError) as refused:
+        opened(cache, images, tmp_path)
+    first = refused.value.fields[0]
+    assert first.field == f"view of sample {CANARY} of few under seed 0"
+    assert first.expected == f"CRC {cache.canaries(0)[CANARY]:08x}"
+    assert first.field in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_drift_may_be_allowed(cache, tmp_path):
+    images = images_of()
+    images.changed = CANARY
+    made = opened(cache, images, tmp_path, allow_drift=True)
+    assert sorted(int(s) for batch in made.epoch(0) for s in batch.samples) == list(range(N))
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (),
+        (StepSpec("RandomCrop", {"size": 8, "padding": 2}),),
+        (*RECIPE.steps, StepSpec("RandomHorizontalFlip")),
+    ],
+    ids=["none", "other padding", "one more"],
+)
+def test_another_recipe_is_drift(steps, cache):
+    views = KeyedViews(images_of(), dataclasses.replace(RECIPE, steps=steps))
+    with pytest.raises(DriftError, match=r"view of sample \d+ of few under seed"):
+        prove_replay(cache, views, (0, 1))
+
+
+def test_drift_names_the_libraries_whose_versions_differ(cache):
+    images = images_of()
+    images.changed = CANARY
+    elsewhere = CacheReader(cache.path)
+    elsewhere.spec = dataclasses.replace(cache.spec, versions={**cache.spec.versions, "torchvision": "0.1"})
+    with pytest.raises(DriftError) as refused:
+        prove_replay(elsewhere, KeyedViews(images, RECIPE), (1,))
+    assert [f.field for f in refused.value.fields[1:]] == ["version of torchvision"]
+    assert refused.value.fields[1].expected == "0.1"
+
+
+def test_an_image_that_no_longer_decodes_is_named(cache):
+    images = images_of()
+    images.changed, images.broken = CANARY, True
+    with pytest.raises(DataError, match=f"sample {CANARY} does not decode"):
+        prove_replay(cache, KeyedViews(images, RECIPE), (0,))
+
+
+def test_images_that_did_not_decode_when_dumped_are_not_compared(tmp_path):
+    images = images_of()
+    images.changed, images.broken = 0, True  # the first canary
+    teacher = build("digits_tiny", num_classes=10, view_size=8, weights="random")
+    config = DumpConfig(seeds=(0,), device="cpu", workers=0, shard_samples=40, on_bad_image="skip")
+    dump(tmp_path / "c.zarr", images, RECIPE, teacher, config)
+    reader = CacheReader(tmp_path / "c.zarr")
+    assert reader.canaries(0)[0] == 0
+    assert prove_replay(reader, KeyedViews(images, RECIPE), (0,)) == reader.spec.canaries - 1
+
+
+def test_the_proof_leaves_the_global_generator_alone(cache):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    prove_replay(cache, KeyedViews(images_of(), RECIPE), (0, 1))
+    assert torch.equal(torch.get_rng_state(), before)

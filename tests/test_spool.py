@@ -1,0 +1,247 @@
+"""The spool: rows of a decoded seed are the arrays of the cache, whoever builds it, however often."""
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from logitcache.errors import FormatError, IncompleteError, StorageError
+from logitcache.schema import AdapterSpec, CacheSpec, DatasetSpec, RecipeSpec, RowLayout, TeacherSpec
+from logitcache.sparse import SparseTeacher
+from logitcache.spool import default_folder, open_spool, pack
+from logitcache.store import CacheReader, CacheWriter
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def spec_of(n=11, k=2, classes=5, profile="default", shard=4) -> CacheSpec:
+    return CacheSpec.new(
+        TeacherSpec("net", "random", "ab", "float32", AdapterSpec(1, 8, (0.5,), (0.5,))),
+        DatasetSpec("digits", "train", n, classes, "cd"),
+        RecipeSpec("identity", 1, ()),
+        k=k,
+        profile=profile,
+        versions={},
+        shard_samples=shard,
+    )
+
+
+def stored_arrays(spec: CacheSpec, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Arrays of so many samples in stored dtypes, over the whole range of each."""
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for a in spec.arrays():
+        shape = (rows, *a.shape[1:]) if a.dimensions[0] == "sample" else (1, *a.shape[1:])
+        if a.name == "ids":
+            arrays[a.name] = rng.integers(0, spec.dataset.num_classes, shape).astype(a.dtype)
+            arrays[a.name].flat[0] = spec.dataset.num_classes - 1
+        elif a.dtype.startswith("uint"):
+            arrays[a.name] = rng.integers(0, np.iinfo(a.dtype).max, shape, a.dtype, endpoint=True)
+        else:
+            arrays[a.name] = rng.normal(0, 9, shape).astype(a.dtype)
+    return arrays
+
+
+def assert_decodes(teacher: SparseTeacher, arrays: dict[str, np.ndarray], spec: CacheSpec) -> None:
+    step = spec.profile.gap_step
+    gap = arrays["gap"].astype(np.float32) * (np.float32(step) if step else np.float32(1))
+    assert teacher.num_classes == spec.dataset.num_classes
+    np.testing.assert_array_equal(teacher.ids.numpy(), arrays["ids"].astype(np.int64))
+    np.testing.assert_array_equal(teacher.gap.numpy(), gap)
+    assert teacher.gap.dtype == torch.float32
+    for name in ("top", "tail_lse", "tail_mean", "tail_var"):
+        found = getattr(teacher, name)
+        assert (found is None) == (name not in arrays)
+        if found is not None:
+            np.testing.assert_array_equal(found.numpy(), arrays[name])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.integers(1, 9),
+    classes=st.sampled_from([2, 3, 10, 255, 65_535, 65_536, 65_537, 1 << 20, 1 << 31]),
+    k=st.integers(1, 9),
+    profile=st.sampled_from(["default", "compact", "exact"]),
+)
+def test_unpacking_what_was_packed_gives_the_arrays(rows, classes, k, profile):
+    spec = spec_of(n=rows, k=k, classes=min(classes, 10) if profile == "exact" else classes, profile=profile)
+    layout, arrays = RowLayout.of(spec), stored_arrays(spec, rows)
+    packed = pack(spec, layout, arrays)
+    assert packed.shape == (rows, layout.row_bytes)
+    assert_decodes(SparseTeacher.unpack(torch.from_numpy(packed), layout), arrays, spec)
+
+
+# From a cache ---------------------------------------------------------------------------------------------
+
+
+def make(path: Path, spec: CacheSpec, seeds=(0,)) -> CacheReader:
+    writer = CacheWriter.open(path, spec)
+    for seed in seeds:
+        with writer.seed(seed) as own:
+            for shard in range(spec.shards):
+                arrays = stored_arrays(spec, len(spec.shard_range(shard)), 100 * seed + shard)
+                gap = np.abs(arrays["gap"].astype(np.float32)) * (spec.profile.gap_step or 1.0)
+                own.write(shard, arrays | {"gap": gap})
+    return CacheReader(path)
+
+
+def of_all_shards(reader: CacheReader, seed: int) -> dict[str, np.ndarray]:
+    shards = [reader.read(seed, shard) for shard in range(reader.spec.shards)]
+    return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> CacheReader:
+    return make(tmp_path_factory.mktemp("cache") / "c.zarr", spec_of(), seeds=(0, 1, 2))
+
+
+@pytest.mark.parametrize("profile", ["default", "compact", "exact"])
+@pytest.mark.parametrize("classes", [5, 70_000])
+def test_rows_taken_from_a_spool_are_the_arrays_of_the_cache(profile, classes, tmp_path):
+    if profile == "exact" and classes > 5:
+        profile, classes = "compact", 65_536
+    reader = make(tmp_path / "c.zarr", spec_of(classes=classes, profile=profile), seeds=(3,))
+    rows = open_spool(reader, 3, tmp_path / "spool")
+    arrays, layout = of_all_shards(reader, 3), RowLayout.of(reader.spec)
+    taken = np.array([10, 0, 3, 4, 4, 9])
+    found = SparseTeacher.unpack(torch.from_numpy(np.take(rows, taken, axis=0)), layout)
+    assert_decodes(found, {name: a[taken] for name, a in arrays.items() if name != "canary"}, reader.spec)
+
+
+def assert_right(rows: np.ndarray, reader: CacheReader, seed: int) -> None:
+    expected = pack(reader.spec, RowLayout.of(reader.spec), of_all_shards(reader, seed))
+    np.testing.assert_array_equal(rows, expected)
+
+
+def test_a_spool_is_read_only_and_built_once(cache, tmp_path):
+    rows = open_spool(cache, 0, tmp_path)
+    with pytest.raises(ValueError, match="read-only"):
+        rows[0, 0] = 1
+    (file,) = tmp_path.glob("*.spool")
+    built = file.stat().st_ino
+    assert_right(open_spool(cache, 0, tmp_path), cache, 0)
+    assert [f.stat().st_ino for f in tmp_path.glob("*.spool")] == [built]
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_each_seed_has_a_spool_of_its_own(cache, tmp_path):
+    for seed in (0, 1, 2):
+        assert_right(open_spool(cache, seed, tmp_path), cache, seed)
+    assert len(list(tmp_path.glob("*.spool"))) == 3
+
+
+@pytest.mark.parametrize("left", ["a part", "too short", "too long", "empty"])
+def test_what_a_crash_left_is_built_again(left, cache, tmp_path):
+    open_spool(cache, 0, tmp_path)
+    (file,) = tmp_path.glob("*.spool")
+    whole = file.read_bytes()
+    if left == "a part":
+        file.unlink()
+        file.with_suffix(".part").write_bytes(b"\xff" * (len(whole) + 9))
+    else:
+        file.write_bytes({"too short": whole[:-1], "too long": whole + b"x", "empty": b""}[left])
+    assert_right(open_spool(cache, 0, tmp_path), cache, 0)
+    assert file.read_bytes() == whole
+    assert not list(tmp_path.glob("*.part"))
+
+
+def build(path: Path, folder: Path, barrier, told) -> None:
+    reader = CacheReader(path)
+    barrier.wait()
+    rows = open_spool(reader, 1, folder)
+    told.send((rows.tobytes(), os.stat(rows.filename).st_ino))
+
+
+def test_processes_that_open_a_spool_at_once_build_one(cache, tmp_path):
+    barrier, pipes = SPAWN.Barrier(2), [SPAWN.Pipe(duplex=False) for _ in range(2)]
+    children = [SPAWN.Process(target=build, args=(cache.path, tmp_path, barrier, tell)) for _, tell in pipes]
+    for child in children:
+        child.start()
+    said = [told.recv() for told, _ in pipes]
+    for child in children:
+        child.join()
+    assert len(set(said)) == 1
+    assert said[0][0] == open_spool(cache, 1, tmp_path).tobytes()
+    assert_right(open_spool(cache, 1, tmp_path), cache, 1)
+
+
+# Its limit ------------------------------------------------------------------------------------------------
+
+
+def test_the_spool_longest_unused_goes_first_and_who_has_it_mapped_keeps_it(cache, tmp_path):
+    size = cache.spec.dataset.n * RowLayout.of(cache.spec).row_bytes
+    rows, files = {}, {}
+    for age, seed in enumerate((0, 1)):
+        before = set(tmp_path.glob("*.spool"))
+        rows[seed] = open_spool(cache, seed, tmp_path)
+        (files[seed],) = set(tmp_path.glob("*.spool")) - before
+        os.utime(files[seed], (time.time() - 100 + age,) * 2)
+    open_spool(cache, 0, tmp_path)  # now 1 is the longest unused
+    open_spool(cache, 2, tmp_path, limit=2 * size)
+    assert files[0].exists()
+    assert not files[1].exists()
+    assert len(list(tmp_path.glob("*.spool"))) == 2
+    assert_right(rows[1], cache, 1)
+    assert_right(
+        open_spool(cache, 1, tmp_path, limit=0), cache, 1
+    )  # the one asked for stays, whatever the limit
+    assert list(tmp_path.glob("*.spool")) == [files[1]]
+
+
+def test_a_spool_that_another_process_is_opening_is_not_trimmed(cache, tmp_path):
+    from filelock import FileLock
+
+    open_spool(cache, 0, tmp_path)
+    (file,) = tmp_path.glob("*.spool")
+    with FileLock(file.with_suffix(".lock")):
+        open_spool(cache, 1, tmp_path, limit=0)
+    assert file.exists()
+
+
+# What can go wrong ----------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_cannot_be_written_is_a_storage_error(cache, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"seed 0.*make room there.*\$LOGITCACHE_SPOOL") as refused:
+        open_spool(cache, 0, tmp_path / "file" / "spool")
+    assert "\n" not in str(refused.value)
+
+
+def test_an_incomplete_seed_has_no_spool(tmp_path):
+    reader = make(tmp_path / "c.zarr", spec_of(), seeds=(4,))
+    with CacheWriter.open(reader.path, reader.spec).seed(5):
+        pass
+    with pytest.raises(IncompleteError, match="lacks seed 5; complete: seed 4"):
+        open_spool(reader, 5, tmp_path / "spool")
+    with pytest.raises(IncompleteError, match="lacks seed 6"):
+        open_spool(reader, 6, tmp_path / "spool")
+    assert not (tmp_path / "spool").exists()
+
+
+def test_trouble_with_the_cache_is_not_blamed_on_the_spool(tmp_path):
+    reader = make(tmp_path / "c.zarr", spec_of())
+    file = reader.path / "seed-0" / "ids" / "c" / "1" / "0"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(FormatError, match="seed 0, shard 1"):
+        open_spool(reader, 0, tmp_path / "spool")
+    assert not list((tmp_path / "spool").glob("*.spool"))
+
+    file.unlink()
+    file.symlink_to(file)  # a file that cannot be opened, for root as well
+    with pytest.raises(StorageError, match=r"cannot read .*seed 0, shard 1"):
+        open_spool(reader, 0, tmp_path / "spool")
+
+
+def test_the_folder_is_the_one_named_or_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("LOGITCACHE_SPOOL", str(tmp_path / "here"))
+    assert default_folder() == tmp_path / "here"
+    monkeypatch.delenv("LOGITCACHE_SPOOL")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_folder() == tmp_path / "logitcache" / "spool"
