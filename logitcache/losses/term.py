@@ -50,4 +50,4 @@ class Term:
     @property
     def follows_progress(self) -> bool:
         """Whether the loss changes in the course of training."""
-        return "progress" in self.loss.function.__code__.co_varnames
+        return "progress" in (self.loss.function.__kwdefaults__ or {})

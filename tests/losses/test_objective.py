@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from logitcache.errors import OptionError, UnknownNameError
-from logitcache.losses import LOSSES, Objective
+from logitcache.losses import LOSSES, Mixing, Objective, choose_mixing
+from logitcache.sparse import SparseTeacher
 
 
 def test_cross_entropy_alone_needs_no_teacher():
@@ -106,3 +107,76 @@ def test_a_bad_expression_is_refused_in_one_line(text, says):
 def test_bad_cross_entropy_options_are_refused(options):
     with pytest.raises(OptionError, match=next(iter(options))):
         Objective.parse("kd", **options)
+
+
+# Wrapped losses, progress, two heads --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ["logit_std", "logit_std(loss=dkd(beta=2.0)):3", "logit_std(loss=cmkd(support=topk+tail))"]
+)
+def test_a_loss_can_wrap_another(text):
+    objective = Objective.parse(text)
+    again = Objective.parse(objective.spec()["expression"])
+    assert again.spec() == objective.spec()
+    s, t, teacher, y = dense.batch()
+    inner = objective.terms[0][0].options["loss"]
+    z = SparseTeacher.from_logits(dense.z(t), 20)
+    torch.testing.assert_close(objective(s, teacher, y)[1]["logit_std"], inner(dense.z(s), z, y).detach())
+
+
+def test_a_wrapped_loss_is_checked_like_any_other():
+    with pytest.raises(UnknownNameError, match="unknown loss 'kdd'"):
+        Objective.parse("logit_std(loss=kdd)")
+    with pytest.raises(OptionError, match="no option 'heat'"):
+        Objective.parse("logit_std(loss=kd(heat=1))")
+
+
+def test_progress_reaches_the_losses_that_follow_it():
+    s, t, teacher, y = dense.batch()
+    objective = Objective.parse("taid + logit_std(loss=taid)")
+    for progress in (0.0, 0.5, 1.0):
+        _, terms = objective(s, teacher, y, progress=progress)
+        torch.testing.assert_close(terms["taid"], dense.taid(s, t, y, progress=progress).detach())
+        wrapped = dense.taid(dense.z(s), dense.z(t), y, progress=progress)
+        torch.testing.assert_close(terms["logit_std"], wrapped.detach())
+
+
+def test_two_heads_learn_from_labels_and_teacher_apart():
+    s, t, teacher, y = dense.batch(heads=2)
+    objective = Objective.parse("dho(temperature=3.0) + mse")
+    assert objective.heads == 2
+    assert objective.mixes_heads
+    total, terms = objective(s, teacher, y)
+    torch.testing.assert_close(terms["ce"], F.cross_entropy(s[:, 0], y).detach())
+    torch.testing.assert_close(terms["dho"], dense.kd(s[:, 1], t, y, 3.0).detach())
+    torch.testing.assert_close(terms["mse"], dense.mse(s[:, 1], t, y).detach())
+    (gradient,) = torch.autograd.grad(total, s)
+    (from_labels,) = torch.autograd.grad(F.cross_entropy(s[:, 0], y), s)
+    torch.testing.assert_close(gradient[:, 0], from_labels[:, 0])
+
+
+def test_two_heads_answer_together_or_by_the_first():
+    s, _, _, _ = dense.batch(heads=2)
+    mixing = Mixing(0.3, 2.0)
+    expected = (0.3 * s[:, 0].softmax(1) + 0.7 * (s[:, 1] / 2).softmax(1)).log()
+    torch.testing.assert_close(Objective.parse("dho").scores(s, mixing), expected)
+    assert torch.equal(Objective.parse("ce").scores(s[:, 0]), s[:, 0])
+    with pytest.warns(UserWarning, match="of which the teacher lists"):
+        Objective.parse("dhkd")(s, SparseTeacher.from_logits(torch.randn(6, 20), 4), torch.zeros(6).long())
+    assert torch.equal(Objective.parse("dhkd").scores(s), s[:, 0])
+
+
+def test_mixing_is_chosen_by_accuracy():
+    y = torch.randint(5, (200,))
+    right, wrong = F.one_hot(y, 5) * 3.0, torch.randn(200, 5) * 3
+    assert choose_mixing(torch.stack([right, wrong], 1), y).alpha > 0.5
+    assert choose_mixing(torch.stack([wrong, right], 1), y).alpha < 0.5
+    assert choose_mixing(torch.stack([right, right], 1), y) == Mixing(0.5, 0.5)
+
+
+@pytest.mark.parametrize(("expression", "shape"), [("kd", (4, 2, 10)), ("dho", (4, 10))])
+def test_logits_of_another_number_of_heads_are_refused(expression, shape):
+    teacher = SparseTeacher.from_logits(torch.randn(4, 10), 3)
+    with pytest.raises(OptionError, match="needs student logits of shape"):
+        Objective.parse(expression)(torch.randn(shape), teacher, torch.zeros(4, dtype=torch.int64))
