@@ -407,6 +407,17 @@ def test_a_file_left_empty_by_a_power_cut_is_written_again(file, cache):
     assert assert_typed(cache) is None
 
 
+@pytest.mark.parametrize("name", ["ids", "top"])
+def test_garbage_without_a_commit_is_written_over(name, tmp_path):
+    path = fill(
+        tmp_path / "c.zarr", SMALL, shards=[0]
+    )  # shard 1 is shorter: Zarr would read it to fill it up
+    file = path / "seed-1" / name / "c" / ("1/0" if name == "ids" else "1")
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"\xff" * 100)
+    assert assert_typed(fill(path, SMALL)) is None
+
+
 def test_a_directory_that_was_to_become_a_cache_becomes_one(tmp_path):
     (tmp_path / "c.zarr" / ".new").mkdir(parents=True)
     (tmp_path / "c.zarr" / ".lock").touch()
@@ -506,6 +517,8 @@ def begin(path: Path, seed: int, spec: CacheSpec, barrier, told) -> None:
         told.send("written")
     except MismatchError:
         told.send("refused")
+    except Exception as error:
+        told.send(repr(error))
 
 
 @pytest.mark.parametrize("other", [False, True], ids=["one spec", "another spec"])
