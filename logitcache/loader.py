@@ -131,7 +131,6 @@ def view_loader(
             "persistent_workers": True,
             "prefetch_factor": 4,
             "multiprocessing_context": start_method,
-            "worker_init_fn": _one_thread,
         }
     return DataLoader(
         views,
@@ -171,7 +170,3 @@ def require(batch: ViewBatch) -> ViewBatch:
 
 def _as_is(batch: Any) -> Any:
     return batch  # `KeyedViews.__getitems__` has made it whole
-
-
-def _one_thread(_worker: int) -> None:
-    torch.set_num_threads(1)

@@ -161,7 +161,7 @@ def test_a_sample_under_several_seeds_side_by_side_is_decoded_once(pictures: Ima
     assert decoded == [3, 7, 3]
 
 
-def test_workers_use_one_thread_each(pictures: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_worker_uses_one_thread(pictures: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     code = "import torch\ndef threads(image): return image * 0 + torch.get_num_threads()\n"
     (tmp_path / "threads_of_mine.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
@@ -202,6 +202,16 @@ def test_a_skipped_image_is_invalid_and_leaves_the_other_views_untouched(
     good = [pair for pair in pairs if pair[0] not in (2, 5)]
     assert {pair: found[pair] for pair in good} == made_alone(spoiled, recipe, good)
     assert len({found[pair] for pair in pairs if pair not in good}) == 1  # one blank picture
+
+
+def test_a_skipped_image_under_several_seeds_is_invalid_under_each(spoiled: Images):
+    recipe = recipe_named("imagenet@8")
+    pairs = [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1)]
+    batch = KeyedViews(spoiled, recipe, "skip").__getitems__(pairs)
+    assert batch.valid.tolist() == [True, False, False, True, True]
+    good = [pairs[0], *pairs[3:]]
+    found = digests([batch])
+    assert {pair: found[pair] for pair in good} == made_alone(spoiled, recipe, good)
 
 
 def test_a_batch_of_bad_images_only_has_views_of_the_right_shape(spoiled: Images):
