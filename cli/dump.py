@@ -1,6 +1,5 @@
 """``logitcache dump``: stage one, the teacher's logits into a cache."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -26,7 +25,7 @@ def dump(
     recipe: Annotated[
         str, typer.Option(help="How views are made: digits, cifar, imagenet[@SIZE], imagenet-ra, FILE.toml …")
     ] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Cache; caches/TEACHER-DATA.zarr by default.")] = None,
+    out: Annotated[str | None, typer.Option(help="Cache; caches/TEACHER-DATA.zarr by default.")] = None,
     num_classes: Annotated[int, typer.Option(help="Classes of the teacher, for unlabelled images.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Views per forward; 0: 64 on the CPU, 256 on CUDA.")] = 0,
     precision: PrecisionName = "auto",
@@ -78,7 +77,7 @@ def dump(
 
 
 def _rows(done: "DumpReport") -> list[tuple[str, str]]:
-    bad = f", {done.bad_images} images did not decode" if done.bad_images else ""
+    bad = f"; images that did not decode: {done.bad_images}" if done.bad_images else ""
     return [
         ("cache", done.path),
         ("views", f"{done.views:,} now, {done.views_in_cache:,} in the cache for these seeds{bad}"),

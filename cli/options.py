@@ -33,8 +33,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 def cache_path(teacher: str, data: str) -> Path:
     """Return where a cache goes unless told otherwise: caches/<teacher>-<data>.zarr."""
-    names = (re.sub(r"[^\w.-]+", "_", name.rstrip("/").rsplit("/", 1)[-1]) for name in (teacher, data))
-    return CACHES / f"{'-'.join(names)}.zarr"
+    folder = data.removeprefix("imagefolder:").removeprefix("folder:").rstrip("/").rsplit("/", 1)[-1]
+    return CACHES / (re.sub(r"[^\w.-]+", "_", f"{teacher}-{folder}") + ".zarr")
 
 
 def the_only_cache() -> Path:

@@ -20,7 +20,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 def say(text: str) -> None:
     """Tell the user something that is not a result."""
-    notes.print(text, markup=False)
+    notes.print(text, markup=False, soft_wrap=True)
 
 
 def show(report: dict[str, Any], rows: list[tuple[str, str]], *, as_json: bool) -> None:

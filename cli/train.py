@@ -18,7 +18,7 @@ def train(
     student: Annotated[
         list[str], typer.Option(help="resnet18, wrn_16_2, timm:NAME …; several share one pass.")
     ],
-    cache: Annotated[Path | None, typer.Option(help="Cache; the only one in caches/ by default.")] = None,
+    cache: Annotated[str | None, typer.Option(help="Cache; the only one in caches/ by default.")] = None,
     loss: Annotated[str, typer.Option(help="cmkd, kd, ce …, or a sum: 'kd:0.5+cmkd:1'.")] = "cmkd",
     data: Annotated[str, typer.Option(help="Images; by default those of the cache, else digits.")] = "auto",
     seeds: Annotated[str, typer.Option(help="Augmentation seeds; all complete ones by default.")] = "auto",

@@ -1,3 +1,56 @@
-"""Offline knowledge distillation: run the teacher once, train students from its compressed logits."""
+"""Offline knowledge distillation: run the teacher once, train students from its compressed logits.
+
+The names below are the whole public surface of everyday use; `logitcache.dump.dump` and `logitcache.train.train`
+are the two stages as functions, `logitcache.losses` and `logitcache.errors` the two families.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from logitcache.datasets import Images, open_images
+    from logitcache.errors import LogitCacheError
+    from logitcache.loader import KeyedViews
+    from logitcache.losses import Objective
+    from logitcache.sparse import SparseTeacher
+    from logitcache.store import CacheReader
+    from logitcache.stream import CachedTeacher, Stream
+    from logitcache.views import ViewMaker, recipe_named
+
+__all__ = [
+    "CacheReader",
+    "CachedTeacher",
+    "Images",
+    "KeyedViews",
+    "LogitCacheError",
+    "Objective",
+    "SparseTeacher",
+    "Stream",
+    "ViewMaker",
+    "__version__",
+    "open_images",
+    "recipe_named",
+]
+
+_HOMES = {
+    "CacheReader": "store",
+    "CachedTeacher": "stream",
+    "Images": "datasets",
+    "KeyedViews": "loader",
+    "LogitCacheError": "errors",
+    "Objective": "losses",
+    "SparseTeacher": "sparse",
+    "Stream": "stream",
+    "ViewMaker": "views",
+    "open_images": "datasets",
+    "recipe_named": "views",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that ``import logitcache`` stays fast."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'logitcache' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"logitcache.{_HOMES[name]}"), name)

@@ -4,7 +4,6 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # many small networks: threads only get in each other's way
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,8 @@ from logitcache.datasets import ArrayImages, digits
 
 
 @pytest.fixture(autouse=True)
-def spools_go_to_a_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def spools_go_to_a_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGITCACHE_SPOOL", str(tmp_path / "spool"))
-    yield
 
 
 @pytest.fixture(autouse=True, scope="session")

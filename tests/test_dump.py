@@ -75,7 +75,9 @@ def test_a_cache_holds_what_the_teacher_says_of_each_view(whole: Path) -> None:
             assert held["canary"][0].tolist() == canaries
 
 
-@pytest.mark.parametrize("options", [{"workers": 2}, {"seeds_per_pass": 2}, {"seeds": (1, 0)}, {"workers": 1}])
+@pytest.mark.parametrize(
+    "options", [{"workers": 2}, {"seeds_per_pass": 2}, {"seeds": (1, 0)}, {"workers": 1}]
+)
 def test_neither_workers_nor_passes_nor_order_change_what_is_stored(
     whole: Path, tmp_path: Path, options: dict[str, object]
 ) -> None:

@@ -1,0 +1,220 @@
+"""The command line, loaded as the console script loads it: each command over one library call."""
+
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_dump import picture_folder
+
+SCRIPT = Path(sys.executable).with_name("logitcache")
+
+
+def logitcache(*words: object, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [str(SCRIPT), *map(str, words)]
+    env = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
+
+
+def fails(*words: object, cwd: Path) -> str:
+    """Run a command that must fail with one clear line and exit code 1; returns the line."""
+    ended = logitcache(*words, cwd=cwd)
+    assert ended.returncode == 1, ended
+    assert "Traceback" not in ended.stderr
+    lines = [line for line in ended.stderr.splitlines() if not line.startswith("note: ")]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("logitcache: ")
+    return lines[0]
+
+
+def succeeds(*words: object, cwd: Path) -> str:
+    ended = logitcache(*words, cwd=cwd)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one small cache, caches/digits_small-digits.zarr."""
+    folder = tmp_path_factory.mktemp("cli")
+    succeeds("dump", "--teacher", "digits_small", "--seeds", "0-1", "--top-k", 4, cwd=folder)
+    return folder
+
+
+def test_the_script_is_declared_where_it_is_loaded_from() -> None:
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="logitcache")
+    assert script.value == "logitcache_cli.main:run"
+    assert callable(script.load())
+
+
+@pytest.mark.parametrize("command", ["init", "demo", "dump", "train", "info"])
+def test_every_command_helps_with_an_example(command: str, tmp_path: Path) -> None:
+    text = succeeds(command, "--help", cwd=tmp_path)
+    assert f"Example: logitcache {command}" in " ".join(text.split())
+
+
+def test_help_imports_neither_torch_nor_zarr(tmp_path: Path) -> None:
+    code = (
+        "import sys\nsys.argv = ['logitcache', '--help']\nfrom logitcache_cli.main import run\n"
+        "try:\n    run()\nexcept SystemExit:\n    pass\n"
+        "print([m for m in ('torch', 'torchvision', 'zarr', 'numpy') if m in sys.modules])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.stdout.splitlines()[-1] == "[]"
+
+
+def test_info_tells_what_the_cache_holds(folder: Path) -> None:
+    found = json.loads(succeeds("info", "caches/digits_small-digits.zarr", "--json", cwd=folder))
+    assert {"format_version", "teacher", "dataset", "bytes_on_disk", "bytes_per_sample_view"} <= set(found)
+    assert (found["n"], found["num_classes"], found["k"]) == (1437, 10, 4)
+    shards = found["seeds"][0]["shards"]
+    assert found["seeds"] == [
+        {"seed": s, "complete": True, "shards_done": shards, "shards": shards} for s in (0, 1)
+    ]
+    files = [f for f in (folder / found["path"]).rglob("*") if f.is_file() and not f.name.startswith(".")]
+    assert found["bytes_on_disk"] == sum(f.stat().st_size for f in files)
+    assert "seed 1   complete" in succeeds("info", found["path"], cwd=folder)
+
+
+def test_dump_again_does_nothing_and_train_takes_the_only_cache(folder: Path) -> None:
+    again = succeeds(
+        "dump", "--teacher", "digits_small", "--seeds", "0-1", "--top-k", 4, "--json", cwd=folder
+    )
+    assert json.loads(again)["views"] == 0
+    words = ("train", "--student", "digits_tiny", "--student", "digits_small", "--epochs", 1, "--json")
+    runs: list[dict[str, Any]] = json.loads(succeeds(*words, cwd=folder))["runs"]
+    assert [run["out"] for run in runs] == ["runs/digits_tiny-cmkd-0", "runs/digits_small-cmkd-0"]
+    for run in runs:
+        kept = {f.name for f in (folder / run["out"]).iterdir()}
+        expected = {"config.json", "metrics.jsonl", "best.safetensors", "last.safetensors", "checkpoint.pt"}
+        assert kept == expected
+
+
+def test_a_student_of_one_run_is_the_teacher_of_the_next(folder: Path) -> None:
+    words = ("--loss", "ce", "--epochs", 1, "--out", "runs/teacher")
+    succeeds("train", "--student", "digits_small", *words, cwd=folder)
+    weights = ("--weights", "runs/teacher/best.safetensors")
+    succeeds("dump", "--teacher", "digits_small", *weights, "--seeds", 0, "--out", "t.zarr", cwd=folder)
+    found = json.loads(succeeds("info", "t.zarr", "--json", cwd=folder))
+    assert found["teacher"]["weights"] == "file:best.safetensors"
+
+
+def test_training_resumes_by_command(folder: Path) -> None:
+    words = ("train", "--student", "digits_tiny", "--cache", "caches/digits_small-digits.zarr", "--epochs", 2)
+    succeeds(*words, "--out", "runs/r", cwd=folder)
+    assert "holds a run already" in fails(*words, "--out", "runs/r", cwd=folder)
+    succeeds(*words, "--out", "runs/r", "--resume", cwd=folder)
+    line = fails(*words, "--out", "runs/r", "--resume", "--lr", 0.2, cwd=folder)
+    assert "config.lr: expected 0.05, found 0.2" in line
+
+
+def test_a_dump_interrupted_at_the_keyboard_says_how_to_go_on(tmp_path: Path) -> None:
+    command = [str(SCRIPT), "dump", "--teacher", "digits_teacher", "--seeds", "0-99"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background jobs ignore it
+    )
+    while not list(tmp_path.glob("caches/*/seed-0/commit/c/0")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in error
+    assert error.splitlines()[-1] == "logitcache: interrupted; run the same command again to go on"
+
+
+def test_pictures_of_your_own_from_dump_to_student(tmp_path: Path) -> None:
+    picture_folder(tmp_path / "pets")
+    words = ("--data", "imagefolder:pets", "--recipe", "imagenet@32", "--seeds", "0-1")
+    succeeds("dump", "--teacher", "resnet18", *words, cwd=tmp_path)
+    reports = succeeds("train", "--student", "resnet20", "--epochs", 1, "--json", cwd=tmp_path)
+    assert json.loads(reports)["runs"][0]["top1"] is not None
+
+
+def test_init_writes_a_file_that_reads_back(tmp_path: Path) -> None:
+    succeeds("init", cwd=tmp_path)
+    file = tmp_path / "logitcache.toml"
+    assert tomllib.loads(file.read_text()) == {"demo": {}, "dump": {}, "train": {}, "info": {}}
+    assert "is there already" in fails("init", cwd=tmp_path)
+    lines = [line.removeprefix("# ") if " = " in line else line for line in file.read_text().splitlines()]
+    every = tomllib.loads("\n".join(lines))
+    assert every["dump"]["top-k"] == 16
+    assert every["train"]["lr"] == 0.05
+
+
+def test_the_file_gives_defaults_and_the_command_line_wins(tmp_path: Path) -> None:
+    file = tmp_path / "logitcache.toml"
+    file.write_text('[dump]\nteacher = "digits_tiny"\nseeds = "3"\ntop-k = 2\nout = "mine.zarr"\n')
+    succeeds("dump", "--top-k", 5, cwd=tmp_path)
+    found = json.loads(succeeds("info", "mine.zarr", "--json", cwd=tmp_path))
+    assert (found["teacher"]["name"], found["k"], found["seeds"][0]["seed"]) == ("digits_tiny", 5, 3)
+    file.write_text("[dump]\ntopk = 2\n")
+    assert "did you mean top-k" in fails("dump", cwd=tmp_path)
+    file.write_text("[dumb]\n")
+    assert "did you mean dump" in fails("dump", cwd=tmp_path)
+    file.write_text("dump = [\n")
+    assert "not TOML" in fails("dump", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("dump", "--teacher", "resnet81"), "unknown model 'resnet81'; did you mean"),
+        (("dump", "--teacher", "resnet18", "--weights", "default"), "expected 10 classes"),
+        (("dump", "--teacher", "resnet18", "--weights", "no.pt"), "no weights file no.pt"),
+        (("dump", "--teacher", "digits_tiny", "--data", "digit"), "did you mean digits"),
+        (
+            ("dump", "--teacher", "digits_tiny", "--data", "imagefolder:nowhere"),
+            "nowhere/train is not a folder",
+        ),
+        (("dump", "--teacher", "digits_tiny", "--seeds", "3-1"), "seeds read like 0-3,7"),
+        (("dump", "--teacher", "digits_tiny", "--recipe", "digit"), "did you mean digits"),
+        (("dump", "--teacher", "digits_tiny", "--profile", "tiny"), "unknown profile 'tiny'"),
+        (("dump", "--teacher", "digits_tiny", "--top-k", "0"), "top-k must be at least 1"),
+        (("dump", "--teacher", "digits_tiny", "--device", "cuda:99"), "device 'cuda:99' is not there"),
+        (("dump", "--teacher", "digits_tiny", "--out", "https://x/c.zarr"), "local paths"),
+        (("train", "--student", "digits_tiny", "--cache", "no.zarr"), "no cache at no.zarr"),
+        (("train", "--student", "digits_tiny", "--loss", "kkd"), "unknown loss 'kkd'; did you mean kd"),
+        (("train", "--student", "digits_tiny", "--seeds", "0-7"), "lacks seeds 2-7; complete: seeds 0-1"),
+        (("train", "--student", "digits_tiny", "--data", "t:f"), "cannot import 't'"),
+        (("train", "--student", "digits_tiny", "--lr", "0"), "lr must be above 0"),
+        (("info", "caches"), "no cache at caches"),
+        (("info", "runs"), "no cache at runs"),
+    ],
+)
+def test_bad_input_is_one_clear_line(folder: Path, words: tuple[str, ...], message: str) -> None:
+    if words[:2] == ("train", "--student") and "--cache" not in words:
+        words = (*words, "--cache", "caches/digits_small-digits.zarr")
+    assert message in fails(*words, cwd=folder)
+
+
+def test_train_says_which_caches_there_are(folder: Path, tmp_path: Path) -> None:
+    assert "no cache in ./caches" in fails("train", "--student", "digits_tiny", cwd=tmp_path)
+    (tmp_path / "caches" / "a.zarr").mkdir(parents=True)
+    (tmp_path / "caches" / "b.zarr").mkdir()
+    line = fails("train", "--student", "digits_tiny", cwd=tmp_path)
+    assert "several caches in ./caches: caches/a.zarr, caches/b.zarr" in line
+
+
+def test_an_unfinished_cache_says_what_is_complete(tmp_path: Path, folder: Path) -> None:
+    words = ("dump", "--teacher", "digits_small", "--top-k", 4, "--out", "c.zarr")
+    succeeds(*words, "--seeds", 0, cwd=tmp_path)
+    commits = tmp_path / "c.zarr" / "seed-0" / "commit" / "c"
+    (commits / "2").unlink()
+    line = fails("train", "--student", "digits_tiny", "--cache", "c.zarr", cwd=tmp_path)
+    assert "no complete seed (begun: seed 0)" in line
+    again = json.loads(succeeds(*words, "--seeds", 0, "--json", cwd=tmp_path))
+    assert again["shards_written"] == 1
