@@ -1,8 +1,8 @@
 """The command line, loaded as the console script loads it: each command over one library call."""
 
+import contextlib
 import importlib.metadata
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,22 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from logitcache_cli.main import app
 from test_dump import picture_folder
+from typer.testing import CliRunner
 
 SCRIPT = Path(sys.executable).with_name("logitcache")
 
 
-def logitcache(*words: object, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-    command = [str(SCRIPT), *map(str, words)]
-    env = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
+def logitcache(*words: object, cwd: Path) -> Any:
+    """Run a command in this process, as the console script would."""
+    with contextlib.chdir(cwd):
+        return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def fails(*words: object, cwd: Path) -> str:
     """Run a command that must fail with one clear line and exit code 1; returns the line."""
     ended = logitcache(*words, cwd=cwd)
-    assert ended.returncode == 1, ended
-    assert "Traceback" not in ended.stderr
+    assert ended.exit_code == 1, (ended.output, ended.exception)
     lines = [line for line in ended.stderr.splitlines() if not line.startswith("note: ")]
     assert len(lines) == 1, lines
     assert lines[0].startswith("logitcache: ")
@@ -36,7 +37,7 @@ def fails(*words: object, cwd: Path) -> str:
 
 def succeeds(*words: object, cwd: Path) -> str:
     ended = logitcache(*words, cwd=cwd)
-    assert ended.returncode == 0, ended.stderr
+    assert ended.exit_code == 0, (ended.output, ended.exception)
     return ended.stdout
 
 
