@@ -1,19 +1,18 @@
 """The application: its commands, its defaults from logitcache.toml, and how it ends."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from logitcache import __version__
-from logitcache.errors import LogitCacheError
 
 from .config import CONFIG_FILE, defaults_from
 from .demo import demo
 from .dump import dump
 from .info import info
 from .init import init
+from .terminal import ending_clearly
 from .train import train
 
 app = typer.Typer(
@@ -24,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (init, demo, dump, train, info):
-    app.command()(command)
+    app.command()(ending_clearly(command))
 
 
 def _version(asked: bool) -> None:
@@ -34,6 +33,7 @@ def _version(asked: bool) -> None:
 
 
 @app.callback()
+@ending_clearly
 def main(
     context: typer.Context,
     config: Annotated[
@@ -53,12 +53,5 @@ def main(
 
 
 def run() -> None:
-    """Run the application: an expected error is one line and exit code 1, never a traceback."""
-    try:
-        app()
-    except LogitCacheError as error:
-        typer.echo(f"logitcache: {error}", err=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("logitcache: interrupted; run the same command again to go on", err=True)
-        sys.exit(130)
+    """Run the application; the console script of the package."""
+    app()

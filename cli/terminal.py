@@ -1,15 +1,19 @@
 """What people see: tables, progress bars on a terminal, plain lines elsewhere; figures as JSON on request."""
 
+import functools
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from logitcache.errors import LogitCacheError
 
 console = Console(highlight=False)
 notes = Console(stderr=True, highlight=False)
@@ -58,6 +62,26 @@ def _plain_lines(what: str, unit: str) -> Advance:
             say(f"{what}: {done:,} of {total:,} {unit} {note}")
 
     return advance
+
+
+_P = ParamSpec("_P")
+
+
+def ending_clearly(command: Callable[_P, None]) -> Callable[_P, None]:
+    """Let a command end with one line and exit code 1 on an expected error, 130 on Ctrl-C; never a traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except LogitCacheError as error:
+            say(f"logitcache: {error}")
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as interruption:
+            say("logitcache: interrupted; run the same command again to go on")
+            raise typer.Exit(130) from interruption
+
+    return wrapped
 
 
 def size(count: float) -> str:
