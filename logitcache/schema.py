@@ -7,16 +7,12 @@ else in the library knows these. `docs/format.md` says the same in prose, for ot
 import dataclasses
 import hashlib
 import json
-import math
-import reprlib
-import sys
-import types
-import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 from logitcache.errors import Difference, FormatError, OptionError, UnknownNameError
+from logitcache.spec import Spec as Spec
 
 FORMAT_VERSION = 1
 CHUNK_SAMPLES = 16_384
@@ -30,23 +26,6 @@ Precision = Literal["float32", "bfloat16", "float16"]
 def _require(condition: bool, problem: str) -> None:
     if not condition:
         raise FormatError(problem)
-
-
-class Spec:
-    """Base of the frozen dataclasses below: `to_dict` for JSON, `from_dict` for data nobody vouches for."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return this spec as JSON values; ``from_dict`` restores an equal one."""
-        return typing.cast("dict[str, Any]", _jsonable(self))
-
-    @classmethod
-    def from_dict(cls, data: object) -> Self:
-        """Parse JSON values.
-
-        Raises:
-            FormatError: a field is missing, unknown or of the wrong type, or a value is out of range.
-        """
-        return _parse_spec(cls, data, cls.__name__)
 
 
 @dataclass(frozen=True)
@@ -351,89 +330,6 @@ class RowLayout(Spec):
 def itemsize(dtype: str) -> int:
     """Return the bytes of one element of a dtype of this format."""
     return int(dtype.lstrip("abcdefghijklmnopqrstuvwxyz")) // 8
-
-
-# Parsing ------------------------------------------------------------------------------------------------
-
-_S = TypeVar("_S", bound=Spec)
-
-
-def _jsonable(value: object) -> object:
-    if isinstance(value, Spec):
-        fields = dataclasses.fields(typing.cast(Any, value))
-        return {f.name: _jsonable(getattr(value, f.name)) for f in fields}
-    if isinstance(value, tuple | list):
-        return [_jsonable(v) for v in value]
-    if isinstance(value, Mapping):
-        return {str(k): _jsonable(v) for k, v in value.items()}
-    return value
-
-
-def _parse_spec(cls: type[_S], data: object, where: str) -> _S:
-    if not isinstance(data, Mapping):
-        raise FormatError(f"{where}: expected an object, found {_short(data)}")
-    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
-    hints = typing.get_type_hints(cls)
-    if unknown := sorted(set(map(str, data)) - set(fields)):
-        raise FormatError(f"{where}: unknown field {unknown[0]!r}; expected {', '.join(fields)}")
-    values = {}
-    for name, field in fields.items():
-        if name in data:
-            values[name] = _parse(hints[name], data[name], f"{where}.{name}")
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise FormatError(f"{where}: field {name!r} is missing")
-    return cls(**values)
-
-
-def _parse(hint: Any, value: object, where: str) -> Any:
-    """Check one JSON value against a type hint and convert it (lists to tuples, objects to specs)."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return _parse_json(value, where)
-    if isinstance(hint, type) and issubclass(hint, Spec):
-        return _parse_spec(hint, value, where)
-    if origin is Literal and value in args:
-        return value
-    if origin is types.UnionType:
-        inner = next(a for a in args if a is not type(None))
-        return None if value is None else _parse(inner, value, where)
-    if origin is tuple and isinstance(value, list | tuple):
-        if args[-1] is Ellipsis:
-            return tuple(_parse(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
-        if len(args) == len(value):
-            return tuple(_parse(a, v, where) for a, v in zip(args, value, strict=True))
-    if origin is dict and isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
-        return {k: _parse(args[1], v, f"{where}.{k}") for k, v in value.items()}
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if abs(value) <= sys.float_info.max:  # neither NaN nor infinity, nor an integer beyond floats
-            return float(value)
-    elif hint in (int, str) and type(value) is hint:
-        return value
-    expected = " or ".join(map(repr, args)) if origin is Literal else getattr(hint, "__name__", str(hint))
-    raise FormatError(f"{where}: expected {expected}, found {_short(value)}")
-
-
-def _parse_json(value: object, where: str, depth: int = 0) -> Any:
-    """Check that a value is JSON: no NaN, no date (which TOML knows), no bottomless nesting."""
-    if depth > _DEEPEST:
-        raise FormatError(f"{where}: nested more than {_DEEPEST} deep")
-    if isinstance(value, list | tuple):
-        return [_parse_json(v, where, depth + 1) for v in value]
-    if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
-        return {k: _parse_json(v, where, depth + 1) for k, v in value.items()}
-    if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    raise FormatError(f"{where}: expected a JSON value, found {_short(value)}")
-
-
-_DEEPEST = 32
-_BRIEF = reprlib.Repr()  # unlike repr it survives any nesting
-_BRIEF.maxstring = _BRIEF.maxlong = _BRIEF.maxother = 60
-
-
-def _short(value: object) -> str:
-    text = _BRIEF.repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -166,7 +166,9 @@ def test_what_is_written_is_read_back(n, classes, k, profile, shard, seed, tmp_p
 @settings(max_examples=200, deadline=None)
 @given(gaps=st.lists(st.floats(0, 2.0**127, width=32) | st.floats(0, 16, width=32), min_size=1, max_size=50))
 def test_gaps_are_within_half_a_unit_of_their_dtype_or_clipped(gaps):
-    from logitcache.store import _stored  # the rounding alone: files are the other tests' matter
+    from logitcache.store.shards import (
+        as_stored as _stored,  # the rounding alone: files are the other tests' matter
+    )
 
     gaps = np.array(gaps, np.float32)[None].repeat(4, 0)
     for profile in ("default", "compact", "exact"):

@@ -1,0 +1,79 @@
+"""What the store asks of the disk: durable files, sizes, and errors of ours for what the system says."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from logitcache.errors import FormatError, LogitCacheError, OptionError, StorageError
+
+
+def local(path: str | Path) -> Path:
+    """Return a local path.
+
+    Raises:
+        OptionError: it is a URL.
+    """
+    if "://" in str(path):
+        raise OptionError(
+            f"caches are read and written at local paths, found the URL {path}; copy it here first"
+        )
+    return Path(path)
+
+
+def make_durable(files: list[Path]) -> None:
+    """Flush files, and the folders that name them, to the disk."""
+    present = [f for f in files if f.exists()]  # Zarr writes no file for a shard that is all zeros
+    for path in [*present, *{parent for f in present for parent in list(f.parents)[:3]}]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def size_of(folder: Path, *, recurse: bool = True) -> int:
+    """Sum the bytes of the files of a folder that others may be writing in."""
+    size = 0
+    for parent, folders, files in os.walk(folder):
+        if not recurse:
+            folders.clear()
+        for file in files:
+            with suppress(FileNotFoundError):  # renamed meanwhile
+                size += (Path(parent) / file).stat().st_size
+    return size
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Turn what the disk says into `StorageError`."""
+    try:
+        yield
+    except LogitCacheError:
+        raise
+    except OSError as error:
+        free = ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            room = shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
+            free = f" ({room / 1e6:.1f} MB free); make room and run the same command again"
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}{free}; committed shards are safe"
+        ) from error
+
+
+@contextmanager
+def reading(where: Path | str) -> Iterator[None]:
+    """Turn whatever Zarr makes of damaged files into `FormatError`."""
+    try:
+        yield
+    except LogitCacheError:
+        raise
+    except OSError as error:
+        raise StorageError(f"cannot read {where}: {error}") from error
+    except Exception as error:  # damaged bytes surface as any exception of any codec
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise FormatError(
+            f"{where}: damaged ({reason[:200]}); restore it from a copy, or delete it and dump again"
+        ) from error
