@@ -49,8 +49,8 @@ class DemoConfig(Spec):
     seeds: int = 10
     top_k: int = 4
     teacher_epochs: int = 25
-    student_epochs: int = 8
-    repeats: int = 6
+    student_epochs: int = 6
+    repeats: int = 8
     workers: int = 1
     device: str = "auto"
 
