@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from urllib.parse import urlparse
 
 import torch
@@ -30,7 +30,7 @@ from logitcache.errors import (
     UnknownNameError,
     WeightsError,
 )
-from logitcache.nets import DIGITS_NETS, NETS
+from logitcache.nets import DIGITS_NETS, NETS, TwoHeads, two_heads
 from logitcache.plugin import load_callable
 from logitcache.schema import AdapterSpec
 from logitcache.weights import (
@@ -73,6 +73,7 @@ class Model:
         adapter: how `module` wants its input.
         num_classes: C.
         weights: where the weights came from: "IMAGENET1K_V1", "file:x.safetensors", "random:0", or "own".
+        heads: 1, or 2 for a `nets.TwoHeads`, which gives (B, 2, num_classes) in training mode.
     """
 
     name: str
@@ -80,6 +81,24 @@ class Model:
     adapter: AdapterSpec
     num_classes: int
     weights: str
+
+    @property
+    def heads(self) -> int:
+        """How many heads the module has: 1 or 2."""
+        return 2 if isinstance(self.module, TwoHeads) else 1
+
+    def with_two_heads(self, seed: int = 0) -> Self:
+        """Return this model with a second head, drawn from `seed`; the modules below the head are the same.
+
+        Raises:
+            OptionError: the module does not end in a linear layer of `num_classes` outputs.
+        """
+        if self.heads == 2:
+            return self
+        with _seeded(seed):
+            grown = replace(self, module=two_heads(self.module, self.num_classes))
+        _check_forward(grown)
+        return grown
 
     @property
     def weights_sha256(self) -> str:
@@ -98,17 +117,20 @@ def names() -> list[str]:
     return sorted({*torchvision.models.list_models(torchvision.models), *NETS})
 
 
-def build(name: str, *, num_classes: int, view_size: int, weights: str = "auto", seed: int = 0) -> Model:
+def build(
+    name: str, *, num_classes: int, view_size: int, weights: str = "auto", seed: int = 0, heads: int = 1
+) -> Model:
     """Build the model `name` for `num_classes` classes.
 
     `weights` is "random" (from `seed`, whatever the global RNG; the input size is fitted to `view_size`, the
     side of the views in pixels), "default" (the pretrained ones), the name of pretrained ones such as
     "IMAGENET1K_V2", a file (safetensors, or a state dict as `torch.save` writes it), or "auto": pretrained
-    where the class counts agree, else random.
+    where the class counts agree, else random. With 2 `heads` the last layer is doubled, after its weights are
+    loaded; a file of two heads gives two in any case.
 
     Raises:
         UnknownNameError: no such model, or no pretrained weights of that name.
-        OptionError: a class count below 2, timm is not installed, or your function fails.
+        OptionError: a class count below 2, no layer to double, timm is not installed, or your function fails.
         NotFoundError: the weights file, or the module of your function, is not there.
         WeightsError: the weights cannot be had or read, or are those of another model or class count.
     """
@@ -125,23 +147,25 @@ def build(name: str, *, num_classes: int, view_size: int, weights: str = "auto",
         source = _from_file(plan, weights, num_classes)
     with _seeded(seed):
         module = plan.make(num_classes, source.adapter)
+        module = two_heads(module, num_classes) if source.heads == 2 else module
     if source.state is not None:
         load_weights(plan.name, module, source.state, source.label.removeprefix("file:"), num_classes)
     model = Model(plan.name, module, source.adapter, num_classes, source.label)
     if ":" in model.name:
         _check_forward(model)
-    return model
+    return model.with_two_heads(seed) if heads == 2 else model
 
 
 def save_weights(path: str | os.PathLike[str], model: Model) -> None:
-    """Write the weights as safetensors with name, class count and adapter in the header; atomic and durable.
+    """Write the weights as safetensors with name, class count, heads and adapter in the header; atomic and durable.
 
     `build(model.name, weights=path, …)` gives the same model again.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    about = {"name": model.name, "num_classes": model.num_classes, "adapter": model.adapter.to_dict()}
+    about: dict[str, Any] = {"name": model.name, "num_classes": model.num_classes}
+    about |= {"adapter": model.adapter.to_dict()} | ({"heads": 2} if model.heads == 2 else {})
     write_weights(Path(path), model.module.state_dict(), json.dumps(about))
 
 
@@ -342,6 +366,7 @@ class _Source(NamedTuple):
     label: str
     adapter: AdapterSpec
     state: State | None
+    heads: int = 1
 
 
 def _pretrained(plan: _Plan, weights: str, num_classes: int) -> _Source:
@@ -366,7 +391,8 @@ def _from_file(plan: _Plan, weights: str, num_classes: int) -> _Source:
     label = f"file:{path.name}"
     state, header = read_weights(path)
     if header is not None:
-        return _Source(label, _check_header(path, header, plan.name, num_classes), state)
+        adapter, heads = _check_header(path, header, plan.name, num_classes)
+        return _Source(label, adapter, state, heads)
     adapter = next((p.adapter for p in plan.pretrained.values() if p.file == path.name), plan.adapter)
     if plan.name.startswith("vit_") and {"conv_proj.weight", "encoder.pos_embedding"} <= state.keys():
         side = math.isqrt(state["encoder.pos_embedding"].shape[1] - 1)  # patches a side; 1 is the class token
@@ -374,18 +400,18 @@ def _from_file(plan: _Plan, weights: str, num_classes: int) -> _Source:
     return _Source(label, adapter, state)
 
 
-def _check_header(path: Path, header: str, name: str, num_classes: int) -> AdapterSpec:
+def _check_header(path: Path, header: str, name: str, num_classes: int) -> tuple[AdapterSpec, int]:
     try:
         about = json.loads(header)
         saved_name, saved_classes = about["name"], about["num_classes"]
-        adapter = AdapterSpec.from_dict(about["adapter"])
+        adapter, heads = AdapterSpec.from_dict(about["adapter"]), int(about.get("heads", 1))
     except (ValueError, KeyError, TypeError, FormatError) as error:
         raise WeightsError(f"{path} has a damaged logitcache header: {first_line(error)}") from error
     if saved_name != name:
         raise WeightsError(f"{path} holds the weights of {saved_name}, not of {name}")
     if saved_classes != num_classes:
         raise WeightsError(other_head(path.name, saved_classes, num_classes))
-    return adapter
+    return adapter, heads
 
 
 def _check_forward(model: Model) -> None:

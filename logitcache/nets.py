@@ -5,14 +5,19 @@ Distillation", arXiv 1910.10699), which later papers compare on. `DIGITS_NETS` t
 and two students for the digits that ship with logitcache. Each entry maps a class count to a fresh module
 whose output is (B, num_classes) logits.
 
-Three blocks come first, then the networks made of them, then the two tables.
+Three blocks come first, then the networks made of them, the two tables, and a second head for any network.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from logitcache.errors import OptionError
 
 # Blocks -------------------------------------------------------------------------------------------------
 
@@ -198,3 +203,99 @@ DIGITS_NETS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 NETS: dict[str, Callable[[int], nn.Module]] = {**CIFAR_NETS, **DIGITS_NETS}
+
+
+# Two heads ----------------------------------------------------------------------------------------------
+
+
+class Mixing(NamedTuple):
+    """How two heads become one answer: α · softmax(z₀) + (1 − α) · softmax(z₁ / β)."""
+
+    alpha: float = 0.5
+    beta: float = 0.5
+
+
+EVEN = Mixing()
+HEAD_0 = Mixing(1.0, 1.0)
+
+
+def mixed(logits: Tensor, mixing: Mixing = EVEN) -> Tensor:
+    """(B, C) log-probabilities of both heads together: log [α · softmax(z₀) + (1 − α) · softmax(z₁ / β)].
+
+    Args:
+        logits: (B, 2, C) float; half precision is computed in float32.
+        mixing: α in [0, 1], β > 0; the authors' evaluation has ½ and ½.
+
+    Source: Kang et al. 2025 (arXiv 2505.07675), section 3.
+    """
+    first, second = logits.to(torch.promote_types(logits.dtype, torch.float32)).unbind(1)
+    p = mixing.alpha * first.softmax(1) + (1 - mixing.alpha) * (second / mixing.beta).softmax(1)
+    return p.clamp(min=1e-30).log()
+
+
+class TwoHeads(nn.Module):
+    """A network whose last layer gives two classes' worth of logits: head 0 for labels, head 1 for a teacher.
+
+    In training mode the output is (B, 2, C), both heads' logits; in evaluation mode (B, C), log-probabilities of
+    both as `mixing` says, so that whoever evaluates or dumps it need not know. The mixing is kept with the weights.
+    """
+
+    mixture: Tensor
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.register_buffer("mixture", torch.tensor(HEAD_0))
+
+    @property
+    def mixing(self) -> Mixing:
+        """How the heads are mixed in evaluation mode; head 0 alone unless set."""
+        return Mixing(*self.mixture.tolist())
+
+    @mixing.setter
+    def mixing(self, mixing: Mixing) -> None:
+        self.mixture.copy_(torch.tensor(mixing))
+
+    def apart(self, x: Tensor) -> Tensor:
+        """Both heads' logits, (B, 2, C), in either mode."""
+        both: Tensor = self.body(x)
+        return both.reshape(len(both), 2, -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Both heads' logits in training, their mixture in evaluation."""
+        return self.apart(x) if self.training else mixed(self.apart(x), self.mixing)
+
+
+def two_heads(module: nn.Module, num_classes: int) -> TwoHeads:
+    """Double a network's last linear layer; what it had is head 0, and head 1 is drawn from the global RNG.
+
+    Raises:
+        OptionError: there is no linear layer, or 1x1 convolution, with `num_classes` outputs.
+    """
+    name = ""
+    last: nn.Linear | nn.Conv2d | None = None
+    for path, layer in module.named_modules():
+        if _outputs(layer) == num_classes:
+            name, last = path, layer
+    if last is None:
+        raise OptionError(
+            f"{type(module).__name__} has no last linear layer of {num_classes} outputs to double"
+        )
+    doubled, fresh = copy.deepcopy(last), copy.deepcopy(last)
+    fresh.reset_parameters()
+    with torch.no_grad():
+        doubled.weight = nn.Parameter(torch.cat([last.weight, fresh.weight]))
+        if last.bias is not None and fresh.bias is not None:
+            doubled.bias = nn.Parameter(torch.cat([last.bias, fresh.bias]))
+    setattr(doubled, "out_features" if isinstance(doubled, nn.Linear) else "out_channels", 2 * num_classes)
+    if not name:
+        return TwoHeads(doubled)
+    parent, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(parent), leaf, doubled)
+    return TwoHeads(module)
+
+
+def _outputs(layer: nn.Module) -> int | None:
+    if isinstance(layer, nn.Linear):
+        return layer.out_features
+    return layer.out_channels if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) else None

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -19,12 +21,13 @@ from logitcache.datasets import Images, open_images
 from logitcache.errors import NonFiniteError, OptionError
 from logitcache.forward import ViewModel, choose_precision
 from logitcache.loader import KeyedViews, require, view_loader
-from logitcache.losses import Objective
+from logitcache.losses import Objective, choose_mixing
 from logitcache.models import Model
+from logitcache.nets import EVEN, TwoHeads
 from logitcache.runs import RunFolder, Stateful
 from logitcache.schema import RecipeSpec, Spec
 from logitcache.stream import Batch, Stream
-from logitcache.views import key, recipe_named
+from logitcache.views import key, permutation, recipe_named
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,9 @@ class Run:
 
     Attributes:
         out: run folder.
-        student: trained in place.
-        objective: what it minimises.
+        student: trained in place; grows a second head where the objective has two.
+        objective: what it minimises. One that mixes two heads at evaluation (`dho`) chooses how on `held_out`
+            images, which that run, and no other beside it, does not train on.
         config: its schedule.
     """
 
@@ -154,6 +158,8 @@ def train(
                 )
         seconds = time.perf_counter() - began
         views += seen
+        for learner in active:
+            learner.mix_heads()
         scores = evaluation.of([x.model for x in active]) if evaluation else [{} for _ in active]
         for learner, score in zip(active, scores, strict=True):
             row = learner.end({"views_per_second": seen / seconds, "seconds": seconds, **score})
@@ -184,7 +190,9 @@ class Learner:
         )
         self.device = stream.device
         precision = choose_precision(run.config.precision, self.device)
-        self.model = ViewModel(run.student, precision).on(self.device)
+        self.student = _with_heads(run.student, run.objective.heads, run.config.seed)
+        self.model = ViewModel(self.student, precision).on(self.device)
+        self._validation = Validation(stream) if run.objective.mixes_heads else None
         self.optimizer = _optimizer(self.model, run.config)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, _cosine(run.config, self.steps))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
@@ -208,6 +216,11 @@ class Learner:
         torch.manual_seed(
             key(self.run.config.seed, done) >> 1
         )  # dropout's numbers; views have keys of their own
+        if self._validation:
+            batch = self._validation.without(batch)
+            if len(batch.views) < 2:  # too few for batch norm
+                self._step += 1
+                return
         logits = self.model(batch.views)
         progress = done / (self.run.config.epochs * self.steps)
         loss, terms = self.run.objective(logits, batch.teacher, batch.labels, progress=progress)
@@ -221,6 +234,11 @@ class Learner:
         for name, value in {"loss": loss.detach(), **terms}.items():  # summed on the device: no step waits
             self._sums[name] = self._sums.get(name, 0.0) + value.float() * len(batch.views)
 
+    def mix_heads(self) -> None:
+        """Choose how two heads answer together, where the objective asks for it, on the held-out images."""
+        if self._validation:
+            self._validation.choose(self.model)
+
     def end(self, measured: dict[str, float]) -> dict[str, Any]:
         """Keep the epoch in the run folder; returns its row of metrics.jsonl."""
         means = {name: float(total) / self._views for name, total in self._sums.items()}
@@ -231,7 +249,7 @@ class Learner:
                     "before is kept; try a smaller --lr, or --precision float32"
                 )
         row = {"epoch": self.epoch, **means, "lr": self.optimizer.param_groups[0]["lr"], **measured}
-        self.folder.keep(row, self._parts, self.run.student)
+        self.folder.keep(row, self._parts, self.student)
         self.epoch += 1
         return row
 
@@ -241,7 +259,7 @@ class Learner:
         return TrainReport(
             out=str(self.run.out),
             student=self.run.student.name,
-            parameters=sum(p.numel() for p in self.run.student.module.parameters()),
+            parameters=sum(p.numel() for p in self.student.module.parameters()),
             epochs=len(rows),
             loss=rows[-1]["loss"],
             top1=rows[-1].get("top1"),
@@ -250,6 +268,12 @@ class Learner:
             seconds=seconds,
             views_per_second=views_per_second,
         )
+
+
+def _with_heads(student: Model, heads: int, seed: int) -> Model:
+    if student.heads > heads:
+        raise OptionError(f"{student.name} ({student.weights}) has two heads; train it with dho or dhkd")
+    return student.with_two_heads(seed) if heads == 2 else student
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -314,3 +338,52 @@ class Evaluation:
                 right = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu() == batch.labels[:, None]
                 hits[number] += torch.stack([right[:, 0].sum(), right.any(1).sum()])
         return [{"top1": float(top1), "top5": float(top5)} for top1, top5 in hits / max(1, labelled)]
+
+
+# Two heads ------------------------------------------------------------------------------------------------
+
+HELD_OUT, AT_MOST = 10, 5000
+
+
+def held_out(images: Images) -> npt.NDArray[np.int64]:
+    """Labelled training images that choices are made on: a keyed tenth, at most 5,000; never any of the test set.
+
+    Returns:
+        (m,) int64 samples, in order; the same for every run on these images.
+    """
+    labelled = np.flatnonzero(images.labels >= 0)
+    return np.sort(labelled[permutation(len(labelled), 0)[: min(len(labelled) // HELD_OUT, AT_MOST)]])
+
+
+class Validation:
+    """Images held out of a run's training, to choose how its two heads answer together."""
+
+    def __init__(self, stream: Stream) -> None:
+        images, recipe = stream.views.images, stream.views.maker.recipe
+        self._samples = torch.from_numpy(held_out(images))
+        pairs = [[(i, 0) for i in part.tolist()] for part in torch.split(self._samples, 256) if len(part)]
+        views = KeyedViews(images, recipe_named(recipe.evaluation), "skip")
+        self._loader = view_loader(views, pairs, workers=stream.workers)
+
+    def without(self, batch: Batch) -> Batch:
+        """Return the batch without the images held out."""
+        rows = ~torch.isin(batch.samples, self._samples)
+        here = rows.to(batch.views.device)
+        teacher = batch.teacher[here] if batch.teacher else None
+        return Batch(batch.views[here], batch.labels[here], batch.samples[rows], batch.seeds[rows], teacher)
+
+    @torch.inference_mode()
+    def choose(self, model: ViewModel) -> None:
+        """Set the mixing of a model's heads to the most accurate; even where no image has a label."""
+        heads = model.module
+        assert isinstance(heads, TwoHeads)
+        model.eval()
+        heads.training = True  # it gives both heads apart; what is below stays in evaluation mode
+        device = heads.mixture.device
+        logits, labels = [], []
+        for made in self._loader:
+            batch = require(made)
+            logits.append(model(batch.views[batch.valid].to(device)).cpu())
+            labels.append(batch.labels[batch.valid])
+        heads.mixing = choose_mixing(torch.cat(logits), torch.cat(labels)) if logits else EVEN
+        model.eval()

@@ -23,11 +23,14 @@ from logitcache.errors import (
     WeightsError,
 )
 from logitcache.models import SHORT_NAMES, InputAdapter, Model, build, names, save_weights
+from logitcache.nets import Mixing, two_heads
 from logitcache.schema import AdapterSpec
 
 
-def tiny(weights: str = "random", seed: int = 0, num_classes: int = 10, name: str = "digits_tiny") -> Model:
-    return build(name, num_classes=num_classes, view_size=8, weights=weights, seed=seed)
+def tiny(
+    weights: str = "random", seed: int = 0, num_classes: int = 10, name: str = "digits_tiny", heads: int = 1
+) -> Model:
+    return build(name, num_classes=num_classes, view_size=8, weights=weights, seed=seed, heads=heads)
 
 
 def refused(kind: type[LogitCacheError], *words: str, **options: object) -> None:
@@ -420,6 +423,49 @@ def test_a_function_that_does_not_do_its_part_is_refused(own, function, kind, wo
 
 def test_a_module_that_is_not_there(own):
     refused(NotFoundError, "no_such_module", name="no_such_module:net")
+
+
+# Two heads ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["digits_tiny", "resnet8", "resnet18", "squeezenet1_1", "swin_t", "densenet121"]
+)
+def test_a_second_head_stands_beside_the_first(name, tmp_path):
+    plain = tiny(name=name, seed=4)
+    model = tiny(name=name, seed=4, heads=2)
+    views = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    assert (plain.heads, model.heads) == (1, 2)
+    adapted = InputAdapter(model.adapter)(views)
+    with torch.no_grad():
+        both = model.module.eval().apart(adapted)
+        torch.testing.assert_close(both[:, 0], plain.module.eval()(adapted))
+        assert both.shape == (2, 2, 10)
+        assert not torch.allclose(both[:, 0], both[:, 1])
+        torch.testing.assert_close(model.module(adapted), both[:, 0].log_softmax(1))
+        model.module.mixing = Mixing(0.25, 2.0)
+        expected = 0.25 * both[:, 0].softmax(1) + 0.75 * (both[:, 1] / 2).softmax(1)
+        torch.testing.assert_close(model.module(adapted), expected.log())
+    assert model.module.train()(adapted).shape == (2, 2, 10)
+
+
+def test_weights_of_two_heads_build_two_heads(tmp_path):
+    model = tiny(seed=3, heads=2)
+    model.module.mixing = Mixing(0.3, 2.0)
+    save_weights(tmp_path / "two.safetensors", model)
+    again = tiny(str(tmp_path / "two.safetensors"))
+    assert again.weights_sha256 == model.weights_sha256
+    assert again.module.mixing == pytest.approx(Mixing(0.3, 2.0))
+    assert again.with_two_heads() is again
+    save_weights(tmp_path / "one.safetensors", tiny(seed=3))
+    grown = tiny(str(tmp_path / "one.safetensors"), seed=3, heads=2)
+    assert grown.weights_sha256 == tiny(seed=3, heads=2).weights_sha256
+
+
+def test_a_network_without_a_linear_layer_has_no_second_head(own):
+    with pytest.raises(OptionError, match="no last linear layer of 10 outputs"):
+        two_heads(torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.ReLU()), 10)
+    assert tiny("auto", name=f"{own}:plain", heads=2).heads == 2
 
 
 # InputAdapter ---------------------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ from test_dump import RECIPE, a_teacher, dump_digits
 
 from logitcache.errors import MismatchError, NonFiniteError, NotFoundError, OptionError
 from logitcache.forward import ViewModel
-from logitcache.losses import Objective
+from logitcache.losses import LOSSES, Mixing, Objective
 from logitcache.models import build
 from logitcache.store import CacheReader
 from logitcache.stream import LiveTeacher, Stream
-from logitcache.train import Evaluation, Run, TrainConfig, train
+from logitcache.train import Evaluation, Run, TrainConfig, held_out, train
 from logitcache.views import recipe_named
 
 CONFIG = TrainConfig(epochs=3, lr=0.1, seed=5)
@@ -27,6 +27,13 @@ CONFIG = TrainConfig(epochs=3, lr=0.1, seed=5)
 def exact(tmp_path_factory: pytest.TempPathFactory) -> CacheReader:
     out = tmp_path_factory.mktemp("exact") / "c.zarr"
     dump_digits(out, profile="exact")
+    return CacheReader(out)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> CacheReader:
+    out = tmp_path_factory.mktemp("small") / "c.zarr"
+    dump_digits(out)
     return CacheReader(out)
 
 
@@ -183,3 +190,60 @@ def test_options_that_cannot_be_trained_with(
 ) -> None:
     with pytest.raises(OptionError):
         train([a_run(tmp_path / "r", config=dataclasses.replace(CONFIG, **change))], a_stream(exact))
+
+
+@pytest.mark.filterwarnings("ignore:.*compares single logits")  # k = 4 of 10: what is tested is that it runs
+@pytest.mark.parametrize("loss", [*LOSSES, "dho:0.5+kd:0.5", "dhkd+cmkd"])
+def test_every_loss_trains(small: CacheReader, tmp_path: Path, loss: str) -> None:
+    run = a_run(tmp_path / "r", loss, TrainConfig(epochs=1, lr=0.1))
+    report = train([run], a_stream(small), Evaluation(few_digits(100, "test"), recipe_named("identity")))[0]
+    assert 0 < report.loss < 100
+    assert report.top1 is not None
+
+
+def test_a_run_that_mixes_heads_chooses_on_images_it_does_not_train_on(
+    exact: CacheReader, tmp_path: Path
+) -> None:
+    images = few_digits()
+    aside = set(held_out(images).tolist())
+    assert len(aside) == 30
+    seen: list[int] = []
+    run = a_run(tmp_path / "dho", "dho")
+    objective = run.objective
+    objective.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    train([run, a_run(tmp_path / "kd", "kd")], a_stream(exact))
+    assert sum(seen) == 3 * (300 - 30)
+    train([a_run(tmp_path / "alone", "kd")], a_stream(exact))
+    assert_same_weights(tmp_path / "kd", tmp_path / "alone")
+
+
+@pytest.mark.parametrize(("loss", "heads"), [("dho", 2), ("dhkd", 2), ("kd", 1)])
+def test_a_student_of_two_heads_builds_again_and_answers_alike(
+    exact: CacheReader, tmp_path: Path, loss: str, heads: int
+) -> None:
+    evaluation = Evaluation(few_digits(100, "test"), recipe_named("identity"))
+    report = train([a_run(tmp_path / "r", loss)], a_stream(exact), evaluation)[0]
+    weights = str(tmp_path / "r" / "last.safetensors")
+    again = build("digits_tiny", num_classes=10, view_size=8, weights=weights)
+    assert again.heads == heads
+    assert evaluation.of([ViewModel(again)])[0]["top1"] == report.top1
+    if loss == "dhkd":
+        assert again.module.mixing == Mixing(1.0, 1.0)
+    if heads == 2:
+        with pytest.raises(OptionError, match="two heads; train it with dho or dhkd"):
+            train([Run(tmp_path / "o", again, Objective.parse("kd"))], a_stream(exact))
+
+
+def test_a_two_headed_run_resumes(exact: CacheReader, tmp_path: Path) -> None:
+    evaluation = Evaluation(few_digits(100, "test"), recipe_named("identity"))
+    train([a_run(tmp_path / "whole", "dho")], a_stream(exact), evaluation)
+
+    def stop(event: dict[str, Any]) -> None:
+        if event.get("epoch") == 1 and event.get("step") == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train([a_run(tmp_path / "broken", "dho")], a_stream(exact), evaluation, on_progress=stop)
+    train([a_run(tmp_path / "broken", "dho")], a_stream(exact), evaluation, resume=True)
+    assert rows_of(tmp_path / "broken") == rows_of(tmp_path / "whole")
+    assert_same_weights(tmp_path / "broken", tmp_path / "whole")

@@ -15,7 +15,8 @@ from logitcache.losses.sinkd import sinkd
 from logitcache.losses.taid import taid
 from logitcache.losses.term import Loss, Term
 from logitcache.losses.ttm import ttm, wttm
-from logitcache.losses.two_heads import Mixing, choose_mixing, dhkd, dho, mixed
+from logitcache.losses.two_heads import choose_mixing, dhkd, dho
+from logitcache.nets import Mixing, mixed
 
 __all__ = [
     "LOSSES",

@@ -29,7 +29,8 @@ from logitcache.losses.sinkd import sinkd
 from logitcache.losses.taid import taid
 from logitcache.losses.term import Loss, Term
 from logitcache.losses.ttm import ttm, wttm
-from logitcache.losses.two_heads import EVEN, Mixing, dhkd, dho, mixed
+from logitcache.losses.two_heads import dhkd, dho
+from logitcache.nets import EVEN, Mixing, mixed
 from logitcache.sparse import SparseTeacher
 
 # The default weights, against a cross-entropy of weight 1, are argued in docs/losses.md.

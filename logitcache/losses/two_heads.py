@@ -1,10 +1,8 @@
 """Students with two heads on one backbone, one for the labels and one for the teacher.
 
 The contract: student logits are (B, 2, C), head 0 learns from cross-entropy and head 1 from the teacher. How the
-two are one answer at evaluation is `mixed`, or head 0 alone.
+two are one answer at evaluation is `logitcache.nets.mixed`, or head 0 alone.
 """
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +12,7 @@ from logitcache.errors import OptionError
 from logitcache.losses.kd import Tail, kd
 from logitcache.losses.ranks import spread
 from logitcache.losses.student import warn_of_tail, widened
+from logitcache.nets import Mixing, mixed
 from logitcache.sparse import SparseTeacher
 
 
@@ -97,30 +96,6 @@ def _teacher_head(student_logits: Tensor) -> Tensor:
 
 
 # At evaluation ------------------------------------------------------------------------------------------
-
-
-class Mixing(NamedTuple):
-    """How two heads become one answer: α · softmax(z₀) + (1 − α) · softmax(z₁ / β)."""
-
-    alpha: float = 0.5
-    beta: float = 0.5
-
-
-EVEN = Mixing()
-
-
-def mixed(student_logits: Tensor, mixing: Mixing = EVEN) -> Tensor:
-    """(B, C) log-probabilities of both heads together: log [α · softmax(z₀) + (1 − α) · softmax(z₁ / β)].
-
-    Args:
-        student_logits: (B, 2, C) float.
-        mixing: α in [0, 1], β > 0; the authors' evaluation has ½ and ½.
-
-    Source: Kang et al. 2025 (arXiv 2505.07675), section 3.
-    """
-    labels = widened(student_logits[:, 0]).softmax(1)
-    teacher = (widened(_teacher_head(student_logits)) / mixing.beta).softmax(1)
-    return (mixing.alpha * labels + (1 - mixing.alpha) * teacher).clamp(min=1e-30).log()
 
 
 def choose_mixing(student_logits: Tensor, target: Tensor) -> Mixing:
