@@ -7,6 +7,7 @@ else in the library knows these. `docs/format.md` says the same in prose, for ot
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -18,6 +19,7 @@ FORMAT_VERSION = 1
 CHUNK_SAMPLES = 16_384
 SHARD_SAMPLES = 131_072
 SMALLEST_SHARD = 256
+SHARD_BYTES = 1 << 28  # before compression: a writer holds a shard or two in memory
 CANARIES = 8
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -203,19 +205,21 @@ class CacheSpec(Spec):
             raise OptionError(f"top-k must be at least 1, found {k}; 16 is a good start for 1,000 classes")
         if shard_samples is not None and not 1 <= shard_samples <= 1 << 24:
             raise OptionError(f"shard size must be 1 to 2^24 samples, found {shard_samples}")
-        shard = shard_samples or fitting_shard(dataset.n)
-        return cls(
+        spec = cls(
             teacher=teacher,
             dataset=dataset,
             recipe=recipe,
             recipe_sha256=recipe.sha256,
             k=dataset.num_classes if profile == "exact" else min(k, dataset.num_classes),
             profile=profile_named(profile),
-            shard_samples=shard,
-            chunk_samples=CHUNK_SAMPLES if shard % CHUNK_SAMPLES == 0 else shard,
+            shard_samples=1,
+            chunk_samples=1,
             canaries=CANARIES,
             versions=dict(versions),
         )
+        shard = shard_samples or fitting_shard(dataset.n, spec.sample_bytes)
+        chunk = CHUNK_SAMPLES if shard % CHUNK_SAMPLES == 0 else shard
+        return dataclasses.replace(spec, shard_samples=shard, chunk_samples=chunk)
 
     @classmethod
     def from_dict(cls, data: object) -> Self:
@@ -232,6 +236,12 @@ class CacheSpec(Spec):
     def tail_size(self) -> int:
         """Number of classes outside the top-k."""
         return self.dataset.num_classes - self.k
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample's view before compression."""
+        arrays = [a for a in self.arrays() if a.dimensions[0] == "sample"]
+        return sum(itemsize(a.dtype) * math.prod(a.shape[1:]) for a in arrays)
 
     @property
     def shards(self) -> int:
@@ -298,16 +308,22 @@ _NOT_IDENTITY = ("versions.", "recipe.")
 _PLACES = ("teacher.weights", "dataset.name")
 
 
-def fitting_shard(n: int) -> int:
-    """Return the shard size for n samples: a power of two near n / 8, from 256 to 131,072."""
-    return min(SHARD_SAMPLES, max(SMALLEST_SHARD, 1 << max(0, -(-n // 8) - 1).bit_length()))
+def fitting_shard(n: int, sample_bytes: int) -> int:
+    """Return the shard size for n samples of so many bytes: a power of two near n / 8.
+
+    From 256 to 131,072 samples; fewer where they would exceed 2^28 bytes.
+    """
+    eighth = 1 << max(0, -(-n // 8) - 1).bit_length()
+    most = 1 << max(1, SHARD_BYTES // sample_bytes).bit_length() - 1
+    return min(SHARD_SAMPLES, max(SMALLEST_SHARD, eighth), most)
 
 
 @dataclass(frozen=True)
 class RowLayout(Spec):
     """How one sample's arrays are packed into one row of bytes, for looking up: (name, dtype, count, offset).
 
-    Scalars first, then ids, then gaps; little-endian; `row_bytes` is a multiple of 4.
+    Scalars first, then ids, then gaps, each at a multiple of its element's size (a view of a single row is made
+    in place, and must be aligned); little-endian; `row_bytes` is a multiple of 4.
     """
 
     fields: tuple[tuple[str, str, int, int], ...]
@@ -322,6 +338,7 @@ class RowLayout(Spec):
         fields, offset = [], 0
         for array in sorted(arrays, key=lambda a: (len(a.shape), a.name != "ids")):
             count = 1 if len(array.shape) == 1 else array.shape[1]
+            offset = -(-offset // itemsize(array.dtype)) * itemsize(array.dtype)
             fields.append((array.name, array.dtype, count, offset))
             offset += count * itemsize(array.dtype)
         return cls(tuple(fields), -(-offset // 4) * 4, spec.dataset.num_classes, spec.profile.gap_step)

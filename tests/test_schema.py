@@ -15,6 +15,7 @@ from logitcache.errors import FormatError, OptionError, UnknownNameError
 from logitcache.schema import (
     FORMAT_VERSION,
     PROFILES,
+    SHARD_BYTES,
     SHARD_SAMPLES,
     SMALLEST_SHARD,
     AdapterSpec,
@@ -397,14 +398,41 @@ def test_canaries_lie_inside_their_shard_first_included_and_spread(spec: CacheSp
 @often
 @given(st.integers(1, 1 << 40))
 def test_a_fitting_shard_is_a_power_of_two_within_bounds_that_cuts_data_in_about_eight(n: int):
-    shard = fitting_shard(n)
+    shard = fitting_shard(n, sample_bytes=80)
     assert SMALLEST_SHARD <= shard <= SHARD_SAMPLES
     assert shard & (shard - 1) == 0
     shards = -(-n // shard)
     if SMALLEST_SHARD < shard < SHARD_SAMPLES:
         assert 4 <= shards <= 16
     assert (n > SHARD_SAMPLES * 16) <= (shard == SHARD_SAMPLES)
-    assert fitting_shard(n + 1) >= shard
+    assert fitting_shard(n + 1, sample_bytes=80) >= shard
+
+
+@often
+@given(st.integers(1, 1 << 40), st.integers(1, 1 << 40))
+def test_a_fitting_shard_is_the_largest_that_keeps_to_its_bytes(n: int, sample_bytes: int):
+    shard, unbounded = fitting_shard(n, sample_bytes), fitting_shard(n, 1)
+    assert shard & (shard - 1) == 0
+    assert shard * sample_bytes <= SHARD_BYTES or shard == 1
+    assert shard == unbounded or 2 * shard * sample_bytes > SHARD_BYTES
+
+
+@pytest.mark.parametrize(
+    ("classes", "k", "profile", "shard", "chunk"),
+    [
+        (1000, 16, "default", 131_072, 16_384),
+        (1000, 1000, "exact", 32_768, 16_384),
+        (21_841, 16, "exact", 2048, 2048),
+        (21_841, 64, "default", 131_072, 16_384),
+        (1 << 27, 1 << 27, "default", 1, 1),
+    ],
+)
+def test_a_new_cache_of_many_logits_has_smaller_shards(classes, k, profile, shard, chunk):
+    spec = small_cache(n=10_000_000, classes=classes, k=k, profile=profile)
+    assert (spec.shard_samples, spec.chunk_samples) == (shard, chunk)
+    bytes_of_id = 2 if classes <= 65_536 else 4
+    bytes_of_gap = 4 if profile == "exact" else 2
+    assert spec.sample_bytes == spec.k * (bytes_of_id + bytes_of_gap) + 4 + 12 * (spec.k < classes)
 
 
 @often
@@ -415,7 +443,8 @@ def test_fields_of_a_row_do_not_overlap_and_rows_are_whole_words(spec: CacheSpec
     assert {name for name, *_ in layout.fields} == set(arrays)
     end = 0
     for name, dtype, count, offset in layout.fields:
-        assert offset == end  # neither overlap nor gap
+        assert 0 <= offset - end < itemsize(dtype)  # no overlap
+        assert offset % itemsize(dtype) == 0
         assert dtype == arrays[name].dtype
         assert count == math.prod(arrays[name].shape[1:])
         assert itemsize(dtype) == np.dtype(dtype).itemsize
