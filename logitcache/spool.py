@@ -3,8 +3,13 @@
 Random reads through Zarr's chunks are slow, decoding a whole seed is fast, and a look-up in mapped memory is
 faster still. A spool holds one row of bytes per sample (`RowLayout`), is named by what it holds, and is shared
 by all workers, ranks and student runs. It is only ever made whole: written aside, then renamed.
+
+Lock files stay for good, empty, when their spool is trimmed: whoever deleted one could not know that no process
+holds or awaits it, and then two would build the same spool, each under a lock file of its own.
 """
 
+import hashlib
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -52,7 +57,7 @@ def open_spool(
     folder = folder or default_folder()
     layout = RowLayout.of(reader.spec)
     shape = (reader.spec.dataset.n, layout.row_bytes)
-    file = folder / f"{reader.identity(seed)}.spool"
+    file = folder / f"{reader.identity(seed)}-{_digest(layout)}.spool"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
@@ -80,15 +85,19 @@ def pack(spec: CacheSpec, layout: RowLayout, arrays: dict[str, npt.NDArray[Any]]
     return rows
 
 
+def _digest(layout: RowLayout) -> str:
+    """Name a layout, so that no later one reads rows that were packed by this one."""
+    text = json.dumps(layout.to_dict(), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
 def _build(file: Path, reader: CacheReader, seed: int, layout: RowLayout) -> None:
     aside = file.with_suffix(".part")
     with aside.open("wb") as out:
         for shard in range(reader.spec.shards):
             out.write(pack(reader.spec, layout, reader.read(seed, shard)).data)
         out.flush()
-        os.fsync(
-            out.fileno()
-        )  # or a power cut could leave a file of the right name and size, and zeros in it
+        os.fsync(out.fileno())  # else a power cut could leave zeros in a file of the right name and size
     aside.replace(file)
 
 

@@ -1,5 +1,6 @@
 """The spool: rows of a decoded seed are the arrays of the cache, whoever builds it, however often."""
 
+import dataclasses
 import multiprocessing
 import os
 import time
@@ -149,6 +150,47 @@ def test_what_a_crash_left_is_built_again(left, cache, tmp_path):
     assert_right(open_spool(cache, 0, tmp_path), cache, 0)
     assert file.read_bytes() == whole
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_rows_packed_in_another_way_are_not_taken_for_ones_of_this_layout(cache, tmp_path, monkeypatch):
+    open_spool(cache, 0, tmp_path)
+    layout = RowLayout.of(cache.spec)
+    swapped = dataclasses.replace(layout, fields=(*layout.fields[1:], layout.fields[0]))
+    assert swapped.row_bytes == layout.row_bytes
+    monkeypatch.setattr(RowLayout, "of", lambda spec: swapped)  # as a later version of ours might
+    open_spool(cache, 0, tmp_path)
+    assert len(list(tmp_path.glob("*.spool"))) == 2
+
+
+def test_whatever_changes_what_rows_hold_changes_the_spool(tmp_path):
+    base = {"n": 11, "k": 2, "classes": 5}
+    caches = [base, base | {"k": 3}, base | {"n": 12}, base | {"classes": 6}, base | {"profile": "compact"}]
+    for number, fields in enumerate(caches):
+        reader = make(tmp_path / f"{number}.zarr", spec_of(**fields), seeds=(0, 1))
+        for seed in (0, 1):
+            assert_right(open_spool(reader, seed, tmp_path / "spool"), reader, seed)
+    writer = CacheWriter.open(tmp_path / "again.zarr", spec_of(**base))  # one number differs
+    with writer.seed(0) as own:
+        for shard in range(writer.spec.shards):
+            held = CacheReader(tmp_path / "0.zarr").read(0, shard)
+            top = held["top"] + (np.arange(len(held["top"])) == 1) * np.float32(shard == 1)
+            own.write(shard, {**held, "gap": np.abs(held["gap"].astype(np.float32)), "top": top})
+    again = CacheReader(writer.path)
+    assert_right(open_spool(again, 0, tmp_path / "spool"), again, 0)
+    assert len(list((tmp_path / "spool").glob("*.spool"))) == 2 * len(caches) + 1
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 5, 65_537])
+@pytest.mark.parametrize("profile", ["default", "compact", "exact"])
+def test_a_single_row_unpacks_like_one_of_many(classes, profile):
+    spec = spec_of(k=3, classes=min(classes, 9) if profile == "exact" else classes, profile=profile)
+    layout = RowLayout.of(spec)
+    rows = torch.from_numpy(pack(spec, layout, stored_arrays(spec, 4)))
+    many = SparseTeacher.unpack(rows, layout)
+    for row in range(4):
+        one = SparseTeacher.unpack(rows[row : row + 1], layout)
+        for name in ("ids", "gap", "top"):
+            assert torch.equal(getattr(one, name), getattr(many, name)[row : row + 1])
 
 
 def build(path: Path, folder: Path, barrier, told) -> None:
