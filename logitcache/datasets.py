@@ -193,11 +193,13 @@ class FolderImages(Images):
         if split != "train" and (root / "train").is_dir():
             trained = sorted(entry.name for entry in os.scandir(root / "train") if entry.is_dir())
             if extra := sorted(set(classes) - set(trained)):
-                raise DataError(f"{folder}: class folder {extra[0]!r} is not in {root}/train")
+                raise DataError(
+                    f"{printable(folder)}: class folder {extra[0]!r} is not in {printable(root)}/train"
+                )
             classes = trained
         if len(classes) < 2:
             raise DataError(
-                f"{folder}: expected at least 2 class folders, found {len(classes)}; "
+                f"{printable(folder)}: expected at least 2 class folders, found {len(classes)}; "
                 "for images without classes use folder:PATH"
             )
         files: list[str] = []
@@ -211,7 +213,7 @@ class FolderImages(Images):
             files += found
             labels += [label] * len(found)
         if not files:
-            raise DataError(f"{folder}: no images; expected files in {_SUFFIX_LIST}")
+            raise DataError(f"{printable(folder)}: no images; expected files in {_SUFFIX_LIST}")
         return cls(name, split, folder, files, np.asarray(labels, dtype=np.int64), len(classes))
 
     @classmethod
@@ -222,7 +224,7 @@ class FolderImages(Images):
             raise DataError(f"{name}: images without labels have no test split to evaluate on")
         files = _image_files(root, "")
         if not files:
-            raise DataError(f"{root}: no images; expected files in {_SUFFIX_LIST}")
+            raise DataError(f"{printable(root)}: no images; expected files in {_SUFFIX_LIST}")
         return cls(name, split, root, files, np.full(len(files), -1, dtype=np.int64), None)
 
     def image(self, sample: int) -> Tensor:
@@ -280,9 +282,19 @@ def _from_pillow(image: Any) -> Tensor:
 
 
 def _image_files(root: Path, below: str) -> list[str]:
-    """List image files below root/below as paths relative to root, sorted by their bytes."""
+    """List image files below root/below as paths relative to root, sorted by their bytes.
+
+    Links are followed, but each folder is read once, and none that lies above: a link in a class folder that leads
+    back up would put all classes into it.
+    """
     found = []
-    for folder, _, names in os.walk(root / below, followlinks=True):
+    seen = {os.fspath(above) for above in (root / below).resolve().parents}
+    for folder, inside, names in os.walk(root / below, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            inside.clear()
+            continue
+        seen.add(real)
+        inside.sort(key=os.fsencode)  # which of two ways to a folder comes first is not left to the disk
         relative = os.path.relpath(folder, root)
         found += [
             os.path.normpath(os.path.join(relative, name))
@@ -301,7 +313,7 @@ def _size(path: Path) -> int:
 
 def _require_folder(folder: Path, expected: str) -> None:
     if not folder.is_dir():
-        raise NotFoundError(f"{expected}; {folder} is not a folder")
+        raise NotFoundError(f"{expected}; {printable(folder)} is not a folder")
 
 
 # Your own -------------------------------------------------------------------------------------------------
@@ -375,8 +387,9 @@ def _own_images(name: str, split: str) -> Images:
 
 
 def printable(path: Path) -> str:
-    """Return a path as text that any terminal takes, whatever its bytes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """Return a path as one line of text that any terminal takes, whatever its bytes."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _checked_labels(name: str, labels: Any, n: int, num_classes: int | None) -> Labels:

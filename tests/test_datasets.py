@@ -311,6 +311,7 @@ def test_damaged_bytes_give_a_picture_or_an_image_error(name: str, tmp_path: Pat
 def test_a_path_prints_whatever_its_bytes():
     assert printable(Path("/a/ü.png")) == "/a/ü.png"
     assert printable(Path(os.fsdecode(b"/a/\xff.png"))) == "/a/\\xff.png"
+    assert printable(Path("/a/\x1b[31m b\n.png")) == "/a/\\x1b[31m b\\n.png"
 
 
 # Folders --------------------------------------------------------------------------------------------------
@@ -493,6 +494,34 @@ def test_a_folder_without_images_and_a_test_split_without_labels_are_refused(tmp
     refused(DataError, lambda: open_images(f"folder:{tmp_path}"), "no images", ".webp")
     write(tmp_path / "a.png")
     refused(DataError, lambda: open_images(f"folder:{tmp_path}", "test"), "no test split")
+
+
+def test_a_folder_that_links_lead_to_in_circles_is_read_once(tmp_path: Path):
+    for name in ("a/1.png", "b/c/2.png"):
+        write(tmp_path / "pictures" / name)
+    root = tmp_path / "pictures"
+    plain = open_images(f"folder:{root}")
+    links = {"a/up": root, "b/c/self": root / "b" / "c", "b/side": root / "a", "z": root / "b"}
+    for link, target in links.items():
+        (root / link).symlink_to(target, target_is_directory=True)
+    looped = open_images(f"folder:{root}")
+    assert isinstance(plain, FolderImages)
+    assert isinstance(looped, FolderImages)
+    assert looped.files == plain.files == ["a/1.png", "b/c/2.png"]
+    assert looped.fingerprint == plain.fingerprint
+    (tmp_path / "entry").symlink_to(root, target_is_directory=True)
+    assert open_images(f"folder:{tmp_path / 'entry'}").fingerprint == plain.fingerprint
+
+
+def test_links_are_followed_and_those_out_of_a_class_bring_no_other_class_in(tmp_path: Path):
+    for name in ("train/cat/1.png", "train/dog/2.png", "elsewhere/3.png"):
+        write(tmp_path / name)
+    (tmp_path / "train" / "cat" / "more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "train" / "cat" / "up").symlink_to(tmp_path / "train", target_is_directory=True)
+    images = open_images(f"imagefolder:{tmp_path}")
+    assert isinstance(images, FolderImages)
+    assert images.files == ["cat/1.png", "cat/more/3.png", "dog/2.png"]
+    assert images.labels.tolist() == [0, 0, 1]
 
 
 def test_a_broken_link_is_an_image_that_does_not_decode(tmp_path: Path):
