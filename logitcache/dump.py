@@ -23,7 +23,16 @@ from torch import Tensor
 from logitcache.datasets import Images
 from logitcache.errors import NonFiniteError, OptionError
 from logitcache.forward import ViewModel, choose_device, choose_precision
-from logitcache.loader import KeyedViews, OnBadImage, Pair, ViewBatch, choose_workers, require, view_loader
+from logitcache.loader import (
+    KeyedViews,
+    OnBadImage,
+    Pair,
+    ViewBatch,
+    choose_workers,
+    deaths_named,
+    loaded,
+    view_loader,
+)
 from logitcache.models import Model
 from logitcache.replay import prove_replay
 from logitcache.schema import CacheSpec, RecipeSpec, Spec, TeacherSpec
@@ -79,6 +88,7 @@ class DumpReport(Spec):
     views_per_second: float
 
 
+@deaths_named()
 def dump(
     out: str | Path,
     images: Images,
@@ -99,17 +109,19 @@ def dump(
 
     Raises:
         MismatchError: there is another cache at `out`.
-        DriftError: the views made here are not those of the shards already there.
+        DriftError: the views made here are not those of the shards already there, of whatever seed.
         BusyError: another process writes one of the seeds.
-        DataError: an image does not decode.
+        DataError: an image does not decode (or, going on, no longer does).
         NonFiniteError: the teacher gave NaN or infinity.
         StorageError: the disk said no.
+        LogitCacheError: a worker died.
     """
     device = choose_device(config.device)
     batch_size = config.batch_size or (256 if device.type == "cuda" else 64)
-    if batch_size < 1 or config.seeds_per_pass < 1 or not config.seeds or min(config.seeds) < 0:
+    seeds_fit = config.seeds and 0 <= min(config.seeds) <= max(config.seeds) < 1 << 63
+    if batch_size < 1 or config.seeds_per_pass < 1 or not seeds_fit:
         raise OptionError(
-            "batch size and seeds per pass must be at least 1, seeds 0 or more; found "
+            "batch size and seeds per pass must be at least 1, seeds 0 to 2^63 - 1; found "
             f"{config.batch_size}, {config.seeds_per_pass}, {list(config.seeds)}"
         )
     spec = cache_spec(images, recipe, teacher, config)
@@ -122,7 +134,7 @@ def dump(
         passes = _passes(list(seeds), config.seeds_per_pass)
         work = [missing for part in passes for missing in _missing(spec, seeds, part)]
         reader = CacheReader(out)
-        prove_replay(reader, views, [s for s in seeds if reader.commits(s).any()])
+        prove_replay(reader, views, [s for s in reader.seeds() if reader.commits(s).any()])
         model = ViewModel(teacher, choose_precision(config.precision, device)).on(device).eval()
         loader = view_loader(
             views,
@@ -135,8 +147,8 @@ def dump(
         total = sum(len(spec.shard_range(w.shard)) * len(w.seeds) for w in work)
         done = 0
         in_flight: deque[_Answered] = deque()
-        for made in loader:
-            in_flight.append(_answer(model, require(made), spec.k, device))
+        for made in loaded(loader):
+            in_flight.append(_answer(model, made, spec.k, device))
             done += len(made.samples)
             if len(in_flight) > 2:
                 filler.take(in_flight.popleft())
@@ -308,7 +320,7 @@ class _Filler:
     def _put(
         self, seed: int, samples: Tensor, valid: Tensor, views: Tensor, parts: dict[str, Tensor]
     ) -> None:
-        if (wrong := valid & ~parts["finite"]).any():
+        if (wrong := valid & ~parts.pop("finite")).any():
             sample = int(samples[wrong][0])
             raise NonFiniteError(
                 f"the teacher's logits for {self.images.describe(sample)} under seed {seed} are not finite; "
@@ -319,10 +331,11 @@ class _Filler:
         buffer = self._open.setdefault((shard, seed), _Buffer(self._empty(shard)))
         at = first - self.spec.shard_range(shard).start
         here = slice(at, at + len(samples))
+        bad = ~valid.numpy()
         for name, part in parts.items():
-            if name != "finite":
-                buffer.arrays[name][here] = part.numpy()
-        buffer.arrays["top"][here][~valid.numpy()] = np.nan
+            buffer.arrays[name][here] = part.numpy()
+            buffer.arrays[name][here][bad] = 0  # not what the teacher says of a blank picture
+        buffer.arrays["top"][here][bad] = np.nan
         self._bad.update(samples[~valid].tolist())
         for position, canary in enumerate(self.spec.canary_samples(shard)):
             if 0 <= (row := canary - first) < len(samples) and valid[row]:

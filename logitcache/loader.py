@@ -4,7 +4,8 @@ A batch is a list of such pairs. Pairs of one sample that stand side by side dec
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from logitcache.datasets import ArrayImages, Images
-from logitcache.errors import DataError, ImageError, OptionError
+from logitcache.errors import DataError, ImageError, LogitCacheError, OptionError
 from logitcache.schema import RecipeSpec
 from logitcache.views import ViewMaker
 
@@ -45,6 +46,7 @@ class KeyedViews(Dataset[ViewBatch]):
 
     def __init__(self, images: Images, recipe: RecipeSpec, on_bad_image: OnBadImage = "error") -> None:
         self.images, self.maker, self.on_bad_image = images, ViewMaker(recipe), on_bad_image
+        self._any_view: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -53,8 +55,14 @@ class KeyedViews(Dataset[ViewBatch]):
         return self.__getitems__([pair])
 
     def __getitems__(self, pairs: Sequence[Pair]) -> ViewBatch:
-        """Make a whole batch; this is what a DataLoader worker calls."""
+        """Make a whole batch; this is what a DataLoader worker calls.
+
+        Raises:
+            OptionError: a sample is not one of the images.
+        """
         samples, seeds = torch.tensor(pairs, dtype=torch.int64).unbind(1)
+        if not 0 <= int(samples.min()) <= int(samples.max()) < len(self):
+            raise OptionError(f"{self.images.name} has samples 0 to {len(self) - 1}, asked for {list(pairs)}")
         labels = torch.from_numpy(self.images.labels[samples.numpy()])
         try:
             made = self._views(pairs)
@@ -100,6 +108,11 @@ class KeyedViews(Dataset[ViewBatch]):
         Raises:
             DataError: not one decodes.
         """
+        if self._any_view is None:  # kept, as whole batches of bad images may follow each other
+            self._any_view = self._first_view()
+        return self._any_view
+
+    def _first_view(self) -> Tensor:
         for sample in range(len(self)):
             try:
                 return self.maker(self.images.image(sample), sample, 0)
@@ -140,6 +153,36 @@ def view_loader(
         pin_memory=pin_memory,
         **options,
     )
+
+
+def loaded(loader: "DataLoader[ViewBatch]") -> Iterator[ViewBatch]:
+    """Iterate a loader's batches.
+
+    Raises:
+        DataError: an image does not decode, or views do not form a batch.
+        LogitCacheError: a worker died.
+    """
+    with deaths_named():
+        for batch in loader:
+            yield require(batch)
+
+
+@contextmanager
+def deaths_named() -> Iterator[None]:
+    """Say in one line of ours that a worker died; also a decorator.
+
+    Torch raises wherever the main thread is when the signal comes, between two batches as well: so this goes around
+    a whole loop over batches, not only around their loading.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (said := str(error)).startswith("DataLoader worker (pid"):
+            raise
+        raise LogitCacheError(
+            f"a worker that makes views died ({said.splitlines()[0].rstrip('. ')}); mostly memory was short: use "
+            "fewer --workers or smaller batches (0 workers shows what else it is), and start again to go on"
+        ) from error
 
 
 def choose_workers(asked: int, images: Images, device: torch.device) -> int:

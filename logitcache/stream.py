@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from logitcache.datasets import Images, open_images
 from logitcache.errors import DataError, IncompleteError, OptionError
 from logitcache.forward import choose_device
-from logitcache.loader import KeyedViews, Pair, choose_workers, require, view_loader
+from logitcache.loader import KeyedViews, Pair, choose_workers, loaded, view_loader
 from logitcache.replay import check_images, prove_replay
 from logitcache.schema import RecipeSpec, RowLayout
 from logitcache.sparse import SparseTeacher
@@ -89,8 +89,11 @@ class CachedTeacher:
         return {**self.reader.spec.teacher.to_dict(), "k": self.reader.spec.k, "cached": held}
 
     def prepare(self, seeds: Sequence[int]) -> None:
-        """Keep these seeds mapped, let go of others; those not decoded yet follow in the background."""
-        self._spools = {s: f for s, f in self._spools.items() if s in seeds}
+        """Keep these seeds mapped, let go of others; those not decoded yet follow in the background.
+
+        What failed (a full disk, say) is tried again.
+        """
+        self._spools = {s: f for s, f in self._spools.items() if s in seeds and not _failed(f)}
         for seed in seeds:
             if seed not in self._spools:
                 self._spools[seed] = self._thread.submit(open_spool, self.reader, seed, self.spool_folder)
@@ -106,7 +109,8 @@ class CachedTeacher:
         """Look up (B,) samples under one seed; the result is on the CPU.
 
         Raises:
-            IncompleteError: one of the samples has no teacher: its image did not decode.
+            IncompleteError: one of the samples has no teacher: its image did not decode; or the seed is not there.
+            OptionError: one of the samples is not one of the cache's.
         """
         teacher = SparseTeacher.unpack(self._take_rows(samples, seed), self.layout)
         _refuse_invalid(teacher, samples)
@@ -123,12 +127,19 @@ class CachedTeacher:
         return SparseTeacher.unpack(rows.to(views.device, non_blocking=True), self.layout)
 
     def _take_rows(self, samples: Tensor, seed: int) -> Tensor:
+        n = self.reader.spec.dataset.n
+        if (odd := samples[(samples < 0) | (samples >= n)]).numel():  # NumPy would count from the end
+            raise OptionError(f"{self.reader.path} has samples 0 to {n - 1}, asked for {int(odd[0])}")
         return torch.from_numpy(np.take(self._rows(seed), samples.numpy(), axis=0))
 
     def _rows(self, seed: int) -> Rows:
-        if seed not in self._spools:
+        if seed not in self._spools or _failed(self._spools[seed]):
             self.prepare([*self._spools, seed])
         return self._spools[seed].result()
+
+
+def _failed(spool: Future[Rows]) -> bool:
+    return spool.done() and spool.exception() is not None
 
 
 class LiveTeacher:
@@ -237,6 +248,7 @@ class Stream:
         self.views, self.teacher, self.config = views, teacher, config
         self.device = choose_device(config.device)
         self.workers = choose_workers(config.workers, views.images, self.device)
+        self._begun = 0
         self._switch = _Switch()
         self._loader = view_loader(
             views,
@@ -325,14 +337,25 @@ class Stream:
         return len(self._sampler(epoch))
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Iterate one epoch's batches."""
+        """Iterate one epoch's batches; one epoch at a time, as they share the workers.
+
+        Raises:
+            OptionError: another epoch has been begun meanwhile.
+            DataError: an image does not decode.
+            LogitCacheError: a worker died. (Torch may say so first, as a RuntimeError, while *your* code runs;
+                `loader.deaths_named` around the loop makes one of the other.)
+        """
+        self._begun = begun = self._begun + 1
         seeds = self.config.seeds
         if self.teacher is not None:
             this, following = seeds[epoch % len(seeds)], seeds[(epoch + 1) % len(seeds)]
             self.teacher.prepare([this, following])
         self._switch.current = self._sampler(epoch)
-        for made in self._loader:
-            batch = require(made)
+        for batch in loaded(self._loader):
+            if self._begun != begun:
+                raise OptionError(
+                    f"epoch {epoch} was left for another; open a second stream to interleave them"
+                )
             views = batch.views.to(self.device, non_blocking=True)
             labels = batch.labels.to(self.device, non_blocking=True)
             answer = None

@@ -135,11 +135,28 @@ def test_drift_names_the_libraries_whose_versions_differ(cache):
     assert refused.value.fields[1].expected == "0.1"
 
 
-def test_an_image_that_no_longer_decodes_is_named(cache):
+@pytest.mark.parametrize("on_bad_image", ["error", "skip"])
+def test_an_image_that_no_longer_decodes_is_named(on_bad_image, cache):
     images = images_of()
     images.changed, images.broken = CANARY, True
-    with pytest.raises(DataError, match=f"sample {CANARY} does not decode"):
-        prove_replay(cache, KeyedViews(images, RECIPE), (0,))
+    named = rf"sample {CANARY} of few does not decode, and did when .*c\.zarr"
+    with pytest.raises(DataError, match=named) as said:
+        prove_replay(cache, KeyedViews(images, RECIPE, on_bad_image), (0,))
+    assert "skip" not in str(said.value)  # that does not help here
+
+
+@pytest.mark.parametrize("seeds", [(0, 1), (2,)], ids=["going on", "another seed"])
+def test_a_dump_into_a_cache_whose_images_broke_or_changed_names_them(seeds, cache):
+    teacher = build("digits_tiny", num_classes=10, view_size=8, weights="random")
+    config = DumpConfig(seeds, 4, device="cpu", workers=0, shard_samples=16, on_bad_image="skip")
+    images = images_of()
+    images.changed = CANARY
+    with pytest.raises(DriftError, match=f"view of sample {CANARY} of few under seed 0"):
+        dump(cache.path, images, RECIPE, teacher, config)
+    images.broken = True
+    with pytest.raises(DataError, match=f"sample {CANARY} of few does not decode"):
+        dump(cache.path, images, RECIPE, teacher, config)
+    assert cache.complete() == [0, 1]
 
 
 def test_images_that_did_not_decode_when_dumped_are_not_compared(tmp_path):
