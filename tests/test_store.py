@@ -221,6 +221,13 @@ def test_arrays_of_another_shape_are_not_written(tmp_path, fast):
 # Shards ---------------------------------------------------------------------------------------------------
 
 
+def test_any_zarr_reader_lists_the_whole_cache_without_a_warning(cache):
+    import zarr
+
+    members = dict(zarr.open_group(cache, mode="r").members(max_depth=None))
+    assert {"seed-1", "seed-1/ids", "seed-1/commit"} <= set(members)
+
+
 def test_a_committed_shard_is_never_written_again(cache):
     before = {file: file.read_bytes() for file in cache.rglob("c/**/*") if file.is_file()}
     with (

@@ -59,6 +59,7 @@ class CacheWriter:
                 with FileLock(path / ".lock"):
                     if _vacant(path):  # still: nobody else was quicker
                         _create_root(path, spec)
+                    (path / ".lock").unlink(missing_ok=True)  # the root is there: nobody locks it again
         found = CacheReader(path).spec
         if fields := spec.differences(found):
             raise MismatchError(
