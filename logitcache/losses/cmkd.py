@@ -75,7 +75,8 @@ def cmkd(
     if support == "topk+tail" and teacher.tail_size:
         loss = loss + w_rank * (1 - _spearman_over_all(student_logits, teacher, operator, strength))
     elif teacher.k > 1:
-        loss = loss + w_rank * (1 - soft_spearman(gathered, -teacher.gap, strength, operator))
+        rank_rho = soft_spearman(gathered, -teacher.gap, strength, operator, falling=True)
+        loss = loss + w_rank * (1 - rank_rho)
     total = loss.mean()
     return total + intra * intra_class(student_logits, soft, tail) if intra else total
 

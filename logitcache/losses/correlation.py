@@ -97,7 +97,7 @@ class _SparsePearson(torch.autograd.Function):
         norm = exact.clamp(min=floor)
         rho = (w * (q_support - even)).sum(1) / norm
         curve = torch.where(exact > floor, rho / norm.square(), 0.0)
-        ctx.save_for_backward(q, ids, w, q_support, norm, curve)
+        ctx.save_for_backward(q, ids, w, q_support, norm, curve, exact.square() + even)
         ctx.temperature, ctx.dtype = temperature, student.dtype
         return rho, gathered
 
@@ -105,10 +105,10 @@ class _SparsePearson(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_rho: Tensor, grad_gathered: Tensor) -> tuple[Tensor, None, None, None, None]:
         # dρ/dq_j = w_j / norm − (ρ / norm²) q_j up to a constant, then through the softmax.
-        q, ids, w, q_support, norm, curve = ctx.saved_tensors
+        q, ids, w, q_support, norm, curve, square = ctx.saved_tensors
         a, c = grad_rho / (norm * ctx.temperature), grad_rho * curve / ctx.temperature
         sparse = w * q_support * a[:, None]
-        mean = sparse.sum(1) - c * torch.linalg.vecdot(q, q)
+        mean = sparse.sum(1) - c * square
         grad = (q * -c[:, None]).sub_(mean[:, None]).mul_(q)
         grad.scatter_add_(1, ids, sparse + grad_gathered)
         return grad.to(ctx.dtype), None, None, None, None

@@ -35,7 +35,8 @@ def laplace_ranks(x: Tensor, strength: float) -> Tensor:
 
     Source: ours; a sum of pairwise CDFs as in Qin, Liu, Li 2010, with a kernel that can be scanned.
     """
-    ranks: Tensor = _Laplace.apply(x / (_positive(strength) * spread(x)))
+    z = (x - x.detach().mean(1, keepdim=True)) / (_positive(strength) * spread(x))
+    ranks: Tensor = _Laplace.apply(z, _reach(x.shape[1], strength))
     return ranks
 
 
@@ -70,12 +71,18 @@ RANKS: dict[RankOperator, Callable[[Tensor, float], Tensor]] = {
 }
 
 
-def soft_spearman(x: Tensor, y: Tensor, strength: float, operator: RankOperator = "laplace") -> Tensor:
+def soft_spearman(
+    x: Tensor, y: Tensor, strength: float, operator: RankOperator = "laplace", *, falling: bool = False
+) -> Tensor:
     """(B,) Pearson correlation of the soft ranks of two (B, n) tensors; tends to 0 where a row of x is flat.
 
-    y carries no gradient.
+    y carries no gradient; say so where it is `falling` along each row, as a sparse teacher's logits are.
     """
     if operator == "laplace":
+        y = y.detach().to(x.dtype)
+        if not falling:
+            y, order = y.sort(1, descending=True)
+            x = x.gather(1, order)
         rho: Tensor = _LaplaceSpearman.apply(x, y, _positive(strength))
         return rho
     rank = RANKS[operator]
@@ -111,77 +118,119 @@ def _positive(strength: float) -> float:
 
 
 class _Laplace(torch.autograd.Function):
-    """Ranks at τ = 1."""
+    """Ranks at τ = 1 of rows whose values lie within `reach` of 0."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ranks, order, decay, chain, weight = _laplace(x)
-        ctx.save_for_backward(order, decay, chain, weight)
-        return ranks + (x.shape[1] + 1) / 2
+    def forward(ctx: Any, x: Tensor, reach: float) -> Tensor:
+        y, order = x.sort(1)
+        ranks, kernel, weight = _laplace(y, reach)
+        ctx.save_for_backward(order, *kernel, weight)
+        ctx.reach = reach
+        return torch.empty_like(x).scatter_(1, order, ranks.add_((x.shape[1] + 1) / 2))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        order, decay, chain, weight = ctx.saved_tensors
-        return _laplace_backward(grad, order, decay, chain, weight)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        order, *kernel, weight = ctx.saved_tensors
+        g = _laplace_backward(grad.gather(1, order), kernel, weight, ctx.reach)
+        return torch.empty_like(grad).scatter_(1, order, g), None
 
 
 class _LaplaceSpearman(torch.autograd.Function):
-    """`soft_spearman` in one piece: for small n it is the dispatch of fifty small operations that costs."""
+    """`soft_spearman` with a y that falls along each row, in one piece: for small n it is dispatch that costs."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, strength: float) -> Tensor:
-        rows = x.shape[0]
-        both = torch.cat([x, y.to(x.dtype)])
-        centred = both - both.mean(1, keepdim=True)
-        std = centred.square().mean(1, keepdim=True).clamp_(min=1e-12).sqrt_()
-        scale = std.clamp(min=FLAT) * strength
-        ranks, order, decay, chain, weight = _laplace(centred / scale)
-        norm = torch.linalg.vector_norm(ranks, dim=1, keepdim=True).clamp_(min=rank_floor(x.shape[1]))
-        unit = ranks / norm
-        rho: Tensor = (unit[:rows] * unit[rows:]).sum(1, keepdim=True)
+        rows, n = x.shape
+        reach = _reach(n, strength)
+        both = torch.cat(
+            [x, -y]
+        )  # −y rises, so it is sorted, and its ranks are those of y the other way round
+        both -= both.mean(1, keepdim=True)
+        std = (torch.linalg.vector_norm(both, dim=1, keepdim=True) / math.sqrt(n)).clamp_(min=1e-6)
+        scale = std.clamp(min=FLAT).mul_(strength)
+        both /= scale
+        both[:rows], order = both[:rows].sort(1)
+        ranks, kernel, weight = _laplace(both, reach)
+        norm = torch.linalg.vector_norm(ranks, dim=1, keepdim=True).clamp_(min=rank_floor(n))
+        ranks /= norm
+        mine, theirs = ranks[:rows], ranks[rows:].neg().gather(1, order)
+        rho = (mine * theirs).sum(1, keepdim=True)
         steep = (std[:rows] / FLAT).clamp_(max=1.0)
-        mine = (t[:rows] for t in (centred, std, scale, order))
-        shared = (t[..., :rows] for t in (decay, chain))
-        ctx.save_for_backward(*mine, *shared, weight[:, :rows], unit, norm[:rows], rho, steep)
-        return (rho * steep)[:, 0]
+        kernel = [_rows_of(part, rows, reach) for part in kernel]
+        kept = (t[:rows] for t in (both, std, scale, weight, norm))
+        ctx.save_for_backward(*kept, mine, theirs, rho, steep, order, *kernel)
+        ctx.reach = reach
+        weighed: Tensor = rho * steep
+        return weighed[:, 0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        centred, std, scale, order, decay, chain, weight, unit, norm, rho, steep = ctx.saved_tensors
-        rows, n = centred.shape
-        g = (unit[rows:] - rho * unit[:rows]) * (grad[:, None] * steep / norm)
-        g = _laplace_backward(g, order, decay, chain, weight) / scale
+        z, std, scale, weight, norm, mine, theirs, rho, steep, order, *kernel = ctx.saved_tensors
+        n, grad = z.shape[1], grad[:, None]
+        g = torch.addcmul(theirs, rho, mine, value=-1).mul_(grad * steep / norm)
+        g = _laplace_backward(g, kernel, weight, ctx.reach).div_(scale)
         # Through x / std, and through the steepness where a row is flat; g sums to zero over a row.
-        along = (g * centred).sum(1, keepdim=True) / (n * std.square())
-        along = torch.where(steep < 1, -grad[:, None] * rho / (n * std * FLAT), along)
-        return torch.where(std > 1e-6, g - along * centred, g), None, None
+        along = (g * z).sum(1, keepdim=True) * scale / (n * std.square())
+        along = torch.where(steep < 1, -grad * rho / (n * std * FLAT), along)
+        g.addcmul_(z, along.mul_(scale).masked_fill_(std <= 1e-6, 0.0), value=-1)
+        return torch.empty_like(g).scatter_(1, order, g), None, None
 
 
-def _laplace(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Ranks less their mean, and what the backward needs: order, decays, chains, each value's sum of kernels."""
-    y, order = x.sort(1)
-    y = y.t().contiguous()
-    decay, chain = _chains((y[:-1] - y[1:]).exp_())
-    left, right = _from_both_sides(torch.ones_like(y), decay, chain)
-    n = x.shape[1]
+def _laplace(y: Tensor, reach: float) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Ranks less their mean of sorted (B, n) rows, and for the backward the kernel and its sum for each value."""
+    kernel = _kernel(y, reach)
+    left, right = _sums(torch.ones_like(y), kernel, reach)
+    n = y.shape[1]
     hard = torch.arange(n, dtype=y.dtype, device=y.device) - (n - 1) / 2
-    ranks = (right - left).div_(2).add_(hard[:, None])
-    return torch.empty_like(x).scatter_(1, order, ranks.t()), order, decay, chain, left.add_(right)
+    return torch.add(hard, right - left, alpha=0.5), kernel, left + right
 
 
-def _laplace_backward(grad: Tensor, order: Tensor, decay: Tensor, chain: Tensor, weight: Tensor) -> Tensor:
+def _laplace_backward(g: Tensor, kernel: list[Tensor], weight: Tensor, reach: float) -> Tensor:
     # dr_i/dx_j = −e^−|x_i − x_j| / 2 for i ≠ j, so each x_m gets Σ_j (g_m − g_j) e^−|x_m − x_j| / 2.
-    g = grad.gather(1, order).t().contiguous()
-    left, right = _from_both_sides(g, decay, chain)
-    out = (g * weight).sub_(left).sub_(right).div_(2)
-    return torch.empty_like(grad).scatter_(1, order, out.t())
+    left, right = _sums(g, kernel, reach)
+    return (g * weight).sub_(left).sub_(right).div_(2)
 
 
-# Sums that decay from either end obey h_i = a_i h_{i−1} + v_i. It is solved in blocks of about √n values: within all
-# blocks at once, then from block to block. Nothing is divided, so that nothing can overflow, and what underflows is
-# what does not matter; the work is O(n), in about 3√n steps along contiguous memory.
+# Sums that decay from either end, Σ_{j≤i} v_j e^−(y_i − y_j) and the same over j ≥ i. Where no value lies further
+# than NEAR from its row's mean, the exponential of the difference is a product of two that float32 can hold, and
+# the sum a cumulative one.
+
+NEAR = 64.0
+
+
+def _reach(n: int, strength: float) -> float:
+    """How far at most one of n values lies from their mean, in units of strength · their standard deviation."""
+    return math.sqrt(max(1, n - 1)) / strength
+
+
+def _kernel(y: Tensor, reach: float) -> list[Tensor]:
+    """What `_sums` needs of sorted (B, n) rows."""
+    if reach <= NEAR:
+        return [y.exp(), y.neg().exp_()]
+    y = y.t().contiguous()
+    return list(_chains((y[:-1] - y[1:]).exp_()))
+
+
+def _rows_of(kernel: Tensor, rows: int, reach: float) -> Tensor:
+    return kernel[:rows] if reach <= NEAR else kernel[..., :rows]
+
+
+def _sums(v: Tensor, kernel: list[Tensor], reach: float) -> tuple[Tensor, Tensor]:
+    """(B, n) sums from the left and from the right, each value itself included."""
+    if reach > NEAR:
+        left, right = _from_both_sides(v.t().contiguous(), *kernel)
+        return left.t(), right.t()
+    up, down = kernel
+    left = (v * up).cumsum(1).mul_(down)
+    right = (v * down).flip(1).cumsum(1).flip(1).mul_(up)
+    return left, right
+
+
+# Otherwise they obey h_i = a_i h_{i−1} + v_i. It is solved in blocks of about √n values: within all blocks at once,
+# then from block to block. Nothing is divided, so that nothing can overflow, and what underflows is what does not
+# matter; the work is O(n), in about 3√n steps along contiguous memory.
 
 
 def _chains(decay: Tensor) -> tuple[Tensor, Tensor]:

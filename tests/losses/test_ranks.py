@@ -132,11 +132,12 @@ def test_a_strength_that_is_not_positive_is_refused(operator, strength):
 
 @pytest.mark.parametrize("n", [2, 5, 40])
 @pytest.mark.parametrize("scale", [1.0, 1e-3])
-def test_the_fused_correlation_is_the_correlation_of_the_ranks(n, scale):
+@pytest.mark.parametrize("strength", [0.3, 0.01])
+def test_the_fused_correlation_is_the_correlation_of_the_ranks(n, scale, strength):
     x, y = torch.randn(2, 4, n, dtype=torch.float64)
     x = (x * scale).requires_grad_()
-    composed = dense.pearson(laplace_ranks(x, 0.3), laplace_ranks(y, 0.3)) * steepness(x)[:, 0]
-    fused = soft_spearman(x, y, 0.3)
+    composed = dense.pearson(laplace_ranks(x, strength), laplace_ranks(y, strength)) * steepness(x)[:, 0]
+    fused = soft_spearman(x, y, strength)
     torch.testing.assert_close(fused, composed)
     weights = torch.randn(4, dtype=torch.float64)
     torch.testing.assert_close(*(torch.autograd.grad(r, x, weights)[0] for r in (fused, composed)))
@@ -151,3 +152,18 @@ def test_a_flat_row_has_no_correlation_and_a_bounded_gradient(operator):
         (gradient,) = torch.autograd.grad(rho.sum(), x)
         assert rho.abs().max() < 0.01
         assert gradient.norm(dim=1).max() < 1e3
+
+
+@pytest.mark.parametrize("n", [100, 250, 260])
+def test_values_far_from_the_rest_lose_no_digits(n):
+    """On either side of where the sums change from products of exponentials to a recurrence."""
+    x = torch.randn(4, n)
+    x[0, 3], x[1, :2], x[2, 5:] = 1e4, -1e4, 0.0
+    values = x.double()
+    u = (values[:, :, None] - values[:, None]) / (0.25 * values.std(1, correction=0))[:, None, None]
+    pairwise = torch.where(u < 0, u.clamp(max=0).exp() / 2, 1 - (-u).clamp(max=0).exp() / 2).sum(2) + 0.5
+    x.requires_grad_()
+    ranks = laplace_ranks(x, 0.25)
+    torch.testing.assert_close(ranks, pairwise.float(), rtol=1e-5, atol=1e-4)
+    (gradient,) = torch.autograd.grad((ranks * torch.linspace(-1, 1, n)).sum(), x)
+    assert gradient.isfinite().all()
