@@ -7,6 +7,7 @@ import typer
 
 from logitcache import __version__
 
+from .bench import bench
 from .config import CONFIG_FILE, defaults_from
 from .demo import demo
 from .dump import dump
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (init, demo, dump, train, info):
+for command in (init, demo, dump, train, info, bench):
     app.command()(ending_clearly(command))
 
 

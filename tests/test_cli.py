@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from logitcache_cli.main import app
 from test_dump import picture_folder
 from typer.testing import CliRunner
+
+from logitcache_cli.main import app
 
 SCRIPT = Path(sys.executable).with_name("logitcache")
 
@@ -55,7 +56,7 @@ def test_the_script_is_declared_where_it_is_loaded_from() -> None:
     assert callable(script.load())
 
 
-@pytest.mark.parametrize("command", ["init", "demo", "dump", "train", "info"])
+@pytest.mark.parametrize("command", ["init", "demo", "dump", "train", "info", "bench"])
 def test_every_command_helps_with_an_example(command: str, tmp_path: Path) -> None:
     text = succeeds(command, "--help", cwd=tmp_path)
     assert f"Example: logitcache {command}" in " ".join(text.split())
@@ -148,7 +149,7 @@ def test_pictures_of_your_own_from_dump_to_student(tmp_path: Path) -> None:
 def test_init_writes_a_file_that_reads_back(tmp_path: Path) -> None:
     succeeds("init", cwd=tmp_path)
     file = tmp_path / "logitcache.toml"
-    assert tomllib.loads(file.read_text()) == {"demo": {}, "dump": {}, "train": {}, "info": {}}
+    assert tomllib.loads(file.read_text()) == {"demo": {}, "dump": {}, "train": {}, "info": {}, "bench": {}}
     assert "is there already" in fails("init", cwd=tmp_path)
     lines = [line.removeprefix("# ") if " = " in line else line for line in file.read_text().splitlines()]
     every = tomllib.loads("\n".join(lines))

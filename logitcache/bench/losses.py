@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from logitcache.losses import blondel_ranks, cmkd, kd, laplace_ranks, soft_spearman
+from logitcache.schema import Spec
 from logitcache.sparse import SparseTeacher
 
 TEMPERATURE = 4.0
@@ -17,7 +18,7 @@ STRENGTH = 0.25
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(Spec):
     """One comparison: medians in milliseconds, and the ratio per round as median and quartiles."""
 
     name: str
@@ -66,15 +67,15 @@ def measure(
                     "dense kd": _step(partial(_dense_kd, p=p), student),
                     "softmax": _step(lambda s: s.softmax(1)[:, 0].sum(), student),
                     "kd": _step(partial(kd, teacher=teacher, temperature=TEMPERATURE), student),
-                    "cmkd": _step(partial(cmkd, teacher=teacher, temperature=TEMPERATURE), student),
-                    "ranks of the support": _step(partial(_spearman, teacher=teacher), student[:, :k]),
+                    "cmkd": _step(partial(cmkd, teacher=teacher), student),
+                    "rank term": _step(partial(_spearman, teacher=teacher), student[:, :k]),
                 },
                 rounds,
                 device,
             )
             rows.append(_row("kd", "dense kd", times, batch, c, k, 1.2))
             rows.append(_row("cmkd", "dense kd", times, batch, c, k, 2.0))
-            rows.append(_row("ranks of the support", "softmax", times, batch, c, k, 1.0))
+            rows.append(_row("rank term", "softmax", times, batch, c, k, 1.0))
     values = torch.randn(batch, ranked, generator=generator).to(device)
     times = _interleaved(
         {
@@ -114,7 +115,7 @@ def _dense_kd(student: Tensor, p: Tensor) -> Tensor:
 
 
 def _spearman(x: Tensor, teacher: SparseTeacher) -> Tensor:
-    return soft_spearman(x, -teacher.gap, STRENGTH).mean()
+    return soft_spearman(x, -teacher.gap, STRENGTH, falling=True).mean()
 
 
 def _plain_laplace(x: Tensor, strength: float) -> Tensor:
