@@ -178,6 +178,7 @@ class Learner:
     def __init__(self, run: Run, stream: Stream, *, resume: bool = False) -> None:
         run.config.check()
         self.run, self.steps = run, stream.steps(0)
+        self.student = _with_heads(run.student, run.objective.heads, run.config.seed)
         self.folder = RunFolder(run.out)
         self.folder.begin(
             {
@@ -190,7 +191,6 @@ class Learner:
         )
         self.device = stream.device
         precision = choose_precision(run.config.precision, self.device)
-        self.student = _with_heads(run.student, run.objective.heads, run.config.seed)
         self.model = ViewModel(self.student, precision).on(self.device)
         self._validation = Validation(stream) if run.objective.mixes_heads else None
         self.optimizer = _optimizer(self.model, run.config)

@@ -232,6 +232,7 @@ def test_a_student_of_two_heads_builds_again_and_answers_alike(
     if heads == 2:
         with pytest.raises(OptionError, match="two heads; train it with dho or dhkd"):
             train([Run(tmp_path / "o", again, Objective.parse("kd"))], a_stream(exact))
+        assert not (tmp_path / "o").exists()
 
 
 def test_a_two_headed_run_resumes(exact: CacheReader, tmp_path: Path) -> None:
