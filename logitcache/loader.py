@@ -4,6 +4,7 @@ A batch is a list of such pairs. Pairs of one sample that stand side by side dec
 """
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
@@ -163,8 +164,13 @@ def loaded(loader: "DataLoader[ViewBatch]") -> Iterator[ViewBatch]:
         LogitCacheError: a worker died.
     """
     with deaths_named():
-        for batch in loader:
-            yield require(batch)
+        try:
+            yield from map(require, loader)
+        except (ConnectionError, EOFError) as error:  # the line to a worker breaks before its death is seen
+            if not loader.num_workers or "in DataLoader worker process" in str(error):
+                raise  # what your own data set raised
+            time.sleep(1.0)  # torch's own word comes as a signal: let it end this, not whatever runs next
+            raise _death(str(error)) from error
 
 
 @contextmanager
@@ -179,10 +185,15 @@ def deaths_named() -> Iterator[None]:
     except RuntimeError as error:
         if not (said := str(error)).startswith("DataLoader worker (pid"):
             raise
-        raise LogitCacheError(
-            f"a worker that makes views died ({said.splitlines()[0].rstrip('. ')}); mostly memory was short: use "
-            "fewer --workers or smaller batches (0 workers shows what else it is), and start again to go on"
-        ) from error
+        raise _death(said) from error
+
+
+def _death(said: str) -> LogitCacheError:
+    reason = " ".join(said.split()).rstrip(".") or "its connection ended"
+    return LogitCacheError(
+        f"a worker that makes views died ({reason}); mostly memory was short: use fewer --workers or smaller "
+        "batches (with --workers 0 any other reason shows), and start again to go on"
+    )
 
 
 def choose_workers(asked: int, images: Images, device: torch.device) -> int:

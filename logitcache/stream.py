@@ -350,12 +350,14 @@ class Stream:
         if self.teacher is not None:
             this, following = seeds[epoch % len(seeds)], seeds[(epoch + 1) % len(seeds)]
             self.teacher.prepare([this, following])
-        self._switch.current = self._sampler(epoch)
-        for batch in loaded(self._loader):
-            if self._begun != begun:
+        self._switch.current = sampler = self._sampler(epoch)
+        batches = loaded(self._loader)
+        for _ in range(len(sampler)):
+            if self._begun != begun:  # the workers' next batch would be the other epoch's
                 raise OptionError(
                     f"epoch {epoch} was left for another; open a second stream to interleave them"
                 )
+            batch = next(batches)
             views = batch.views.to(self.device, non_blocking=True)
             labels = batch.labels.to(self.device, non_blocking=True)
             answer = None

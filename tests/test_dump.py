@@ -1,5 +1,6 @@
 """Stage one: what a shard holds depends on nothing but the cache's spec."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -12,13 +13,22 @@ import pytest
 import torch
 from conftest import few_digits
 
+from logitcache.datasets import ArrayImages, open_images
 from logitcache.dump import DumpConfig, DumpReport, dump
-from logitcache.errors import DataError, MismatchError, NonFiniteError, OptionError
+from logitcache.errors import (
+    DataError,
+    ImageError,
+    LogitCacheError,
+    MismatchError,
+    NonFiniteError,
+    OptionError,
+)
 from logitcache.forward import ViewModel
 from logitcache.loader import KeyedViews
 from logitcache.models import Model, build
 from logitcache.sparse import SparseTeacher
-from logitcache.store import CacheReader
+from logitcache.store import CacheReader, CacheWriter
+from logitcache.stream import Stream
 from logitcache.views import digest, recipe_named
 
 RECIPE = recipe_named("digits")
@@ -207,8 +217,6 @@ def picture_folder(root: Path, bad: int | None = None) -> Path:
 
 
 def test_a_bad_image_stops_the_run_or_is_marked(tmp_path: Path) -> None:
-    from logitcache.datasets import open_images
-
     images = open_images(f"imagefolder:{picture_folder(tmp_path / 'pets', bad=3)}")
     teacher = build("resnet20", num_classes=2, view_size=32, weights="random")
     out, recipe = tmp_path / "c.zarr", recipe_named("imagenet@32")
@@ -221,7 +229,159 @@ def test_a_bad_image_stops_the_run_or_is_marked(tmp_path: Path) -> None:
     assert np.flatnonzero(np.isnan(held["top"])).tolist() == [3]
 
 
-@pytest.mark.parametrize("options", [{"seeds": ()}, {"seeds": (-1,)}, {"batch_size": -1}, {"top_k": 0}])
+@pytest.mark.parametrize(
+    ("bad", "workers"), [(range(4), 0), (range(4, 8), 1), (range(1, 16), 0), ([0, 3, 4, 15], 0)], ids=str
+)
+def test_bad_images_anywhere_are_marked_and_change_no_other_sample(bad, workers: int, tmp_path: Path) -> None:
+    root = picture_folder(tmp_path / "pets")
+    images = open_images(f"imagefolder:{root}")
+    teacher = build("resnet20", num_classes=2, view_size=32, weights="random")
+    recipe = recipe_named("imagenet@32")
+    settings: dict[str, object] = {"seeds": (0, 1), "top_k": 1, "batch_size": 4, "shard_samples": 4}
+    settings |= {"workers": workers, "seeds_per_pass": 2, "on_bad_image": "skip"}
+    dump(tmp_path / "good.zarr", images, recipe, teacher, DumpConfig(**settings))  # type: ignore[arg-type]
+    for sample in bad:
+        file = Path(images.describe(sample))
+        file.write_bytes(bytes(file.stat().st_size))
+    report = dump(tmp_path / "c.zarr", images, recipe, teacher, DumpConfig(**settings))  # type: ignore[arg-type]
+    assert (report.bad_images, report.views) == (len(bad), 32)
+    found, good = arrays_of(tmp_path / "c.zarr"), arrays_of(tmp_path / "good.zarr")
+    spec = CacheReader(tmp_path / "c.zarr").spec
+    for (seed, shard, name), values in found.items():
+        samples = spec.canary_samples(shard) if name == "canary" else list(spec.shard_range(shard))
+        is_bad = np.isin(samples, list(bad))
+        rows = values[0] if name == "canary" else values
+        # a blank picture in the batch may change how the others' float sums are rounded, and no more
+        expected = good[seed, shard, name][0] if name == "canary" else good[seed, shard, name]
+        np.testing.assert_allclose(rows[~is_bad], expected[~is_bad], rtol=1e-3, atol=1e-3, err_msg=name)
+        assert np.isnan(rows[is_bad]).all() if name == "top" else not rows[is_bad].any()
+    again = dump(tmp_path / "c.zarr", images, recipe, teacher, DumpConfig(**settings))  # type: ignore[arg-type]
+    assert again.views == 0
+
+
+class _NanOfBlank(torch.nn.Module):
+    """A teacher that divides by its picture's spread, which a blank one has not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.flatten(1)
+        return ((flat - flat.mean(1, keepdim=True)) / flat.std(1, keepdim=True))[:, :10]
+
+
+@pytest.mark.parametrize("profile", ["default", "compact", "exact"])
+def test_what_the_teacher_says_of_a_blank_picture_does_not_matter(profile: str, tmp_path: Path) -> None:
+    class OneBad(ArrayImages):
+        def image(self, sample: int) -> torch.Tensor:
+            if sample == 0:
+                raise ImageError("sample 0 does not decode")
+            return super().image(sample)
+
+    few = few_digits(9)
+    images = OneBad("digits", "train", few.images, few.labels, 10, "digits")
+    teacher = dataclasses.replace(a_teacher(), module=_NanOfBlank())
+    config = DumpConfig((0,), 3, profile, workers=0, on_bad_image="skip", device="cpu")
+    dump(tmp_path / "c.zarr", images, recipe_named("identity"), teacher, config)
+    held = CacheReader(tmp_path / "c.zarr").read(0, 0)
+    assert np.isnan(held["top"]).tolist() == [True] + [False] * 8
+    assert all(np.isfinite(values).all() for name, values in held.items() if name != "top")
+
+
+# Seeds of one pass, small data ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(7, 0), (16, 2)])
+def test_seeds_of_one_pass_that_lack_different_shards(tmp_path: Path, batch_size: int, workers: int) -> None:
+    settings = {"seeds": (0, 1, 2), "batch_size": batch_size, "workers": workers}
+    dump_digits(tmp_path / "whole.zarr", n=70, **settings, seeds_per_pass=1, shard_samples=16)
+    whole = CacheReader(tmp_path / "whole.zarr")
+    out = tmp_path / "c.zarr"
+    writer = CacheWriter.open(out, whole.spec)
+    for seed, there in ((0, (0, 3)), (1, (1, 2, 3)), (2, (4,))):
+        with writer.seed(seed) as own:
+            for shard in there:
+                held = whole.read(seed, shard)
+                own.write(shard, {**held, "gap": held["gap"].astype(np.float32)})
+    report = dump_digits(out, n=70, **settings, seeds_per_pass=3, shard_samples=16)
+    assert report.shards_written == 15 - 6
+    assert_same(out, tmp_path / "whole.zarr")
+
+
+@pytest.mark.parametrize("profile", ["default", "compact", "exact"])
+@pytest.mark.parametrize(("n", "shard_samples", "batch_size"), [(1, 0, 64), (1, 1, 1), (3, 2, 5), (11, 3, 2)])
+def test_small_and_odd_numbers_of_samples(
+    tmp_path: Path, profile: str, n: int, shard_samples: int, batch_size: int
+) -> None:
+    sizes = {"shard_samples": shard_samples, "batch_size": batch_size}
+    out = tmp_path / "c.zarr"
+    dump_digits(out, n=n, top_k=10, profile=profile, **sizes)  # k = C in every profile: there is no tail
+    images, model = few_digits(n), ViewModel(a_teacher()).eval()
+    stream = Stream.from_cache(out, images, batch_size=4, device="cpu", workers=0)
+    for epoch in (0, 1):
+        batches = list(stream.epoch(epoch))
+        assert sorted(i for batch in batches for i in batch.samples.tolist()) == list(range(n))
+        for batch in batches:
+            assert batch.teacher is not None
+            assert batch.teacher.tail_lse is None
+            with torch.no_grad():
+                dense = model(batch.views)
+            kept = torch.zeros_like(dense).scatter(1, batch.teacher.ids, batch.teacher.logits)
+            step = {"default": 0.01, "compact": 0.026, "exact": 1e-4}[profile]
+            near = dense > dense.max(1, keepdim=True).values - 12.7
+            torch.testing.assert_close(kept[near], dense[near], rtol=0, atol=step)
+
+
+def test_gaps_beyond_float16_are_its_largest_number_not_infinite(tmp_path: Path) -> None:
+    class Steep(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1)[:, :1] * 0 + torch.tensor([0.0, -65_504.0, -65_519.9, -65_520.0, -1e9, -3e38])
+
+    teacher = dataclasses.replace(a_teacher(), module=Steep(), num_classes=6)
+    few = few_digits(4)
+    images = ArrayImages("few", "train", few.images, few.labels.clip(max=5), 6, "digits")
+    for k in (5, 6):
+        dump(tmp_path / f"{k}.zarr", images, RECIPE, teacher, DumpConfig((0,), k, workers=0, device="cpu"))
+        held = CacheReader(tmp_path / f"{k}.zarr").read(0, 0)
+        assert held["gap"].tolist() == [[0.0, *[65_504.0] * (k - 1)]] * 4
+
+
+def test_classes_past_65536_keep_their_numbers(tmp_path: Path) -> None:
+    class Wide(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits = torch.zeros(len(x), 70_000)
+            logits[:, 69_999], logits[:, 65_536], logits[:, 4463] = 9.0, 8.0, 7.0  # 69,999 mod 65,536 = 4,463
+            return logits
+
+    teacher = dataclasses.replace(a_teacher(), module=Wide(), num_classes=70_000)
+    few = few_digits(5)
+    images = ArrayImages("few", "train", few.images, few.labels, 70_000, "digits")
+    dump(tmp_path / "c.zarr", images, RECIPE, teacher, DumpConfig((0,), 3, workers=0, device="cpu"))
+    stream = Stream.from_cache(tmp_path / "c.zarr", images, batch_size=1, device="cpu", workers=0)
+    for batch in stream.epoch(0):
+        assert batch.teacher is not None
+        assert batch.teacher.ids.tolist() == [[69_999, 65_536, 4463]]
+        torch.testing.assert_close(batch.teacher.logits, torch.tensor([[9.0, 8.0, 7.0]]))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's, torn by the signal
+def test_a_worker_that_is_killed_ends_a_dump_in_one_line_and_it_goes_on(tmp_path: Path) -> None:
+    class Deadly(ArrayImages):
+        def image(self, sample: int) -> torch.Tensor:
+            if sample == 70 and torch.utils.data.get_worker_info():
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().image(sample)
+
+    few = few_digits(100)
+    images = Deadly("digits", "train", few.images, few.labels, 10, "digits")
+    config = DumpConfig((0,), 4, batch_size=8, shard_samples=16, workers=1, start_method="fork")
+    with pytest.raises(LogitCacheError, match="a worker that makes views died") as said:
+        dump(tmp_path / "c.zarr", images, RECIPE, a_teacher(), config)
+    assert "\n" not in str(said.value)
+    dump(tmp_path / "c.zarr", images, RECIPE, a_teacher(), dataclasses.replace(config, workers=0))
+    assert CacheReader(tmp_path / "c.zarr").complete() == [0]
+
+
+@pytest.mark.parametrize(
+    "options", [{"seeds": ()}, {"seeds": (-1,)}, {"seeds": (0, 1 << 63)}, {"batch_size": -1}, {"top_k": 0}]
+)
 def test_options_that_cannot_be_honoured(tmp_path: Path, options: dict[str, object]) -> None:
     with pytest.raises(OptionError):
         dump_digits(tmp_path / "c.zarr", **options)

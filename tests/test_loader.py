@@ -2,7 +2,9 @@
 
 import os
 import random
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from logitcache.datasets import ArrayImages, Images, open_images
-from logitcache.errors import DataError, OptionError
-from logitcache.loader import KeyedViews, Pair, ViewBatch, choose_workers, require, view_loader
+from logitcache.errors import DataError, LogitCacheError, OptionError
+from logitcache.loader import (
+    KeyedViews,
+    Pair,
+    ViewBatch,
+    choose_workers,
+    deaths_named,
+    loaded,
+    require,
+    view_loader,
+)
 from logitcache.schema import RecipeSpec, StepSpec
 from logitcache.views import ViewMaker, digest, recipe_named
 
@@ -262,6 +273,12 @@ def test_a_recipe_that_does_not_fit_names_the_image_and_the_transform(pictures: 
         require(batch)
 
 
+@pytest.mark.parametrize("sample", [-1, 12, 1 << 40])
+def test_a_sample_that_is_not_there_is_refused_not_counted_from_the_end(pictures: Images, sample: int):
+    with pytest.raises(OptionError, match=f"has samples 0 to 11, asked for .*{sample}"):
+        KeyedViews(pictures, recipe_named("imagenet@8")).__getitems__([(0, 0), (sample, 0)])
+
+
 # Workers --------------------------------------------------------------------------------------------------
 
 
@@ -296,3 +313,57 @@ def test_a_batch_without_an_error_is_required_as_it_is():
     nothing = torch.zeros(0)
     batch = ViewBatch(nothing, nothing, nothing, nothing, nothing)
     assert require(batch) is batch
+
+
+# Workers that die -----------------------------------------------------------------------------------------
+
+
+class Deadly(ArrayImages):
+    """Digits of which one kills the worker that decodes it, as the system does where memory is short."""
+
+    def image(self, sample: int) -> torch.Tensor:
+        if sample == 30 and torch.utils.data.get_worker_info():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().image(sample)
+
+
+def deadly() -> Deadly:
+    digits = open_images("digits")
+    assert isinstance(digits, ArrayImages)
+    return Deadly("few", "train", digits.images[:60], digits.labels[:60], 10, "digits")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's, torn by the signal
+@pytest.mark.parametrize("pause", [0.0, 0.2], ids=["found while loading", "found between batches"])
+def test_a_worker_that_is_killed_is_one_line_of_ours(pause: float):
+    loader = view_loader(
+        KeyedViews(deadly(), recipe_named("digits")), cut([(i, 0) for i in range(60)]), workers=1
+    )
+
+    @deaths_named()
+    def work() -> None:
+        for _ in loaded(loader):
+            time.sleep(pause)
+
+    with pytest.raises(LogitCacheError, match=r"a worker that makes views died .*--workers") as said:
+        work()
+    assert "\n" not in str(said.value)
+
+
+class Unreachable(ArrayImages):
+    def image(self, sample: int) -> torch.Tensor:
+        raise ConnectionError("no route to the images")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_the_data_set_itself_raises_is_no_dead_worker(workers: int):
+    pixels = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    images = Unreachable("mine", "train", pixels, np.arange(2), 2, "digits")
+    loader = view_loader(KeyedViews(images, recipe_named("digits")), [[(0, 0)]], workers=workers)
+    with pytest.raises(ConnectionError, match="no route to the images"):
+        list(loaded(loader))
+
+
+def test_other_runtime_errors_pass():
+    with pytest.raises(RuntimeError, match=r"^another$"), deaths_named():
+        raise RuntimeError("another")

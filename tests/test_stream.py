@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from logitcache.datasets import ArrayImages, digits
 from logitcache.dump import DumpConfig, dump
-from logitcache.errors import ImageError, IncompleteError, MismatchError, OptionError
+from logitcache.errors import ImageError, IncompleteError, MismatchError, OptionError, StorageError
 from logitcache.forward import ViewModel
 from logitcache.loader import KeyedViews
 from logitcache.models import Model, build
@@ -123,6 +123,21 @@ def test_ranks_together_draw_what_one_rank_with_their_batches_draws(world):
     assert together == list(PairSampler(np.arange(48), 0, 4 * world, order=0, epoch=3))
 
 
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("n", [1, 7, 12, 23])
+def test_ranks_leave_out_less_than_one_global_batch_and_nobody_for_good(n, world):
+    drawn = set()
+    for epoch in range(40):
+        ranks = [
+            PairSampler(np.arange(n), 0, 2, order=0, epoch=epoch, rank=r, world_size=world)
+            for r in range(world)
+        ]
+        now = [sample for rank in ranks for batch in rank for sample, _ in batch]
+        assert len(now) == n if world == 1 else n - len(now) < 2 * world
+        drawn |= set(now)
+    assert drawn == (set(range(n)) if world == 1 or n >= 2 * world else set())
+
+
 # Epochs ---------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +231,40 @@ def test_take_looks_up_any_samples_in_any_order(exact, teacher, folder):
         assert_same(mixed[row : row + 1], cached.take(sample[None], seed))
 
 
+@pytest.mark.parametrize("sample", [-1, N, 1 << 40])
+def test_samples_that_are_not_there_are_refused_not_counted_from_the_end(sample, exact, folder):
+    cached = CachedTeacher(exact, folder / "spool")
+    for samples in (torch.tensor([sample]), torch.tensor([3, sample, 4])):
+        with pytest.raises(OptionError, match=f"has samples 0 to {N - 1}, asked for {sample}"):
+            cached.take(samples, 0)
+        with pytest.raises(OptionError, match=f"asked for {sample}"):
+            cached.answer(torch.empty(0), samples, torch.zeros_like(samples))
+
+
+def test_a_spool_that_could_not_be_made_is_tried_again(exact, tmp_path):
+    blocked = tmp_path / "spool"
+    blocked.touch()  # no folder can be made here
+    cached = CachedTeacher(exact, blocked)
+    cached.prepare([0, 1])
+    for _ in range(2):
+        with pytest.raises(StorageError, match="make room there"):
+            cached.take(torch.tensor([1]), 0)
+    blocked.unlink()
+    assert len(cached.take(torch.tensor([1]), 0)) == 1
+    cached.prepare([1, 2])  # 1 had failed in the background
+    assert len(cached.take(torch.tensor([1]), 1)) == 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(pairs=st.lists(st.tuples(st.integers(0, N - 1), st.integers(0, 2)), min_size=1, max_size=40))
+def test_answers_for_mixed_seeds_are_those_for_each_pair(pairs, exact, folder):
+    cached = CachedTeacher(exact, folder / "spool")
+    samples, seeds = torch.tensor(pairs).unbind(1)
+    mixed = cached.answer(torch.empty(0), samples, seeds)
+    for row, (sample, seed) in enumerate(pairs):
+        assert_same(mixed[row : row + 1], cached.take(torch.tensor([sample]), seed))
+
+
 # Invalid samples ------------------------------------------------------------------------------------------
 
 
@@ -281,6 +330,22 @@ def test_an_epoch_without_a_batch_is_refused(stream):
     with pytest.raises(OptionError, match="not one batch: 50 samples for batches of 26 on 2 ranks"):
         stream(batch_size=26, world_size=2).steps(0)
     assert stream(batch_size=25, world_size=2).steps(0) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_left_for_another_is_refused_not_mixed_with_it(workers):
+    made = Stream.plain(images_of(), RECIPE, seeds=(0, 1), batch_size=8, device="cpu", workers=workers)
+    whole = [batch.samples.tolist() for batch in made.epoch(1)]
+    left = made.epoch(0)
+    next(left)
+    assert [batch.samples.tolist() for batch in made.epoch(1)] == whole  # nothing of the other is left
+    with pytest.raises(OptionError, match="epoch 0 was left for another"):
+        next(left)
+    ended = made.epoch(0)
+    for _ in range(made.steps(0)):
+        next(ended)
+    next(made.epoch(1))
+    assert list(ended) == []  # it had given all it had
 
 
 def test_a_stream_needs_a_seed():
