@@ -155,18 +155,18 @@ def contest(out: Path, config: ContestConfig = ContestConfig()) -> tuple[list[St
 def table(standings: Sequence[Standing]) -> str:
     """Write standings as a Markdown table; differences are means over seeds of pairs, ± their standard error."""
     lines = [
-        "| loss | weight | lr | validation | test | less CE | less KD |",
+        "| loss | weight | lr | validation | test | minus CE | minus KD |",
         "|---|---|---|---|---|---|---|",
     ]
     others = {s.entry.loss: s.test for s in standings if s.entry.loss in ("ce", "kd")}
     for s in sorted(standings, key=lambda s: -statistics.fmean(s.test)):
-        less = [
+        minus = [
             "–" if s.entry.loss == name or name not in others else _difference(s.test, others[name])
             for name in ("ce", "kd")
         ]
         weight = "–" if s.entry.loss == "ce" else f"{s.entry.weight:g}"
         test = f"{100 * statistics.fmean(s.test):.1f} ± {100 * statistics.stdev(s.test):.1f}"
-        cells = [f"`{s.entry.loss}`", weight, f"{s.entry.lr:g}", f"{100 * s.validation:.1f}", test, *less]
+        cells = [f"`{s.entry.loss}`", weight, f"{s.entry.lr:g}", f"{100 * s.validation:.1f}", test, *minus]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
