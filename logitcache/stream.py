@@ -172,7 +172,8 @@ class PairSampler:
     """Batches of (sample, seed) pairs for one epoch: a keyed shuffle, dealt to ranks.
 
     The order is a pure function of (key, epoch). Every rank gets the same number of batches: what does not
-    fill a global batch is left out, as it is in most training, unless there is only one rank.
+    fill a global batch is left out, as it is in most training, unless there is only one rank: then the last
+    batch is smaller, or larger by one where it would hold a single sample.
     """
 
     def __init__(
@@ -184,6 +185,9 @@ class PairSampler:
             shuffled = shuffled[: len(shuffled) - len(shuffled) % (batch_size * world_size)]
         starts = range(rank * batch_size, len(shuffled), batch_size * world_size)
         self._batches = [shuffled[start : start + batch_size] for start in starts]
+        if len(self._batches) > 1 and len(self._batches[-1]) == 1 < batch_size:  # batch norm needs two
+            last = self._batches.pop()
+            self._batches[-1] = np.concatenate([self._batches[-1], last])
         self._seed = seed
 
     def __len__(self) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from logitcache.datasets import Images, open_images
 from logitcache.errors import NonFiniteError, OptionError
 from logitcache.forward import ViewModel, choose_precision
-from logitcache.loader import KeyedViews, require, view_loader
+from logitcache.loader import KeyedViews, deaths_named, loaded, view_loader
 from logitcache.losses import Objective, choose_mixing
 from logitcache.models import Model
 from logitcache.nets import EVEN, TwoHeads
@@ -111,6 +111,7 @@ class TrainReport(Spec):
 Progress = Callable[[dict[str, Any]], None]
 
 
+@deaths_named()
 def train(
     runs: Sequence[Run],
     stream: Stream,
@@ -330,8 +331,7 @@ class Evaluation:
         labelled = 0
         for model in models:
             model.eval()
-        for made in self._loader:
-            batch = require(made)
+        for batch in loaded(self._loader):
             labelled += int((batch.labels >= 0).sum())
             for number, model in enumerate(models):
                 logits = model(batch.views.to(next(model.parameters()).device, non_blocking=True))
@@ -381,8 +381,7 @@ class Validation:
         heads.training = True  # it gives both heads apart; what is below stays in evaluation mode
         device = heads.mixture.device
         logits, labels = [], []
-        for made in self._loader:
-            batch = require(made)
+        for batch in loaded(self._loader):
             logits.append(model(batch.views[batch.valid].to(device)).cpu())
             labels.append(batch.labels[batch.valid])
         heads.mixing = choose_mixing(torch.cat(logits), torch.cat(labels)) if logits else EVEN

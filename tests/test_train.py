@@ -248,3 +248,13 @@ def test_a_two_headed_run_resumes(exact: CacheReader, tmp_path: Path) -> None:
     train([a_run(tmp_path / "broken", "dho")], a_stream(exact), evaluation, resume=True)
     assert rows_of(tmp_path / "broken") == rows_of(tmp_path / "whole")
     assert_same_weights(tmp_path / "broken", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("n", [33, 65])
+def test_a_last_sample_is_not_left_alone_in_a_batch(tmp_path: Path, n: int) -> None:
+    stream = Stream.plain(few_digits(n), RECIPE, seeds=(0,), batch_size=32, workers=0)
+    sizes = [len(batch.views) for batch in stream.epoch(0)]
+    assert min(sizes) > 1
+    assert sum(sizes) == n
+    config = TrainConfig(epochs=1)
+    train([a_run(tmp_path / "r", "ce", config, "resnet8")], stream)  # its last batch norms see 1 x 1 at worst
