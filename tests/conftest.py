@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from logitcache.datasets import ArrayImages, digits
-
 
 @pytest.fixture(autouse=True)
 def spools_go_to_a_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,9 +18,3 @@ def spools_go_to_a_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def few_digits(n: int = 300, split: str = "train") -> ArrayImages:
-    """The first n digits: enough shards for every law, few enough to be quick."""
-    images = digits(split)
-    return ArrayImages("digits", split, images.images[:n], images.labels[:n], 10, "digits")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import few_digits
+from small import few_digits
 
 from logitcache.datasets import ArrayImages, open_images
 from logitcache.dump import DumpConfig, DumpReport, dump

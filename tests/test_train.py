@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import few_digits
 from safetensors.torch import load_file
+from small import few_digits
 from test_dump import RECIPE, a_teacher, dump_digits
 
 from logitcache.errors import MismatchError, NonFiniteError, NotFoundError, OptionError
