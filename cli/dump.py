@@ -72,7 +72,12 @@ def dump(
     )
     path = out or cache_path(teacher, data)
     with progress(f"dump {model.name}", "views") as advance:
-        done = dump_views(path, images, made_by, model, config, lambda i, n: advance(i, n, ""))
+        began = time.perf_counter()
+
+        def on_progress(views: int, total: int) -> None:
+            advance(views, total, f"{views / (time.perf_counter() - began):,.0f} views/s")
+
+        done = dump_views(path, images, made_by, model, config, on_progress)
     show(done.to_dict(), _rows(done), as_json=json)
 
 
