@@ -1,5 +1,6 @@
 """``logitcache dump``: stage one, the teacher's logits into a cache."""
 
+import time
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
