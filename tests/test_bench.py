@@ -38,7 +38,9 @@ def test_a_contest_tunes_on_held_out_training_digits_and_scores_on_test_digits(t
         epochs=1,
         teacher_epochs=1,
         cached=1,
-        tuning_seeds=1,
+        heat_seeds=1,
+        finalists=1,
+        tuning_seeds=2,
         seeds=2,
     )
     standings, teacher = contest(tmp_path, config)

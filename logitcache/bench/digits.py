@@ -3,8 +3,9 @@
     python -m logitcache.bench.digits
 
 The same contest is held twice. To tune, the teacher, its cache and all students see four fifths of the training
-digits and are scored on the last fifth, a keyed choice. Then teacher and cache are made anew from all training
-digits, and each loss trains with what won; only these students are scored on the test digits, and only once.
+digits and are scored on the last fifth, a keyed choice: first every weight and learning rate under a few seeds, then
+the best of each loss under more. Then teacher and cache are made anew from all training digits, and each loss trains
+with what won; only these students are scored on the test digits, and only once.
 All students of one seed start from the same weights and share one pass over the data, so losses compare in pairs.
 """
 
@@ -43,7 +44,9 @@ class ContestConfig(Spec):
         teacher_epochs: of the teacher.
         top_k: logits kept of the 10.
         cached: augmentation seeds in the cache; epoch e takes seed e modulo their number.
-        tuning_seeds: students per weight and learning rate.
+        heat_seeds: students per weight and learning rate.
+        finalists: entries of each loss that go on.
+        tuning_seeds: students per finalist, those of the heat included.
         seeds: students per loss at the end.
     """
 
@@ -54,7 +57,9 @@ class ContestConfig(Spec):
     teacher_epochs: int = 25
     top_k: int = 4
     cached: int = 10
-    tuning_seeds: int = 3
+    heat_seeds: int = 2
+    finalists: int = 4
+    tuning_seeds: int = 10
     seeds: int = 10
 
 
@@ -134,21 +139,28 @@ def contest(out: Path, config: ContestConfig = ContestConfig()) -> tuple[list[St
             weights = [LOSSES[name].weight * w for w in config.weights]
             entries += [Entry(name, w, lr) for w in weights for lr in config.rates]
         tuning = Contest(out / "tuning", fit, held, config)
-        found = []
+        scores: dict[Entry, list[float]] = {entry: [] for entry in entries}
+        names = ("ce", *config.losses)
+
+        def best(name: str, most: int) -> list[Entry]:
+            ranked = sorted(scores, key=lambda e: -statistics.fmean(scores[e]))
+            return [entry for entry in ranked if entry.loss == name][:most]
+
         for seed in range(config.tuning_seeds):
-            found.append(tuning.top1(entries, 1000 + seed))
-            _say(f"tuning: {seed + 1} of {config.tuning_seeds} seeds of {len(entries)} students done")
-        validation = dict(zip(entries, (statistics.fmean(x) for x in zip(*found, strict=True)), strict=True))
-        chosen = [
-            max((e for e in entries if e.loss == name), key=validation.__getitem__)
-            for name in ("ce", *config.losses)
-        ]
+            if seed == config.heat_seeds:
+                entries = [entry for name in names for entry in best(name, config.finalists)]
+                scores = {entry: scores[entry] for entry in entries}
+            for entry, top1 in zip(entries, tuning.top1(entries, 1000 + seed), strict=True):
+                scores[entry].append(top1)
+            _say(f"tuning: {seed + 1} of {config.tuning_seeds} seeds, {len(entries)} students")
+        chosen = [best(name, 1)[0] for name in names]
+        validation = {entry: statistics.fmean(scores[entry]) for entry in chosen}
         final = Contest(out / "final", digits("train"), digits("test"), config)
-        scores = []
+        tests = []
         for seed in range(config.seeds):
-            scores.append(final.top1(chosen, seed))
-            _say(f"test: {seed + 1} of {config.seeds} seeds of {len(chosen)} students done")
-    by_loss = zip(chosen, zip(*scores, strict=True), strict=True)
+            tests.append(final.top1(chosen, seed))
+            _say(f"test: {seed + 1} of {config.seeds} seeds, {len(chosen)} students")
+    by_loss = zip(chosen, zip(*tests, strict=True), strict=True)
     return [Standing(e, validation[e], test) for e, test in by_loss], final.teacher_top1 or 0.0
 
 

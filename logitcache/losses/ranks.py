@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -108,6 +109,15 @@ def _std(x: Tensor) -> Tensor:
     return (x - x.mean(1, keepdim=True)).square().mean(1, keepdim=True).clamp(min=1e-12).sqrt()
 
 
+def _sorted(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, n) values in rising order, and where each was; NumPy sorts with vector instructions, which torch lacks."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        y, order = x.sort(1)
+        return y, order
+    order = torch.from_numpy(np.argsort(x.numpy(), axis=1))
+    return x.gather(1, order), order
+
+
 def _positive(strength: float) -> float:
     if not strength > 0:
         raise OptionError(f"strength must be above 0, found {strength}")
@@ -122,7 +132,7 @@ class _Laplace(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, reach: float) -> Tensor:
-        y, order = x.sort(1)
+        y, order = _sorted(x.detach())
         ranks, kernel, weight = _laplace(y, reach)
         ctx.save_for_backward(order, *kernel, weight)
         ctx.reach = reach
@@ -150,7 +160,7 @@ class _LaplaceSpearman(torch.autograd.Function):
         std = (torch.linalg.vector_norm(both, dim=1, keepdim=True) / math.sqrt(n)).clamp_(min=1e-6)
         scale = std.clamp(min=FLAT).mul_(strength)
         both /= scale
-        both[:rows], order = both[:rows].sort(1)
+        both[:rows], order = _sorted(both[:rows])
         ranks, kernel, weight = _laplace(both, reach)
         norm = torch.linalg.vector_norm(ranks, dim=1, keepdim=True).clamp_(min=rank_floor(n))
         ranks /= norm
