@@ -10,6 +10,7 @@ from logitcache import __version__
 from .bench import bench
 from .config import CONFIG_FILE, defaults_from
 from .demo import demo
+from .derive import derive
 from .dump import dump
 from .info import info
 from .init import init
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (init, demo, dump, train, info, bench):
+for command in (init, demo, dump, derive, train, info, bench):
     app.command()(ending_clearly(command))
 
 

@@ -56,7 +56,7 @@ def test_the_script_is_declared_where_it_is_loaded_from() -> None:
     assert callable(script.load())
 
 
-@pytest.mark.parametrize("command", ["init", "demo", "dump", "train", "info", "bench"])
+@pytest.mark.parametrize("command", ["init", "demo", "dump", "derive", "train", "info", "bench"])
 def test_every_command_helps_with_an_example(command: str, tmp_path: Path) -> None:
     text = succeeds(command, "--help", cwd=tmp_path)
     assert f"Example: logitcache {command}" in " ".join(text.split())

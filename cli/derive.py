@@ -1,0 +1,47 @@
+"""``logitcache derive``: a smaller cache from a larger one, without the teacher."""
+
+from typing import Annotated
+
+import typer
+
+from .options import Json, parse_seeds
+from .terminal import progress, show
+
+
+def derive(
+    source: Annotated[str, typer.Argument(help="Cache to derive from.")],
+    out: Annotated[str, typer.Argument(help="Cache to make, or to go on with.")],
+    top_k: Annotated[
+        int | None, typer.Option(help="Logits to keep per view; by default as the source.")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="How to store the gaps; by default as the source.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Augmentation seeds; all complete ones by default.")] = "auto",
+    json: Json = False,
+) -> None:
+    """Make a cache of fewer logits, or in a smaller profile, from another one: the teacher is not needed.
+
+    From an exact cache the result is what a dump would have stored. Started again, it goes on where it was.
+
+    Example: logitcache derive exact.zarr small.zarr --top-k 8 --profile compact
+    """
+    from logitcache.derive import derive as derive_cache
+
+    chosen = parse_seeds(seeds) if seeds != "auto" else ()
+    with progress("derive", "views") as advance:
+        done = derive_cache(
+            source,
+            out,
+            top_k=top_k,
+            profile=profile,
+            seeds=chosen,
+            on_progress=lambda views, total: advance(views, total, ""),
+        )
+    rows = [
+        ("cache", done.path),
+        ("keeps", f"top {done.k} logits, profile {done.profile}"),
+        ("views", f"{done.views:,} under {len(done.seeds)} seeds"),
+        ("shards", f"{done.shards_written} written, {done.shards_there} there already"),
+    ]
+    show(done.to_dict(), rows, as_json=json)

@@ -1,0 +1,175 @@
+"""A smaller cache from a larger one, without the teacher: fewer logits, coarser gaps, or both.
+
+What the source keeps of the tail and what leaves the top-k are two groups of logits whose log-sum-exp, mean and
+variance are known, so those of both together follow exactly. Nothing is invented: more logits than the source
+has, or finer gaps, are refused.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from logitcache.errors import IncompleteError, OptionError
+from logitcache.schema import CacheSpec, Profile, Spec, profile_named
+from logitcache.store import CacheReader, CacheWriter, seed_list
+
+Progress = Callable[[int, int], None]
+Arrays = dict[str, npt.NDArray[Any]]
+ROWS = 4096  # at a time: what is computed in float64 stays small
+
+
+@dataclass(frozen=True)
+class DeriveReport(Spec):
+    """What was derived: views now, k and profile of the result, shards written and there already."""
+
+    path: str
+    seeds: tuple[int, ...]
+    k: int
+    profile: str
+    views: int
+    shards_written: int
+    shards_there: int
+
+
+def derive(
+    source: str | Path,
+    out: str | Path,
+    *,
+    top_k: int | None = None,
+    profile: str | None = None,
+    seeds: Sequence[int] = (),
+    on_progress: Progress | None = None,
+) -> DeriveReport:
+    """Make a cache of fewer or coarser logits from another; started again, go on at the first missing shard.
+
+    Teacher, data, recipe, shards, canaries and samples without a teacher stay, so the result can be trained from,
+    and gone on with by `dump`, as if it had been dumped like this. From an `exact` cache it is what a dump
+    would have stored (the tail to float32 rounding); from another, it is computed from the gaps as stored there,
+    which are rounded once already.
+
+    Args:
+        source: path of the cache to derive from.
+        out: path of the cache to make.
+        top_k: logits to keep per view; those of the source by default.
+        profile: how to store the gaps; as the source by default.
+        seeds: complete seeds of the source; all of them by default.
+        on_progress: called with (views done, views to do) after every shard.
+
+    Raises:
+        OptionError: the source has no such logits or gaps, or already is what is asked for.
+        IncompleteError: seeds are not complete in the source.
+        MismatchError: there is another cache at `out`.
+        BusyError: another process writes one of the seeds.
+        FormatError: a shard of the source is damaged.
+        StorageError: the disk said no.
+    """
+    reader = CacheReader(source)
+    spec = derived_spec(reader.spec, top_k, profile)
+    chosen = list(dict.fromkeys(seeds or reader.complete()))
+    if not chosen:
+        begun = seed_list(reader.seeds())
+        raise IncompleteError(f"{reader.path} has no complete seed (begun: {begun}); run the dump again")
+    reader.require(chosen)
+    writer = CacheWriter.open(out, spec)
+    done, written, total = 0, 0, len(chosen) * spec.dataset.n
+    for seed in chosen:
+        with writer.seed(seed) as own:
+            committed = own.committed()
+            for shard in range(spec.shards):
+                if not committed[shard]:
+                    own.write(shard, reduced(reader.read(seed, shard), reader.spec, spec))
+                    written += 1
+                done += len(spec.shard_range(shard))
+                if on_progress:
+                    on_progress(done, total)
+    there = len(chosen) * spec.shards - written
+    return DeriveReport(str(out), tuple(chosen), spec.k, spec.profile.name, total, written, there)
+
+
+def derived_spec(source: CacheSpec, top_k: int | None = None, profile: str | None = None) -> CacheSpec:
+    """Return the spec of a cache of `top_k` logits in another profile, shard for shard that of `source`.
+
+    Raises:
+        OptionError: it would need what the source does not hold, or is the source's.
+        UnknownNameError: no such profile.
+    """
+    k = source.k if top_k is None else top_k
+    wanted = source.profile if profile is None else profile_named(profile)
+    if k < 1:
+        raise OptionError(f"top-k must be at least 1, found {k}")
+    if wanted.name == "exact" != source.profile.name or k > source.k:
+        asked = "every class" if wanted.name == "exact" else f"the top {k} logits"
+        raise OptionError(
+            f"cannot derive {asked} from a cache that keeps the top {source.k} in profile "
+            f"{source.profile.name}; that takes the teacher: use `logitcache dump`"
+        )
+    if wanted.name == "exact" and k < source.k:
+        raise OptionError(
+            f"profile exact keeps every class, found --top-k {k}; choose a profile too, such as default"
+        )
+    if _finest(wanted) < _finest(source.profile):
+        raise OptionError(
+            f"cannot derive profile {wanted.name} ({wanted.gap_dtype} gaps) from {source.profile.name} "
+            f"({source.profile.gap_dtype}), which is coarser; that takes the teacher: use `logitcache dump`"
+        )
+    if (k, wanted) == (source.k, source.profile):
+        raise OptionError(
+            f"nothing to derive: the cache keeps the top {k} in profile {wanted.name} already; "
+            "give another --top-k or --profile"
+        )
+    return dataclasses.replace(source, k=k, profile=wanted)
+
+
+def reduced(stored: Arrays, source: CacheSpec, spec: CacheSpec) -> Arrays:
+    """Turn one shard of `source`, as `CacheReader.read` gives it, into what `SeedWriter.write` takes for `spec`.
+
+    Args:
+        stored: arrays by name, (rows, …), stored dtypes.
+        source: the spec that they are of.
+        spec: the spec to bring them to, of equal or smaller k.
+
+    Returns:
+        Arrays of `spec` by name; gaps float32.
+    """
+    gap = stored["gap"].astype(np.float32) * np.float32(source.profile.gap_step or 1)
+    kept = {**stored, "ids": stored["ids"][:, : spec.k], "gap": gap[:, : spec.k]}
+    if spec.k == source.k:
+        return kept
+    blocks = [slice(start, start + ROWS) for start in range(0, len(gap), ROWS)]
+    tails = [
+        _merged_tail(
+            {n: stored[n][rows] for n in _TAIL if n in stored}, gap[rows, spec.k :], source.tail_size
+        )
+        for rows in blocks
+    ]
+    invalid = np.isnan(stored["top"])
+    for number, name in enumerate(_TAIL):
+        values = np.concatenate([tail[number] for tail in tails])
+        kept[name] = np.where(invalid, 0, values).astype(np.float32)
+    return kept
+
+
+_TAIL = ("tail_lse", "tail_mean", "tail_var")
+
+
+def _merged_tail(tail: Arrays, leaving: npt.NDArray[np.float32], size: int) -> tuple[npt.NDArray[Any], ...]:
+    """Merge a tail of `size` classes with d more of rising gaps (rows, d): lse, mean, variance, (rows,) float64."""
+    t = -leaving.astype(np.float64)
+    largest, d = t[:, :1], t.shape[1]
+    lse = largest[:, 0] + np.log(np.exp(t - largest).sum(1))
+    if not size:
+        return lse, t.mean(1), t.var(1)
+    old_lse, old_mean, old_var = (tail[name].astype(np.float64) for name in _TAIL)
+    mean = (size * old_mean + t.sum(1)) / (size + d)
+    squares = size * (old_var + (old_mean - mean) ** 2) + ((t - mean[:, None]) ** 2).sum(1)
+    return np.logaddexp(old_lse, lse), mean, squares / (size + d)
+
+
+def _finest(profile: Profile) -> float:
+    """Size the smallest difference of gaps near 1 that a profile can tell."""
+    return profile.gap_step or float(np.finfo(profile.gap_dtype).eps)
