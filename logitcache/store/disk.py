@@ -7,20 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from logitcache.errors import FormatError, LogitCacheError, OptionError, StorageError
-
-
-def local(path: str | Path) -> Path:
-    """Return a local path.
-
-    Raises:
-        OptionError: it is a URL.
-    """
-    if "://" in str(path):
-        raise OptionError(
-            f"caches are read and written at local paths, found the URL {path}; copy it here first"
-        )
-    return Path(path)
+from logitcache.errors import FormatError, LogitCacheError, StorageError
 
 
 def make_durable(files: list[Path]) -> None:
@@ -64,7 +51,7 @@ def storing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def reading(where: Path | str) -> Iterator[None]:
+def reading(where: object) -> Iterator[None]:
     """Turn whatever Zarr makes of damaged files into `FormatError`."""
     try:
         yield

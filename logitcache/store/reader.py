@@ -1,8 +1,8 @@
 """Reading a cache, and trusting nothing in it."""
 
 import hashlib
-import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +12,46 @@ import zarr
 
 from logitcache.errors import FormatError, IncompleteError, NotFoundError
 from logitcache.schema import CacheSpec
-from logitcache.store.disk import local, reading, size_of
+from logitcache.store.disk import reading
+from logitcache.store.place import Place, place_of
 from logitcache.store.shards import (
     ATTRIBUTE,
+    COMMIT,
     MOST_SHARDS,
-    begun,
-    open_array,
+    decode_shard,
+    metadata_files,
+    most_bytes,
+    open_arrays,
     require_shard,
-    shard_digest,
+    shard_file,
+    shard_files,
 )
 
 SEED = re.compile("seed-(0|[1-9][0-9]{0,18})")
 
 
 class CacheReader:
-    """Reads one cache and trusts nothing in it: shapes, digests and class ids are checked.
+    """Reads one cache, at a local path or an fsspec URL, and trusts nothing in it.
+
+    Shapes, digests and class ids are checked. Methods may be called from several threads.
 
     Raises:
         NotFoundError: there is no cache at `path`.
         FormatError: what is there is damaged, or newer than this library.
+        OptionError: no file system answers to such a URL, or its package is not installed.
+        StorageError: the disk or the host said no.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = local(path)
-        if not (self.path / "zarr.json").is_file():
-            raise NotFoundError(f"no cache at {self.path}; `logitcache dump --out {self.path}` makes one")
+        self.place = place_of(path)
+        self.path = self.place.path
         with reading(self.path):
-            attributes = zarr.open_group(zarr.storage.LocalStore(self.path), mode="r").attrs.asdict()
+            if not self.place.fetch(["zarr.json"]):
+                advice = f"`logitcache dump --out {self.path}` makes one"
+                raise NotFoundError(
+                    f"no cache at {self.path}; {advice if self.place.writable else 'check the URL'}"
+                )
+            attributes = zarr.open_group(self.place.store(["zarr.json"]), mode="r").attrs.asdict()
         if ATTRIBUTE not in attributes:
             raise FormatError(
                 f"{self.path} is a Zarr group, but no logitcache: it lacks attrs[{ATTRIBUTE!r}]"
@@ -52,21 +65,22 @@ class CacheReader:
                 f"{self.path}: expected at most {MOST_SHARDS} shards of a seed, found {self.spec.shards}"
             )
         self._opened: dict[int, dict[str, Any]] = {}
+        self._places: dict[int, Place] = {}
 
     def seeds(self) -> list[int]:
         """List the seeds that have been begun, in rising order."""
         with reading(self.path):
-            names = os.listdir(self.path)
-        return sorted(int(n[5:]) for n in names if SEED.fullmatch(n) and begun(self.path / n))
+            return seeds_begun(self.place)
 
     def commits(self, seed: int) -> npt.NDArray[np.uint64]:
         """Return the commit digests of one seed, (shards,) uint64; 0 where a shard is not there."""
-        with reading(self.path / f"seed-{seed}"):
-            return np.asarray(self._arrays(seed)["commit"][:], dtype=np.uint64)
+        files = (shard_file(self.spec.commit_array(), shard) for shard in range(self.spec.shards))
+        with reading(f"{self.path}, seed {seed}"):
+            return np.asarray(self._arrays(seed, files)["commit"][:], dtype=np.uint64)
 
     def complete(self) -> list[int]:
         """List the seeds whose every shard is committed."""
-        return [seed for seed in self.seeds() if self.commits(seed).all()]
+        return self._complete(self.seeds())
 
     def require(self, seeds: list[int]) -> None:
         """Insist that these seeds are complete.
@@ -74,8 +88,10 @@ class CacheReader:
         Raises:
             IncompleteError: they are not; the message says which are.
         """
-        complete = self.complete()
+        begun = self.seeds()
+        complete = self._complete([s for s in begun if s in seeds])
         if missing := [s for s in seeds if s not in complete]:
+            complete = self._complete(begun)
             raise IncompleteError(
                 f"{self.path} lacks {seed_list(missing)}; complete: {seed_list(complete)}; "
                 "go on with `logitcache dump`, or choose complete ones with --seeds"
@@ -90,47 +106,40 @@ class CacheReader:
             FormatError: its bytes are not what was committed.
         """
         require_shard(self.spec, shard)
-        commit = int(self.commits(seed)[shard])
+        with reading(f"{self.path}, seed {seed}, shard {shard}"):
+            arrays = self._arrays(seed, shard_files(self.spec, shard))
+            commit = int(arrays["commit"][shard])
         if not commit:
             raise IncompleteError(f"shard {shard} of seed {seed} of {self.path} is not committed")
-        found = {}
-        with reading(f"{self.path}, seed {seed}, shard {shard}"):
-            for a in self.spec.arrays():
-                found[a.name] = np.ascontiguousarray(self._arrays(seed)[a.name][self.spec.place(a, shard)])
-        if shard_digest(self.spec, seed, shard, found) != commit:
-            raise FormatError(
-                f"{self.path}, seed {seed}, shard {shard}: the data is not what was committed; "
-                f"delete {self.path / f'seed-{seed}'} and dump that seed again"
-            )
-        if found["ids"].max() >= self.spec.dataset.num_classes:
-            raise FormatError(
-                f"{self.path}, seed {seed}, shard {shard}: class {found['ids'].max()} "
-                f"of {self.spec.dataset.num_classes}"
-            )
-        return found
+        return decode_shard(arrays, self.spec, seed, shard, commit, self.path)
 
     def canaries(self, seed: int) -> dict[int, int]:
         """Return the view digests of one seed's committed shards: CRC-32 by sample."""
-        committed = self.commits(seed)
-        with reading(self.path / f"seed-{seed}"):
-            digests = np.asarray(self._arrays(seed)["canary"][:])
+        committed = np.flatnonzero(self.commits(seed))
+        files = (shard_file(self.spec.canary_array(), int(shard)) for shard in committed)
+        with reading(f"{self.path}, seed {seed}"):
+            digests = np.asarray(self._arrays(seed, files)["canary"][:])
         return {
             sample: int(crc)
-            for shard in np.flatnonzero(committed)
+            for shard in committed
             for sample, crc in zip(self.spec.canary_samples(int(shard)), digests[shard], strict=True)
         }
 
     def info(self) -> dict[str, Any]:
         """Describe the cache in JSON values: what it holds, how far it is, how large."""
         shards = self.spec.shards
-        seeds, views, size = [], 0, 0
-        for seed in self.seeds():
-            done = np.flatnonzero(self.commits(seed))
-            views += sum(len(self.spec.shard_range(int(shard))) for shard in done)
-            size += size_of(self.path / f"seed-{seed}")
-            seeds.append(
-                {"seed": seed, "complete": len(done) == shards, "shards_done": len(done), "shards": shards}
-            )
+        begun = self.seeds()
+        done = [np.flatnonzero(commits) for commits in self.place.each(self.commits, begun)]
+        views = sum(len(self.spec.shard_range(int(shard))) for those in done for shard in those)
+        seeds = [
+            {"seed": s, "complete": len(d) == shards, "shards_done": len(d), "shards": shards}
+            for s, d in zip(begun, done, strict=True)
+        ]
+        with reading(self.path):
+            places = [self.place.at(f"seed-{seed}") for seed in begun]
+            sizes = self.place.each(lambda place: place.size(), places)
+            beside = self.place.size(recurse=False)
+        size = None if beside is None else sum(filter(None, sizes))
         spec = self.spec.to_dict()
         return {
             "path": str(self.path),
@@ -143,8 +152,8 @@ class CacheReader:
             "k": self.spec.k,
             "profile": self.spec.profile.name,
             "seeds": seeds,
-            "bytes_on_disk": size + size_of(self.path, recurse=False),
-            "bytes_per_sample_view": round(size / views, 2) if views else None,
+            "bytes_on_disk": None if size is None or beside is None else size + beside,
+            "bytes_per_sample_view": round(size / views, 2) if views and size is not None else None,
             "versions": spec["versions"],
         }
 
@@ -153,15 +162,31 @@ class CacheReader:
         text = f"{sorted(self.spec.to_dict().items())}/{seed}/"
         return hashlib.blake2b(text.encode() + self.commits(seed).tobytes(), digest_size=8).hexdigest()
 
-    def _arrays(self, seed: int) -> dict[str, Any]:
-        if seed not in self._opened:
-            folder = self.path / f"seed-{seed}"
-            if not begun(folder):
+    def _complete(self, seeds: list[int]) -> list[int]:
+        commits = self.place.each(self.commits, seeds)
+        return [seed for seed, committed in zip(seeds, commits, strict=True) if committed.all()]
+
+    def _arrays(self, seed: int, files: Iterable[str]) -> dict[str, Any]:
+        """Open one seed's arrays, these files of it at hand."""
+        if seed in self._opened:
+            return self._opened[seed]
+        if seed not in self._places:
+            if not (place := self.place.at(f"seed-{seed}")).filled([COMMIT]):
                 raise IncompleteError(f"{self.path} has no seed {seed}; it has {seed_list(self.seeds())}")
-            group = zarr.open_group(zarr.storage.LocalStore(folder), mode="r")
-            specs = (*self.spec.arrays(), self.spec.commit_array())
-            self._opened[seed] = {a.name: open_array(group, a, folder) for a in specs}
-        return self._opened[seed]
+            self._places[seed] = place
+        place = self._places[seed]
+        store = place.store(files, keep=metadata_files(self.spec), most=most_bytes(self.spec))
+        arrays = open_arrays(store, self.spec, place)
+        if place.live:
+            self._opened[seed] = arrays
+        return arrays
+
+
+def seeds_begun(place: Place) -> list[int]:
+    """List the seeds of the cache at `place` that have been begun, in rising order."""
+    seeds = sorted(int(name[5:]) for name in place.names() if SEED.fullmatch(name))
+    begun = place.filled(f"seed-{seed}/{COMMIT}" for seed in seeds)
+    return [seed for seed in seeds if f"seed-{seed}/{COMMIT}" in begun]
 
 
 def seed_list(seeds: list[int]) -> str:

@@ -1,27 +1,26 @@
 """One shard in arrays: the form that a spec gives them, their stored values, their digest, their files."""
 
 import hashlib
+import math
 import struct
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
+from zarr.abc.store import Store
 
 from logitcache.errors import FormatError, OptionError
-from logitcache.schema import ArraySpec, CacheSpec
+from logitcache.schema import ArraySpec, CacheSpec, itemsize
+from logitcache.store.disk import reading
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 ATTRIBUTE = "logitcache"  # of the root group: its value is the CacheSpec
+COMMIT = (
+    "commit/zarr.json"  # made last of a seed's metadata: without it, or empty, the seed has not been begun
+)
 MOST_SHARDS = 1 << 16  # of one seed: a file each, so more are a mistake or an attack
-
-
-def begun(folder: Path) -> bool:
-    """Has this seed its arrays? `commit` is made last, and a power cut may leave its file empty."""
-    file = folder / "commit" / "zarr.json"
-    return file.is_file() and file.stat().st_size > 0
 
 
 def require_shard(spec: CacheSpec, shard: int) -> None:
@@ -30,16 +29,46 @@ def require_shard(spec: CacheSpec, shard: int) -> None:
         raise OptionError(f"no shard {shard}: expected 0 to {spec.shards - 1}")
 
 
-def open_array(group: zarr.Group, expected: ArraySpec, folder: Path) -> Any:
-    """Open one array and insist on the form that the spec gives it."""
+def seed_arrays(spec: CacheSpec) -> tuple[ArraySpec, ...]:
+    """Return the arrays of one seed; `commit` last, as it is written last."""
+    return (*spec.arrays(), spec.commit_array())
+
+
+def metadata_files(spec: CacheSpec) -> list[str]:
+    """Return the metadata files of one seed, as its folder names them; `COMMIT` last, as it is made last."""
+    return ["zarr.json", *(f"{a.name}/zarr.json" for a in seed_arrays(spec))]
+
+
+def shard_file(array: ArraySpec, shard: int) -> str:
+    """Return the file that holds one shard of an array, as its seed's folder names it."""
+    return f"{array.name}/c/" + "/".join([str(shard), *("0" for _ in array.shape[1:])])
+
+
+def shard_files(spec: CacheSpec, shard: int) -> list[str]:
+    """Return the files of one shard, its commit last; of an array that is all zeros there may be none."""
+    return [shard_file(a, shard) for a in seed_arrays(spec)]
+
+
+def most_bytes(spec: CacheSpec) -> int:
+    """Return more bytes than any file of a shard can have: twice the array's own, and something for framing."""
+    return max(2 * itemsize(a.dtype) * math.prod(a.shards or a.chunks) for a in seed_arrays(spec)) + (1 << 20)
+
+
+def open_arrays(store: Store, spec: CacheSpec, where: object, mode: str = "r") -> dict[str, Any]:
+    """Open the arrays of one seed and insist on the form that the spec gives them."""
+    group = zarr.open_group(store, mode=mode)  # type: ignore[arg-type]
+    return {a.name: _open_array(group, a, where) for a in seed_arrays(spec)}
+
+
+def _open_array(group: zarr.Group, expected: ArraySpec, where: object) -> Any:
     array = group.get(expected.name)
     if not isinstance(array, zarr.Array):
-        raise FormatError(f"{folder}: array {expected.name!r} is missing")
+        raise FormatError(f"{where}: array {expected.name!r} is missing")
     found = (array.shape, str(array.dtype), array.chunks, array.shards, float(array.fill_value))
     wanted = (expected.shape, expected.dtype, expected.chunks, expected.shards, 0.0)
     if found != wanted:
         raise FormatError(
-            f"{folder}: array {expected.name!r}: "
+            f"{where}: array {expected.name!r}: "
             f"expected shape, dtype, chunks, shards, fill value {wanted}, found {found}"
         )
     return array
@@ -85,6 +114,21 @@ def shard_digest(spec: CacheSpec, seed: int, shard: int, stored: Arrays) -> int:
     return int.from_bytes(digest.digest(), "little") or 1
 
 
-def shard_file(folder: Path, array: ArraySpec, shard: int) -> Path:
-    """Return the file that holds one shard of an array."""
-    return folder / array.name / "c" / "/".join([str(shard), *("0" for _ in array.shape[1:])])
+def decode_shard(
+    arrays: Mapping[str, Any], spec: CacheSpec, seed: int, shard: int, commit: int, where: object
+) -> dict[str, npt.NDArray[Any]]:
+    """Decode one shard from the opened arrays of its seed, rows of this shard only, in stored dtypes.
+
+    Raises:
+        FormatError: it is damaged, or not what `commit` is the digest of.
+    """
+    name = f"{where}, seed {seed}, shard {shard}"
+    with reading(name):
+        found = {a.name: np.ascontiguousarray(arrays[a.name][spec.place(a, shard)]) for a in spec.arrays()}
+    if shard_digest(spec, seed, shard, found) != commit:
+        raise FormatError(
+            f"{name}: the data is not what was committed; delete {where}/seed-{seed} and dump that seed again"
+        )
+    if found["ids"].max() >= spec.dataset.num_classes:
+        raise FormatError(f"{name}: class {found['ids'].max()} of {spec.dataset.num_classes}")
+    return found

@@ -1,117 +1,123 @@
 """Writing a cache: shards made durable and then committed, one owner per seed."""
 
-import os
-import shutil
-import socket
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import zarr
-from filelock import FileLock, Timeout
+from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
-from logitcache.errors import BusyError, MismatchError, OptionError
-from logitcache.schema import ArraySpec, CacheSpec
-from logitcache.store.disk import local, make_durable, reading, storing
-from logitcache.store.reader import CacheReader
+from logitcache.errors import FormatError, MismatchError, OptionError
+from logitcache.schema import CacheSpec
+from logitcache.store.disk import reading
+from logitcache.store.place import INDEX, Place, place_of
+from logitcache.store.reader import CacheReader, seeds_begun
 from logitcache.store.shards import (
     ATTRIBUTE,
+    COMMIT,
     MOST_SHARDS,
     Arrays,
     as_stored,
-    begun,
-    open_array,
+    decode_shard,
+    metadata_files,
+    most_bytes,
+    open_arrays,
     require_shard,
+    seed_arrays,
     shard_digest,
     shard_file,
+    shard_files,
 )
 
 
 class CacheWriter:
     """Writes one cache; several processes may, each on seeds of its own."""
 
-    def __init__(self, path: Path, spec: CacheSpec) -> None:
-        self.path, self.spec = path, spec
+    def __init__(self, place: Place, spec: CacheSpec) -> None:
+        self.place, self.spec = place, spec
+        self.path = place.path
 
     @classmethod
     def open(cls, path: str | Path, spec: CacheSpec) -> Self:
-        """Create the cache, or open it to go on with it.
+        """Create the cache, or open it to go on with it, at a local path or an fsspec URL.
 
         Raises:
             MismatchError: there is a cache of another teacher, data set, recipe, k … at `path`.
             FormatError: there is something else, or a damaged cache, at `path`.
-            OptionError: the shards would be too many.
-            StorageError: the disk said no.
+            OptionError: the shards would be too many; or nothing can be written at such a URL.
+            StorageError: the disk or the host said no.
         """
-        path = local(path)
         if spec.shards > MOST_SHARDS:
             raise OptionError(
                 f"shards of {spec.shard_samples} samples make {spec.shards} of a seed, "
                 f"more than {MOST_SHARDS}; choose a larger shard size"
             )
-        with storing(path):
-            if _vacant(path):
-                path.mkdir(parents=True, exist_ok=True)
-                with FileLock(path / ".lock"):
-                    if _vacant(path):  # still: nobody else was quicker
-                        _create_root(path, spec)
-                    (path / ".lock").unlink(missing_ok=True)  # the root is there: nobody locks it again
+        place = place_of(path)
+        with place.storing():
+            place.create(_root(spec))
         found = CacheReader(path).spec
         if fields := spec.differences(found):
             raise MismatchError(
-                f"{path} is another cache than the one asked for",
+                f"{place} is another cache than the one asked for",
                 fields,
                 "give the same options to go on with it, or another --out to begin a new one",
             )
-        return cls(path, found)
+        return cls(place, found)
 
     @contextmanager
-    def seed(self, seed: int) -> Iterator["SeedWriter"]:
-        """Own one seed: nobody else writes it while the context is open.
+    def seed(self, seed: int, metadata: Mapping[str, bytes] | None = None) -> Iterator["SeedWriter"]:
+        """Own one seed: on a local disk nobody else writes it while the context is open.
+
+        Args:
+            seed: which.
+            metadata: of its arrays, from a copy of this cache; by default they are made as this library makes them.
 
         Raises:
             BusyError: another process owns it.
         """
-        folder = self.path / f"seed-{seed}"
-        owner = folder / "commit" / ".owner"
-        with ExitStack() as held:
-            with storing(folder):
-                owner.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    lock = FileLock(owner.with_name(".lock"), timeout=0, thread_local=False)
-                    held.enter_context(lock.acquire())
-                except Timeout as error:
-                    who = owner.read_text() if owner.exists() else "another process"
-                    raise BusyError(
-                        f"seed {seed} of {self.path} is being written by {who}; wait, or dump other seeds"
-                    ) from error
-                held.callback(_forget, owner)
-                owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-            yield SeedWriter(folder, self.spec, seed)
+        place = self.place.at(f"seed-{seed}")
+        with place.owned(f"seed {seed} of {self.path}"):
+            yield SeedWriter(place, self.spec, seed, metadata)
+
+    def index(self) -> None:
+        """Say in seeds.json which seeds there are, for those who will read the cache from a host that does not list.
+
+        Raises:
+            StorageError: the disk or the host said no.
+        """
+        with self.place.storing():
+            self.place.put({INDEX: json.dumps({"seeds": seeds_begun(self.place)}).encode()})
 
 
 class SeedWriter:
     """Writes the shards of one seed; made by `CacheWriter.seed`, which holds the lock."""
 
-    def __init__(self, folder: Path, spec: CacheSpec, seed: int) -> None:
-        self.folder, self.spec, self.seed = folder, spec, seed
-        with storing(folder):
-            _clear_leftovers(folder)
-            if not begun(folder):
-                self._create()
-            with reading(folder):
-                group = zarr.open_group(zarr.storage.LocalStore(folder), mode="r+")
-                self._arrays = {a.name: open_array(group, a, folder) for a in self._all()}
+    def __init__(
+        self, place: Place, spec: CacheSpec, seed: int, metadata: Mapping[str, bytes] | None = None
+    ) -> None:
+        self.place, self.spec, self.seed = place, spec, seed
+        with place.storing():
+            if not place.filled([COMMIT]):
+                self._create(metadata or _metadata(spec))
+        with reading(place):
+            open_arrays(place.store((), keep=metadata_files(spec)), spec, place)
 
     def committed(self) -> npt.NDArray[np.bool_]:
         """Say which shards are committed, (shards,) bool."""
-        with reading(self.folder / "commit"):
-            commits: npt.NDArray[np.uint64] = np.asarray(self._arrays["commit"][:])
-        return np.not_equal(commits, 0)
+        return np.not_equal(self.commits(), 0)
+
+    def commits(self) -> npt.NDArray[np.uint64]:
+        """Return the commit digests, (shards,) uint64; 0 where a shard is not there."""
+        files = [shard_file(self.spec.commit_array(), shard) for shard in range(self.spec.shards)]
+        with reading(f"{self.place}/commit"):
+            return np.asarray(self._open("r", files)[1]["commit"][:], dtype=np.uint64)
 
     def write(self, shard: int, arrays: Arrays) -> None:
         """Write one shard, make it durable, commit it; what an earlier crash left of it is deleted first.
@@ -122,69 +128,83 @@ class SeedWriter:
 
         Raises:
             OptionError: the shard is committed, or not one of the cache's, or its arrays do not fit.
-            StorageError: the disk said no. Nothing is committed then.
+            StorageError: the disk or the host said no. Nothing is committed then.
         """
+        self._refuse_committed(shard)
+        stored = {a.name: as_stored(arrays[a.name], a, self.spec, shard) for a in self.spec.arrays()}
+        with self.place.storing():
+            store, opened = self._open("r+")
+            files = shard_files(self.spec, shard)
+            self.place.delete(files)
+            for a in self.spec.arrays():
+                opened[a.name][self.spec.place(a, shard)] = stored[a.name]
+            self.place.save(store, files[:-1])
+            opened["commit"][shard] = shard_digest(self.spec, self.seed, shard, stored)
+            self.place.save(store, files[-1:], new=True)
+
+    def adopt(self, shard: int, commit: int, files: Mapping[str, bytes]) -> None:
+        """Write one shard from the files of a copy of this cache, read them back, and only then commit it.
+
+        Args:
+            shard: its index; not committed yet.
+            commit: the digest that it was committed with.
+            files: its files by `shard_files`, as far as they are there.
+
+        Raises:
+            OptionError: the shard is committed, or not one of the cache's.
+            FormatError: what was read back is not what `commit` is the digest of. Nothing is committed then.
+            StorageError: the disk or the host said no. Nothing is committed then.
+        """
+        self._refuse_committed(shard)
+        *data, last = shard_files(self.spec, shard)
+        with self.place.storing():
+            self.place.delete([*data, last])
+            self.place.put({name: files[name] for name in data if name in files})
+        _, opened = self._open("r", data)
+        decode_shard(opened, self.spec, self.seed, shard, commit, self.place)
+        with self.place.storing():
+            self.place.put({last: files[last]}, new=True)
+
+    def _refuse_committed(self, shard: int) -> None:
         require_shard(self.spec, shard)
         if self.committed()[shard]:
             raise OptionError(f"shard {shard} of seed {self.seed} is committed: it is never written again")
-        stored = {a.name: as_stored(arrays[a.name], a, self.spec, shard) for a in self.spec.arrays()}
-        with storing(self.folder):
-            files = [shard_file(self.folder, a, shard) for a in self._all()]
-            for file in files:
-                file.unlink(missing_ok=True)
-            for a in self.spec.arrays():
-                self._arrays[a.name][self.spec.place(a, shard)] = stored[a.name]
-            make_durable(files[:-1])
-            self._arrays["commit"][shard] = shard_digest(self.spec, self.seed, shard, stored)
-            make_durable(files[-1:])
 
-    def _all(self) -> tuple[ArraySpec, ...]:
-        return (*self.spec.arrays(), self.spec.commit_array())
+    def _open(self, mode: str, files: Iterable[str] = ()) -> tuple[Store, dict[str, Any]]:
+        """Open the arrays, these files of them at hand."""
+        store = self.place.store(files, keep=metadata_files(self.spec), most=most_bytes(self.spec))
+        return store, open_arrays(store, self.spec, self.place, mode)
 
-    def _create(self) -> None:
+    def _create(self, metadata: Mapping[str, bytes]) -> None:
         """Make the arrays, durably, and `commit` last: what is there without it is void."""
-        shutil.rmtree(self.folder / "commit" / "c", ignore_errors=True)
-        group = zarr.open_group(zarr.storage.LocalStore(self.folder), mode="a")
-        for a in self._all():
-            group.create_array(
-                a.name,
-                shape=a.shape,
-                dtype=a.dtype,
-                chunks=a.chunks,
-                shards=a.shards,
-                dimension_names=a.dimensions,
-                compressors=[ZstdCodec(level=3), Crc32cCodec()],
-                fill_value=0,
-                overwrite=a.name != "commit",  # that one holds the lock
-            )
-            make_durable([self.folder / "zarr.json", self.folder / a.name / "zarr.json"])
+        self.place.delete_folder("commit/c")
+        *first, last = metadata_files(self.spec)
+        if missing := [name for name in (*first, last) if not metadata.get(name)]:
+            raise FormatError(f"{self.place}: no metadata of {missing[0]} to begin the seed with")
+        self.place.put({name: metadata[name] for name in first})
+        self.place.put({last: metadata[last]})
 
 
-def _vacant(path: Path) -> bool:
-    """Is there nothing at `path` but, perhaps, what a crash or another process left on the way to a cache?"""
-    return not path.exists() or set(os.listdir(path)) <= {".lock", ".new"}
+def _root(spec: CacheSpec) -> bytes:
+    """Return the root's metadata file."""
+    files: dict[str, Buffer] = {}
+    zarr.create_group(MemoryStore(files), attributes={ATTRIBUTE: spec.to_dict()})
+    return files["zarr.json"].to_bytes()
 
 
-def _create_root(path: Path, spec: CacheSpec) -> None:
-    """Make the root group aside, then move it into its place, so that it is whole or not there."""
-    aside = path / ".new"
-    shutil.rmtree(aside, ignore_errors=True)
-    zarr.create_group(zarr.storage.LocalStore(aside), attributes={ATTRIBUTE: spec.to_dict()})
-    make_durable([aside / "zarr.json"])
-    (aside / "zarr.json").replace(path / "zarr.json")
-    aside.rmdir()
-    make_durable([path / "zarr.json"])
-
-
-def _clear_leftovers(folder: Path) -> None:
-    """Delete what a crash left in a seed: files that were being written, and empty ones after a power cut."""
-    for file in folder.rglob("*.partial"):
-        file.unlink(missing_ok=True)
-    for file in [folder / "commit" / "zarr.json", *(folder / "commit" / "c").glob("*")]:
-        if file.is_file() and file.stat().st_size == 0:
-            file.unlink()
-
-
-def _forget(owner: Path) -> None:
-    with suppress(OSError):  # it is for messages only
-        owner.unlink()
+def _metadata(spec: CacheSpec) -> dict[str, bytes]:
+    """Return the metadata files of a seed."""
+    files: dict[str, Buffer] = {}
+    group = zarr.create_group(MemoryStore(files))
+    for a in seed_arrays(spec):
+        group.create_array(
+            a.name,
+            shape=a.shape,
+            dtype=a.dtype,
+            chunks=a.chunks,
+            shards=a.shards,
+            dimension_names=a.dimensions,
+            compressors=[ZstdCodec(level=3), Crc32cCodec()],
+            fill_value=0,
+        )
+    return {name: data.to_bytes() for name, data in files.items()}

@@ -1,0 +1,252 @@
+"""Where a cache lies: a local folder here, whatever fsspec reaches in `remote`. Both answer to `Place`.
+
+A place is one folder of a cache, the root or a seed's, and names its files relative to itself ("ids/c/0/0"). Zarr
+sees it through `store`: on a local disk that is Zarr's own view of the files, elsewhere a memory into which the
+files asked for have been fetched. So all that a network can do wrong happens in one place, before Zarr decodes.
+"""
+
+import os
+import shutil
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Self, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import zarr
+from filelock import FileLock, Timeout
+from zarr.abc.store import Store
+
+from logitcache.errors import BusyError, FormatError
+from logitcache.store.disk import make_durable, size_of, storing
+
+INDEX = "seeds.json"  # which seeds there are, for hosts that do not list
+MOST_METADATA = 1 << 24  # bytes of a zarr.json
+
+_A = TypeVar("_A")
+_B = TypeVar("_B")
+
+
+class Place(ABC):
+    """One folder of a cache.
+
+    Attributes:
+        path: the local path, or the URL without user and password.
+        live: whether one `store` shows every file, as it is now.
+        writable: whether anything can be written there at all.
+    """
+
+    path: Path | str
+    live: bool
+    writable: bool
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @abstractmethod
+    def at(self, name: str) -> Self:
+        """Return the folder `name` in this one."""
+
+    @abstractmethod
+    def each(self, work: Callable[[_A], _B], items: Iterable[_A]) -> list[_B]:
+        """Do something for each item, several at a time where that saves time."""
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """List the names in this folder, none if it is not there."""
+
+    @abstractmethod
+    def filled(self, files: Iterable[str]) -> set[str]:
+        """Return which of these files are there and not empty."""
+
+    @abstractmethod
+    def fetch(self, files: Iterable[str], most: int = MOST_METADATA) -> dict[str, bytes]:
+        """Read those of these files that are there, each of at most so many bytes."""
+
+    @abstractmethod
+    def size(self, *, recurse: bool = True) -> int | None:
+        """Sum the bytes of the files here; None where that cannot be known."""
+
+    @abstractmethod
+    def store(self, files: Iterable[str], keep: Iterable[str] = (), most: int = MOST_METADATA) -> Store:
+        """Return a Zarr store with these files at hand; those to `keep` are fetched once for all."""
+
+    @abstractmethod
+    def save(self, store: Store, files: Iterable[str], *, new: bool = False) -> None:
+        """Make durable what Zarr wrote to `store` under these names; `new`: none of them is there already."""
+
+    @abstractmethod
+    def put(self, files: Mapping[str, bytes], *, new: bool = False) -> None:
+        """Write files, each whole or not at all, durably; `new` as for `save`."""
+
+    @abstractmethod
+    def delete(self, files: Iterable[str]) -> None:
+        """Delete those of these files that are there."""
+
+    @abstractmethod
+    def delete_folder(self, name: str) -> None:
+        """Delete the folder `name` in this one, if it is there."""
+
+    @abstractmethod
+    def create(self, root: bytes) -> None:
+        """Make this the root of a cache, unless it is one, or holds something else."""
+
+    @abstractmethod
+    def owned(self, whose: str) -> AbstractContextManager[None]:
+        """Own this seed, called `whose` in messages, where the place knows locks; clear what a crash left."""
+
+    @abstractmethod
+    def storing(self) -> AbstractContextManager[None]:
+        """Turn whatever goes wrong while writing into `StorageError`."""
+
+
+def place_of(path: str | Path) -> Place:
+    """Return where a local path or an fsspec URL points to.
+
+    Raises:
+        OptionError: no file system answers to such URLs, or its package is not installed.
+    """
+    if "://" not in str(path):
+        return LocalPlace(Path(path))
+    if str(path).startswith("file://"):
+        return LocalPlace(Path(unquote(urlsplit(str(path)).path)))
+    from logitcache.store.remote import RemotePlace  # fsspec, and aiohttp with it, only where they are needed
+
+    return RemotePlace.of(str(path))
+
+
+class LocalPlace(Place):
+    """A folder on a local disk: files renamed into place and flushed, locks that die with their process."""
+
+    live = True
+    writable = True
+    path: Path
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def at(self, name: str) -> "LocalPlace":
+        """Return the folder `name` in this one."""
+        return LocalPlace(self.path / name)
+
+    def each(self, work: Callable[[_A], _B], items: Iterable[_A]) -> list[_B]:
+        """Do something for each item in turn: a disk does not keep one waiting."""
+        return [work(item) for item in items]
+
+    def names(self) -> list[str]:
+        """List the names in this folder, none if it is not there."""
+        return os.listdir(self.path) if self.path.exists() else []
+
+    def filled(self, files: Iterable[str]) -> set[str]:
+        """Return which of these files are there and not empty."""
+        there = ((name, self.path / name) for name in files)
+        return {name for name, file in there if file.is_file() and file.stat().st_size > 0}
+
+    def fetch(self, files: Iterable[str], most: int = MOST_METADATA) -> dict[str, bytes]:
+        """Read those of these files that are there, each of at most so many bytes."""
+        found = {}
+        for name in files:
+            with (
+                suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError),
+                (self.path / name).open("rb") as file,
+            ):
+                found[name] = file.read(most + 1)
+                if len(found[name]) > most:
+                    raise FormatError(f"{self.path / name}: expected at most {most} bytes, found more")
+        return found
+
+    def size(self, *, recurse: bool = True) -> int:
+        """Sum the bytes of the files here."""
+        return size_of(self.path, recurse=recurse)
+
+    def store(self, files: Iterable[str], keep: Iterable[str] = (), most: int = MOST_METADATA) -> Store:
+        """Return Zarr's view of the folder."""
+        return zarr.storage.LocalStore(self.path)
+
+    def save(self, store: Store, files: Iterable[str], *, new: bool = False) -> None:
+        """Flush to the disk what Zarr wrote."""
+        make_durable([self.path / name for name in files])
+
+    def put(self, files: Mapping[str, bytes], *, new: bool = False) -> None:
+        """Write each file under another name, then rename it into its place, and flush."""
+        for name, data in files.items():
+            file = self.path / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            aside = file.with_name(f"{file.name}.partial")
+            aside.write_bytes(data)
+            make_durable([aside])  # a rename that reaches the disk before its data would show an empty file
+            aside.replace(file)
+        make_durable([self.path / name for name in files])
+
+    def delete(self, files: Iterable[str]) -> None:
+        """Delete those of these files that are there."""
+        for name in files:
+            (self.path / name).unlink(missing_ok=True)
+
+    def delete_folder(self, name: str) -> None:
+        """Delete the folder `name` in this one, if it is there."""
+        shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def create(self, root: bytes) -> None:
+        """Make the root file aside, then move it into its place, so that it is whole or not there."""
+        if not self._vacant():
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path / ".lock"):
+            if self._vacant():  # still: nobody else was quicker
+                aside = self.path / ".new"
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir()
+                (aside / "zarr.json").write_bytes(root)
+                make_durable([aside / "zarr.json"])
+                (aside / "zarr.json").replace(self.path / "zarr.json")
+                aside.rmdir()
+                make_durable([self.path / "zarr.json"])
+            (self.path / ".lock").unlink(missing_ok=True)  # the root is there: nobody locks it again
+
+    @contextmanager
+    def owned(self, whose: str) -> Iterator[None]:
+        """Hold the seed's lock; clear what a crash left.
+
+        Raises:
+            BusyError: another process holds it.
+        """
+        owner = self.path / "commit" / ".owner"
+        with ExitStack() as held:
+            with self.storing():
+                owner.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    lock = FileLock(owner.with_name(".lock"), timeout=0, thread_local=False)
+                    held.enter_context(lock.acquire())
+                except Timeout as error:
+                    who = owner.read_text() if owner.exists() else "another process"
+                    raise BusyError(
+                        f"{whose} is being written by {who}; wait, or dump other seeds"
+                    ) from error
+                held.callback(_forget, owner)
+                owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+                self._clear_leftovers()
+            yield
+
+    def storing(self) -> AbstractContextManager[None]:
+        """Turn what the disk says into `StorageError`."""
+        return storing(self.path)
+
+    def _vacant(self) -> bool:
+        """Is there nothing but, perhaps, what a crash or another process left on the way to a cache?"""
+        return not self.path.exists() or set(os.listdir(self.path)) <= {".lock", ".new"}
+
+    def _clear_leftovers(self) -> None:
+        """Delete what a crash left: files that were being written, and empty ones after a power cut."""
+        for file in self.path.rglob("*.partial"):
+            file.unlink(missing_ok=True)
+        for file in [self.path / "commit" / "zarr.json", *(self.path / "commit" / "c").glob("*")]:
+            if file.is_file() and file.stat().st_size == 0:
+                file.unlink()
+
+
+def _forget(owner: Path) -> None:
+    with suppress(OSError):  # it is for messages only
+        owner.unlink()
