@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from logitcache.datasets import ArrayImages, Images
 from logitcache.errors import DataError, ImageError, LogitCacheError, OptionError
+from logitcache.mixing import Mixer
 from logitcache.schema import RecipeSpec
 from logitcache.views import ViewMaker
 
@@ -32,6 +33,9 @@ class ViewBatch(NamedTuple):
         seeds: (B,) int64.
         valid: (B,) bool, False where the image does not decode (and `on_bad_image` is "skip").
         error: why the batch could not be made, or "".
+        partners: (B,) int64, the sample that a view is mixed with (its own where it is not); None where the
+            recipe does not mix.
+        shares: (B,) float32, of the view's own image; None likewise.
     """
 
     views: Tensor
@@ -40,6 +44,8 @@ class ViewBatch(NamedTuple):
     seeds: Tensor
     valid: Tensor
     error: str = ""
+    partners: Tensor | None = None
+    shares: Tensor | None = None
 
 
 class KeyedViews(Dataset[ViewBatch]):
@@ -47,6 +53,7 @@ class KeyedViews(Dataset[ViewBatch]):
 
     def __init__(self, images: Images, recipe: RecipeSpec, on_bad_image: OnBadImage = "error") -> None:
         self.images, self.maker, self.on_bad_image = images, ViewMaker(recipe), on_bad_image
+        self.mixer = Mixer.of(recipe)
         self._any_view: Tensor | None = None
 
     def __len__(self) -> int:
@@ -61,6 +68,10 @@ class KeyedViews(Dataset[ViewBatch]):
         Raises:
             OptionError: a sample is not one of the images.
         """
+        batch = self._unmixed(pairs)
+        return self._mixed(batch, pairs) if self.mixer.steps and not batch.error else batch
+
+    def _unmixed(self, pairs: Sequence[Pair]) -> ViewBatch:
         samples, seeds = torch.tensor(pairs, dtype=torch.int64).unbind(1)
         if not 0 <= int(samples.min()) <= int(samples.max()) < len(self):
             raise OptionError(f"{self.images.name} has samples 0 to {len(self) - 1}, asked for {list(pairs)}")
@@ -82,6 +93,26 @@ class KeyedViews(Dataset[ViewBatch]):
             )
             return ViewBatch(torch.empty(0), labels, samples, seeds, valid, problem)
         return ViewBatch(torch.stack(views), labels, samples, seeds, valid)
+
+    def _mixed(self, batch: ViewBatch, pairs: Sequence[Pair]) -> ViewBatch:
+        """Mix what is to be mixed, each with its partner's view under the same seed."""
+        partners, shares = batch.samples.clone(), torch.ones(len(pairs))
+        drawn = [(row, mix) for row, pair in enumerate(pairs) if (mix := self.mixer.draw(*pair, len(self)))]
+        if drawn:
+            others = self._unmixed([(mix.partner, pairs[row][1]) for row, mix in drawn])
+            if others.error:
+                return others._replace(labels=batch.labels, samples=batch.samples, seeds=batch.seeds)
+            if others.views.shape[1:] != batch.views.shape[1:]:
+                problem = (
+                    f"views that are mixed must have one size, found {tuple(batch.views.shape[1:])} and "
+                    f"{tuple(others.views.shape[1:])}; let a crop or resize to a fixed size come before"
+                )
+                return batch._replace(error=problem)
+            for (row, mix), other, valid in zip(drawn, others.views, others.valid, strict=True):
+                batch.views[row], shares[row] = mix.of(batch.views[row], other)
+                partners[row] = mix.partner
+                batch.valid[row] &= valid
+        return batch._replace(partners=partners, shares=shares)
 
     def _views(self, pairs: Sequence[Pair]) -> list[Tensor | None]:
         made: list[Tensor | None] = []

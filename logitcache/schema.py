@@ -6,6 +6,7 @@ else in the library knows these. `docs/format.md` says the same in prose, for ot
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -86,14 +87,35 @@ class StepSpec(Spec):
     args: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+MIXES = ("MixUp", "CutMix")
+
+
 @dataclass(frozen=True)
 class RecipeSpec(Spec):
-    """A named, versioned list of view transforms; `evaluation` names the recipe that test images get."""
+    """A named, versioned list of view transforms; `evaluation` names the recipe that test images get.
+
+    Steps that mix a view with another image's come last.
+    """
 
     name: str
     version: int
     steps: tuple[StepSpec, ...]
     evaluation: str = "center"
+
+    def __post_init__(self) -> None:
+        names = [step.transform for step in self.steps]
+        late = next((name for name in names[len(self.own_steps) :] if name not in MIXES), None)
+        _require(late is None, f"MixUp and CutMix must be a recipe's last steps, found {late} behind them")
+
+    @property
+    def own_steps(self) -> tuple[StepSpec, ...]:
+        """Steps that see one image alone."""
+        return tuple(itertools.takewhile(lambda step: step.transform not in MIXES, self.steps))
+
+    @property
+    def mix_steps(self) -> tuple[StepSpec, ...]:
+        """Steps that mix a view with another image's."""
+        return self.steps[len(self.own_steps) :]
 
     @property
     def sha256(self) -> str:

@@ -6,7 +6,7 @@ source answers for them. In your own loop:
     stream = CachedStream.open("c.zarr", batch_size=256)
     for epoch in range(100):
         for batch in stream.epoch(epoch):
-            loss, _ = objective(student(batch.views), batch.teacher, batch.labels)
+            loss, _ = objective(student(batch.views), batch.teacher, batch.target)
 """
 
 import dataclasses
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from logitcache.datasets import Images, open_images
 from logitcache.errors import DataError, IncompleteError, OptionError
 from logitcache.forward import choose_device
-from logitcache.loader import KeyedViews, Pair, choose_workers, loaded, view_loader
+from logitcache.loader import KeyedViews, Pair, ViewBatch, choose_workers, loaded, view_loader
+from logitcache.mixing import MixedLabels
 from logitcache.replay import check_images, prove_replay
 from logitcache.schema import RecipeSpec, RowLayout
 from logitcache.sparse import SparseTeacher
@@ -43,6 +44,8 @@ class Batch:
         samples: (B,) int64, on the CPU.
         seeds: (B,) int64, on the CPU.
         teacher: the teacher's answer for these views, or None for plain training.
+        partners: (B,) int64, on the CPU: the samples that views are mixed with; None where the recipe does not mix.
+        mixed: both labels of each view and their shares; None likewise.
     """
 
     views: Tensor
@@ -50,6 +53,26 @@ class Batch:
     samples: Tensor
     seeds: Tensor
     teacher: SparseTeacher | None
+    partners: Tensor | None = None
+    mixed: MixedLabels | None = None
+
+    def __getitem__(self, rows: Tensor) -> "Batch":
+        """Select rows by a mask, (B,) bool on the CPU."""
+        here = rows.to(self.views.device)
+        return Batch(
+            self.views[here],
+            self.labels[here],
+            self.samples[rows],
+            self.seeds[rows],
+            None if self.teacher is None else self.teacher[here],
+            None if self.partners is None else self.partners[rows],
+            None if self.mixed is None else MixedLabels(*(part[here] for part in self.mixed)),
+        )
+
+    @property
+    def target(self) -> Tensor | MixedLabels:
+        """What an `Objective` asks for: the labels, of mixed views both."""
+        return self.labels if self.mixed is None else self.mixed
 
 
 # Teachers -------------------------------------------------------------------------------------------------
@@ -367,7 +390,16 @@ class Stream:
             answer = None
             if self.teacher is not None:
                 answer = self.teacher.answer(views, batch.samples, batch.seeds)
-            yield Batch(views, labels, batch.samples, batch.seeds, answer)
+            yield Batch(
+                views, labels, batch.samples, batch.seeds, answer, batch.partners, self._mixed(batch, labels)
+            )
+
+    def _mixed(self, batch: ViewBatch, labels: Tensor) -> MixedLabels | None:
+        if batch.partners is None or batch.shares is None:
+            return None
+        others = torch.from_numpy(self.views.images.labels[batch.partners.numpy()])
+        shares = batch.shares.to(labels.device, non_blocking=True)
+        return MixedLabels(labels, others.to(labels.device, non_blocking=True), shares)
 
     def _sampler(self, epoch: int) -> PairSampler:
         config = self.config

@@ -224,7 +224,7 @@ class Learner:
                 return
         logits = self.model(batch.views)
         progress = done / (self.run.config.epochs * self.steps)
-        loss, terms = self.run.objective(logits, batch.teacher, batch.labels, progress=progress)
+        loss, terms = self.run.objective(logits, batch.teacher, batch.target, progress=progress)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
@@ -366,11 +366,11 @@ class Validation:
         self._loader = view_loader(views, pairs, workers=stream.workers)
 
     def without(self, batch: Batch) -> Batch:
-        """Return the batch without the images held out."""
+        """Return the batch without the images held out, and without views that these are mixed into."""
         rows = ~torch.isin(batch.samples, self._samples)
-        here = rows.to(batch.views.device)
-        teacher = batch.teacher[here] if batch.teacher else None
-        return Batch(batch.views[here], batch.labels[here], batch.samples[rows], batch.seeds[rows], teacher)
+        if batch.partners is not None:
+            rows &= ~torch.isin(batch.partners, self._samples)
+        return batch[rows]
 
     @torch.inference_mode()
     def choose(self, model: ViewModel) -> None:

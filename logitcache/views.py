@@ -69,7 +69,7 @@ def preserved_rng(*, all_sources: bool = False) -> Iterator[None]:
 
 
 class ViewMaker:
-    """Makes the views of one recipe; picklable, stateless between calls.
+    """Makes the views of one recipe, before any mixing; picklable, stateless between calls.
 
     Raises:
         UnknownNameError: a step names no torchvision v2 transform.
@@ -78,8 +78,9 @@ class ViewMaker:
 
     def __init__(self, recipe: RecipeSpec) -> None:
         self.recipe = recipe
-        self._steps = [_build_step(step) for step in recipe.steps]
-        self._own_code = any(":" in step.transform for step in recipe.steps)
+        self._specs = recipe.own_steps
+        self._steps = [_build_step(step) for step in self._specs]
+        self._own_code = any(":" in step.transform for step in self._specs)
 
     def __call__(self, image: Tensor, sample: int, seed: int) -> Tensor:
         """Make one view.
@@ -111,7 +112,7 @@ class ViewMaker:
             random.seed(view_key)
             np.random.seed(view_key & 0xFFFF_FFFF)  # noqa: NPY002  (the global one is what your code draws from)
         view: Any = image.clone()  # a step may work in place
-        for spec, step in zip(self.recipe.steps, self._steps, strict=True):
+        for spec, step in zip(self._specs, self._steps, strict=True):
             try:
                 view = step(view)
             except (TypeError, ValueError, RuntimeError) as error:
@@ -256,6 +257,19 @@ def _imagenet_ra(size: int) -> _Steps:
     return (_resized_crop(size), _FLIP, StepSpec("RandAugment", {"num_ops": 2, "magnitude": 9}))
 
 
+def _imagenet_mixup(size: int) -> _Steps:
+    return (*_imagenet(size), StepSpec("MixUp", {"alpha": 1.0}))
+
+
+def _imagenet_strong(size: int) -> _Steps:
+    erase = StepSpec("RandomErasing", {"p": 0.25})
+    mixes = (
+        StepSpec("MixUp", {"alpha": 0.8, "probability": 0.5}),
+        StepSpec("CutMix", {"alpha": 1.0, "probability": 0.5}),
+    )
+    return (*_imagenet_ra(size), erase, *mixes)
+
+
 def _center(size: int) -> _Steps:
     shorter_side = round(size * 256 / 224)
     resize = {"size": shorter_side, "interpolation": "bilinear", "antialias": True}
@@ -265,5 +279,7 @@ def _center(size: int) -> _Steps:
 _SIZED: dict[str, Callable[[int], _Steps]] = {
     "imagenet": _imagenet,
     "imagenet-ra": _imagenet_ra,
+    "imagenet-mixup": _imagenet_mixup,
+    "imagenet-strong": _imagenet_strong,
     "center": _center,
 }

@@ -81,7 +81,7 @@ def test_the_steps_of_cached_and_live_are_equal_to_float32(exact: CacheReader) -
             gradients = []
             for batch in (mine, theirs):
                 student.zero_grad()
-                total, _ = objective(student(batch.views), batch.teacher, batch.labels)
+                total, _ = objective(student(batch.views), batch.teacher, batch.target)
                 total.backward()
                 gradients.append([total.detach(), *(p.grad.clone() for p in student.parameters())])
             for a, b in zip(*gradients, strict=True):

@@ -30,6 +30,7 @@ from logitcache.losses.taid import taid
 from logitcache.losses.term import Loss, Term
 from logitcache.losses.ttm import ttm, wttm
 from logitcache.losses.two_heads import dhkd, dho
+from logitcache.mixing import MixedLabels
 from logitcache.nets import EVEN, Mixing, mixed
 from logitcache.sparse import SparseTeacher
 
@@ -114,7 +115,12 @@ class Objective(nn.Module):
         }
 
     def forward(
-        self, student_logits: Tensor, teacher: SparseTeacher | None, target: Tensor, *, progress: float = 0.0
+        self,
+        student_logits: Tensor,
+        teacher: SparseTeacher | None,
+        target: Tensor | MixedLabels,
+        *,
+        progress: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the total and each term of it.
 
@@ -122,7 +128,8 @@ class Objective(nn.Module):
             student_logits: (B, C) float; (B, 2, C) where `heads` is 2: cross-entropy reads head 0, every other
                 term head 1.
             teacher: B rows over the same classes; may be None for cross-entropy alone.
-            target: (B,) int64, −1 where there is no label.
+            target: (B,) int64, −1 where there is no label. Of mixed views cross-entropy takes both labels, by
+                their shares, and every other term the one of the larger share.
             progress: how much of the training is done, in [0, 1]; some losses follow it.
 
         Returns:
@@ -138,12 +145,13 @@ class Objective(nn.Module):
             )
         first, last = (student_logits, student_logits) if self.heads == 1 else student_logits.unbind(1)
         cross_entropy = ce(first, target, label_smoothing=self.label_smoothing)
+        label = target if isinstance(target, Tensor) else target.dominant
         total = self.ce_weight * cross_entropy
         values = {"ce": cross_entropy.detach()}
         for key, (term, weight) in zip(self.keys, self.terms, strict=True):
             if teacher is None:
                 raise OptionError(f"loss {term.name} needs a teacher; give one, or train with the loss ce")
-            value = term(student_logits if term.loss.heads == 2 else last, teacher, target, progress)
+            value = term(student_logits if term.loss.heads == 2 else last, teacher, label, progress)
             total = total + weight * value
             values[key] = value.detach()
         return total, values
