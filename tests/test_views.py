@@ -123,6 +123,31 @@ def test_a_view_is_the_same_in_any_order_and_whatever_was_drawn_before(name, key
         assert torch.equal(ViewMaker(recipe_named(name))(image, *pair), first[pair])
 
 
+DISTILLATION_STEPS = {
+    "TrivialAugmentWide": {},
+    "AutoAugment": {},
+    "AugMix": {},
+    "ColorJitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
+    "RandomErasing": {"p": 0.9},
+    "RandomGrayscale": {"p": 0.5},
+    "RandomPerspective": {"p": 0.9},
+    "GaussianBlur": {"kernel_size": 3},
+    "RandomSolarize": {"threshold": 100},
+}
+
+
+@pytest.mark.parametrize("transform", DISTILLATION_STEPS)
+def test_a_view_is_its_own_under_any_transform_that_torchvision_draws_for(transform: str) -> None:
+    recipe = RecipeSpec("r", 1, (StepSpec(transform, DISTILLATION_STEPS[transform]),))
+    image, pairs = picture(), [(sample, seed) for sample in range(6) for seed in (0, 5)]
+    maker = ViewMaker(recipe)
+    first = {pair: maker(image, *pair) for pair in pairs}
+    assert len({view.numpy().tobytes() for view in first.values()}) > 1
+    for pair in reversed(pairs):
+        disturb(pair[0])
+        assert torch.equal(ViewMaker(recipe)(image, *pair), first[pair])
+
+
 @pytest.mark.parametrize("name", [*RANDOM_RECIPES, "center@16", "identity"])
 def test_many_gives_what_single_calls_give(name: str):
     image, maker = picture(), ViewMaker(recipe_named(name))
