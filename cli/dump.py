@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .options import Device, Json, PrecisionName, Workers, cache_path, parse_seeds
+from .options import Device, Json, PrecisionName, Workers, cache_path, parse_seeds, stage_one
 from .terminal import progress, say, show
 
 if TYPE_CHECKING:
@@ -45,18 +45,10 @@ def dump(
 
     Example: logitcache dump --teacher vit_l --data imagefolder:/data/imagenet --seeds 0-9
     """
-    from logitcache.datasets import open_images
     from logitcache.dump import DumpConfig
     from logitcache.dump import dump as dump_views
-    from logitcache.loader import KeyedViews
-    from logitcache.models import build
-    from logitcache.views import recipe_named
 
-    images = open_images(data)
-    made_by = recipe_named(images.recipe if recipe == "auto" else recipe)
-    classes = images.num_classes or num_classes
-    view_size = max(KeyedViews(images, made_by).any_view().shape[1:])
-    model = build(teacher, num_classes=classes, view_size=view_size, weights=weights)
+    images, made_by, model = stage_one(teacher, weights, data, recipe, num_classes)
     if model.weights.startswith("random"):
         say(f"note: {model.name} has random weights ({model.weights}): fine to try things, not to learn from")
     config = DumpConfig(

@@ -14,6 +14,7 @@ from .derive import derive
 from .dump import dump
 from .info import info
 from .init import init
+from .plan import plan
 from .terminal import ending_clearly
 from .train import train
 
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (init, demo, dump, derive, train, info, bench):
+for command in (init, demo, plan, dump, derive, train, info, bench):
     app.command()(ending_clearly(command))
 
 

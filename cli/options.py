@@ -2,11 +2,16 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from logitcache.errors import NotFoundError, OptionError
+
+if TYPE_CHECKING:
+    from logitcache.datasets import Images
+    from logitcache.models import Model
+    from logitcache.schema import RecipeSpec
 
 CACHES = Path("caches")
 
@@ -29,6 +34,36 @@ def parse_seeds(text: str) -> tuple[int, ...]:
             raise OptionError(f"seeds read like 0-3,7; found {text!r}")
         seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
     return tuple(dict.fromkeys(seeds))
+
+
+def parse_size(text: str) -> int:
+    """Read a number of bytes such as "20GB", "500 MB" or "1.5TiB".
+
+    Raises:
+        OptionError: the text is not one.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", text.strip())
+    if not match or not (
+        count := float(match[1]) * (1024 if match[3] else 1000) ** " kMGT".index(match[2] or " ")
+    ):
+        raise OptionError(f"a size reads like 20GB or 500MiB, found {text!r}")
+    return int(count)
+
+
+def stage_one(
+    teacher: str, weights: str, data: str, recipe: str, num_classes: int
+) -> "tuple[Images, RecipeSpec, Model]":
+    """Open the images, recipe and teacher that a command names; `num_classes` is for images without classes."""
+    from logitcache.datasets import open_images
+    from logitcache.loader import KeyedViews
+    from logitcache.models import build
+    from logitcache.views import recipe_named
+
+    images = open_images(data)
+    made_by = recipe_named(images.recipe if recipe == "auto" else recipe)
+    view_size = max(KeyedViews(images, made_by).any_view().shape[1:])
+    classes = images.num_classes or num_classes
+    return images, made_by, build(teacher, num_classes=classes, view_size=view_size, weights=weights)
 
 
 def cache_path(teacher: str, data: str) -> Path:

@@ -1,0 +1,104 @@
+"""``logitcache plan``: what a cache will cost and keep, measured on a sample."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from .options import Device, Json, PrecisionName, Workers, parse_seeds, parse_size, stage_one
+from .terminal import console, show, size
+
+if TYPE_CHECKING:
+    from logitcache.plan import Plan
+
+
+def plan(
+    teacher: Annotated[str, typer.Option(help="vit_l, resnet50, timm:NAME, module:function …")],
+    weights: Annotated[str, typer.Option(help="auto, default, random, or a file.")] = "auto",
+    data: Annotated[str, typer.Option(help="Images, as for dump.")] = "digits",
+    seeds: Annotated[str, typer.Option(help="Augmentation seeds that the cache will hold.")] = "0-9",
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of one student run.")] = 100,
+    images: Annotated[int, typer.Option(min=1, help="Images to try.")] = 512,
+    top_k: Annotated[str, typer.Option(help="Numbers of logits to compare, as 4,8,16.")] = "4,8,16,32,64,128",
+    budget: Annotated[
+        str | None, typer.Option(help="Pick the best cache of at most this size: 20GB.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="How views are made, as for dump.")] = "auto",
+    num_classes: Annotated[int, typer.Option(help="Classes of the teacher, for unlabelled images.")] = 1000,
+    batch_size: Annotated[int, typer.Option(help="Views per forward; 0: 64 on the CPU, 256 on CUDA.")] = 0,
+    precision: PrecisionName = "auto",
+    device: Device = "auto",
+    workers: Workers = -1,
+    json: Json = False,
+) -> None:
+    """Measure on a sample what each k and profile costs and keeps, how long a dump takes, and when it pays.
+
+    Example: logitcache plan --teacher vit_l --data imagefolder:/data/imagenet --seeds 0-299 --budget 20GB
+    """
+    from logitcache.plan import PlanConfig
+    from logitcache.plan import plan as plan_cache
+
+    config = PlanConfig(
+        seeds=len(parse_seeds(seeds)),
+        epochs=epochs,
+        images=images,
+        ks=parse_seeds(top_k),
+        budget=parse_size(budget) if budget else None,
+        batch_size=batch_size,
+        precision=precision,
+        device=device,
+        workers=workers,
+    )
+    found = plan_cache(*stage_one(teacher, weights, data, recipe, num_classes), config)
+    if not json:
+        console.print(_table(found))
+    show(found.to_dict(), _rows(found, config.budget), as_json=json)
+
+
+def _table(found: "Plan") -> Table:
+    title = f"{found.n:,} images under {found.seeds} seeds, measured on {found.views:,} views"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("k", "profile", "B/view", "in all", "KL T=1", "T=2", "T=4", "1 − r", "order", "tail"):
+        table.add_column(name, justify="left" if name == "profile" else "right", no_wrap=True)
+    for c in found.choices:
+        kl = [_small(value) for value in c.kl]
+        worst = _small(1 - min(c.pearson))
+        cells = (f"{c.k}", c.profile, f"{c.bytes_per_view:.1f}", size(c.bytes_in_all), *kl, worst)
+        table.add_row(
+            *cells, f"{c.order:.3f}", _small(c.tail_mass), style="bold" if c == found.chosen else None
+        )
+    return table
+
+
+def _rows(found: "Plan", budget: int | None) -> list[tuple[str, str]]:
+    chosen = []
+    if budget is not None:
+        c = found.chosen
+        advice = (
+            f"--top-k {c.k} --profile {c.profile}, {size(c.bytes_in_all)}"
+            if c
+            else "nothing: take fewer seeds"
+        )
+        chosen = [(f"in {size(budget)}", advice)]
+    hours = ", ".join(f"{number}: {_time(h)}" for number, h in found.hours.items())
+    return [
+        *chosen,
+        ("teacher", f"{found.views_per_second:,.0f} views/s on this device"),
+        ("to dump", f"on so many of them, {hours}"),
+        (
+            "pays",
+            f"from student run {found.pays_from} of {found.epochs} epochs on: {_time(found.cache_hours)} of the "
+            f"teacher once, against {_time(found.live_hours)} in each run with it live",
+        ),
+    ]
+
+
+def _small(value: float) -> str:
+    return f"{max(0.0, value):.1e}".replace("e-0", "e-") if value > 0 else "0"
+
+
+def _time(hours: float) -> str:
+    if hours < 1 / 60:
+        return f"{hours * 3600:.1f} s"
+    return f"{hours * 60:.1f} min" if hours < 1 else f"{hours:,.1f} h"

@@ -1,0 +1,274 @@
+"""What a cache will cost and keep, before the GPU-days are spent: measured on a sample of the data.
+
+The sample goes through the real `dump`, with every logit kept, and `derive` makes of that each k and profile asked
+about. So bytes are those of real shards, and what is lost is measured against all of the teacher's logits.
+"""
+
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from logitcache.datasets import Images
+from logitcache.derive import derive
+from logitcache.dump import DumpConfig, dump
+from logitcache.errors import OptionError
+from logitcache.models import Model
+from logitcache.schema import PROFILES, RecipeSpec, RowLayout, Spec
+from logitcache.sparse import SparseTeacher
+from logitcache.spool import pack
+from logitcache.store import CacheReader
+from logitcache.views import permutation
+
+TEMPERATURES = (1.0, 2.0, 4.0)
+KS = (4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class PlanConfig(Spec):
+    """What to plan for.
+
+    Attributes:
+        seeds: augmentation seeds that the cache will hold.
+        epochs: passes over the data of one student run.
+        images: how many images to try, a keyed choice; each under two seeds.
+        ks: numbers of logits to try; those below the number of classes are.
+        budget: bytes that the cache may have; None for no limit.
+        devices: numbers of devices to tell the time for.
+        batch_size, precision, device, workers: of the dump, as in `DumpConfig`.
+    """
+
+    seeds: int = 10
+    epochs: int = 100
+    images: int = 512
+    ks: tuple[int, ...] = KS
+    budget: int | None = None
+    devices: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    batch_size: int = 0
+    precision: str = "auto"
+    device: str = "auto"
+    workers: int = -1
+
+
+@dataclass(frozen=True)
+class Choice(Spec):
+    """One k and profile: what it costs, and what is left of the teacher.
+
+    Attributes:
+        k, profile: of the cache.
+        bytes_per_view: of its shard files.
+        bytes_in_all: for all images and seeds.
+        kl: mean KL(p ‖ p̂) in nats at T = 1, 2, 4; p from all logits, p̂ from the cache with an even tail.
+        pearson: mean correlation of p and p̂ over the classes, at the same temperatures.
+        order: of the pairs of listed classes, the share whose order the stored gaps still tell.
+        tail_mass: mean probability at T = 1 outside the k classes.
+    """
+
+    k: int
+    profile: str
+    bytes_per_view: float
+    bytes_in_all: int
+    kl: tuple[float, ...]
+    pearson: tuple[float, ...]
+    order: float
+    tail_mass: float
+
+    @property
+    def error(self) -> float:
+        """KL summed over the temperatures; what is below a millionth counts as that."""
+        return max(sum(self.kl), 1e-6)
+
+
+@dataclass(frozen=True)
+class Plan(Spec):
+    """What was found.
+
+    Attributes:
+        views: tried.
+        n: images of the whole data set.
+        seeds, epochs: planned for.
+        choices: every k and profile, by falling error; of equals the smaller last.
+        chosen: of the choices within the budget, the one that keeps most; None where none fits.
+        views_per_second: of the dump on this device, once it runs.
+        hours: to dump all seeds, by number of devices like this one.
+        cache_hours, live_hours: device-hours of the teacher for the cache, and for one student run with it live.
+        pays_from: number of student runs from which the cache costs less teacher time.
+    """
+
+    views: int
+    n: int
+    seeds: int
+    epochs: int
+    choices: tuple[Choice, ...]
+    chosen: Choice | None
+    views_per_second: float
+    hours: dict[str, float]
+    cache_hours: float
+    live_hours: float
+    pays_from: int
+
+
+def plan(images: Images, recipe: RecipeSpec, teacher: Model, config: PlanConfig = PlanConfig()) -> Plan:
+    """Try a teacher on a sample of images, and say what each kind of cache of all of them comes to.
+
+    Args:
+        images: the data set.
+        recipe: how it is viewed.
+        teacher: whose logits to keep.
+        config: what to plan for.
+
+    Raises:
+        OptionError: there is nothing to plan.
+        DataError: an image of the sample does not decode.
+        NonFiniteError: the teacher gave NaN or infinity.
+        StorageError: there is no room for the trial in the system's temporary folder.
+    """
+    if min(config.seeds, config.epochs, config.images, *config.ks, *config.devices) < 1:
+        raise OptionError("seeds, epochs, images, top-k and devices must be at least 1")
+    sample = _Sample(images, config.images)
+    with tempfile.TemporaryDirectory(prefix="logitcache-plan-") as folder:
+        rate = _dump_all(Path(folder) / "all", sample, recipe, teacher, config)
+        whole = CacheReader(Path(folder) / "all")
+        logits = torch.cat([_dense(teacher) for teacher in _answers(whole)])
+        views, choices = len(logits), []
+        for k, profile in _kinds(whole.spec.dataset.num_classes, config.ks):
+            path = Path(folder) / f"{k}-{profile}"
+            reader = whole
+            if profile != "exact":
+                derive(whole.path, path, top_k=k, profile=profile)
+                reader = CacheReader(path)
+            per_view = _shard_bytes(Path(reader.path)) / views
+            kept = _kept(logits, _answers(reader))
+            total = math.ceil(per_view * len(images) * config.seeds)
+            choices.append(Choice(k, profile, per_view, total, *kept))
+    choices.sort(key=lambda choice: (-choice.error, -choice.bytes_in_all))
+    best = next((c for c in reversed(choices) if c.bytes_in_all <= (config.budget or 0)), None)
+    hours = len(images) * config.seeds / rate / 3600
+    return Plan(
+        views=views,
+        n=len(images),
+        seeds=config.seeds,
+        epochs=config.epochs,
+        choices=tuple(choices),
+        chosen=best,
+        views_per_second=rate,
+        hours={str(number): hours / number for number in config.devices},
+        cache_hours=hours,
+        live_hours=len(images) * config.epochs / rate / 3600,
+        pays_from=config.seeds // config.epochs + 1,
+    )
+
+
+class _Sample(Images):
+    """Some of the images, a keyed choice, in their order."""
+
+    def __init__(self, images: Images, size: int) -> None:
+        self.whole, self.name, self.split = images, images.name, images.split
+        self.samples = np.sort(permutation(len(images), 0)[:size])
+        self.labels, self.num_classes = images.labels[self.samples], images.num_classes
+
+    def image(self, sample: int) -> Tensor:
+        return self.whole.image(int(self.samples[sample]))
+
+    def describe(self, sample: int) -> str:
+        return self.whole.describe(int(self.samples[sample]))
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{len(self)} of {self.whole.fingerprint}"
+
+
+def _dump_all(out: Path, sample: Images, recipe: RecipeSpec, teacher: Model, config: PlanConfig) -> float:
+    """Dump the sample with every logit kept; returns views per second, the first batch not counted."""
+    times: list[tuple[float, int]] = []
+    options = DumpConfig(
+        seeds=(0, 1),
+        profile="exact",
+        batch_size=config.batch_size,
+        precision=config.precision,
+        device=config.device,
+        workers=config.workers,
+    )
+    began = time.perf_counter()
+    dump(out, sample, recipe, teacher, options, lambda done, _: times.append((time.perf_counter(), done)))
+    ended = time.perf_counter()
+    total = 2 * len(sample)
+    if len(times) > 2:  # the first batch warms up: workers, memory, kernels
+        return (total - times[0][1]) / (ended - times[0][0])
+    return total / (ended - began)
+
+
+def _kinds(num_classes: int, ks: Sequence[int]) -> Iterator[tuple[int, str]]:
+    for k in sorted({min(k, num_classes) for k in ks}):
+        for profile in PROFILES:
+            if profile != "exact":
+                yield k, profile
+    yield num_classes, "exact"
+
+
+def _answers(reader: CacheReader) -> Iterator[SparseTeacher]:
+    layout = RowLayout.of(reader.spec)
+    for seed in reader.complete():
+        for shard in range(reader.spec.shards):
+            rows = pack(reader.spec, layout, reader.read(seed, shard))
+            yield SparseTeacher.unpack(torch.from_numpy(rows), layout)
+
+
+def _dense(teacher: SparseTeacher) -> Tensor:
+    """(B, C) logits of a teacher that lists every class."""
+    return torch.zeros(len(teacher), teacher.num_classes).scatter(1, teacher.ids, teacher.logits)
+
+
+def _shard_bytes(cache: Path) -> int:
+    """Bytes of the shard files alone: what is beside them does not grow with the data."""
+    return sum(file.stat().st_size for file in cache.glob("seed-*/*/c/**/*") if file.is_file())
+
+
+def _kept(
+    logits: Tensor, answers: Iterator[SparseTeacher]
+) -> tuple[tuple[float, ...], tuple[float, ...], float, float]:
+    """KL and Pearson at each temperature, order told, and tail mass at T = 1: means over all views."""
+    sums, at = torch.zeros(2 * len(TEMPERATURES) + 2, dtype=torch.float64), 0
+    for teacher in answers:
+        for start in range(0, len(teacher), 256):
+            part = teacher[slice(start, start + 256)].to("cpu", torch.float64)
+            z = logits[at : at + len(part)].double()
+            at += len(part)
+            kl, pearson = [], []
+            for temperature in TEMPERATURES:
+                p, q = (z / temperature).softmax(1), part.densify(temperature)
+                kl.append(
+                    (p * (p.log() - q.log())).nan_to_num(0.0).sum(1).clamp(min=0).sum()
+                )  # else rounding
+                pearson.append(_pearson(p, q).sum())
+            order = _order(z.gather(1, part.ids), -part.gap).sum()
+            sums += torch.stack([*kl, *pearson, order, part.tail_mass().sum()])
+    means = (sums / at).tolist()
+    t = len(TEMPERATURES)
+    return tuple(means[:t]), tuple(means[t : 2 * t]), means[-2], means[-1]
+
+
+def _pearson(x: Tensor, y: Tensor) -> Tensor:
+    x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(x, dim=1) * torch.linalg.vector_norm(y, dim=1)
+    return (x * y).sum(1) / norms.clamp(min=1e-300)
+
+
+def _order(true: Tensor, stored: Tensor) -> Tensor:
+    """(B,) share of the pairs of columns that `stored` puts in the order of `true`; 1 where there is no pair."""
+    k = true.shape[1]
+    if k == 1:
+        return torch.ones(len(true), dtype=torch.float64)
+    first, second = torch.triu_indices(k, k, 1)
+    told = torch.zeros(len(true), dtype=torch.float64)
+    for pairs in range(0, len(first), 1 << 14):
+        i, j = first[pairs : pairs + (1 << 14)], second[pairs : pairs + (1 << 14)]
+        same = (true[:, i] - true[:, j]).sign() == (stored[:, i] - stored[:, j]).sign()
+        told += same.double().sum(1)
+    return told / len(first)
