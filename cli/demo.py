@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder; an earlier demo there is replaced.")] = Path("demo"),
-    repeats: Annotated[int, typer.Option(help="Students per loss.")] = 8,
-    student_epochs: Annotated[int, typer.Option(help="Epochs per student.")] = 6,
+    repeats: Annotated[int, typer.Option(help="Students per loss.")] = 6,
+    student_epochs: Annotated[int, typer.Option(help="Epochs per student.")] = 8,
     teacher_epochs: Annotated[int, typer.Option(help="Epochs of the teacher.")] = 25,
     device: Device = "auto",
     json: Json = False,

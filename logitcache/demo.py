@@ -24,12 +24,12 @@ from logitcache.train import Evaluation, Run, TrainConfig, train
 from logitcache.views import recipe_named
 
 TEACHER, STUDENT = "digits_teacher", "digits_tiny"
-# Loss and peak learning rate: the best of each on a fifth of the training images, held out. The number of epochs was
-# shortened after test figures of longer runs were seen: the README lists them all.
+# Loss and peak learning rate, as the contest of `bench.digits` chose them on images that neither student nor teacher
+# had seen; but cross-entropy has the rate at which it is better than at the contest's, 1.6.
 RECIPES = {
     "ce": ("ce", 0.8),
     "kd": ("kd", 0.4),
-    "cmkd": ("cmkd", 0.8),
+    "cmkd": ("cmkd", 0.4),
 }
 MARK = "demo.json"
 
@@ -50,8 +50,8 @@ class DemoConfig(Spec):
     seeds: int = 10
     top_k: int = 4
     teacher_epochs: int = 25
-    student_epochs: int = 6
-    repeats: int = 8
+    student_epochs: int = 8
+    repeats: int = 6
     workers: int = 1
     device: str = "auto"
 
