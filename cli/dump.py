@@ -70,7 +70,9 @@ def dump(
         def on_progress(views: int, total: int) -> None:
             advance(views, total, f"{views / (time.perf_counter() - began):,.0f} views/s")
 
-        done = dump_views(path, images, made_by, model, config, on_progress)
+        done = dump_views(
+            path, images, made_by, model, config, on_progress, on_busy=lambda why: say(f"note: {why}")
+        )
     show(done.to_dict(), _rows(done), as_json=json)
 
 

@@ -12,28 +12,51 @@ def info(
     cache: Annotated[str, typer.Argument(help="Path of the cache.")],
     json: Json = False,
 ) -> None:
-    """Show what a cache holds: teacher, data, recipe, seeds, size.
+    """Show a cache at a glance: teacher, data, views, seeds, size, how sure the teacher is, who can use it.
 
     Example: logitcache info caches/vit_l-digits.zarr
     """
+    from logitcache.audit.glance import glance
     from logitcache.store import CacheReader
 
-    found = CacheReader(cache).info()
+    found = glance(CacheReader(cache))
     show(found, _rows(found), as_json=json)
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     teacher, data, recipe = found["teacher"], found["dataset"], found["recipe"]
-    per_view = found["bytes_per_sample_view"]
-    seeds = [
-        (f"seed {s['seed']}", "complete" if s["complete"] else f"{s['shards_done']} of {s['shards']} shards")
+    per_view, side = found["bytes_per_sample_view"], found["view_size"]
+    begun = [
+        f"seed {s['seed']}: {s['shards_done']} of {s['shards']} shards"
         for s in found["seeds"]
+        if not s["complete"]
     ]
+    views = f"{side} × {side} pixels" if side else "of the images' own size"
     return [
         ("cache", f"{found['path']} (format {found['format_version']}, profile {found['profile']})"),
         ("teacher", f"{teacher['name']}, weights {teacher['weights']}, {teacher['precision']}"),
         ("data", f"{data['name']}, {data['split']}: {found['n']:,} images, {found['num_classes']:,} classes"),
-        ("views", f"{recipe['name']} v{recipe['version']}, top {found['k']} logits kept"),
-        *seeds,
+        ("views", f"{recipe['name']} v{recipe['version']}, {views}; top {found['k']} logits kept"),
+        ("seeds", "; ".join([f"{found['complete']} complete", *begun])),
         ("size", f"{size(found['bytes_on_disk'])}, {per_view or 0:.1f} bytes per sample and view"),
+        ("answers", _answers(found)),
+        ("to use", f"students of {found['num_classes']:,} classes, with --data {data['name']}"),
+        ("versions", _versions(found)),
     ]
+
+
+def _answers(found: dict[str, Any]) -> str:
+    if found["damaged"]:
+        return f"not told: {found['damaged']}"
+    if not (told := found["confidence"]):
+        return "none yet"
+    mass = [f"{100 * value:.2g} % at T = {t}" for t, value in told["mean_tail_mass"].items()]
+    top1 = f"mean top-1 probability {100 * told['mean_top1_probability']:.1f} %"
+    return f"{top1}, tail mass {', '.join(mass)}"
+
+
+def _versions(found: dict[str, Any]) -> str:
+    other = [f"{name} {there}, here {here}" for name, (there, here) in found["other_versions"].items()]
+    if not other:
+        return "made with the library versions that are here"
+    return f"made with {'; '.join(other)}: views are proved before use"

@@ -17,6 +17,7 @@ from .init import init
 from .plan import plan
 from .terminal import ending_clearly
 from .train import train
+from .verify import verify
 
 app = typer.Typer(
     name="logitcache",
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (init, demo, plan, dump, derive, train, info, bench):
+for command in (init, demo, plan, dump, derive, train, info, verify, bench):
     app.command()(ending_clearly(command))
 
 

@@ -60,6 +60,8 @@ def train(
         images = open_images(data) if data != "auto" else None
         path = cache or the_only_cache()
         stream = Stream.from_cache(path, images, allow_drift=allow_drift, seeds=chosen, **options)
+        if stream.drift:
+            say(f"warning: --allow-drift: {stream.drift}; the run's config.json records it")
     else:
         images = open_images(data if data != "auto" else "digits")
         made_by = recipe_named(recipe if recipe != "auto" else images.recipe)

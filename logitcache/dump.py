@@ -6,11 +6,11 @@ and a seed's batches are the same whichever other seeds share the pass: what a s
 where a run started or stopped.
 """
 
-import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from logitcache.datasets import Images
-from logitcache.errors import NonFiniteError, OptionError
+from logitcache.errors import BusyError, NonFiniteError, OptionError
 from logitcache.forward import ViewModel, choose_device, choose_precision
 from logitcache.loader import (
     KeyedViews,
@@ -76,10 +76,11 @@ class DumpConfig(Spec):
 
 @dataclass(frozen=True)
 class DumpReport(Spec):
-    """What a dump did: views made now and in all, bad images skipped, seconds and views per second."""
+    """What a dump did: its seeds and those left to other processes, views made now and in all, how fast."""
 
     path: str
     seeds: tuple[int, ...]
+    skipped: tuple[int, ...]
     views: int
     views_in_cache: int
     shards_written: int
@@ -96,8 +97,13 @@ def dump(
     teacher: Model,
     config: DumpConfig,
     on_progress: Progress | None = None,
+    *,
+    on_busy: Callable[[str], None] | None = None,
+    only: Mapping[int, Collection[int]] | None = None,
 ) -> DumpReport:
     """Fill a cache with the teacher's answers; started again, go on at the first missing shard.
+
+    Seeds that another process writes are left to it, as long as there are others to dump.
 
     Args:
         out: path of the cache.
@@ -106,11 +112,13 @@ def dump(
         teacher: whose logits to keep.
         config: seeds, k, profile, speed.
         on_progress: called with (views done, views to do) after every batch.
+        on_busy: called with a line that names the seeds left out, and their owner.
+        only: shards to fill, by seed; all that are missing when None.
 
     Raises:
         MismatchError: there is another cache at `out`.
         DriftError: the views made here are not those of the shards already there, of whatever seed.
-        BusyError: another process writes one of the seeds.
+        BusyError: other processes write all of the seeds.
         DataError: an image does not decode (or, going on, no longer does).
         NonFiniteError: the teacher gave NaN or infinity.
         StorageError: the disk said no.
@@ -129,10 +137,10 @@ def dump(
     spec = writer.spec
     views = KeyedViews(images, recipe, config.on_bad_image)
     started = time.perf_counter()
-    with contextlib.ExitStack() as stack:
-        seeds = {seed: stack.enter_context(writer.seed(seed)) for seed in dict.fromkeys(config.seeds)}
+    with ExitStack() as stack:
+        seeds, skipped = _own(writer, config.seeds, stack, on_busy)
         passes = _passes(list(seeds), config.seeds_per_pass)
-        work = [missing for part in passes for missing in _missing(spec, seeds, part)]
+        work = [missing for part in passes for missing in _missing(spec, seeds, part, only)]
         reader = CacheReader(out)
         prove_replay(reader, views, [s for s in reader.seeds() if reader.commits(s).any()])
         model = ViewModel(teacher, choose_precision(config.precision, device)).on(device).eval()
@@ -161,6 +169,7 @@ def dump(
     return DumpReport(
         path=str(out),
         seeds=tuple(seeds),
+        skipped=skipped,
         views=done,
         views_in_cache=in_cache,
         shards_written=filler.written,
@@ -204,9 +213,36 @@ def _passes(seeds: list[int], size: int) -> Iterator[list[int]]:
         yield seeds[start : start + size]
 
 
-def _missing(spec: CacheSpec, writers: dict[int, SeedWriter], seeds: list[int]) -> list[_Work]:
+def _own(
+    writer: CacheWriter, seeds: Sequence[int], stack: ExitStack, on_busy: Callable[[str], None] | None
+) -> tuple[dict[int, SeedWriter], tuple[int, ...]]:
+    """Own those of the seeds that no other process writes; returns them, and the others."""
+    owned: dict[int, SeedWriter] = {}
+    busy: dict[int, BusyError] = {}
+    for seed in dict.fromkeys(seeds):
+        try:
+            owned[seed] = stack.enter_context(writer.seed(seed))
+        except BusyError as error:
+            busy[seed] = error
+    if busy and not owned:
+        raise next(iter(busy.values()))
+    for refusal in busy.values():
+        if on_busy:
+            on_busy(f"left out: {refusal}")
+    return owned, tuple(busy)
+
+
+def _missing(
+    spec: CacheSpec,
+    writers: dict[int, SeedWriter],
+    seeds: list[int],
+    only: Mapping[int, Collection[int]] | None,
+) -> list[_Work]:
+    def wanted(seed: int, shard: int) -> bool:
+        return not committed[seed][shard] and (only is None or shard in only.get(seed, ()))
+
     committed = {seed: writers[seed].committed() for seed in seeds}
-    work = (_Work(j, tuple(s for s in seeds if not committed[s][j])) for j in range(spec.shards))
+    work = (_Work(j, tuple(s for s in seeds if wanted(s, j))) for j in range(spec.shards))
     return [w for w in work if w.seeds]
 
 

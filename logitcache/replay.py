@@ -1,11 +1,14 @@
 """Proof, before anything relies on it, that the views of a cache can be made again here."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 
 from logitcache.datasets import Images
 from logitcache.errors import DataError, Difference, DriftError, MismatchError
 from logitcache.loader import KeyedViews, require
-from logitcache.schema import CacheSpec
+from logitcache.models import Model
+from logitcache.schema import CacheSpec, Spec
 from logitcache.store import CacheReader
 from logitcache.views import digest, library_versions
 
@@ -31,7 +34,46 @@ def check_images(reader: CacheReader, images: Images) -> None:
         )
 
 
-def prove_replay(reader: CacheReader, views: KeyedViews, seeds: Sequence[int], most: int = 256) -> int:
+def check_teacher(reader: CacheReader, teacher: Model) -> None:
+    """Insist that this is the teacher whose logits the cache keeps.
+
+    Raises:
+        MismatchError: it is not; `fields` says what differs.
+    """
+    expected = reader.spec.teacher
+    fields = [
+        Difference(f"teacher.{name}", getattr(expected, name), getattr(teacher, name))
+        for name in ("name", "weights_sha256", "adapter")
+        if getattr(expected, name) != getattr(teacher, name)
+    ]
+    if fields:
+        raise MismatchError(
+            f"{reader.path} was made by another teacher ({expected.name}, weights {expected.weights})",
+            fields,
+            "name the cache's own with --teacher and --weights",
+        )
+
+
+@dataclass(frozen=True)
+class Drift(Spec):
+    """How many of the canary views that were made again differ, the first of them, and versions that differ."""
+
+    compared: int
+    differing: int
+    fields: tuple[Difference, ...]
+
+    def __str__(self) -> str:
+        rows = "; ".join(f"{f.field}: expected {f.expected}, found {f.found}" for f in self.fields)
+        return f"{self.differing} of {self.compared} views are not those that the teacher saw: {rows}"
+
+
+def prove_replay(
+    reader: CacheReader,
+    views: KeyedViews,
+    seeds: Sequence[int],
+    most: int = 256,
+    without: Mapping[int, Collection[int]] = MappingProxyType({}),
+) -> int:
     """Make canary views again and compare their digests with those of the views that the teacher saw.
 
     Args:
@@ -39,6 +81,7 @@ def prove_replay(reader: CacheReader, views: KeyedViews, seeds: Sequence[int], m
         views: views of the same images by the same recipe.
         seeds: seeds to prove, complete or not.
         most: canaries to make in all, spread over seeds and shards; but at least two per seed.
+        without: shards, by seed, that are not looked at.
 
     Returns:
         How many views were compared.
@@ -48,9 +91,41 @@ def prove_replay(reader: CacheReader, views: KeyedViews, seeds: Sequence[int], m
         DataError: an image that decoded when the cache was made no longer does.
     """
     compared = 0
+    for difference in _compared(reader, views, seeds, most, without):
+        compared += 1
+        if difference:
+            raise DriftError(
+                f"{reader.path}: the views made here are not the views that the teacher saw",
+                [difference, *_version_differences(reader.spec)],
+                "use the library versions and files that the cache was made with, or dump it again",
+            )
+    return compared
+
+
+def drift_of(reader: CacheReader, views: KeyedViews, seeds: Sequence[int], most: int = 256) -> Drift | None:
+    """Say what `prove_replay` would refuse, after all comparisons; None where nothing differs.
+
+    Raises:
+        DataError: an image that decoded when the cache was made no longer does.
+    """
+    found = list(_compared(reader, views, seeds, most, {}))
+    differing = [difference for difference in found if difference]
+    if not differing:
+        return None
+    return Drift(len(found), len(differing), (differing[0], *_version_differences(reader.spec)))
+
+
+def _compared(
+    reader: CacheReader,
+    views: KeyedViews,
+    seeds: Sequence[int],
+    most: int,
+    without: Mapping[int, Collection[int]],
+) -> Iterator[Difference | None]:
+    """Make canary views again, one by one; yields what differs of each, or None."""
     views = KeyedViews(views.images, views.maker.recipe, "skip")  # a skipped view has no digest to compare
     for seed in seeds:
-        recorded = [(sample, crc) for sample, crc in reader.canaries(seed).items() if crc]
+        recorded = [(i, crc) for i, crc in reader.canaries(seed, without.get(seed, ())).items() if crc]
         step = max(1, len(recorded) // max(2, most // len(seeds)))
         for sample, expected in recorded[::step]:
             batch = require(views[sample, seed])
@@ -60,18 +135,8 @@ def prove_replay(reader: CacheReader, views: KeyedViews, seeds: Sequence[int], m
                     "restore the file, or make a new cache"
                 )
             found = digest(batch.views[0])
-            compared += 1
-            if found != expected:
-                view = f"view of {views.images.describe(sample)} under seed {seed}"
-                raise DriftError(
-                    f"{reader.path}: the views made here are not the views that the teacher saw",
-                    [
-                        Difference(view, f"CRC {expected:08x}", f"{found:08x}"),
-                        *_version_differences(reader.spec),
-                    ],
-                    "use the library versions and files that the cache was made with, or dump it again",
-                )
-    return compared
+            view = f"view of {views.images.describe(sample)} under seed {seed}"
+            yield None if found == expected else Difference(view, f"CRC {expected:08x}", f"{found:08x}")
 
 
 def _version_differences(spec: CacheSpec) -> list[Difference]:

@@ -26,7 +26,7 @@ from logitcache.errors import DataError, IncompleteError, OptionError
 from logitcache.forward import choose_device
 from logitcache.loader import KeyedViews, Pair, ViewBatch, choose_workers, loaded, view_loader
 from logitcache.mixing import MixedLabels
-from logitcache.replay import check_images, prove_replay
+from logitcache.replay import Drift, check_images, drift_of, prove_replay
 from logitcache.schema import RecipeSpec, RowLayout
 from logitcache.sparse import SparseTeacher
 from logitcache.spool import Rows, open_spool
@@ -263,7 +263,9 @@ class StreamConfig:
 class Stream:
     """Batches by epoch, any epoch at any time: nothing is carried from one to the next."""
 
-    def __init__(self, views: KeyedViews, teacher: Teacher | None, config: StreamConfig) -> None:
+    def __init__(
+        self, views: KeyedViews, teacher: Teacher | None, config: StreamConfig, drift: Drift | None = None
+    ) -> None:
         if not config.seeds:
             raise OptionError("a stream needs at least one augmentation seed")
         if config.batch_size < 1:
@@ -272,7 +274,7 @@ class Stream:
             raise OptionError(
                 f"rank must be 0 to {config.world_size - 1} of {config.world_size}, found {config.rank}"
             )
-        self.views, self.teacher, self.config = views, teacher, config
+        self.views, self.teacher, self.config, self.drift = views, teacher, config, drift
         self.device = choose_device(config.device)
         self.workers = choose_workers(config.workers, views.images, self.device)
         self._begun = 0
@@ -300,7 +302,7 @@ class Stream:
         Args:
             cache: the cache, or its path.
             images: the images it was made of; by default those that it names.
-            allow_drift: go on although the views differ.
+            allow_drift: go on although views differ; `drift` then says which, and so does `about`.
             spool_folder: where decoded seeds are kept.
             **options: fields of `StreamConfig`; `seeds` defaults to all that are complete.
 
@@ -320,9 +322,12 @@ class Stream:
             raise IncompleteError(f"{reader.path} has no complete seed (begun: {begun}); run the dump again")
         reader.require(list(config.seeds))
         views = KeyedViews(images, reader.spec.recipe)
-        if not allow_drift:
+        drift = None
+        if allow_drift:
+            drift = drift_of(reader, views, config.seeds)
+        else:
             prove_replay(reader, views, config.seeds)
-        return cls(views, CachedTeacher(reader, spool_folder), config)
+        return cls(views, CachedTeacher(reader, spool_folder), config, drift)
 
     @classmethod
     def plain(cls, images: Images, recipe: RecipeSpec, **options: Any) -> Self:
@@ -345,7 +350,7 @@ class Stream:
         return self.views.images.num_classes
 
     def about(self) -> dict[str, Any]:
-        """Return JSON values that say what this stream gives: data, recipe, seeds, teacher."""
+        """Return JSON values that say what this stream gives: data, recipe, seeds, teacher, drift allowed."""
         return {
             "data": self.views.images.spec(self.num_classes).to_dict(),
             "recipe": self.views.maker.recipe.to_dict(),
@@ -353,6 +358,7 @@ class Stream:
             "order": self.config.order,
             "seeds": list(self.config.seeds),
             "teacher": self.teacher and self.teacher.about(self.config.seeds),
+            "drift": self.drift and self.drift.to_dict(),
         }
 
     def steps(self, epoch: int) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def test_the_script_is_declared_where_it_is_loaded_from() -> None:
     assert callable(script.load())
 
 
-@pytest.mark.parametrize("command", ["init", "demo", "dump", "derive", "train", "info", "bench"])
+@pytest.mark.parametrize("command", ["init", "demo", "dump", "derive", "train", "info", "verify", "bench"])
 def test_every_command_helps_with_an_example(command: str, tmp_path: Path) -> None:
     text = succeeds(command, "--help", cwd=tmp_path)
     assert f"Example: logitcache {command}" in " ".join(text.split())
@@ -82,7 +83,30 @@ def test_info_tells_what_the_cache_holds(folder: Path) -> None:
     ]
     files = [f for f in (folder / found["path"]).rglob("*") if f.is_file() and not f.name.startswith(".")]
     assert found["bytes_on_disk"] == sum(f.stat().st_size for f in files)
-    assert "seed 1   complete" in succeeds("info", found["path"], cwd=folder)
+    text = succeeds("info", found["path"], cwd=folder)
+    assert "seeds 0-1 complete" in text
+    assert found["confidence"]["views"] == 2 * 256
+    assert f"mean top-1 probability {100 * found['confidence']['mean_top1_probability']:.1f} %" in text
+
+
+def test_drift_that_is_allowed_is_said_in_one_line_and_kept_in_the_run(folder: Path, tmp_path: Path) -> None:
+    from logitcache.store import CacheReader, CacheWriter
+
+    shutil.copytree(folder / "caches", tmp_path / "caches")
+    reader = CacheReader(tmp_path / "caches" / "digits_small-digits.zarr")
+    arrays = reader.read(1, 0)
+    arrays["canary"] ^= 1
+    with CacheWriter(reader.place, reader.spec).seed(1) as own:
+        own.withdraw(0)
+        own.write(0, arrays)
+    words = ("train", "--student", "digits_tiny", "--epochs", 1, "--out", "run")
+    assert "not the views that the teacher saw" in fails(*words, cwd=tmp_path)
+    ended = logitcache(*words, "--allow-drift", cwd=tmp_path)
+    assert ended.exit_code == 0
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("warning: ")]
+    assert "8 of 96 views are not those that the teacher saw: view of sample 0 of digits under seed 1" in line
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())["stream"]["drift"]
+    assert (kept["differing"], kept["compared"]) == (8, 96)
 
 
 def test_dump_again_does_nothing_and_train_takes_the_only_cache(folder: Path) -> None:
@@ -149,7 +173,14 @@ def test_pictures_of_your_own_from_dump_to_student(tmp_path: Path) -> None:
 def test_init_writes_a_file_that_reads_back(tmp_path: Path) -> None:
     succeeds("init", cwd=tmp_path)
     file = tmp_path / "logitcache.toml"
-    assert tomllib.loads(file.read_text()) == {"demo": {}, "dump": {}, "train": {}, "info": {}, "bench": {}}
+    assert tomllib.loads(file.read_text()) == {
+        "demo": {},
+        "dump": {},
+        "train": {},
+        "info": {},
+        "verify": {},
+        "bench": {},
+    }
     assert "is there already" in fails("init", cwd=tmp_path)
     lines = [line.removeprefix("# ") if " = " in line else line for line in file.read_text().splitlines()]
     every = tomllib.loads("\n".join(lines))

@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from small import few_digits
 from logitcache.datasets import ArrayImages, open_images
 from logitcache.dump import DumpConfig, DumpReport, dump
 from logitcache.errors import (
+    BusyError,
     DataError,
     ImageError,
     LogitCacheError,
@@ -156,6 +159,50 @@ def test_a_killed_dump_goes_on_to_the_same_cache(whole: Path, tmp_path: Path, af
     finished = dump_digits(out)
     assert finished.shards_written == 10 - committed
     assert_same(out, whole)
+
+
+HOLDING = """
+import sys, time
+from logitcache.store import CacheReader, CacheWriter
+with CacheWriter.open({out!r}, CacheReader({out!r}).spec).seed(1):
+    print("holding", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_busy_seed_is_left_out_and_its_owner_named_until_it_is_killed(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "c.zarr"
+    dump_digits(out, seeds=(0,))
+    code = HOLDING.format(out=str(out))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == "holding\n"
+        owner = rf"seed 1 of .* is being written by process {process.pid} on "
+        with pytest.raises(BusyError, match=owner):
+            dump_digits(out, seeds=(1,))
+        told: list[str] = []
+        config = DumpConfig(seeds=(1, 2), top_k=4, shard_samples=64, batch_size=24, workers=0)
+        report = dump(out, few_digits(), RECIPE, a_teacher(), config, on_busy=told.append)
+        assert (report.seeds, report.skipped, report.views) == ((2,), (1,), 300)
+        (line,) = told
+        assert re.search(owner, line)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert (out / "seed-1" / "commit" / ".owner").exists()  # the dead one's name stays, its lock does not
+    assert dump_digits(out, seeds=(1,)).skipped == ()
+    shutil.rmtree(out / "seed-2")
+    assert_same(out, whole)
+
+
+def test_only_the_shards_asked_for_are_filled(tmp_path: Path) -> None:
+    config = DumpConfig(seeds=(0, 1), top_k=4, shard_samples=64, batch_size=24, workers=0)
+    report = dump(
+        tmp_path / "c.zarr", few_digits(), RECIPE, a_teacher(), config, only={0: [1, 4], 1: [], 7: [2]}
+    )
+    assert report.shards_written == 2
+    found = CacheReader(tmp_path / "c.zarr")
+    assert [np.flatnonzero(found.commits(s)).tolist() for s in (0, 1)] == [[1, 4], []]
 
 
 def test_a_finished_dump_does_nothing_more(whole: Path) -> None:

@@ -1,16 +1,18 @@
 """Replay is proved: other images, another recipe or other pixels are refused before anything relies on them."""
 
 import dataclasses
+import json
+import shutil
 
 import pytest
 import torch
 
 from logitcache.datasets import ArrayImages, digits
 from logitcache.dump import DumpConfig, dump
-from logitcache.errors import DataError, DriftError, ImageError, MismatchError
+from logitcache.errors import DataError, DriftError, FormatError, ImageError, MismatchError
 from logitcache.loader import KeyedViews
 from logitcache.models import build
-from logitcache.replay import check_images, prove_replay
+from logitcache.replay import check_images, check_teacher, prove_replay
 from logitcache.schema import StepSpec
 from logitcache.store import CacheReader
 from logitcache.stream import Stream
@@ -102,11 +104,44 @@ def test_changed_pixels_are_drift_that_names_image_and_seed(cache, tmp_path):
     assert "\n" not in str(refused.value)
 
 
-def test_drift_may_be_allowed(cache, tmp_path):
+def test_drift_may_be_allowed_and_is_measured_and_told(cache, tmp_path):
     images = images_of()
     images.changed = CANARY
     made = opened(cache, images, tmp_path, allow_drift=True)
     assert sorted(int(s) for batch in made.epoch(0) for s in batch.samples) == list(range(N))
+    assert made.drift is not None
+    assert (made.drift.differing, made.drift.compared) == (2, 2 * len(cache.canaries(0)))
+    assert f"2 of {made.drift.compared} views are not" in str(made.drift)
+    assert f"view of sample {CANARY} of few under seed 0: expected CRC" in str(made.drift)
+    told = json.loads(json.dumps(made.about()))["drift"]
+    assert told["fields"][0][0] == f"view of sample {CANARY} of few under seed 0"
+
+
+def test_no_drift_is_told_where_there_is_none(cache, tmp_path):
+    made = opened(cache, images_of(), tmp_path, allow_drift=True)
+    assert made.drift is None
+    assert made.about()["drift"] is None
+
+
+def test_another_teacher_is_refused_and_each_field_named(cache):
+    same = build("digits_tiny", num_classes=10, view_size=8, weights="random")
+    check_teacher(cache, same)
+    other = build("digits_small", num_classes=10, view_size=8, weights="random")
+    with pytest.raises(MismatchError, match="another teacher") as refused:
+        check_teacher(cache, other)
+    assert {f.field for f in refused.value.fields} == {"teacher.name", "teacher.weights_sha256"}
+
+
+def test_shards_left_out_of_the_proof_are_not_read(cache, tmp_path):
+    damaged = shutil.copytree(cache.path, tmp_path / "c.zarr")
+    (damaged / "seed-0" / "canary" / "c" / "1" / "0").write_bytes(b"damaged")
+    (damaged / "seed-0" / "commit" / "c" / "1").write_bytes(b"damaged")
+    views = KeyedViews(images_of(), RECIPE)
+    with pytest.raises(FormatError):
+        prove_replay(CacheReader(damaged), views, (0, 1))
+    whole = prove_replay(cache, views, (0, 1))
+    left = prove_replay(CacheReader(damaged), views, (0, 1), without={0: [1]})
+    assert left == whole - len(set(cache.spec.canary_samples(1)))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ Inside, `shards` says what a shard is in arrays, and `disk` what the disk says.
 """
 
 from logitcache.store.reader import CacheReader, seed_list
-from logitcache.store.shards import shard_digest
+from logitcache.store.shards import Arrays, shard_digest
 from logitcache.store.writer import CacheWriter, SeedWriter
 
-__all__ = ["CacheReader", "CacheWriter", "SeedWriter", "seed_list", "shard_digest"]
+__all__ = ["Arrays", "CacheReader", "CacheWriter", "SeedWriter", "seed_list", "shard_digest"]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from logitcache.errors import FormatError, LogitCacheError, StorageError
 
+MENDS = "`logitcache verify --repair` mends that, or restore it from a copy"
+
 
 def make_durable(files: list[Path]) -> None:
     """Flush files, and the folders that name them, to the disk."""
@@ -61,6 +63,4 @@ def reading(where: object) -> Iterator[None]:
         raise StorageError(f"cannot read {where}: {error}") from error
     except Exception as error:  # damaged bytes surface as any exception of any codec
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise FormatError(
-            f"{where}: damaged ({reason[:200]}); restore it from a copy, or delete it and dump again"
-        ) from error
+        raise FormatError(f"{where}: damaged ({reason[:200]}); {MENDS}") from error

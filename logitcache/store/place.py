@@ -58,6 +58,10 @@ class Place(ABC):
         """List the names in this folder, none if it is not there."""
 
     @abstractmethod
+    def files(self) -> set[str] | None:
+        """List every file below this folder; None where a host does not list."""
+
+    @abstractmethod
     def filled(self, files: Iterable[str]) -> set[str]:
         """Return which of these files are there and not empty."""
 
@@ -139,6 +143,11 @@ class LocalPlace(Place):
         """List the names in this folder, none if it is not there."""
         return os.listdir(self.path) if self.path.exists() else []
 
+    def files(self) -> set[str]:
+        """List every file below this folder."""
+        found = (Path(parent) / name for parent, _, names in os.walk(self.path) for name in names)
+        return {file.relative_to(self.path).as_posix() for file in found}
+
     def filled(self, files: Iterable[str]) -> set[str]:
         """Return which of these files are there and not empty."""
         there = ((name, self.path / name) for name in files)
@@ -181,9 +190,11 @@ class LocalPlace(Place):
         make_durable([self.path / name for name in files])
 
     def delete(self, files: Iterable[str]) -> None:
-        """Delete those of these files that are there."""
-        for name in files:
-            (self.path / name).unlink(missing_ok=True)
+        """Delete those of these files that are there, durably."""
+        gone = [file for name in files if (file := self.path / name).exists()]
+        for file in gone:
+            file.unlink(missing_ok=True)
+        make_durable([file.parent for file in gone])
 
     def delete_folder(self, name: str) -> None:
         """Delete the folder `name` in this one, if it is there."""

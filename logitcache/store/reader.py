@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import zarr
 
 from logitcache.errors import FormatError, IncompleteError, NotFoundError
 from logitcache.schema import CacheSpec
-from logitcache.store.disk import reading
+from logitcache.store.disk import MENDS, reading
 from logitcache.store.place import Place, place_of
 from logitcache.store.shards import (
     ATTRIBUTE,
@@ -25,6 +25,7 @@ from logitcache.store.shards import (
     require_shard,
     shard_file,
     shard_files,
+    stored_shard,
 )
 
 SEED = re.compile("seed-(0|[1-9][0-9]{0,18})")
@@ -72,11 +73,34 @@ class CacheReader:
         with reading(self.path):
             return seeds_begun(self.place)
 
+    def check_metadata(self, seed: int) -> None:
+        """Insist that the arrays of one seed have the form that the spec gives them.
+
+        Raises:
+            FormatError: they have not, or the seed has lost the metadata of `commit`.
+            IncompleteError: the cache has no such seed.
+        """
+        with reading(f"{self.path}, seed {seed}"):
+            if seed in self.voided():
+                raise FormatError(f"{self.path}, seed {seed}: {COMMIT} is lost; {MENDS}")
+            self._arrays(seed, ())
+
     def commits(self, seed: int) -> npt.NDArray[np.uint64]:
         """Return the commit digests of one seed, (shards,) uint64; 0 where a shard is not there."""
         files = (shard_file(self.spec.commit_array(), shard) for shard in range(self.spec.shards))
         with reading(f"{self.path}, seed {seed}"):
             return np.asarray(self._arrays(seed, files)["commit"][:], dtype=np.uint64)
+
+    def commit(self, seed: int, shard: int) -> int:
+        """Return the commit digest of one shard; 0 where it is not there.
+
+        Raises:
+            OptionError: the cache has no such shard.
+        """
+        require_shard(self.spec, shard)
+        files = [shard_file(self.spec.commit_array(), shard)]
+        with reading(f"{self.path}, seed {seed}, commit of shard {shard}"):
+            return int(self._arrays(seed, files)["commit"][shard])
 
     def complete(self) -> list[int]:
         """List the seeds whose every shard is committed."""
@@ -113,17 +137,51 @@ class CacheReader:
             raise IncompleteError(f"shard {shard} of seed {seed} of {self.path} is not committed")
         return decode_shard(arrays, self.spec, seed, shard, commit, self.path)
 
-    def canaries(self, seed: int) -> dict[int, int]:
-        """Return the view digests of one seed's committed shards: CRC-32 by sample."""
-        committed = np.flatnonzero(self.commits(seed))
-        files = (shard_file(self.spec.canary_array(), int(shard)) for shard in committed)
+    def decode(self, seed: int, shard: int) -> dict[str, npt.NDArray[Any]]:
+        """Decode one shard as `read` does, but check the chunks' CRCs only: for those who judge it themselves.
+
+        Raises:
+            OptionError: the cache has no such shard.
+            FormatError: a file of it is damaged.
+        """
+        require_shard(self.spec, shard)
+        with reading(f"{self.path}, seed {seed}, shard {shard}"):
+            return stored_shard(self._arrays(seed, shard_files(self.spec, shard)), self.spec, shard)
+
+    def canaries(self, seed: int, without: Collection[int] = ()) -> dict[int, int]:
+        """Return the view digests of one seed's committed shards, `without` some: CRC-32 by sample."""
+        if without:  # these may be damaged: nothing of them is read
+            committed = [j for j in range(self.spec.shards) if j not in without and self.commit(seed, j)]
+        else:
+            committed = np.flatnonzero(self.commits(seed)).tolist()
+        files = (shard_file(self.spec.canary_array(), shard) for shard in committed)
         with reading(f"{self.path}, seed {seed}"):
-            digests = np.asarray(self._arrays(seed, files)["canary"][:])
+            held = self._arrays(seed, files)["canary"]
+            digests = {j: held[j] for j in committed} if without else held[:]
         return {
             sample: int(crc)
             for shard in committed
-            for sample, crc in zip(self.spec.canary_samples(int(shard)), digests[shard], strict=True)
+            for sample, crc in zip(self.spec.canary_samples(shard), digests[shard], strict=True)
         }
+
+    def voided(self) -> list[int]:
+        """List the seeds that have commits, but have lost the metadata that says that they were begun."""
+        with reading(self.path):
+            named = [int(name[5:]) for name in self.place.names() if SEED.fullmatch(name)]
+            return [
+                s for s in sorted({*named} - {*self.seeds()}) if self.place.at(f"seed-{s}/commit/c").names()
+            ]
+
+    def strays(self, seed: int) -> list[str]:
+        """List the files of one seed that belong to no committed shard; none where a host does not list."""
+        place = self.place.at(f"seed-{seed}")
+        with reading(place):
+            found = place.files() or set()
+        ours = {*metadata_files(self.spec), "commit/.lock", "commit/.owner"}
+        for shard in range(self.spec.shards):
+            *data, commit = shard_files(self.spec, shard)
+            ours |= {commit, *data} if commit in found else {commit}
+        return sorted(found - ours)
 
     def info(self) -> dict[str, Any]:
         """Describe the cache in JSON values: what it holds, how far it is, how large."""

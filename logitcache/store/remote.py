@@ -102,6 +102,13 @@ class RemotePlace(Place):
         found = self._patiently("list", lambda: _or_none(self.filesystem.ls, self.root, detail=False)) or []
         return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in found})
 
+    def files(self) -> set[str] | None:
+        """List every file below this folder; None on the web, which does not list."""
+        if not self.writable:
+            return None
+        found = self._patiently("list", lambda: _or_none(self.filesystem.find, self.root)) or []
+        return {file.removeprefix(f"{self.root}/") for file in found}
+
     def filled(self, files: Iterable[str]) -> set[str]:
         """Return which of these files are there and not empty."""
         return {name for name, data in self.fetch(files).items() if data}

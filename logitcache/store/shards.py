@@ -13,7 +13,7 @@ from zarr.abc.store import Store
 
 from logitcache.errors import FormatError, OptionError
 from logitcache.schema import ArraySpec, CacheSpec, itemsize
-from logitcache.store.disk import reading
+from logitcache.store.disk import MENDS, reading
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 ATTRIBUTE = "logitcache"  # of the root group: its value is the CacheSpec
@@ -114,21 +114,24 @@ def shard_digest(spec: CacheSpec, seed: int, shard: int, stored: Arrays) -> int:
     return int.from_bytes(digest.digest(), "little") or 1
 
 
+def stored_shard(arrays: Mapping[str, Any], spec: CacheSpec, shard: int) -> dict[str, npt.NDArray[Any]]:
+    """Decode one shard from the opened arrays of its seed, rows of this shard only, in stored dtypes."""
+    return {a.name: np.ascontiguousarray(arrays[a.name][spec.place(a, shard)]) for a in spec.arrays()}
+
+
 def decode_shard(
     arrays: Mapping[str, Any], spec: CacheSpec, seed: int, shard: int, commit: int, where: object
 ) -> dict[str, npt.NDArray[Any]]:
-    """Decode one shard from the opened arrays of its seed, rows of this shard only, in stored dtypes.
+    """Decode one shard as `stored_shard`, and insist that it is what was committed.
 
     Raises:
         FormatError: it is damaged, or not what `commit` is the digest of.
     """
     name = f"{where}, seed {seed}, shard {shard}"
     with reading(name):
-        found = {a.name: np.ascontiguousarray(arrays[a.name][spec.place(a, shard)]) for a in spec.arrays()}
+        found = stored_shard(arrays, spec, shard)
     if shard_digest(spec, seed, shard, found) != commit:
-        raise FormatError(
-            f"{name}: the data is not what was committed; delete {where}/seed-{seed} and dump that seed again"
-        )
+        raise FormatError(f"{name}: the data is not what was committed; {MENDS}")
     if found["ids"].max() >= spec.dataset.num_classes:
         raise FormatError(f"{name}: class {found['ids'].max()} of {spec.dataset.num_classes}")
     return found

@@ -86,6 +86,25 @@ class CacheWriter:
         with place.owned(f"seed {seed} of {self.path}"):
             yield SeedWriter(place, self.spec, seed, metadata)
 
+    def mend(self, seed: int) -> list[str]:
+        """Write the metadata files of one seed anew where they are not what the spec says; returns which.
+
+        Nothing that a shard holds is touched; `verify --repair` begins with it.
+
+        Raises:
+            BusyError: another process owns the seed.
+            StorageError: the disk or the host said no.
+        """
+        place, made = self.place.at(f"seed-{seed}"), _metadata(self.spec)
+        with place.owned(f"seed {seed} of {self.path}"), place.storing():
+            found = place.fetch(made)
+            other = [
+                name for name in metadata_files(self.spec) if _json(found.get(name)) != _json(made[name])
+            ]
+            for name in other:
+                place.put({name: made[name]})
+        return other
+
     def index(self) -> None:
         """Say in seeds.json which seeds there are, for those who will read the cache from a host that does not list.
 
@@ -165,6 +184,21 @@ class SeedWriter:
         with self.place.storing():
             self.place.put({last: files[last]}, new=True)
 
+    def withdraw(self, shard: int) -> None:
+        """Take a damaged shard back, so that it can be written again: its commit first, durably, then its files.
+
+        Nothing else takes back what was committed, and only `verify --repair` calls this.
+
+        Raises:
+            OptionError: it is not one of the cache's shards.
+            StorageError: the disk or the host said no.
+        """
+        require_shard(self.spec, shard)
+        *data, commit = shard_files(self.spec, shard)
+        with self.place.storing():
+            self.place.delete([commit])
+            self.place.delete(data)
+
     def _refuse_committed(self, shard: int) -> None:
         require_shard(self.spec, shard)
         if self.committed()[shard]:
@@ -208,3 +242,10 @@ def _metadata(spec: CacheSpec) -> dict[str, bytes]:
             fill_value=0,
         )
     return {name: data.to_bytes() for name, data in files.items()}
+
+
+def _json(text: bytes | None) -> object:
+    try:
+        return json.loads(text or b"")
+    except (ValueError, RecursionError):  # damaged
+        return None

@@ -1,0 +1,91 @@
+"""``logitcache verify``: is a cache sound, and does its teacher still say so."""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from .options import Device, Json, Workers, parse_seeds
+from .terminal import progress, show
+
+if TYPE_CHECKING:
+    from logitcache.audit.checkup import CheckupReport
+
+LINES = 20
+
+
+def verify(
+    cache: Annotated[str, typer.Argument(help="Path of the cache.")],
+    seeds: Annotated[str, typer.Option(help="Augmentation seeds; all by default.")] = "auto",
+    repair: Annotated[bool, typer.Option("--repair", help="Dump damaged shards again.")] = False,
+    replay: Annotated[int, typer.Option(help="Run the teacher again on so many random views.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the choice that --replay makes.")] = 0,
+    teacher: Annotated[str, typer.Option(help="The cache's teacher, if its name is another here.")] = "auto",
+    weights: Annotated[str, typer.Option(help="Its weights; to be named where they are a file.")] = "auto",
+    data: Annotated[str, typer.Option(help="The cache's images, if their name is another here.")] = "auto",
+    batch_size: Annotated[int, typer.Option(help="Views per forward, as `dump` had it.")] = 0,
+    on_bad_image: Annotated[
+        Literal["error", "skip"], typer.Option(help="In a repair: as `dump` had it.")
+    ] = "error",
+    device: Device = "auto",
+    workers: Workers = -1,
+    json: Json = False,
+) -> None:
+    """Check every checksum, digest and number of a cache; exit code 0 says that it is clean, 1 that it is not.
+
+    With --repair, damaged shards are dumped again; with --replay, the teacher is asked again and compared.
+
+    Example: logitcache verify caches/vit_l-digits.zarr --replay 100
+    """
+    from logitcache.audit.checkup import CheckupConfig, checkup
+
+    def named(text: str) -> str | None:
+        return None if text == "auto" else text
+
+    config = CheckupConfig(
+        seeds=parse_seeds(seeds) if named(seeds) else None,
+        repair=repair,
+        replay=replay,
+        seed=seed,
+        teacher=named(teacher),
+        weights=named(weights),
+        data=named(data),
+        batch_size=batch_size,
+        on_bad_image=on_bad_image,
+        device=device,
+        workers=workers,
+    )
+    with progress("verify", "") as advance:
+        done = checkup(cache, config, lambda now, total: advance(now, total, ""))
+    show(done.to_dict(), _rows(done), as_json=json)
+    if not done.clean:
+        raise typer.Exit(1)
+
+
+def _rows(done: "CheckupReport") -> list[tuple[str, str]]:
+    found, strays = done.found, sum(seed.strays for seed in done.found.seeds)
+    rows = [("cache", found.path), ("checked", f"{found.shards:,} shards, {found.views:,} views")]
+    if strays:
+        rows.append(
+            ("strays", f"{strays:,} files that belong to no commit: left by a crash, or not a cache's")
+        )
+    for problem in found.problems[:LINES]:
+        where = f"seed {problem.seed}" + ("" if problem.shard is None else f", shard {problem.shard}")
+        at = "" if problem.sample is None else f"; the first is sample {problem.sample}"
+        rows.append(("problem", f"{where}: {problem.reason}{at}"))
+    if len(found.problems) > LINES:
+        rows.append(("", f"and {len(found.problems) - LINES:,} more; --json lists all"))
+    if fixed := done.repair:
+        rows += [("mended", name) for name in fixed.mended]
+        same = f"{fixed.identical:,} of them to the digest they had"
+        rows.append(("repaired", f"{len(fixed.redumped):,} shards dumped again, {same}"))
+    if told := done.replay:
+        error = f"logits off by {told.max_error:.2g} at most, {told.mean_error:.2g} on average"
+        rows.append(
+            ("replay", f"{told.views:,} views: top-1 {100 * told.top1_agreement:.4g} % equal, {error}")
+        )
+        if told.off and told.worst:
+            worst = f"worst: sample {told.worst[0]} under seed {told.worst[1]}"
+            rows.append(("problem", f"{told.off:,} views are off by more than rounding; {worst}"))
+        if told.drift:
+            rows.append(("problem", str(told.drift)))
+    return [*rows, ("result", "clean" if done.clean else "not clean")]

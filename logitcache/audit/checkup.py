@@ -1,0 +1,129 @@
+"""A checkup: verify a cache, and where asked mend it and put its teacher to the question again."""
+
+from dataclasses import dataclass
+from functools import cache
+
+from logitcache.audit.repair import RepairReport, repair
+from logitcache.audit.rerun import RerunReport, rerun
+from logitcache.audit.verify import Progress, VerifyReport, verify
+from logitcache.datasets import Images, open_images
+from logitcache.dump import DumpConfig
+from logitcache.errors import OptionError
+from logitcache.loader import KeyedViews, OnBadImage
+from logitcache.models import Model, build
+from logitcache.schema import CacheSpec, Spec
+from logitcache.store import CacheReader
+
+
+@dataclass(frozen=True)
+class CheckupConfig(Spec):
+    """What to check, and how.
+
+    Attributes:
+        seeds: augmentation seeds; all that were begun when None.
+        repair: dump damaged shards again.
+        replay: run the teacher again on so many random views.
+        seed: of that choice.
+        teacher, weights, data: the cache's, where they have another name here; weights that were a file always.
+        batch_size: views per forward, as `DumpConfig`; for equal bits the same as then.
+        on_bad_image: in a repair, as `DumpConfig`.
+        device: "auto", "cpu", "cuda", "cuda:N".
+        workers: threads that check, and processes that make views; −1: as fits.
+    """
+
+    seeds: tuple[int, ...] | None = None
+    repair: bool = False
+    replay: int = 0
+    seed: int = 0
+    teacher: str | None = None
+    weights: str | None = None
+    data: str | None = None
+    batch_size: int = 0
+    on_bad_image: OnBadImage = "error"
+    device: str = "auto"
+    workers: int = -1
+
+
+@dataclass(frozen=True)
+class CheckupReport(Spec):
+    """What a checkup came to: `clean` after all that was done; a damaged cache's teacher is not asked."""
+
+    clean: bool
+    found: VerifyReport
+    repair: RepairReport | None
+    replay: RerunReport | None
+
+
+def checkup(path: str, config: CheckupConfig, on_progress: Progress | None = None) -> CheckupReport:
+    """Verify a cache; then repair it, and ask its teacher again, where the configuration says so.
+
+    Args:
+        path: of the cache.
+        config: what to do.
+        on_progress: called with (done, to do): shards while verifying, views while dumping.
+
+    Raises:
+        OptionError: an option cannot be honoured.
+        LogitCacheError: as `verify`, `repair`, `rerun` and `teacher_of` say.
+    """
+    if config.replay < 0 or config.batch_size < 0:
+        raise OptionError(
+            f"replay and batch size must be 0 or more, found {config.replay} and {config.batch_size}"
+        )
+    reader = CacheReader(path)
+    spec = reader.spec
+    teacher = cache(lambda: teacher_of(spec, config.teacher, config.weights, config.data))
+    found = verify(reader, config.seeds, config.workers, on_progress)
+    clean, mended, asked = found.clean, None, None
+    if config.repair and not found.clean:
+        speed = DumpConfig(
+            batch_size=config.batch_size,
+            device=config.device,
+            workers=config.workers,
+            on_bad_image=config.on_bad_image,
+        )
+        mended = repair(path, found, speed, teacher, on_progress)
+        clean = mended.after.clean
+    if config.replay and clean:
+        images, model = teacher()
+        reader = CacheReader(path)
+        size = config.batch_size or 64
+        asked = rerun(
+            reader, images, model, config.replay, seed=config.seed, device=config.device, batch_size=size
+        )
+        clean = asked.clean
+    return CheckupReport(clean, found, mended, asked)
+
+
+def teacher_of(
+    spec: CacheSpec, name: str | None = None, weights: str | None = None, data: str | None = None
+) -> tuple[Images, Model]:
+    """Open the images and build the teacher that a cache names.
+
+    Args:
+        spec: of the cache.
+        name: the teacher's name, where it has another here.
+        weights: its weights; needed where the cache's came from a file.
+        data: the images, where they have another name here.
+
+    Raises:
+        OptionError: the weights came from a file that is not named.
+        LogitCacheError: whatever keeps the images or the teacher from being there.
+    """
+    images = open_images(data or spec.dataset.name, spec.dataset.split)
+    kind, _, number = spec.teacher.weights.partition(":")
+    if weights is None and kind == "file":
+        raise OptionError(
+            f"the teacher's weights came from the file {number}; name it with --weights, "
+            f"its SHA-256 over tensors must be {spec.teacher.weights_sha256[:12]}…"
+        )
+    seed = int(number) if kind == "random" and weights is None and number.isdecimal() else 0
+    view = KeyedViews(images, spec.recipe).any_view()
+    teacher = build(
+        name or spec.teacher.name,
+        num_classes=spec.dataset.num_classes,
+        view_size=max(view.shape[1:]),
+        weights=weights or kind,
+        seed=seed,
+    )
+    return images, teacher

@@ -1,0 +1,169 @@
+"""Ask the teacher again, for views drawn at random: does the cache hold what it says of them?"""
+
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from logitcache.audit.rules import gaps_of, rounding_of
+from logitcache.datasets import Images
+from logitcache.errors import IncompleteError
+from logitcache.forward import ViewModel, choose_device
+from logitcache.loader import KeyedViews, require
+from logitcache.models import Model
+from logitcache.replay import Drift, check_images, check_teacher, drift_of
+from logitcache.schema import CacheSpec, Precision, Spec
+from logitcache.store import Arrays, CacheReader
+from logitcache.views import key
+
+NOISE: dict[Precision, float] = {"float32": 2.0**-10, "float16": 2.0**-8, "bfloat16": 2.0**-5}
+"""Relative: how far one teacher's logits may differ between batches and machines (float32 as TF32 too)."""
+
+
+@dataclass(frozen=True)
+class RerunReport(Spec):
+    """What the teacher says now of views in the cache.
+
+    Attributes:
+        clean: no view drifted and no logit is off by more than rounding.
+        views: how many were drawn, those without a teacher left out.
+        drift: how canary views differ, of the seeds drawn; None where none does.
+        max_error: largest absolute difference of a listed logit, top − gap, from the teacher's now.
+        mean_error: the mean of the same.
+        off: views of which a logit is off by more than the profile's rounding and the precision's noise.
+        worst: (sample, seed) of the largest difference.
+        top1_agreement: share of views whose first class is still the teacher's.
+    """
+
+    clean: bool
+    views: int
+    drift: Drift | None
+    max_error: float
+    mean_error: float
+    off: int
+    worst: tuple[int, int] | None
+    top1_agreement: float
+
+
+def rerun(
+    reader: CacheReader,
+    images: Images,
+    teacher: Model,
+    count: int,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    batch_size: int = 64,
+) -> RerunReport:
+    """Run the teacher on `count` (sample, seed) pairs that are drawn from all committed shards, keyed by `seed`.
+
+    Raises:
+        MismatchError: teacher or images are others than the cache's.
+        IncompleteError: nothing is committed.
+        DataError: an image that decoded when the cache was made no longer does.
+        FormatError: a shard is damaged.
+    """
+    check_images(reader, images)
+    check_teacher(reader, teacher)
+    drawn = _draw(reader, count, seed)
+    views = KeyedViews(images, reader.spec.recipe)
+    drift = drift_of(reader, views, sorted({pair[0] for pair in drawn}))
+    where = choose_device(device)
+    model = ViewModel(teacher, reader.spec.teacher.precision).on(where).eval()
+    by_shard = groupby(drawn, lambda pair: (pair[0], pair[1] // reader.spec.shard_samples))
+    parts = [_compare(reader, views, model, where, list(pairs), batch_size) for _, pairs in by_shard]
+    compared = [part for part in parts if part]
+    pairs = [pair for part in compared for pair in part.pairs]
+    if not compared:
+        return RerunReport(drift is None, 0, drift, 0.0, 0.0, 0, None, 1.0)
+    errors = np.concatenate([part.errors for part in compared])
+    off = int(np.concatenate([part.off for part in compared]).sum())
+    worst_seed, worst_sample = pairs[int(errors.max(1).argmax())]
+    return RerunReport(
+        clean=drift is None and not off,
+        views=len(pairs),
+        drift=drift,
+        max_error=float(errors.max()),
+        mean_error=float(errors.mean()),
+        off=off,
+        worst=(worst_sample, worst_seed),
+        top1_agreement=float(np.concatenate([part.agree for part in compared]).mean()),
+    )
+
+
+def _draw(reader: CacheReader, count: int, seed: int) -> list[tuple[int, int]]:
+    """Draw distinct (seed, sample) pairs of committed shards, sorted."""
+    spec, seeds = reader.spec, reader.seeds()
+    shards = [(s, int(j)) for s in seeds for j in np.flatnonzero(reader.commits(s))]
+    if not shards:
+        raise IncompleteError(f"{reader.path} has no committed shard yet; run the dump again")
+    ends = np.cumsum([len(spec.shard_range(j)) for _, j in shards])
+    total = int(ends[-1])
+    chosen: set[int] = set()
+    number = 0
+    while len(chosen) < min(count, total):
+        chosen.add(key(seed, number) % total)
+        number += 1
+    pairs = []
+    for place in chosen:
+        at = int(np.searchsorted(ends, place, side="right"))
+        rows = spec.shard_range(shards[at][1])
+        pairs.append((shards[at][0], rows[place - int(ends[at])]))  # counted from the shard's end
+    return sorted(pairs)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Views of one shard: (seed, sample) pairs; |difference| of listed logits, (m, k); off and agreeing, (m,)."""
+
+    pairs: list[tuple[int, int]]
+    errors: npt.NDArray[np.float32]
+    off: npt.NDArray[np.bool_]
+    agree: npt.NDArray[np.bool_]
+
+
+@torch.inference_mode()
+def _compare(
+    reader: CacheReader,
+    views: KeyedViews,
+    model: ViewModel,
+    device: torch.device,
+    pairs: list[tuple[int, int]],
+    batch_size: int,
+) -> _Compared | None:
+    """Compare what one shard holds of some samples with what the teacher says now."""
+    spec = reader.spec
+    shard = pairs[0][1] // spec.shard_samples
+    held = reader.read(pairs[0][0], shard)
+    start = spec.shard_range(shard).start
+    pairs = [pair for pair in pairs if not np.isnan(held["top"][pair[1] - start])]
+    judged = []
+    for first in range(0, len(pairs), batch_size):
+        part = pairs[first : first + batch_size]
+        rows = {name: held[name][[i - start for _, i in part]] for name in ("ids", "gap", "top")}
+        batch = require(views.__getitems__([(sample, seed) for seed, sample in part]))
+        judged.append(_judge(spec, rows, model(batch.views.to(device)).cpu().numpy()))
+    if not judged:
+        return None
+    errors, off, agree = (np.concatenate(part) for part in zip(*judged, strict=True))
+    return _Compared(pairs, errors, off, agree)
+
+
+def _judge(
+    spec: CacheSpec, rows: Arrays, logits: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Compare m stored rows with (m, C) logits; returns errors, off and agree of `_Compared`."""
+    ids, top, gap = rows["ids"].astype(np.int64), rows["top"][:, None], gaps_of(spec.profile, rows["gap"])
+    kind = rows["gap"].dtype
+    clipped = rows["gap"] == (np.iinfo(kind) if kind.kind == "u" else np.finfo(kind)).max
+    now = np.take_along_axis(logits, ids, axis=1)
+    errors = np.abs(top - gap - now)
+    errors[clipped & (now < top - gap)] = 0  # a gap that large is stored as the largest
+    noise = NOISE[spec.teacher.precision] * (1 + np.abs(top) + gap)
+    allowed = rounding_of(str(kind), gap, spec.profile.gap_step) + noise
+    rest = logits.copy()
+    np.put_along_axis(rest, ids, -np.inf, axis=1)
+    risen = rest.max(1) > (top - gap + allowed)[:, -1]
+    return errors, (errors > allowed).any(1) | risen, ids[:, 0] == logits.argmax(1)
