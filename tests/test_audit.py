@@ -221,8 +221,9 @@ def test_memory_does_not_grow_with_shards_or_seeds(tmp_path: Path) -> None:
                 for shard in range(shards):
                     own.write(shard, arrays)
         verify(CacheReader(out), [0], workers=2)  # what is imported and kept for good
+        reader = CacheReader(out)
         tracemalloc.start()
-        assert verify(CacheReader(out), workers=2).clean
+        assert verify(reader, workers=2).clean
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     shard_bytes = 8192 * spec.sample_bytes

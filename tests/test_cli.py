@@ -177,6 +177,7 @@ def test_init_writes_a_file_that_reads_back(tmp_path: Path) -> None:
         "demo": {},
         "dump": {},
         "train": {},
+        "derive": {},
         "info": {},
         "verify": {},
         "bench": {},
