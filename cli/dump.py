@@ -21,7 +21,7 @@ def dump(
     seeds: Annotated[str, typer.Option(help="Augmentation seeds, such as 0-9 or 0,3,7.")] = "0-3",
     top_k: Annotated[int, typer.Option(help="Logits to keep per view.")] = 16,
     profile: Annotated[
-        str, typer.Option(help="default, compact (8-bit gaps), exact (all classes).")
+        str, typer.Option(help="default, compact (8-bit gaps), archive (pcodec), exact (all).")
     ] = "default",
     recipe: Annotated[
         str, typer.Option(help="How views are made: digits, cifar, imagenet[@SIZE], imagenet-ra, FILE.toml …")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from logitcache.coding import decode_gaps
 from logitcache.errors import IncompleteError, OptionError
 from logitcache.schema import CacheSpec, Profile, Spec, profile_named
 from logitcache.store import CacheReader, CacheWriter, seed_list
@@ -112,7 +113,7 @@ def derived_spec(source: CacheSpec, top_k: int | None = None, profile: str | Non
         raise OptionError(
             f"profile exact keeps every class, found --top-k {k}; choose a profile too, such as default"
         )
-    if _finest(wanted) < _finest(source.profile):
+    if _finest(wanted) < _finest(source.profile) or wanted.scalar_bits > source.profile.scalar_bits:
         raise OptionError(
             f"cannot derive profile {wanted.name} ({wanted.gap_dtype} gaps) from {source.profile.name} "
             f"({source.profile.gap_dtype}), which is coarser; that takes the teacher: use `logitcache dump`"
@@ -136,7 +137,7 @@ def reduced(stored: Arrays, source: CacheSpec, spec: CacheSpec) -> Arrays:
     Returns:
         Arrays of `spec` by name; gaps float32.
     """
-    gap = stored["gap"].astype(np.float32) * np.float32(source.profile.gap_step or 1)
+    gap = decode_gaps(stored["gap"], source.profile)
     kept = {**stored, "ids": stored["ids"][:, : spec.k], "gap": gap[:, : spec.k]}
     if spec.k == source.k:
         return kept

@@ -50,7 +50,7 @@ class DumpConfig(Spec):
     Attributes:
         seeds: augmentation seeds to dump.
         top_k: logits to keep per view; capped at the class count.
-        profile: "default", "compact" or "exact".
+        profile: "default", "compact", "archive" or "exact".
         batch_size: views per forward; 0 takes 64 on the CPU and 256 on CUDA.
         precision: "auto", "float32", "bfloat16" or "float16".
         device: "auto", "cpu", "cuda", "cuda:N".

@@ -206,9 +206,9 @@ def _dump_all(out: Path, sample: Images, recipe: RecipeSpec, teacher: Model, con
 
 def _kinds(num_classes: int, ks: Sequence[int]) -> Iterator[tuple[int, str]]:
     for k in sorted({min(k, num_classes) for k in ks}):
-        for profile in PROFILES:
-            if profile != "exact":
-                yield k, profile
+        for name, profile in PROFILES.items():
+            if name != "exact" and profile.installed:
+                yield k, name
     yield num_classes, "exact"
 
 

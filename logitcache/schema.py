@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal, Self
 
 from logitcache.errors import Difference, FormatError, OptionError, UnknownNameError
@@ -24,6 +25,7 @@ SHARD_BYTES = 1 << 28  # before compression: a writer holds a shard or two in me
 CANARIES = 8
 
 Precision = Literal["float32", "bfloat16", "float16"]
+Codec = Literal["bitshuffle", "shuffle", "pcodec", "zstd"]
 
 
 def _require(condition: bool, problem: str) -> None:
@@ -126,10 +128,22 @@ class RecipeSpec(Spec):
 
 @dataclass(frozen=True)
 class Profile(Spec):
-    """How the gaps are stored. `gap_step`: gap = stored × step, for quantised profiles."""
+    """How numbers are rounded, coded and compressed.
+
+    Attributes:
+        name: what people call it.
+        gap_dtype: what a gap is rounded to.
+        gap_coding: what is stored: gaps, or their differences from rank to rank (of the bits, for float16).
+        scalar_bits: explicit bits of mantissa kept of `top` and the tail's numbers; 23 is all of float32.
+        codec: "blosc" every Zarr v3 reader has; "pcodec" is smaller, and fewer have it.
+        gap_step: gap = whole number × step, for uint8.
+    """
 
     name: str
     gap_dtype: Literal["float16", "float32", "uint8"]
+    gap_coding: Literal["values", "differences"]
+    scalar_bits: int
+    codec: Literal["blosc", "pcodec"]
     gap_step: float | None = None
 
     def __post_init__(self) -> None:
@@ -138,12 +152,35 @@ class Profile(Spec):
             and (self.gap_step is None or self.gap_step > 0),
             f"uint8 gaps need a positive gap_step and others none, found {self.gap_dtype}, {self.gap_step}",
         )
+        _require(1 <= self.scalar_bits <= 23, f"scalar_bits must be 1 to 23, found {self.scalar_bits}")
+        _require(
+            self.gap_coding == "values" or self.gap_dtype != "float32",
+            "float32 gaps are stored as values, found differences",
+        )
+        _require(
+            self.codec == "blosc" or self.gap_dtype != "uint8",
+            "pcodec has no uint8: expected gap_dtype float16 or float32",
+        )
+
+    @property
+    def installed(self) -> bool:
+        """Is the package of its codec there?"""
+        return self.codec != "pcodec" or find_spec("pcodec") is not None
+
+    @property
+    def stored_gap(self) -> str:
+        """The dtype of the array `gap`."""
+        return "uint16" if (self.gap_dtype, self.gap_coding) == ("float16", "differences") else self.gap_dtype
 
 
 PROFILES = {
-    "default": Profile("default", "float16"),
-    "compact": Profile("compact", "uint8", gap_step=0.05),
-    "exact": Profile("exact", "float32"),
+    profile.name: profile
+    for profile in (
+        Profile("default", "float16", "values", scalar_bits=10, codec="blosc"),
+        Profile("compact", "uint8", "differences", scalar_bits=7, codec="blosc", gap_step=0.0625),
+        Profile("archive", "float16", "differences", scalar_bits=10, codec="pcodec"),
+        Profile("exact", "float32", "values", scalar_bits=23, codec="blosc"),
+    )
 }
 
 
@@ -160,7 +197,7 @@ def profile_named(name: str) -> Profile:
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of a seed: dtype (little-endian), shape, chunk and shard shapes, dimension names."""
+    """One array of a seed: dtype (little-endian), shape, chunk and shard shapes, dimension names, compression."""
 
     name: str
     dtype: str
@@ -168,6 +205,7 @@ class ArraySpec:
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None
     dimensions: tuple[str, ...]
+    codec: Codec
 
 
 @dataclass(frozen=True)
@@ -282,21 +320,25 @@ class CacheSpec(Spec):
 
     def arrays(self) -> tuple[ArraySpec, ...]:
         """Return the data arrays of one seed, in the order in which the commit digest takes them."""
-        n, k = self.dataset.n, self.k
+        n, k, profile = self.dataset.n, self.k, self.profile
 
-        def per_sample(name: str, dtype: str) -> ArraySpec:
-            return ArraySpec(name, dtype, (n,), (self.chunk_samples,), (self.shard_samples,), ("sample",))
+        codec: Codec = "pcodec" if profile.codec == "pcodec" else "bitshuffle"
+        of_gaps: Codec = "shuffle" if profile.codec == "blosc" and profile.gap_step is None else codec
 
-        def per_rank(name: str, dtype: str) -> ArraySpec:
+        def per_sample(name: str) -> ArraySpec:
+            chunks, shards = (self.chunk_samples,), (self.shard_samples,)
+            return ArraySpec(name, "float32", (n,), chunks, shards, ("sample",), codec)
+
+        def per_rank(name: str, dtype: str, codec: Codec) -> ArraySpec:
             chunks, shards = (self.chunk_samples, k), (self.shard_samples, k)
-            return ArraySpec(name, dtype, (n, k), chunks, shards, ("sample", "rank"))
+            return ArraySpec(name, dtype, (n, k), chunks, shards, ("sample", "rank"), codec)
 
         tail = ("tail_lse", "tail_mean", "tail_var") if self.tail_size else ()
         return (
-            per_rank("ids", "uint16" if self.dataset.num_classes <= 1 << 16 else "uint32"),
-            per_rank("gap", self.profile.gap_dtype),
-            per_sample("top", "float32"),
-            *(per_sample(name, "float32") for name in tail),
+            per_rank("ids", "uint16" if self.dataset.num_classes <= 1 << 16 else "uint32", codec),
+            per_rank("gap", profile.stored_gap, of_gaps),
+            per_sample("top"),
+            *(per_sample(name) for name in tail),
             self.canary_array(),
         )
 
@@ -308,11 +350,11 @@ class CacheSpec(Spec):
     def canary_array(self) -> ArraySpec:
         """Return the array of view digests: CRC-32 of `canary_samples` of each shard."""
         c = self.canaries
-        return ArraySpec("canary", "uint32", (self.shards, c), (1, c), None, ("shard", "canary"))
+        return ArraySpec("canary", "uint32", (self.shards, c), (1, c), None, ("shard", "canary"), "zstd")
 
     def commit_array(self) -> ArraySpec:
         """Return the array of commit digests; 0 (also: no file) means that the shard is not there."""
-        return ArraySpec("commit", "uint64", (self.shards,), (1,), None, ("shard",))
+        return ArraySpec("commit", "uint64", (self.shards,), (1,), None, ("shard",), "zstd")
 
     def differences(self, found: "CacheSpec") -> list[Difference]:
         """List the fields in which `found` is another cache; versions and places do not count."""
@@ -351,6 +393,7 @@ class RowLayout(Spec):
     fields: tuple[tuple[str, str, int, int], ...]
     row_bytes: int
     num_classes: int
+    gap_coding: Literal["values", "differences"]
     gap_step: float | None
 
     @classmethod
@@ -363,7 +406,9 @@ class RowLayout(Spec):
             offset = -(-offset // itemsize(array.dtype)) * itemsize(array.dtype)
             fields.append((array.name, array.dtype, count, offset))
             offset += count * itemsize(array.dtype)
-        return cls(tuple(fields), -(-offset // 4) * 4, spec.dataset.num_classes, spec.profile.gap_step)
+        profile = spec.profile
+        row_bytes, classes = -(-offset // 4) * 4, spec.dataset.num_classes
+        return cls(tuple(fields), row_bytes, classes, profile.gap_coding, profile.gap_step)
 
 
 def itemsize(dtype: str) -> int:

@@ -75,9 +75,12 @@ class SparseTeacher:
             raw = rows[:, offset : offset + count * _SIZE[dtype]].contiguous().view(_STORED[dtype])
             fields[name] = raw if count > 1 or name in ("ids", "gap") else raw[:, 0]
         ids = fields["ids"].long() & _MASK.get(fields["ids"].dtype, -1)
-        gap = fields["gap"].float()
-        if layout.gap_step is not None:
-            gap = gap * layout.gap_step
+        gap = fields["gap"]
+        if layout.gap_coding == "differences":
+            gap = (gap.int() & _MASK.get(gap.dtype, -1)).cumsum(1, dtype=torch.int32)
+            if layout.gap_step is None:
+                gap = gap.to(torch.int16).view(torch.float16)
+        gap = gap.float() if layout.gap_step is None else gap.float() * layout.gap_step
         lse, mean, var = (fields.get(name) for name in ("tail_lse", "tail_mean", "tail_var"))
         return cls(ids, gap, fields["top"], lse, mean, var, layout.num_classes)
 

@@ -80,10 +80,10 @@ def test_a_cache_holds_what_the_teacher_says_of_each_view(whole: Path) -> None:
             with torch.no_grad():
                 expected = SparseTeacher.from_logits(model(batch.views), 4)
             np.testing.assert_array_equal(held["ids"], expected.ids)
-            np.testing.assert_allclose(held["gap"], expected.gap, rtol=1e-3, atol=1e-3)
-            np.testing.assert_allclose(held["top"], expected.top, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(held["gap"], expected.gap, rtol=2**-11, atol=1e-5)
+            np.testing.assert_allclose(held["top"], expected.top, rtol=2**-11, atol=1e-5)
             assert expected.tail_lse is not None
-            np.testing.assert_allclose(held["tail_lse"], expected.tail_lse, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(held["tail_lse"], expected.tail_lse, rtol=2**-11, atol=1e-5)
             canaries = [digest(batch.views[i - rows.start]) for i in reader.spec.canary_samples(shard)]
             assert held["canary"][0].tolist() == canaries
 
@@ -371,7 +371,7 @@ def test_small_and_odd_numbers_of_samples(
             with torch.no_grad():
                 dense = model(batch.views)
             kept = torch.zeros_like(dense).scatter(1, batch.teacher.ids, batch.teacher.logits)
-            step = {"default": 0.01, "compact": 0.026, "exact": 1e-4}[profile]
+            step = {"default": 0.01, "compact": 0.07, "exact": 1e-4}[profile]
             near = dense > dense.max(1, keepdim=True).values - 12.7
             torch.testing.assert_close(kept[near], dense[near], rtol=0, atol=step)
 

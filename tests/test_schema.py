@@ -258,9 +258,15 @@ def test_no_other_format_version_passes(version: Any):
         (("teacher", "adapter", "mean"), [0.5, 0.5]),
         (("profile", "gap_dtype"), "uint8"),
         (("profile", "gap_step"), 0.5),
-        (("profile",), {"name": "mine", "gap_dtype": "uint8", "gap_step": 0}),
-        (("profile",), {"name": "mine", "gap_dtype": "uint8", "gap_step": -1.0}),
-        (("profile",), {"name": "exact", "gap_dtype": "float32"}),
+        (("profile", "gap_coding"), "deltas"),
+        (("profile", "codec"), "zlib"),
+        (("profile", "scalar_bits"), 0),
+        (("profile", "scalar_bits"), 24),
+        (("profile",), PROFILES["compact"].to_dict() | {"gap_step": 0}),
+        (("profile",), PROFILES["compact"].to_dict() | {"gap_step": -1.0}),
+        (("profile",), PROFILES["compact"].to_dict() | {"codec": "pcodec"}),
+        (("profile",), PROFILES["exact"].to_dict()),
+        (("profile",), PROFILES["exact"].to_dict() | {"name": "mine", "gap_coding": "differences"}),
     ],
     ids=str,
 )
@@ -301,6 +307,9 @@ def test_places_names_and_versions_do_not_make_another_cache(spec: CacheSpec, a:
         (("dataset", "fingerprint"), "ff"),
         (("k",), 5),
         (("profile", "gap_dtype"), "float32"),
+        (("profile", "gap_coding"), "differences"),
+        (("profile", "scalar_bits"), 9),
+        (("profile", "codec"), "pcodec"),
         (("shard_samples",), 512),
         (("canaries",), 9),
     ],
@@ -336,7 +345,7 @@ def test_arrays_have_the_shapes_dtypes_and_chunks_of_the_format(spec: CacheSpec)
     assert list(arrays) == ["ids", "gap", "top", *tail, "canary", "commit"]
     assert arrays["ids"].dtype == ("uint16" if classes <= 65_536 else "uint32")
     assert np.iinfo(arrays["ids"].dtype).max >= classes - 1
-    assert arrays["gap"].dtype == spec.profile.gap_dtype
+    assert arrays["gap"].dtype == spec.profile.stored_gap
     assert {arrays[name].dtype for name in ("top", *tail)} == {"float32"}
     assert arrays["ids"].shape == arrays["gap"].shape == (n, k)
     assert {arrays[name].shape for name in ("top", *tail)} == {(n,)}
@@ -485,4 +494,4 @@ def test_an_unknown_profile_suggests_the_near_one():
 
 def test_profiles_are_listed_under_their_own_names():
     assert {name: profile_named(name).name for name in PROFILES} == {name: name for name in PROFILES}
-    assert Profile("mine", "uint8", 0.1).gap_step == 0.1
+    assert Profile("mine", "uint8", "values", 9, "blosc", 0.1).stored_gap == "uint8"

@@ -12,8 +12,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from logitcache.coding import decode_gaps
 from logitcache.errors import FormatError, IncompleteError, StorageError
-from logitcache.schema import AdapterSpec, CacheSpec, DatasetSpec, RecipeSpec, RowLayout, TeacherSpec
+from logitcache.schema import (
+    PROFILES,
+    AdapterSpec,
+    CacheSpec,
+    DatasetSpec,
+    RecipeSpec,
+    RowLayout,
+    TeacherSpec,
+)
 from logitcache.sparse import SparseTeacher
 from logitcache.spool import default_folder, open_spool, pack
 from logitcache.store import CacheReader, CacheWriter
@@ -42,6 +51,8 @@ def stored_arrays(spec: CacheSpec, rows: int, seed: int = 0) -> dict[str, np.nda
         if a.name == "ids":
             arrays[a.name] = rng.integers(0, spec.dataset.num_classes, shape).astype(a.dtype)
             arrays[a.name].flat[0] = spec.dataset.num_classes - 1
+        elif a.name == "gap" and spec.profile.gap_coding == "differences":
+            arrays[a.name] = rng.integers(0, 255, shape, a.dtype, endpoint=True)
         elif a.dtype.startswith("uint"):
             arrays[a.name] = rng.integers(0, np.iinfo(a.dtype).max, shape, a.dtype, endpoint=True)
         else:
@@ -50,8 +61,7 @@ def stored_arrays(spec: CacheSpec, rows: int, seed: int = 0) -> dict[str, np.nda
 
 
 def assert_decodes(teacher: SparseTeacher, arrays: dict[str, np.ndarray], spec: CacheSpec) -> None:
-    step = spec.profile.gap_step
-    gap = arrays["gap"].astype(np.float32) * (np.float32(step) if step else np.float32(1))
+    gap = decode_gaps(arrays["gap"], spec.profile)
     assert teacher.num_classes == spec.dataset.num_classes
     np.testing.assert_array_equal(teacher.ids.numpy(), arrays["ids"].astype(np.int64))
     np.testing.assert_array_equal(teacher.gap.numpy(), gap)
@@ -68,7 +78,7 @@ def assert_decodes(teacher: SparseTeacher, arrays: dict[str, np.ndarray], spec: 
     rows=st.integers(1, 9),
     classes=st.sampled_from([2, 3, 10, 255, 65_535, 65_536, 65_537, 1 << 20, 1 << 31]),
     k=st.integers(1, 9),
-    profile=st.sampled_from(["default", "compact", "exact"]),
+    profile=st.sampled_from(sorted(PROFILES)),
 )
 def test_unpacking_what_was_packed_gives_the_arrays(rows, classes, k, profile):
     spec = spec_of(n=rows, k=k, classes=min(classes, 10) if profile == "exact" else classes, profile=profile)
@@ -87,7 +97,7 @@ def make(path: Path, spec: CacheSpec, seeds=(0,)) -> CacheReader:
         with writer.seed(seed) as own:
             for shard in range(spec.shards):
                 arrays = stored_arrays(spec, len(spec.shard_range(shard)), 100 * seed + shard)
-                gap = np.abs(arrays["gap"].astype(np.float32)) * (spec.profile.gap_step or 1.0)
+                gap = np.abs(decode_gaps(arrays["gap"], spec.profile))
                 own.write(shard, arrays | {"gap": gap})
     return CacheReader(path)
 
@@ -102,7 +112,7 @@ def cache(tmp_path_factory) -> CacheReader:
     return make(tmp_path_factory.mktemp("cache") / "c.zarr", spec_of(), seeds=(0, 1, 2))
 
 
-@pytest.mark.parametrize("profile", ["default", "compact", "exact"])
+@pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("classes", [5, 70_000])
 def test_rows_taken_from_a_spool_are_the_arrays_of_the_cache(profile, classes, tmp_path):
     if profile == "exact" and classes > 5:
@@ -181,7 +191,7 @@ def test_whatever_changes_what_rows_hold_changes_the_spool(tmp_path):
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 5, 65_537])
-@pytest.mark.parametrize("profile", ["default", "compact", "exact"])
+@pytest.mark.parametrize("profile", PROFILES)
 def test_a_single_row_unpacks_like_one_of_many(classes, profile):
     spec = spec_of(k=3, classes=min(classes, 9) if profile == "exact" else classes, profile=profile)
     layout = RowLayout.of(spec)

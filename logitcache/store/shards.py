@@ -3,7 +3,9 @@
 import hashlib
 import math
 import struct
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import numpy.typing as npt
 import zarr
 from zarr.abc.store import Store
 
+from logitcache.coding import code_gaps, rounded
 from logitcache.errors import FormatError, OptionError
 from logitcache.schema import ArraySpec, CacheSpec, itemsize
 from logitcache.store.disk import MENDS, reading
@@ -21,6 +24,7 @@ COMMIT = (
     "commit/zarr.json"  # made last of a seed's metadata: without it, or empty, the seed has not been begun
 )
 MOST_SHARDS = 1 << 16  # of one seed: a file each, so more are a mistake or an attack
+MOST_CHUNK_BYTES = (1 << 31) - (1 << 16)  # before compression: Blosc counts in 32 bits
 
 
 def require_shard(spec: CacheSpec, shard: int) -> None:
@@ -56,8 +60,9 @@ def most_bytes(spec: CacheSpec) -> int:
 
 def open_arrays(store: Store, spec: CacheSpec, where: object, mode: str = "r") -> dict[str, Any]:
     """Open the arrays of one seed and insist on the form that the spec gives them."""
-    group = zarr.open_group(store, mode=mode)  # type: ignore[arg-type]
-    return {a.name: _open_array(group, a, where) for a in seed_arrays(spec)}
+    with knowing_codecs(spec):
+        group = zarr.open_group(store, mode=mode)  # type: ignore[arg-type]
+        return {a.name: _open_array(group, a, where) for a in seed_arrays(spec)}
 
 
 def _open_array(group: zarr.Group, expected: ArraySpec, where: object) -> Any:
@@ -74,22 +79,53 @@ def _open_array(group: zarr.Group, expected: ArraySpec, where: object) -> Any:
     return array
 
 
-def as_stored(values: npt.NDArray[Any], array: ArraySpec, spec: CacheSpec, shard: int) -> npt.NDArray[Any]:
-    """Bring one array of a shard to its stored dtype; gaps are rounded, quantised, clipped to its range.
+def codecs(array: ArraySpec) -> dict[str, Any]:
+    """Return how Zarr is to encode the chunks of an array, in the arguments of `create_array`."""
+    checksum: dict[str, Any] = {"name": "crc32c"}
+    if array.codec == "pcodec":
+        return {
+            "serializer": {"name": "numcodecs.pcodec", "configuration": {"level": 12}},
+            "compressors": [checksum],
+        }
+    configuration: dict[str, Any] = {"level": 3, "checksum": False}
+    if array.codec != "zstd":
+        size = {"typesize": itemsize(array.dtype), "blocksize": 0}
+        configuration = {**size, "cname": "zstd", "clevel": 3, "shuffle": array.codec}
+    name = "zstd" if array.codec == "zstd" else "blosc"
+    return {"compressors": [{"name": name, "configuration": configuration}, checksum]}
+
+
+@contextmanager
+def knowing_codecs(spec: CacheSpec) -> Iterator[None]:
+    """Let Zarr meet the codecs of a profile; its warning that few readers have pcodec is docs/format.md's to give.
 
     Raises:
-        OptionError: its shape is not the shard's, or it names classes that are not there.
+        OptionError: the profile needs pcodec, and it is not installed.
+    """
+    if spec.profile.codec != "pcodec":
+        yield
+        return
+    if not spec.profile.installed:
+        raise OptionError(f"profile {spec.profile.name} needs pcodec; pip install 'logitcache[archive]'")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Numcodecs codecs are not in the Zarr version 3")
+        yield
+
+
+def as_stored(values: npt.NDArray[Any], array: ArraySpec, spec: CacheSpec, shard: int) -> npt.NDArray[Any]:
+    """Bring one array of a shard to its stored dtype; numbers are rounded as the profile says.
+
+    Raises:
+        OptionError: its shape is not the shard's, it names classes that are not there, or its gaps fall.
     """
     place = spec.place(array, shard)
     shape = (place.stop - place.start, *array.shape[1:])
     if (found := np.shape(values)) != shape:
         raise OptionError(f"array {array.name!r} of a shard: expected shape {shape}, found {found}")
     if array.name == "gap":
-        dtype, step = np.dtype(array.dtype), spec.profile.gap_step
-        most = np.iinfo(dtype).max if dtype.kind == "u" else np.finfo(dtype).max
-        values = np.clip(values, 0, float(most) * (step or 1.0))
-        if step is not None:
-            values = np.round(np.asarray(values, dtype=np.float32) / step)
+        values = code_gaps(values, spec.profile)
+    elif array.dtype == "float32":
+        values = rounded(values, spec.profile.scalar_bits)
     if array.name == "ids" and not 0 <= np.min(values) <= np.max(values) < spec.dataset.num_classes:
         raise OptionError(
             f"ids of a shard: expected classes 0 to {spec.dataset.num_classes - 1}, "
@@ -106,7 +142,8 @@ def shard_digest(spec: CacheSpec, seed: int, shard: int, stored: Arrays) -> int:
     """
     t, d, p = spec.teacher, spec.dataset, spec.profile
     whose = (t.weights_sha256, t.precision, d.fingerprint, spec.recipe_sha256, d.num_classes, spec.k)
-    digest = hashlib.blake2b("/".join(map(str, (*whose, seed, shard))).encode(), digest_size=8)
+    text = "/".join(map(str, (*whose, seed, shard, p.gap_coding)))
+    digest = hashlib.blake2b(text.encode(), digest_size=8)
     digest.update(struct.pack("<d", p.gap_step or 0.0))
     for a in spec.arrays():
         digest.update(a.name.encode())

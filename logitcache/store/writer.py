@@ -1,6 +1,7 @@
 """Writing a cache: shards made durable and then committed, one owner per seed."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,22 +11,24 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.abc.store import Store
-from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from logitcache.errors import FormatError, MismatchError, OptionError
-from logitcache.schema import CacheSpec
+from logitcache.schema import CacheSpec, itemsize
 from logitcache.store.disk import reading
 from logitcache.store.place import INDEX, Place, place_of
 from logitcache.store.reader import CacheReader, seeds_begun
 from logitcache.store.shards import (
     ATTRIBUTE,
     COMMIT,
+    MOST_CHUNK_BYTES,
     MOST_SHARDS,
     Arrays,
     as_stored,
+    codecs,
     decode_shard,
+    knowing_codecs,
     metadata_files,
     most_bytes,
     open_arrays,
@@ -58,6 +61,11 @@ class CacheWriter:
             raise OptionError(
                 f"shards of {spec.shard_samples} samples make {spec.shards} of a seed, "
                 f"more than {MOST_SHARDS}; choose a larger shard size"
+            )
+        if max(math.prod(a.chunks) * itemsize(a.dtype) for a in spec.arrays()) > MOST_CHUNK_BYTES:
+            raise OptionError(
+                f"shards of {spec.shard_samples} samples of {spec.k} logits make chunks of more than 2 GB; "
+                "choose a smaller shard size"
             )
         place = place_of(path)
         with place.storing():
@@ -230,17 +238,18 @@ def _metadata(spec: CacheSpec) -> dict[str, bytes]:
     """Return the metadata files of a seed."""
     files: dict[str, Buffer] = {}
     group = zarr.create_group(MemoryStore(files))
-    for a in seed_arrays(spec):
-        group.create_array(
-            a.name,
-            shape=a.shape,
-            dtype=a.dtype,
-            chunks=a.chunks,
-            shards=a.shards,
-            dimension_names=a.dimensions,
-            compressors=[ZstdCodec(level=3), Crc32cCodec()],
-            fill_value=0,
-        )
+    with knowing_codecs(spec):
+        for a in seed_arrays(spec):
+            group.create_array(
+                a.name,
+                shape=a.shape,
+                dtype=a.dtype,
+                chunks=a.chunks,
+                shards=a.shards,
+                dimension_names=a.dimensions,
+                fill_value=0,
+                **codecs(a),
+            )
     return {name: data.to_bytes() for name, data in files.items()}
 
 
