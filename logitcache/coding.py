@@ -77,3 +77,24 @@ def decode_gaps(stored: npt.NDArray[Any], profile: Profile) -> npt.NDArray[np.fl
             stored = stored.astype(np.uint16).view(np.float16)
     gap = stored.astype(np.float32)
     return gap if profile.gap_step is None else gap * np.float32(profile.gap_step)
+
+
+def clipped_gaps(stored: npt.NDArray[Any], profile: Profile) -> npt.NDArray[np.bool_]:
+    """Say which of (rows, k) stored gaps may stand for larger ones, being the largest that could be stored."""
+    if profile.gap_step is None:
+        largest: npt.NDArray[np.bool_] = decode_gaps(stored, profile) == np.finfo(profile.gap_dtype).max
+        return largest
+    return np.asarray(stored == np.iinfo(stored.dtype).max)
+
+
+def gap_error(gap: npt.NDArray[np.float32], profile: Profile) -> npt.NDArray[np.float32]:
+    """Return the most by which rounding may have changed gaps that were not clipped."""
+    if profile.gap_step is not None:
+        return np.full_like(gap, profile.gap_step / 2)
+    kind = np.finfo(profile.gap_dtype)
+    return np.abs(gap) * np.float32(kind.eps / 2) + np.float32(kind.smallest_subnormal / 2)
+
+
+def scalar_error(values: npt.NDArray[np.float32], profile: Profile) -> npt.NDArray[np.float32]:
+    """Return the most by which rounding may have changed `top` or numbers of the tail."""
+    return np.abs(values) * np.float32(2.0 ** -(profile.scalar_bits + 1)) + np.float32(2.0**-149)

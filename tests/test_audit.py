@@ -115,7 +115,7 @@ def a_shard(spec: CacheSpec, logits: torch.Tensor, invalid: np.ndarray) -> dict[
 @given(
     classes=st.integers(2, 70),
     k=st.integers(1, 70),
-    profile=st.sampled_from(["default", "compact", "exact"]),
+    profile=st.sampled_from(["default", "compact", "archive", "exact"]),
     scale=st.sampled_from([0.0, 1e-3, 1.0, 8.0, 60.0, 3e4]),
     offset=st.sampled_from([0.0, -7.0, 1e4]),
     seed=st.integers(0, 999),
@@ -413,7 +413,14 @@ def test_a_commit_is_withdrawn_durably_before_any_of_its_files(cache: Path, monk
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"profile": "compact"}, {"profile": "exact"}, {"precision": "bfloat16"}, {"top_k": 1}],
+    [
+        {},
+        {"profile": "compact"},
+        {"profile": "archive"},
+        {"profile": "exact"},
+        {"precision": "bfloat16"},
+        {"top_k": 1},
+    ],
     ids=str,
 )
 def test_the_teacher_still_says_what_every_profile_holds(options: dict[str, object], tmp_path: Path) -> None:
@@ -421,7 +428,7 @@ def test_the_teacher_still_says_what_every_profile_holds(options: dict[str, obje
     report = rerun(CacheReader(tmp_path / "c.zarr"), few_digits(100), a_teacher(), 60, seed=5, batch_size=7)
     assert report.clean
     assert (report.views, report.off, report.drift) == (60, 0, None)
-    assert report.mean_error <= report.max_error < (0.03 if options else 1e-3)
+    assert report.mean_error <= report.max_error < (0.06 if options else 1e-3)
 
 
 def test_more_than_there_is_asks_for_every_view_once(whole: Path) -> None:

@@ -214,7 +214,7 @@ def test_the_file_gives_defaults_and_the_command_line_wins(tmp_path: Path) -> No
         (("dump", "--teacher", "digits_tiny", "--profile", "tiny"), "unknown profile 'tiny'"),
         (("dump", "--teacher", "digits_tiny", "--top-k", "0"), "top-k must be at least 1"),
         (("dump", "--teacher", "digits_tiny", "--device", "cuda:99"), "device 'cuda:99' is not there"),
-        (("dump", "--teacher", "digits_tiny", "--out", "https://x/c.zarr"), "local paths"),
+        (("dump", "--teacher", "digits_tiny", "--out", "https://x/c.zarr"), "https is for reading"),
         (("train", "--student", "digits_tiny", "--cache", "no.zarr"), "no cache at no.zarr"),
         (("train", "--student", "digits_tiny", "--loss", "kkd"), "unknown loss 'kkd'; did you mean kd"),
         (("train", "--student", "digits_tiny", "--seeds", "0-7"), "lacks seeds 2-7; complete: seeds 0-1"),

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from logitcache.audit.rules import gaps_of, rounding_of
+from logitcache.coding import clipped_gaps, decode_gaps, gap_error, scalar_error
 from logitcache.datasets import Images
 from logitcache.errors import IncompleteError
 from logitcache.forward import ViewModel, choose_device
@@ -155,14 +155,14 @@ def _judge(
     spec: CacheSpec, rows: Arrays, logits: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Compare m stored rows with (m, C) logits; returns errors, off and agree of `_Compared`."""
-    ids, top, gap = rows["ids"].astype(np.int64), rows["top"][:, None], gaps_of(spec.profile, rows["gap"])
-    kind = rows["gap"].dtype
-    clipped = rows["gap"] == (np.iinfo(kind) if kind.kind == "u" else np.finfo(kind)).max
+    profile = spec.profile
+    ids, top, gap = rows["ids"].astype(np.int64), rows["top"][:, None], decode_gaps(rows["gap"], profile)
+    clipped = clipped_gaps(rows["gap"], profile)
     now = np.take_along_axis(logits, ids, axis=1)
     errors = np.abs(top - gap - now)
     errors[clipped & (now < top - gap)] = 0  # a gap that large is stored as the largest
     noise = NOISE[spec.teacher.precision] * (1 + np.abs(top) + gap)
-    allowed = rounding_of(str(kind), gap, spec.profile.gap_step) + noise
+    allowed = gap_error(gap, profile) + scalar_error(top, profile) + noise
     rest = logits.copy()
     np.put_along_axis(rest, ids, -np.inf, axis=1)
     risen = rest.max(1) > (top - gap + allowed)[:, -1]

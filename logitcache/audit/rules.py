@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from logitcache.schema import CacheSpec, Profile
+from logitcache.coding import decode_gaps, gap_error, scalar_error
+from logitcache.schema import CacheSpec
 from logitcache.store import Arrays
 
 BLOCK = 16_384  # rows judged at a time: what a check needs beside the shard itself stays small
@@ -42,30 +43,15 @@ def broken_rules(spec: CacheSpec, shard: int, arrays: Arrays) -> list[Broken]:
     return [*found.values(), *_canary_rule(spec, shard, arrays)]
 
 
-def gaps_of(profile: Profile, stored: npt.NDArray[np.generic]) -> Floats:
-    """Decode stored gaps to float32."""
-    gaps = stored.astype(np.float32)
-    return gaps if profile.gap_step is None else gaps * np.float32(profile.gap_step)
-
-
-def rounding_of(dtype: str, values: Floats, step: float | None = None) -> Floats:
-    """Return the most by which storing each value as `dtype`, in steps of `step` if it is an integer, changed it."""
-    if step is not None:
-        return np.full_like(values, step / 2)
-    kind = np.finfo(np.dtype(dtype))
-    return np.abs(values) * np.float32(kind.eps / 2) + np.float32(kind.smallest_subnormal / 2)
-
-
 def _rows_breaking(spec: CacheSpec, arrays: Arrays) -> Iterator[tuple[str, Flags]]:
     """Yield each rule and the rows that break it, (rows,) bool; a row that breaks one is not held to later ones."""
-    dtypes = {a.name: a.dtype for a in spec.arrays()}
     ids, top = arrays["ids"], arrays["top"]
     yield "ids are classes", np.any(ids >= spec.dataset.num_classes, axis=1)
     valid = ~np.isnan(top)  # of an invalid sample the rest may be anything
     ordered = np.sort(ids, axis=1)
     yield "ids are distinct", valid & (ordered[:, 1:] == ordered[:, :-1]).any(1)
     yield "top is finite", np.isinf(top)
-    gap = gaps_of(spec.profile, arrays["gap"])
+    gap = decode_gaps(arrays["gap"], spec.profile)
     sound = np.isfinite(gap).all(1)
     yield "gaps are finite", valid & ~sound
     valid &= sound
@@ -79,9 +65,8 @@ def _rows_breaking(spec: CacheSpec, arrays: Arrays) -> Iterator[tuple[str, Flags
     valid &= sound
     yield "tail_var is not negative", valid & (var < 0)
     last, log_size = gap[:, -1], np.float32(math.log(spec.tail_size))
-    off_last = rounding_of(dtypes["gap"], last, spec.profile.gap_step)
-    off_lse = rounding_of(dtypes["tail_lse"], lse)
-    off_mean = rounding_of(dtypes["tail_mean"], mean)
+    off_last = gap_error(last, spec.profile)
+    off_lse, off_mean = (scalar_error(values, spec.profile) for values in (lse, mean))
     with np.errstate(over="ignore"):
         sums = FLOAT32_SUMS * (1 + np.abs(lse) + np.abs(mean) + log_size)
     yield "tail_mean is at most −(last gap)", valid & (mean > -last + off_last + off_mean + sums)
