@@ -9,6 +9,7 @@ from logitcache import __version__
 
 from .bench import bench
 from .config import CONFIG_FILE, defaults_from
+from .copy import copy
 from .demo import demo
 from .derive import derive
 from .dump import dump
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (init, demo, plan, dump, derive, train, info, verify, bench):
+for command in (init, demo, plan, dump, derive, copy, train, info, verify, bench):
     app.command()(ending_clearly(command))
 
 

@@ -164,6 +164,7 @@ def dump(
                 on_progress(done, total)
         for answered in in_flight:
             filler.take(answered)
+    writer.index()
     seconds = time.perf_counter() - started
     in_cache = sum(len(spec.shard_range(int(j))) for s in seeds for j in np.flatnonzero(reader.commits(s)))
     return DumpReport(

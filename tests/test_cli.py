@@ -58,7 +58,7 @@ def test_the_script_is_declared_where_it_is_loaded_from() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["init", "demo", "plan", "dump", "derive", "train", "info", "verify", "bench"]
+    "command", ["init", "demo", "plan", "dump", "derive", "copy", "train", "info", "verify", "bench"]
 )
 def test_every_command_helps_with_an_example(command: str, tmp_path: Path) -> None:
     text = succeeds(command, "--help", cwd=tmp_path)

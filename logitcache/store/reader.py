@@ -148,6 +148,27 @@ class CacheReader:
         with reading(f"{self.path}, seed {seed}, shard {shard}"):
             return stored_shard(self._arrays(seed, shard_files(self.spec, shard)), self.spec, shard)
 
+    def metadata(self, seed: int) -> dict[str, bytes]:
+        """Return the metadata files of one seed, as they are stored, by their names in its folder."""
+        self._arrays(seed, ())  # insists that they are of the right form
+        with reading(f"{self.path}, seed {seed}"):
+            return self.place.at(f"seed-{seed}").fetch(metadata_files(self.spec))
+
+    def files(self, seed: int, shard: int) -> dict[str, bytes]:
+        """Return the files of one committed shard, as they are stored, by their names in the seed's folder.
+
+        Raises:
+            OptionError: the cache has no such shard.
+            IncompleteError: the shard is not committed.
+        """
+        require_shard(self.spec, shard)
+        names = shard_files(self.spec, shard)
+        with reading(f"{self.path}, seed {seed}, shard {shard}"):
+            found = self.place.at(f"seed-{seed}").fetch(names, most_bytes(self.spec))
+        if names[-1] not in found:
+            raise IncompleteError(f"shard {shard} of seed {seed} of {self.path} is not committed")
+        return found
+
     def canaries(self, seed: int, without: Collection[int] = ()) -> dict[int, int]:
         """Return the view digests of one seed's committed shards, `without` some: CRC-32 by sample."""
         if without:  # these may be damaged: nothing of them is read

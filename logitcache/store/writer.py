@@ -185,7 +185,7 @@ class SeedWriter:
         self._refuse_committed(shard)
         *data, last = shard_files(self.spec, shard)
         with self.place.storing():
-            self.place.delete([*data, last])
+            self.place.delete([name for name in data if name not in files])  # the others are written over
             self.place.put({name: files[name] for name in data if name in files})
         _, opened = self._open("r", data)
         decode_shard(opened, self.spec, self.seed, shard, commit, self.place)
@@ -209,7 +209,10 @@ class SeedWriter:
 
     def _refuse_committed(self, shard: int) -> None:
         require_shard(self.spec, shard)
-        if self.committed()[shard]:
+        with reading(f"{self.place}/commit"):
+            _, opened = self._open("r", [shard_file(self.spec.commit_array(), shard)])
+            committed = bool(opened["commit"][shard])
+        if committed:
             raise OptionError(f"shard {shard} of seed {self.seed} is committed: it is never written again")
 
     def _open(self, mode: str, files: Iterable[str] = ()) -> tuple[Store, dict[str, Any]]:

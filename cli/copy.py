@@ -1,0 +1,46 @@
+"""``logitcache copy``: a cache, or some of its seeds, to another place."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import Json, parse_seeds
+from .terminal import progress, show, size
+
+if TYPE_CHECKING:
+    from logitcache.copy import CopyReport
+
+
+def copy(
+    source: Annotated[str, typer.Argument(help="Cache to copy: a path or URL.")],
+    destination: Annotated[str, typer.Argument(help="Where to: a path, s3://…, gs://….")],
+    seeds: Annotated[str, typer.Option(help="Seeds to copy, such as 0-3; all by default.")] = "auto",
+    workers: Annotated[int, typer.Option(help="Shards that are copied at once.")] = 4,
+    json: Json = False,
+) -> None:
+    """Copy a cache between disks and object stores, and check it at the far end.
+
+    Started again, it goes on where it stopped.
+
+    Example: logitcache copy caches/vit_l-digits.zarr s3://lab/vit_l-digits.zarr --seeds 0-3
+    """
+    from logitcache.copy import copy as copy_cache
+
+    chosen = parse_seeds(seeds) if seeds != "auto" else ()
+    with progress("copy", "shards") as advance:
+        done = copy_cache(
+            source,
+            destination,
+            seeds=chosen,
+            workers=workers,
+            on_progress=lambda shards, total: advance(shards, total, ""),
+        )
+    show(done.to_dict(), _rows(done), as_json=json)
+
+
+def _rows(done: "CopyReport") -> list[tuple[str, str]]:
+    return [
+        ("cache", done.path),
+        ("shards", f"{done.shards_copied:,} copied, {done.shards_there:,} there already; every one checked"),
+        ("time", f"{done.seconds:.1f} s, {size(done.bytes_copied / done.seconds)}/s"),
+    ]
