@@ -7,7 +7,16 @@ import typer
 
 from logitcache.errors import DataError, NotFoundError
 
-from .options import Device, Json, PrecisionName, Workers, free_folder, parse_seeds, the_only_cache
+from .options import (
+    Device,
+    Json,
+    PrecisionName,
+    Workers,
+    free_folder,
+    parse_seeds,
+    parse_size,
+    the_only_cache,
+)
 from .terminal import Advance, progress, say, show
 
 if TYPE_CHECKING:
@@ -18,7 +27,9 @@ def train(
     student: Annotated[
         list[str], typer.Option(help="resnet18, wrn_16_2, timm:NAME …; several share one pass.")
     ],
-    cache: Annotated[str | None, typer.Option(help="Cache; the only one in caches/ by default.")] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="Cache, path or URL; the only one in caches/ by default.")
+    ] = None,
     loss: Annotated[str, typer.Option(help="cmkd, kd, ce …, or a sum: 'kd:0.5+cmkd:1'.")] = "cmkd",
     data: Annotated[str, typer.Option(help="Images; by default those of the cache, else digits.")] = "auto",
     seeds: Annotated[str, typer.Option(help="Augmentation seeds; all complete ones by default.")] = "auto",
@@ -36,6 +47,10 @@ def train(
     weights: Annotated[str, typer.Option(help="First weights: random, default, or a file.")] = "random",
     seed: Annotated[int, typer.Option(help="Of first weights, order of the data, and dropout.")] = 0,
     allow_drift: Annotated[bool, typer.Option("--allow-drift", help="Train although views differ.")] = False,
+    spool_dir: Annotated[
+        Path | None, typer.Option(help="Folder of decoded seeds, for all runs here.")
+    ] = None,
+    spool_limit: Annotated[str, typer.Option(help="What that folder may hold, such as 50GB.")] = "50GB",
     precision: PrecisionName = "auto",
     device: Device = "auto",
     workers: Workers = -1,
@@ -59,6 +74,7 @@ def train(
     if objective.needs_teacher or cache:
         images = open_images(data) if data != "auto" else None
         path = cache or the_only_cache()
+        options |= {"spool_folder": spool_dir, "spool_limit": parse_size(spool_limit)}
         stream = Stream.from_cache(path, images, allow_drift=allow_drift, seeds=chosen, **options)
         if stream.drift:
             say(f"warning: --allow-drift: {stream.drift}; the run's config.json records it")

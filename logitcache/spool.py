@@ -24,7 +24,7 @@ from logitcache.schema import CacheSpec, RowLayout
 from logitcache.store import CacheReader
 
 Rows = npt.NDArray[np.uint8]
-DEFAULT_LIMIT = 50 << 30
+DEFAULT_LIMIT = 50_000_000_000
 
 
 def default_folder() -> Path:
@@ -43,7 +43,9 @@ def open_spool(
         reader: the cache.
         seed: one of its complete seeds.
         folder: where spools are kept; see `default_folder`.
-        limit: bytes that the folder may hold; the spools longest unused are deleted beyond it.
+        limit: bytes that the folder may hold; the spools longest unused are deleted beyond it, before a new one
+            is built. The seed asked for is kept whatever the limit; and the bytes of a deleted one are free
+            when the last process that has it mapped lets go of it.
 
     Returns:
         (n, row_bytes) uint8, read-only, mapped.
@@ -62,8 +64,9 @@ def open_spool(
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
             if not file.exists() or file.stat().st_size != shape[0] * shape[1]:
+                _trim(folder, limit - shape[0] * shape[1], keep=file)  # room first: the disk may be no larger
                 _build(file, reader, seed, layout)
-                _trim(folder, limit, keep=file)
+            _trim(folder, limit, keep=file)
             os.utime(file)
             return np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
     except LogitCacheError:  # the cache's own trouble, some of it an OSError too
@@ -71,7 +74,7 @@ def open_spool(
     except OSError as error:
         raise StorageError(
             f"cannot keep the decoded seed {seed} in {folder}: {error.strerror or error}; "
-            "make room there, or name another folder in $LOGITCACHE_SPOOL"
+            "make room there, or name another folder with --spool-dir or in $LOGITCACHE_SPOOL"
         ) from error
 
 
@@ -92,17 +95,28 @@ def _digest(layout: RowLayout) -> str:
 
 
 def _build(file: Path, reader: CacheReader, seed: int, layout: RowLayout) -> None:
+    """Decode a seed into `file`, a shard at a time; what fails leaves nothing behind."""
     aside = file.with_suffix(".part")
-    with aside.open("wb") as out:
-        for shard in range(reader.spec.shards):
-            out.write(pack(reader.spec, layout, reader.read(seed, shard)).data)
-        out.flush()
-        os.fsync(out.fileno())  # else a power cut could leave zeros in a file of the right name and size
-    aside.replace(file)
+    try:
+        with aside.open("wb") as out:
+            for shard in range(reader.spec.shards):
+                out.write(pack(reader.spec, layout, reader.read(seed, shard)).data)
+            out.flush()
+            os.fsync(out.fileno())  # else a power cut could leave zeros in a file of the right name and size
+        aside.replace(file)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def _trim(folder: Path, limit: int, keep: Path) -> None:
-    """Delete the spools longest unused until the folder is within `limit`; who has one mapped keeps it."""
+    """Delete the spools longest unused until the folder is within `limit`; who has one mapped keeps it.
+
+    What a killed process left half-built goes too.
+    """
+    for part in folder.glob("*.part"):
+        with suppress(Timeout), FileLock(part.with_suffix(".lock"), timeout=0):  # else: being built now
+            part.unlink(missing_ok=True)
     spools = []
     for spool in folder.glob("*.spool"):
         with suppress(FileNotFoundError):  # another process trims too

@@ -29,7 +29,7 @@ from logitcache.mixing import MixedLabels
 from logitcache.replay import Drift, check_images, drift_of, prove_replay
 from logitcache.schema import RecipeSpec, RowLayout
 from logitcache.sparse import SparseTeacher
-from logitcache.spool import Rows, open_spool
+from logitcache.spool import DEFAULT_LIMIT, Rows, open_spool
 from logitcache.store import CacheReader, seed_list
 from logitcache.views import permutation
 
@@ -99,8 +99,10 @@ class Teacher(Protocol):
 class CachedTeacher:
     """The teacher from a cache: decoded seeds, mapped; the next one is decoded in the background."""
 
-    def __init__(self, reader: CacheReader, spool_folder: Path | None = None) -> None:
-        self.reader, self.spool_folder = reader, spool_folder
+    def __init__(
+        self, reader: CacheReader, spool_folder: Path | None = None, spool_limit: int = DEFAULT_LIMIT
+    ) -> None:
+        self.reader, self.spool_folder, self.spool_limit = reader, spool_folder, spool_limit
         self.layout = RowLayout.of(reader.spec)
         self.num_classes = reader.spec.dataset.num_classes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
@@ -119,7 +121,9 @@ class CachedTeacher:
         self._spools = {s: f for s, f in self._spools.items() if s in seeds and not _failed(f)}
         for seed in seeds:
             if seed not in self._spools:
-                self._spools[seed] = self._thread.submit(open_spool, self.reader, seed, self.spool_folder)
+                self._spools[seed] = self._thread.submit(
+                    open_spool, self.reader, seed, self.spool_folder, self.spool_limit
+                )
 
     def usable(self, seed: int) -> npt.NDArray[np.bool_]:
         """(n,) bool: the samples whose image decoded when the cache was made."""
@@ -295,15 +299,17 @@ class Stream:
         *,
         allow_drift: bool = False,
         spool_folder: Path | None = None,
+        spool_limit: int = DEFAULT_LIMIT,
         **options: Any,
     ) -> Self:
         """Stream from a cache, after proof that its views can be made again here.
 
         Args:
-            cache: the cache, or its path.
+            cache: the cache, or its local path or fsspec URL.
             images: the images it was made of; by default those that it names.
             allow_drift: go on although views differ; `drift` then says which, and so does `about`.
-            spool_folder: where decoded seeds are kept.
+            spool_folder: where decoded seeds are kept, for all runs on the node.
+            spool_limit: bytes that this folder may hold; see `open_spool`.
             **options: fields of `StreamConfig`; `seeds` defaults to all that are complete.
 
         Raises:
@@ -327,7 +333,7 @@ class Stream:
             drift = drift_of(reader, views, config.seeds)
         else:
             prove_replay(reader, views, config.seeds)
-        return cls(views, CachedTeacher(reader, spool_folder), config, drift)
+        return cls(views, CachedTeacher(reader, spool_folder, spool_limit), config, drift)
 
     @classmethod
     def plain(cls, images: Images, recipe: RecipeSpec, **options: Any) -> Self:

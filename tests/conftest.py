@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # many small networks: threads only get in each other's way
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,3 +20,33 @@ def spools_go_to_a_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """A real S3 server on loopback, by its address; the bucket is called `bucket`."""
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "anybody")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_ENDPOINT_URL", endpoint)
+        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
+        yield endpoint
+    server.stop()
+
+
+@pytest.fixture(params=["memory", "s3", "file"])
+def root(request, tmp_path) -> str:
+    """Where a test may put caches, of every kind that can be written."""
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+        return f"s3://bucket/{tmp_path.name}"
+    return f"memory://{tmp_path.name}" if request.param == "memory" else f"file://{tmp_path}"

@@ -1,47 +1,27 @@
 """A cache anywhere that fsspec reaches is the cache on a local disk: the same numbers, or one clear error in time."""
 
-import logging
-from collections.abc import Iterator
+import itertools
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
+from http import HTTPStatus
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import fsspec
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 from test_spool import make, of_all_shards, spec_of
 
-from logitcache.errors import IncompleteError, NotFoundError, OptionError, StorageError
-from logitcache.store import CacheReader, CacheWriter
+from logitcache.errors import FormatError, IncompleteError, NotFoundError, OptionError, StorageError
+from logitcache.store import CacheReader, CacheWriter, SeedWriter, remote
 
-SPEC = spec_of()
-
-
-@pytest.fixture(scope="session")
-def s3() -> Iterator[str]:
-    """A real S3 server on loopback, by its address; the bucket is called `bucket`."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in S3_ENVIRONMENT.items():
-            patch.setenv(name, value)
-        patch.setenv("AWS_ENDPOINT_URL", endpoint)
-        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
-        yield endpoint
-    server.stop()
-
-
-S3_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
-
-
-@pytest.fixture(params=["memory", "s3", "file"])
-def root(request, tmp_path) -> str:
-    """Where a test may put caches, of every kind that can be written."""
-    if request.param == "s3":
-        request.getfixturevalue("s3")
-        return f"s3://bucket/{tmp_path.name}"
-    return f"memory://{tmp_path.name}" if request.param == "memory" else f"file://{tmp_path}"
+SPEC = spec_of(n=7)
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +75,216 @@ def test_a_bucket_that_is_not_there_ends_clearly(s3):
         CacheReader("s3://nobody/c.zarr")
     with pytest.raises(StorageError, match="bucket does not exist"):
         CacheWriter.open("s3://nobody/c.zarr", SPEC)
+
+
+# From the web ---------------------------------------------------------------------------------------------
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class _ListsNothing(_Quiet):
+    def list_directory(self, path: object) -> None:
+        self.send_error(HTTPStatus.NOT_FOUND)
+
+
+@contextmanager
+def serving(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("handler", [_Quiet, _ListsNothing])
+def test_a_cache_on_the_web_is_read_and_needs_an_index_where_the_host_does_not_list(handler, local, tmp_path):
+    shutil.copytree(local.path, tmp_path / "c.zarr")
+    with serving(partial(handler, directory=tmp_path)) as host:
+        reader = CacheReader(f"{host}/c.zarr/")
+        if handler is _Quiet:
+            assert_same(reader, local)
+        else:
+            assert reader.seeds() == []
+            CacheWriter.open(tmp_path / "c.zarr", SPEC).index()
+            assert_same(reader, local)
+        assert reader.info()["bytes_on_disk"] is None
+        shutil.rmtree(tmp_path / "c.zarr" / "seed-0")  # the index still names it
+        assert reader.seeds() == [2]
+        with pytest.raises(OptionError, match="https is for reading"):
+            CacheWriter.open(f"{host}/c.zarr", SPEC)
+        with pytest.raises(NotFoundError, match=r"no cache at .*; check the URL"):
+            CacheReader(f"{host}/d.zarr")
+
+
+@pytest.mark.parametrize(
+    "index", [b"", b"[]", b'{"seeds": 3}', b'{"seeds": [-1]}', b'{"seeds": ["../x"]}', b"\xff"]
+)
+def test_an_index_is_not_trusted(index, local, tmp_path):
+    shutil.copytree(local.path, tmp_path / "c.zarr")
+    (tmp_path / "c.zarr" / "seeds.json").write_bytes(index)
+    assert CacheReader(tmp_path / "c.zarr").seeds() == [
+        0,
+        2,
+    ]  # where the place lists, it is not even looked at
+    with serving(partial(_ListsNothing, directory=tmp_path)) as host:
+        reader = CacheReader(f"{host}/c.zarr")
+        if index:
+            with pytest.raises(FormatError, match=r"seeds\.json: expected"):
+                reader.seeds()
+        else:
+            assert reader.seeds() == []
+
+
+class _Endless(_Quiet):
+    """Sends zeros for ever."""
+
+    def do_GET(self) -> None:
+        self.send_response(HTTPStatus.OK)
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(bytes(1 << 16))
+
+
+def test_a_host_that_never_stops_sending_is_not_listened_to():
+    with serving(_Endless) as host, pytest.raises(FormatError, match="expected at most 16777216 bytes"):
+        CacheReader(f"{host}/c.zarr")
+
+
+# Faults ---------------------------------------------------------------------------------------------------
+
+
+class Faulty(BaseHTTPRequestHandler):
+    """A proxy before a host: `faults` says what happens to each request in turn; what it does not say goes well."""
+
+    upstream: ClassVar[str]
+    faults: ClassVar[Iterator[str]]
+    protocol_version = "HTTP/1.1"
+
+    def _forward(self) -> None:
+        fault = next(self.faults, "")
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if fault == "drop":
+            self.close_connection = True
+            return
+        if fault == "silence":
+            self.connection.settimeout(5)
+            with suppress(OSError):
+                self.connection.recv(1)  # until the client gives up
+            self.close_connection = True
+            return
+        connection = HTTPConnection(self.upstream.removeprefix("http://"), timeout=10)
+        with closing(connection):
+            connection.request(self.command, self.path, body, dict(self.headers))
+            answer = connection.getresponse()
+            data = b"" if fault.isdecimal() else answer.read()
+        status = int(fault) if fault.isdecimal() else answer.status
+        self.send_response_only(status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("connection", "transfer-encoding", "content-length", "server", "date"):
+                self.send_header(name, value)
+        length = answer.headers["Content-Length"] if self.command == "HEAD" else len(data)
+        self.send_header("Content-Length", str(length or 0))
+        self.end_headers()
+        self.wfile.write(data[: len(data) // 2] if fault == "truncate" else data)
+        self.close_connection = fault == "truncate"
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _forward  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def impatient(monkeypatch) -> None:
+    monkeypatch.setattr(remote, "PATIENCE", remote.Patience(attempts=3, pause=0.01, silence=0.4, longest=5))
+
+
+@contextmanager
+def faulty(upstream: str, faults: Iterable[str]) -> Iterator[str]:
+    handler = type("Handler", (Faulty,), {"upstream": upstream, "faults": iter(faults)})
+    with serving(handler) as host:
+        yield host
+
+
+FAULTS = ["drop", "silence", "truncate", "500", "503"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_that_pass_are_waited_out_on_the_web(fault, local, impatient):
+    faults = itertools.cycle([fault, "", "", "", ""])
+    with serving(partial(_Quiet, directory=local.path.parent)) as host, faulty(host, faults) as before:
+        reader = CacheReader(f"{before}/c.zarr")
+        np.testing.assert_array_equal(reader.read(2, 1)["top"], local.read(2, 1)["top"])
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_that_pass_are_waited_out_on_s3(fault, s3, local, impatient, tmp_path, monkeypatch):
+    with faulty(s3, itertools.cycle([fault, *[""] * 12])) as before:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", before)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        url = f"s3://bucket/{tmp_path.name}/c.zarr"
+        with CacheWriter.open(url, SPEC).seed(2, local.metadata(2)) as own:
+            own.adopt(1, int(local.commits(2)[1]), local.files(2, 1))
+        np.testing.assert_array_equal(CacheReader(url).read(2, 1)["top"], local.read(2, 1)["top"])
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "403"])
+@pytest.mark.parametrize("kind", ["web", "s3"])
+def test_faults_that_stay_end_in_one_line_in_time(kind, fault, s3, impatient, monkeypatch):
+    fsspec.filesystem("s3", skip_instance_cache=True).pipe_file("bucket/c.zarr/zarr.json", bytes(1000))
+    with faulty(s3, itertools.repeat(fault)) as before:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", before)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        began = time.monotonic()
+        with pytest.raises(StorageError, match=r"cannot read .*c\.zarr/zarr\.json") as refused:
+            CacheReader("s3://bucket/c.zarr" if kind == "s3" else f"{before}/bucket/c.zarr")
+        assert "\n" not in str(refused.value)
+        assert time.monotonic() - began < 30
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+def test_a_host_that_is_not_there_ends_in_one_line(impatient):
+    with pytest.raises(StorageError, match=r"cannot read .*3 attempts.*connect"):
+        CacheReader("http://127.0.0.1:9/c.zarr")
+
+
+@pytest.mark.parametrize("url", ["gopher://hole/c.zarr", "s3://"])
+def test_urls_that_nothing_answers_to(url):
+    with pytest.raises((OptionError, NotFoundError)):
+        CacheReader(url)
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(OptionError, match=r"pip install 'logitcache\[gs\]'"):
+        CacheReader("gs://bucket/c.zarr")
+
+
+def test_passwords_are_not_shown(impatient):
+    with pytest.raises(StorageError) as refused:
+        CacheReader("http://me:secret@127.0.0.1:9/c.zarr")
+    assert "secret" not in str(refused.value)
+
+
+def test_who_commits_second_is_told_if_it_was_with_something_else(root, local):
+    writer = CacheWriter.open(f"{root}/c.zarr", SPEC)
+    with writer.seed(2) as own, ExitStack() as stack:
+        if not writer.place.live:  # on a disk the lock forbids what follows
+            other = stack.enter_context(CacheWriter.open(f"{root}/c.zarr", SPEC).seed(2))
+            monkeypatch = stack.enter_context(pytest.MonkeyPatch.context())
+            monkeypatch.setattr(
+                SeedWriter, "_refuse_committed", lambda self, shard: None
+            )  # both looked before
+            for writes in (own, other):  # the same twice: harmless
+                writes.adopt(1, int(local.commits(2)[1]), local.files(2, 1))
+            with pytest.raises(StorageError, match="written meanwhile by somebody else"):
+                other.write(1, local.read(2, 1) | {"gap": np.ones((3, 2), np.float32)})
+            with pytest.raises(FormatError, match="not what was committed"):
+                CacheReader(f"{root}/c.zarr").read(2, 1)

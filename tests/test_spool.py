@@ -256,6 +256,50 @@ def test_a_spool_that_another_process_is_opening_is_not_trimmed(cache, tmp_path)
     assert file.exists()
 
 
+def use_in_turn(path: Path, folder: Path, barrier, told) -> None:
+    """Open seeds one after the other, each mapped while the next is opened, in a folder that holds one only."""
+    reader = CacheReader(path)
+    whole = {seed: pack(reader.spec, RowLayout.of(reader.spec), of_all_shards(reader, seed)) for seed in (0, 1, 2)}
+    right, held = 0, None
+    barrier.wait()
+    for turn in range(12):
+        seed = turn % 3
+        rows = open_spool(reader, seed, folder, limit=rows_bytes(reader))
+        right += bool((rows == whole[seed]).all()) and (held is None or bool((held[1] == whole[held[0]]).all()))
+        held = seed, rows
+    told.send(right)
+
+
+def rows_bytes(reader: CacheReader) -> int:
+    return reader.spec.dataset.n * RowLayout.of(reader.spec).row_bytes
+
+
+def test_processes_that_build_and_evict_at_once_each_have_the_right_rows(cache, tmp_path):
+    barrier, pipes = SPAWN.Barrier(2), [SPAWN.Pipe(duplex=False) for _ in range(2)]
+    children = [SPAWN.Process(target=use_in_turn, args=(cache.path, tmp_path, barrier, tell)) for _, tell in pipes]
+    for child in children:
+        child.start()
+    assert [told.recv() for told, _ in pipes] == [12, 12]
+    for child in children:
+        child.join()
+    open_spool(cache, 0, tmp_path, limit=rows_bytes(cache))
+    assert len(list(tmp_path.glob("*.spool"))) == 1
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_room_is_made_before_a_spool_is_built(cache, tmp_path, monkeypatch):
+    open_spool(cache, 0, tmp_path)
+    read, beside = CacheReader.read, []
+
+    def reading(self, seed, shard):
+        beside.append(len(list(tmp_path.glob("*.spool"))))
+        return read(self, seed, shard)
+
+    monkeypatch.setattr(CacheReader, "read", reading)
+    open_spool(cache, 1, tmp_path, limit=rows_bytes(cache))
+    assert set(beside) == {0}
+
+
 # What can go wrong ----------------------------------------------------------------------------------------
 
 
@@ -283,7 +327,7 @@ def test_trouble_with_the_cache_is_not_blamed_on_the_spool(tmp_path):
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(FormatError, match="seed 0, shard 1"):
         open_spool(reader, 0, tmp_path / "spool")
-    assert not list((tmp_path / "spool").glob("*.spool"))
+    assert not [f for f in (tmp_path / "spool").iterdir() if f.suffix != ".lock"]  # nor what was begun
 
     file.unlink()
     file.symlink_to(file)  # a file that cannot be opened, for root as well

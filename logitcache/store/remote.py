@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
+from fsspec.asyn import sync
 from zarr.abc.store import Store
 from zarr.core.buffer import Buffer
 from zarr.core.buffer.cpu import Buffer as HostBuffer
@@ -81,6 +82,8 @@ class RemotePlace(Place):
             raise
         except Exception as error:  # each file system has errors of its own for odd URLs
             raise OptionError(f"{shown}: no file system opens this URL: {_reason(error)}") from error
+        if scheme in ("s3", "s3a"):
+            filesystem.retries = 1  # attempts within attempts would multiply
         return cls(filesystem, root.rstrip("/"), shown)
 
     def at(self, name: str) -> "RemotePlace":
@@ -216,6 +219,8 @@ class RemotePlace(Place):
     def _get(self, where: str, most: int) -> bytes | None:
         bound = {"timeout": PATIENCE.longest} if self.filesystem.async_impl else {}
         try:
+            if not self.writable:
+                return bytes(sync(self.filesystem.loop, _download, self.filesystem, where, most, **bound))
             return bytes(self.filesystem.cat_file(where, start=0, end=most, **bound))
         except FileNotFoundError:
             return None
@@ -265,6 +270,20 @@ def _options(scheme: str) -> dict[str, Any]:
         silence = ClientTimeout(total=None, sock_connect=PATIENCE.silence, sock_read=PATIENCE.silence)
         return {"client_kwargs": {"timeout": silence} | chosen.get("client_kwargs", {})}
     return {"use_listings_cache": False} if scheme in ("gs", "gcs") else {}
+
+
+async def _download(filesystem: Any, url: str, most: int) -> bytes:
+    """Read at most so many bytes from the web, whatever its host goes on sending."""
+    session, data = await filesystem.set_session(), bytearray()
+    async with session.get(filesystem.encode_url(url), **filesystem.kwargs) as answer:
+        if answer.status == 404:
+            raise FileNotFoundError(url)
+        answer.raise_for_status()
+        async for piece in answer.content.iter_chunked(1 << 16):
+            data += piece
+            if len(data) >= most:
+                break
+    return bytes(data[:most])
 
 
 def _or_none(call: Callable[..., _T], *args: Any, **options: Any) -> _T | None:

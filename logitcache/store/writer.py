@@ -162,7 +162,7 @@ class SeedWriter:
         with self.place.storing():
             store, opened = self._open("r+")
             files = shard_files(self.spec, shard)
-            self.place.delete(files)
+            self.place.delete(files[:-1])
             for a in self.spec.arrays():
                 opened[a.name][self.spec.place(a, shard)] = stored[a.name]
             self.place.save(store, files[:-1])
