@@ -9,7 +9,7 @@ from .terminal import show, size
 
 
 def info(
-    cache: Annotated[str, typer.Argument(help="Path of the cache.")],
+    cache: Annotated[str, typer.Argument(help="Cache: a path or URL.")],
     json: Json = False,
 ) -> None:
     """Show a cache at a glance: teacher, data, views, seeds, size, how sure the teacher is, who can use it.
@@ -25,7 +25,7 @@ def info(
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     teacher, data, recipe = found["teacher"], found["dataset"], found["recipe"]
-    per_view, side = found["bytes_per_sample_view"], found["view_size"]
+    side = found["view_size"]
     begun = [
         f"seed {s['seed']}: {s['shards_done']} of {s['shards']} shards"
         for s in found["seeds"]
@@ -38,11 +38,17 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("data", f"{data['name']}, {data['split']}: {found['n']:,} images, {found['num_classes']:,} classes"),
         ("views", f"{recipe['name']} v{recipe['version']}, {views}; top {found['k']} logits kept"),
         ("seeds", "; ".join([f"{found['complete']} complete", *begun])),
-        ("size", f"{size(found['bytes_on_disk'])}, {per_view or 0:.1f} bytes per sample and view"),
+        ("size", _size(found["bytes_on_disk"], found["bytes_per_sample_view"])),
         ("answers", _answers(found)),
         ("to use", f"students of {found['num_classes']:,} classes, with --data {data['name']}"),
         ("versions", _versions(found)),
     ]
+
+
+def _size(count: int | None, per_view: float | None) -> str:
+    if count is None:
+        return "not told by this host"
+    return f"{size(count)}, {per_view or 0:.1f} bytes per sample and view"
 
 
 def _answers(found: dict[str, Any]) -> str:

@@ -247,3 +247,51 @@ def test_an_unfinished_cache_says_what_is_complete(tmp_path: Path, folder: Path)
     assert "no complete seed (begun: seed 0)" in line
     again = json.loads(succeeds(*words, "--seeds", 0, "--json", cwd=tmp_path))
     assert again["shards_written"] == 1
+
+
+# Caches elsewhere -----------------------------------------------------------------------------------------
+
+
+def test_a_cache_in_a_bucket_from_dump_to_student(s3: str, tmp_path: Path) -> None:
+    url = "s3://bucket/cli.zarr"
+    dump = (
+        "dump",
+        "--teacher",
+        "digits_small",
+        "--top-k",
+        4,
+        "--shard-samples",
+        1024,
+        "--out",
+        url,
+        "--json",
+    )
+    assert json.loads(succeeds(*dump, "--seeds", "0", cwd=tmp_path))["views"] == 1437
+    assert json.loads(succeeds(*dump, "--seeds", "0-1", cwd=tmp_path))["views"] == 1437  # seed 0 is there
+    assert "seeds 0-1 complete" in succeeds("info", url, cwd=tmp_path)
+    assert "4 copied" in succeeds("copy", url, "here.zarr", cwd=tmp_path)
+    assert (
+        json.loads(succeeds("copy", "here.zarr", url, "--seeds", 1, "--json", cwd=tmp_path))["shards_there"]
+        == 6
+    )
+    train = ("train", "--student", "digits_tiny", "--epochs", 2, "--json")
+    spool = ("--spool-dir", "spool", "--spool-limit", "50kB")
+    near = json.loads(succeeds(*train, "--cache", "here.zarr", "--out", "near", cwd=tmp_path))
+    far = json.loads(succeeds(*train, "--cache", url, "--out", "far", *spool, cwd=tmp_path))
+    assert far["runs"][0]["loss"] == near["runs"][0]["loss"]
+    (kept,) = (tmp_path / "spool").glob("*.spool")  # one of the two: the limit holds no more
+    assert kept.stat().st_size < 50_000
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("dump", "--teacher", "digits_small", "--out", "https://x.invalid/c.zarr"), "https is for reading"),
+        (("copy", "s3://bucket/none.zarr", "d.zarr"), "no cache at s3://bucket/none.zarr"),
+        (("train", "--student", "digits_tiny", "--cache", "gopher://hole/c.zarr"), "no file system opens"),
+    ],
+)
+def test_urls_that_cannot_be_used_end_in_one_line(
+    words: tuple[str, ...], message: str, s3: str, tmp_path: Path
+) -> None:
+    assert message in fails(*words, cwd=tmp_path)

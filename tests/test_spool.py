@@ -259,13 +259,17 @@ def test_a_spool_that_another_process_is_opening_is_not_trimmed(cache, tmp_path)
 def use_in_turn(path: Path, folder: Path, barrier, told) -> None:
     """Open seeds one after the other, each mapped while the next is opened, in a folder that holds one only."""
     reader = CacheReader(path)
-    whole = {seed: pack(reader.spec, RowLayout.of(reader.spec), of_all_shards(reader, seed)) for seed in (0, 1, 2)}
+    whole = {
+        seed: pack(reader.spec, RowLayout.of(reader.spec), of_all_shards(reader, seed)) for seed in (0, 1, 2)
+    }
     right, held = 0, None
     barrier.wait()
     for turn in range(12):
         seed = turn % 3
         rows = open_spool(reader, seed, folder, limit=rows_bytes(reader))
-        right += bool((rows == whole[seed]).all()) and (held is None or bool((held[1] == whole[held[0]]).all()))
+        right += bool((rows == whole[seed]).all()) and (
+            held is None or bool((held[1] == whole[held[0]]).all())
+        )
         held = seed, rows
     told.send(right)
 
@@ -276,7 +280,9 @@ def rows_bytes(reader: CacheReader) -> int:
 
 def test_processes_that_build_and_evict_at_once_each_have_the_right_rows(cache, tmp_path):
     barrier, pipes = SPAWN.Barrier(2), [SPAWN.Pipe(duplex=False) for _ in range(2)]
-    children = [SPAWN.Process(target=use_in_turn, args=(cache.path, tmp_path, barrier, tell)) for _, tell in pipes]
+    children = [
+        SPAWN.Process(target=use_in_turn, args=(cache.path, tmp_path, barrier, tell)) for _, tell in pipes
+    ]
     for child in children:
         child.start()
     assert [told.recv() for told, _ in pipes] == [12, 12]
