@@ -28,7 +28,6 @@ from logitcache.loader import (
     OnBadImage,
     Pair,
     ViewBatch,
-    choose_workers,
     deaths_named,
     loaded,
     view_loader,
@@ -147,8 +146,8 @@ def dump(
         loader = view_loader(
             views,
             _Batches(spec, work, batch_size),
-            workers=choose_workers(config.workers, images, device) if work else 0,
-            pin_memory=device.type == "cuda",
+            workers=config.workers if work else 0,
+            device=device,
             start_method=config.start_method,
         )
         filler = stack.enter_context(_Filler(spec, seeds, images))

@@ -1,18 +1,23 @@
 """Loading: a torch data set whose index is (sample, seed), so that workers carry no state.
 
-A batch is a list of such pairs. Pairs of one sample that stand side by side decode its image once.
+A batch is a list of such pairs. Pairs of one sample that stand side by side decode its image once. Views of images
+that lie in memory are made by whole batches in this process where their recipe allows it (`logitcache.batched`).
 """
 
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from logitcache.batched import BatchedViews
 from logitcache.datasets import ArrayImages, Images
 from logitcache.errors import DataError, ImageError, LogitCacheError, OptionError
 from logitcache.mixing import Mixer
@@ -21,6 +26,9 @@ from logitcache.views import ViewMaker
 
 Pair = tuple[int, int]
 OnBadImage = Literal["error", "skip"]
+
+AHEAD = 8192
+"""Pairs to draw for at once: seeding costs 400 vector operations, however long they are."""
 
 
 class ViewBatch(NamedTuple):
@@ -72,10 +80,7 @@ class KeyedViews(Dataset[ViewBatch]):
         return self._mixed(batch, pairs) if self.mixer.steps and not batch.error else batch
 
     def _unmixed(self, pairs: Sequence[Pair]) -> ViewBatch:
-        samples, seeds = torch.tensor(pairs, dtype=torch.int64).unbind(1)
-        if not 0 <= int(samples.min()) <= int(samples.max()) < len(self):
-            raise OptionError(f"{self.images.name} has samples 0 to {len(self) - 1}, asked for {list(pairs)}")
-        labels = torch.from_numpy(self.images.labels[samples.numpy()])
+        samples, seeds, labels = self.columns(pairs)
         try:
             made = self._views(pairs)
             good = [view for view in made if view is not None] or [self.any_view()]
@@ -113,6 +118,19 @@ class KeyedViews(Dataset[ViewBatch]):
                 partners[row] = mix.partner
                 batch.valid[row] &= valid
         return batch._replace(partners=partners, shares=shares)
+
+    def columns(self, pairs: Iterable[Pair]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return samples, seeds and labels of B pairs; all (B,) int64.
+
+        Raises:
+            OptionError: a sample is not one of the images.
+        """
+        table = np.fromiter(chain.from_iterable(pairs), np.int64).reshape(-1, 2)
+        samples, seeds = np.ascontiguousarray(table.T)
+        if (odd := samples[(samples < 0) | (samples >= len(self))]).size:
+            raise OptionError(f"{self.images.name} has samples 0 to {len(self) - 1}, asked for {odd[0]}")
+        labels = self.images.labels[samples]
+        return torch.from_numpy(samples), torch.from_numpy(seeds), torch.from_numpy(labels)
 
     def _views(self, pairs: Sequence[Pair]) -> list[Tensor | None]:
         made: list[Tensor | None] = []
@@ -157,19 +175,30 @@ def view_loader(
     views: KeyedViews,
     batches: Iterable[list[Pair]],
     *,
-    workers: int,
-    pin_memory: bool = False,
+    workers: int = -1,
+    device: torch.device | str = "cpu",
     start_method: str | None = None,
-) -> "DataLoader[ViewBatch]":
-    """Load batches of pairs with DataLoader workers, in order; what a batch holds does not depend on them.
+) -> "InMemory | DataLoader[ViewBatch]":
+    """Load batches of pairs, in order; what a batch holds does not depend on who makes it.
 
     Args:
         views: what to load from.
         batches: lists of (sample, seed), one per batch; iterated anew for each pass over the loader.
-        workers: worker processes; 0 loads in this one.
-        pin_memory: page-locked batches, for asynchronous copies to a GPU.
+        workers: processes that make views. 0 makes them in this one and −1 as fits, both by whole batches where that
+            can be; 1 or more makes them one by one, there.
+        device: where the batches will go. Views made by whole batches may be there already, others are in
+            page-locked memory for a GPU; labels, samples, seeds are on the CPU.
         start_method: "fork", "spawn" or "forkserver"; None takes the platform's.
+
+    Raises:
+        OptionError: `workers` is below −1.
     """
+    device = torch.device(device)
+    if workers in (-1, 0) and not views.mixer.steps:
+        engine = BatchedViews.of(views.images, views.maker, device)
+        if engine is not None:
+            return InMemory(views, engine, batches)
+    workers = choose_workers(workers, views.images, device)
     options: dict[str, Any] = {}
     if workers:
         options = {
@@ -182,12 +211,43 @@ def view_loader(
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_as_is,
-        pin_memory=pin_memory,
+        pin_memory=device.type == "cuda",
         **options,
     )
 
 
-def loaded(loader: "DataLoader[ViewBatch]") -> Iterator[ViewBatch]:
+@dataclass(frozen=True, eq=False)
+class InMemory:
+    """Batches of pairs made by `BatchedViews`, which draws for `AHEAD` pairs at once, or a few more."""
+
+    views: KeyedViews
+    engine: BatchedViews
+    batches: Iterable[list[Pair]]
+
+    def __iter__(self) -> Iterator[ViewBatch]:
+        ahead: list[list[Pair]] = []
+        pairs = 0
+        for batch in self.batches:
+            ahead.append(batch)
+            pairs += len(batch)
+            if pairs >= AHEAD:
+                yield from self._made(ahead)
+                ahead, pairs = [], 0
+        yield from self._made(ahead)
+
+    def _made(self, batches: list[list[Pair]]) -> Iterator[ViewBatch]:
+        samples, seeds, labels = self.views.columns(chain.from_iterable(batches))
+        drawn = self.engine.draw(samples.numpy(), seeds.numpy())
+        start = 0
+        for batch in batches:
+            rows = slice(start, start + len(batch))
+            start = rows.stop
+            made = self.engine.make(samples[rows].numpy(), drawn[rows])
+            valid = torch.ones(len(batch), dtype=torch.bool)
+            yield ViewBatch(made, labels[rows], samples[rows], seeds[rows], valid)
+
+
+def loaded(loader: "InMemory | DataLoader[ViewBatch]") -> Iterator[ViewBatch]:
     """Iterate a loader's batches.
 
     Raises:
@@ -198,7 +258,8 @@ def loaded(loader: "DataLoader[ViewBatch]") -> Iterator[ViewBatch]:
         try:
             yield from map(require, loader)
         except (ConnectionError, EOFError) as error:  # the line to a worker breaks before its death is seen
-            if not loader.num_workers or "in DataLoader worker process" in str(error):
+            in_worker = isinstance(loader, DataLoader) and loader.num_workers
+            if not in_worker or "in DataLoader worker process" in str(error):
                 raise  # what your own data set raised
             time.sleep(1.0)  # torch's own word comes as a signal: let it end this, not whatever runs next
             raise _death(str(error)) from error

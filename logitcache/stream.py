@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from logitcache.datasets import Images, open_images
 from logitcache.errors import DataError, IncompleteError, OptionError
 from logitcache.forward import choose_device
-from logitcache.loader import KeyedViews, Pair, ViewBatch, choose_workers, loaded, view_loader
+from logitcache.loader import KeyedViews, Pair, ViewBatch, loaded, view_loader
 from logitcache.mixing import MixedLabels
 from logitcache.replay import Drift, check_images, drift_of, prove_replay
 from logitcache.schema import RecipeSpec, RowLayout
@@ -280,14 +280,13 @@ class Stream:
             )
         self.views, self.teacher, self.config, self.drift = views, teacher, config, drift
         self.device = choose_device(config.device)
-        self.workers = choose_workers(config.workers, views.images, self.device)
         self._begun = 0
         self._switch = _Switch()
         self._loader = view_loader(
             views,
             self._switch,
-            workers=self.workers,
-            pin_memory=self.device.type == "cuda",
+            workers=config.workers,
+            device=self.device,
             start_method=config.start_method,
         )
 

@@ -306,12 +306,18 @@ class Evaluation:
     """A labelled test set, viewed without randomness."""
 
     def __init__(
-        self, images: Images, recipe: RecipeSpec, *, batch_size: int = 256, workers: int = 0
+        self,
+        images: Images,
+        recipe: RecipeSpec,
+        *,
+        batch_size: int = 256,
+        workers: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.images = images
         starts = range(0, len(images), batch_size)
         pairs = [[(i, 0) for i in range(len(images))[start : start + batch_size]] for start in starts]
-        self._loader = view_loader(KeyedViews(images, recipe), pairs, workers=workers)
+        self._loader = view_loader(KeyedViews(images, recipe), pairs, workers=workers, device=device)
 
     @classmethod
     def beside(cls, stream: Stream) -> "Evaluation":
@@ -322,7 +328,7 @@ class Evaluation:
         """
         images = open_images(stream.views.images.name, "test")
         recipe = recipe_named(stream.views.maker.recipe.evaluation)
-        return cls(images, recipe, workers=stream.workers)
+        return cls(images, recipe, workers=stream.config.workers, device=stream.device)
 
     @torch.inference_mode()
     def of(self, models: Sequence[ViewModel]) -> list[dict[str, float]]:
@@ -363,7 +369,7 @@ class Validation:
         self._samples = torch.from_numpy(held_out(images))
         pairs = [[(i, 0) for i in part.tolist()] for part in torch.split(self._samples, 256) if len(part)]
         views = KeyedViews(images, recipe_named(recipe.evaluation), "skip")
-        self._loader = view_loader(views, pairs, workers=stream.workers)
+        self._loader = view_loader(views, pairs, workers=stream.config.workers, device=stream.device)
 
     def without(self, batch: Batch) -> Batch:
         """Return the batch without the images held out, and without views that these are mixed into."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -37,16 +38,25 @@ def key(*parts: int) -> int:
 
     A chain of SplitMix64 finalisers (Steele et al., "Fast splittable pseudorandom number generators", 2014).
     """
-    state = 0
-    for part in parts:
+    return int(_mixed(*parts))
+
+
+def keys(seeds: npt.NDArray[np.int64], samples: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """Return ``key(seed, sample)`` of each of n pairs; all (n,)."""
+    return np.asarray(_mixed(seeds.astype(np.uint64), samples.astype(np.uint64)), np.uint64)
+
+
+def _mixed(*parts: Any) -> Any:
+    state: Any = 0
+    for part in parts:  # numbers, or arrays of uint64, which wrap by themselves
         state = (state + 0x9E3779B97F4A7C15 + (part & _UINT64)) & _UINT64
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _UINT64
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _UINT64
-        state ^= state >> 31
+        state = state ^ (state >> 31)
     return state
 
 
-def permutation(n: int, *parts: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
+def permutation(n: int, *parts: int) -> npt.NDArray[np.int64]:
     """Return a permutation of range(n), (n,) int64, that depends on `parts` alone (Philox, keyed)."""
     return np.random.Generator(np.random.Philox(key=key(*parts))).permutation(n)
 
@@ -79,7 +89,7 @@ class ViewMaker:
     def __init__(self, recipe: RecipeSpec) -> None:
         self.recipe = recipe
         self._specs = recipe.own_steps
-        self._steps = [_build_step(step) for step in self._specs]
+        self.steps = [_build_step(step) for step in self._specs]
         self._own_code = any(":" in step.transform for step in self._specs)
 
     def __call__(self, image: Tensor, sample: int, seed: int) -> Tensor:
@@ -112,7 +122,7 @@ class ViewMaker:
             random.seed(view_key)
             np.random.seed(view_key & 0xFFFF_FFFF)  # noqa: NPY002  (the global one is what your code draws from)
         view: Any = image.clone()  # a step may work in place
-        for spec, step in zip(self._specs, self._steps, strict=True):
+        for spec, step in zip(self._specs, self.steps, strict=True):
             try:
                 view = step(view)
             except (TypeError, ValueError, RuntimeError) as error:
@@ -133,7 +143,7 @@ class ViewMaker:
 def digest(view: Tensor) -> int:
     """CRC-32 of a view's shape (as "(C, h, w)") followed by its pixels, (C, h, w) uint8; 1 where that is 0."""
     shape = ", ".join(map(str, view.shape))
-    return zlib.crc32(view.contiguous().numpy().data, zlib.crc32(f"({shape})".encode())) or 1
+    return zlib.crc32(view.cpu().contiguous().numpy().data, zlib.crc32(f"({shape})".encode())) or 1
 
 
 def library_versions() -> dict[str, str]:

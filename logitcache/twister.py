@@ -1,0 +1,76 @@
+"""What torch's CPU generator draws, for the generators of thousands of views at once, with NumPy."""
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint32]
+
+# Until the state is first twisted as a whole, output j needs words j, j + 1 and j + 397 of the initial state alone.
+MOST_WORDS = 624 - 397
+
+
+def twister_words(seeds: Words, count: int) -> Words:
+    """Draw the first words of many Mersenne Twisters (MT19937, Matsumoto and Nishimura, 1998).
+
+    Args:
+        seeds: (n,) uint32, one per generator.
+        count: words of each, at most `MOST_WORDS`.
+
+    Returns:
+        (count, n) uint32.
+    """
+    assert count <= MOST_WORDS
+    state = np.empty((count + 1, len(seeds)), np.uint32)
+    ahead = np.empty((count, len(seeds)), np.uint32)
+    word = seeds.astype(np.uint32)
+    shifted = np.empty_like(word)
+    for j in range(397 + count):
+        if j:
+            np.right_shift(word, 30, out=shifted)
+            np.bitwise_xor(word, shifted, out=word)
+            np.multiply(word, np.uint32(1812433253), out=word)
+            np.add(word, np.uint32(j), out=word)
+        if j <= count:
+            state[j] = word
+        if j >= 397:
+            ahead[j - 397] = word
+    y = (state[:-1] & np.uint32(0x80000000)) | (state[1:] & np.uint32(0x7FFFFFFF))
+    y = ahead ^ (y >> np.uint32(1)) ^ ((y & np.uint32(1)) * np.uint32(0x9908B0DF))
+    y ^= y >> np.uint32(11)
+    y ^= (y << np.uint32(7)) & np.uint32(0x9D2C5680)
+    y ^= (y << np.uint32(15)) & np.uint32(0xEFC60000)
+    y ^= y >> np.uint32(18)
+    drawn: Words = y
+    return drawn
+
+
+class Draws:
+    """The generators of n views, each with a place of its own in its stream of words.
+
+    Args:
+        keys: (n,) uint64; torch's generator takes the low 32 bits of a seed.
+        most: words that any of them gives in all, at most `MOST_WORDS`.
+    """
+
+    def __init__(self, keys: npt.NDArray[np.uint64], most: int) -> None:
+        self._words = twister_words(keys.astype(np.uint32), most)
+        self._at = np.zeros(len(keys), np.int64)
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def _take(self, rows: Ints) -> Words:
+        words = self._words[self._at[rows], rows]
+        self._at[rows] += 1
+        return words
+
+    def below(self, bound: int | Ints, rows: Ints) -> Ints:
+        """(len(rows),) int64 as ``torch.randint(0, bound, ())`` gives."""
+        return self._take(rows).astype(np.int64) % bound
+
+    def uniform(self, low: float, high: float, rows: Ints) -> npt.NDArray[np.float32]:
+        """(len(rows),) float32 as ``torch.empty(1).uniform_(low, high)`` gives."""
+        first, last = np.float32(low), np.float32(high)
+        unit = (self._take(rows) & np.uint32((1 << 24) - 1)) * 2.0**-24
+        return (unit * np.float64(last - first) + np.float64(first)).astype(np.float32)
