@@ -91,6 +91,7 @@ class ViewMaker:
         self._specs = recipe.own_steps
         self.steps = [_build_step(step) for step in self._specs]
         self._own_code = any(":" in step.transform for step in self._specs)
+        self._in_place = self._own_code or any(step.args.get("inplace") for step in self._specs)
 
     def __call__(self, image: Tensor, sample: int, seed: int) -> Tensor:
         """Make one view.
@@ -121,7 +122,7 @@ class ViewMaker:
         if self._own_code:
             random.seed(view_key)
             np.random.seed(view_key & 0xFFFF_FFFF)  # noqa: NPY002  (the global one is what your code draws from)
-        view: Any = image.clone()  # a step may work in place
+        view: Any = image.clone() if self._in_place else image
         for spec, step in zip(self._specs, self.steps, strict=True):
             try:
                 view = step(view)
@@ -137,7 +138,9 @@ class ViewMaker:
                 f"recipe {self.recipe.name!r} must give a (C, h, w) uint8 tensor, found {_form(view)}; "
                 "models normalise by themselves, so leave ToDtype and Normalize out of the recipe"
             )
-        return view.contiguous()
+        made: Tensor = view.contiguous()
+        is_image = made.untyped_storage().data_ptr() == image.untyped_storage().data_ptr()
+        return made.clone() if is_image else made  # what becomes of a view must not reach the data set
 
 
 def digest(view: Tensor) -> int:
