@@ -10,14 +10,18 @@ from .options import Device, Json
 from .terminal import console, say, show
 
 if TYPE_CHECKING:
-    from logitcache.bench.losses import Row
+    import torch
+
+    from logitcache.bench import losses, views
 
 
 def bench(
-    suite: Annotated[Literal["losses"], typer.Argument(help="What to measure.")],
+    suite: Annotated[Literal["losses", "views"], typer.Argument(help="What to measure.")],
     rounds: Annotated[int, typer.Option(min=2, help="How often each step is timed.")] = 20,
-    batch: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 256,
-    threads: Annotated[int, typer.Option(min=0, help="Threads on the CPU; 0: as torch chooses.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Rows of a batch; of losses.")] = 256,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Threads on the CPU; 0: as torch chooses; views: 1.")
+    ] = 0,
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
@@ -26,36 +30,59 @@ def bench(
     losses: forward and backward of kd and cmkd against the dense F.kl_div, of the rank term against a softmax
     of the same logits, and of the soft ranks against plain autograd and Blondel's.
 
+    views: keyed views against torchvision's own, and whole batches of small images against one by one, on the CPU.
+
     Example: logitcache bench losses
     """
     import torch
 
     from logitcache.bench import conditions
-    from logitcache.bench.losses import measure
     from logitcache.forward import choose_device
 
-    if threads:
+    if threads := 1 if suite == "views" else threads:
         torch.set_num_threads(threads)
-    where = choose_device(device)
+    where = choose_device("cpu" if suite == "views" else device)
     made_on = conditions(where)
     say(f"bench {suite}: {rounds} rounds, about a minute on two cores")
-    rows = measure(batch=batch, rounds=rounds, device=where)
+    rows, table = _views(rounds) if suite == "views" else _losses(batch, rounds, where)
     if not json:
-        console.print(_table(rows, batch))
+        console.print(table)
     show({"suite": suite, **made_on, "rows": [row.to_dict() for row in rows]}, _about(made_on), as_json=json)
 
 
-def _table(rows: "list[Row]", batch: int) -> Table:
-    table = Table(
-        title=f"forward and backward, {batch} rows", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-    )
-    for name in ("loss", "against", "C", "k", "ms", "other", "ratio, quartiles", "wanted"):
-        table.add_column(name, justify="left" if name == "loss" else "right", no_wrap=True)
+def _losses(batch: int, rounds: int, where: "torch.device") -> "tuple[list[losses.Row], Table]":
+    from logitcache.bench.losses import measure
+
+    rows = measure(batch=batch, rounds=rounds, device=where)
+    table = _table(f"forward and backward, {batch} rows", "loss", "against", "C", "k", "ms", "other")
     for row in rows:
-        ratio = f"{row.ratio:.2f} ({row.ratio_low:.2f}–{row.ratio_high:.2f})"
         sizes = (f"{row.classes}", f"{row.k}", f"{row.ms:.3g}", f"{row.ms_against:.3g}")
-        table.add_row(row.name, row.against, *sizes, ratio, f"≤ {row.wanted:g}")
+        table.add_row(row.name, row.against, *sizes, *_ratio(row))
+    return rows, table
+
+
+def _views(rounds: int) -> "tuple[list[views.Row], Table]":
+    from logitcache.bench.views import measure
+
+    rows = measure(rounds=rounds)
+    table = _table("views, the ratio that of their times", "recipe", "made", "against", "views/s", "other")
+    for row in rows:
+        rates = (f"{row.views_per_second:,.0f}", f"{row.views_per_second_against:,.0f}")
+        table.add_row(row.recipe, row.name, row.against, *rates, *_ratio(row))
+    return rows, table
+
+
+def _table(title: str, *names: str) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in (*names, "ratio, quartiles", "wanted"):
+        table.add_column(name, justify="left" if name == names[0] else "right", no_wrap=True)
     return table
+
+
+def _ratio(row: "losses.Row | views.Row") -> tuple[str, str]:
+    digits = 2 if row.ratio >= 0.1 else 3
+    low, middle, high = (f"{x:.{digits}f}" for x in (row.ratio_low, row.ratio, row.ratio_high))
+    return f"{middle} ({low}–{high})", "" if row.wanted is None else f"≤ {row.wanted:g}"
 
 
 def _about(made_on: dict[str, Any]) -> list[tuple[str, str]]:

@@ -53,7 +53,7 @@ class DumpConfig(Spec):
         batch_size: views per forward; 0 takes 64 on the CPU and 256 on CUDA.
         precision: "auto", "float32", "bfloat16" or "float16".
         device: "auto", "cpu", "cuda", "cuda:N".
-        workers: processes that make views; −1: as fits.
+        workers: processes that make views, one by one; −1: as fits, 0: none (see `loader.view_loader`).
         seeds_per_pass: seeds that share one decoding of each image.
         on_bad_image: "error" stops; "skip" marks the sample as one without a teacher.
         shard_samples: samples per shard; 0 fits it to the data set.

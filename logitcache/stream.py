@@ -248,7 +248,7 @@ class StreamConfig:
         batch_size: pairs per batch and rank.
         seeds: augmentation seeds; epoch e takes seeds[e mod S].
         order: key of the shuffling.
-        workers: processes that make views; −1: as fits.
+        workers: processes that make views, one by one; −1: as fits, 0: none (see `loader.view_loader`).
         device: where batches go: "auto", "cpu", "cuda", "cuda:N".
         start_method: of the workers; None takes the platform's.
         rank, world_size: this process among those that train together.

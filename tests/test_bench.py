@@ -30,6 +30,25 @@ def test_bench_losses_prints_ratios_that_fit_a_terminal(monkeypatch: pytest.Monk
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_bench_views_compares_the_ways_to_make_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    import logitcache.bench.views as views
+
+    monkeypatch.setattr(views, "AT_ONCE", 64)
+    monkeypatch.setattr(views, "ONE_BY_ONE", 2)
+    words = ["bench", "views", "--rounds", "2"]
+    ended = CliRunner().invoke(app, [*words, "--json"])
+    assert ended.exit_code == 0, ended.output
+    found = json.loads(ended.stdout)
+    assert (found["suite"], found["threads"]) == ("views", 1)
+    compared = {(row["recipe"], row["name"], row["against"]) for row in found["rows"]}
+    assert {("cifar", "batched", "keyed"), ("digits", "batched", "unkeyed")} <= compared
+    assert ("imagenet", "keyed", "unkeyed") in compared
+    assert all(0 < row["ratio_low"] <= row["ratio"] <= row["ratio_high"] for row in found["rows"])
+    text = CliRunner().invoke(app, words, env={"COLUMNS": "80"}).stdout
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_a_contest_tunes_on_held_out_training_digits_and_scores_on_test_digits(tmp_path: Path) -> None:
     config = ContestConfig(
         losses=("kd", "dho"),
