@@ -1,7 +1,10 @@
 """What torch's CPU generator draws, for the generators of thousands of views at once, with NumPy."""
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint32]
@@ -73,4 +76,13 @@ class Draws:
         """(len(rows),) float32 as ``torch.empty(1).uniform_(low, high)`` gives."""
         first, last = np.float32(low), np.float32(high)
         unit = (self._take(rows) & np.uint32((1 << 24) - 1)) * 2.0**-24
-        return (unit * np.float64(last - first) + np.float64(first)).astype(np.float32)
+        drawn = (unit * np.float64(last - first) + np.float64(first)).astype(np.float32)
+        return np.where(drawn == last, first, drawn) if _leaves_the_end_out() else drawn
+
+
+@functools.cache
+def _leaves_the_end_out() -> bool:
+    """Whether torch gives `low` where rounding would give `high`; not all of its versions do."""
+    high = 1 + 2.0**-23  # half of what is drawn from [1, high) rounds to high
+    drawn = torch.empty(64).uniform_(1, high, generator=torch.Generator().manual_seed(0))
+    return not bool((drawn == high).any())
