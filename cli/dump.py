@@ -37,11 +37,13 @@ def dump(
         Literal["error", "skip"], typer.Option(help="Stop, or leave the sample without a teacher.")
     ] = "error",
     shard_samples: Annotated[int, typer.Option(help="Samples per shard; 0: fitted to the data.")] = 0,
+    grow: Annotated[bool, typer.Option("--grow", help="Append images that the cache has not yet.")] = False,
     json: Json = False,
 ) -> None:
     """Run the teacher once per augmentation seed and keep its compressed top-k logits.
 
-    Started again, it goes on at the first missing shard; more seeds can be added at any time.
+    Started again, it goes on at the first missing shard; more seeds can be added at any time, and
+    with --grow images that came later.
 
     Example: logitcache dump --teacher vit_l --data imagefolder:/data/imagenet --seeds 0-9
     """
@@ -62,6 +64,7 @@ def dump(
         seeds_per_pass=seeds_per_pass,
         on_bad_image=on_bad_image,
         shard_samples=shard_samples,
+        grow=grow,
     )
     path = out or cache_path(teacher, data)
     with progress(f"dump {model.name}", "views") as advance:

@@ -78,6 +78,10 @@ def train(
         stream = Stream.from_cache(path, images, allow_drift=allow_drift, seeds=chosen, **options)
         if stream.drift:
             say(f"warning: --allow-drift: {stream.drift}; the run's config.json records it")
+        if more := stream.views.images.left_out:
+            say(
+                f"note: {more:,} images came after the cache and are left out; `logitcache dump --grow` adds them"
+            )
     else:
         images = open_images(data if data != "auto" else "digits")
         made_by = recipe_named(recipe if recipe != "auto" else images.recipe)

@@ -46,7 +46,7 @@ def copy(
 
     Args:
         source: local path or fsspec URL.
-        out: local path or fsspec URL; a copy of the same cache may be there already.
+        out: local path or fsspec URL; a copy of the same cache may be there already, of before it grew too.
         seeds: which to copy, complete or not; by default all that have been begun.
         workers: shards that are copied at once; each is held in memory as it is stored.
         on_progress: called with (shards done, shards to do) after every shard.
@@ -89,7 +89,7 @@ def copy(
 
 def _opened(reader: CacheReader, out: str | Path) -> CacheWriter:
     try:
-        return CacheWriter.open(out, reader.spec)
+        return CacheWriter.open(out, reader.spec, reader.keys(), grow=True)
     except MismatchError as error:
         raise MismatchError(
             f"{out} is another cache than {reader.path}", error.fields, "copy to another place"

@@ -20,6 +20,7 @@ from logitcache.plugin import load_callable
 from logitcache.schema import DatasetSpec
 
 Labels = npt.NDArray[np.int64]
+Samples = npt.NDArray[np.int64] | slice
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 UNLABELLED_CLASSES = 1000
 
@@ -33,6 +34,8 @@ class Images(abc.ABC):
         labels: (n,) int64; −1 where there is no label.
         num_classes: C; None when unlabelled images leave it to the teacher.
         recipe: name of the recipe that fits such images when none is asked for.
+        in_memory: whether `image` only looks an image up.
+        left_out: how many further images the data has by now, where these are the samples of a cache.
     """
 
     name: str
@@ -40,6 +43,8 @@ class Images(abc.ABC):
     labels: Labels
     num_classes: int | None
     recipe: str = "imagenet"
+    in_memory: bool = False
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,6 +61,34 @@ class Images(abc.ABC):
     @abc.abstractmethod
     def fingerprint(self) -> str:
         """Hex digest of what the images are and of their order."""
+
+    def fingerprint_of(self, samples: Samples) -> str:
+        """Hex digest of some of the images in this order: what `fingerprint` was when there were only these.
+
+        Args:
+            samples: (m,) int64, or a slice.
+
+        Raises:
+            DataError: these images do not say.
+        """
+        raise DataError(
+            f"{self.name}: the data has grown, or changed its order, since the cache was made; give "
+            f"{type(self).__name__} a fingerprint_of(samples), so that the old samples can be told"
+        )
+
+    def stable_name(self, sample: int) -> bytes:
+        """Name an image so that it keeps its name when others come; here: by its place, so others come after."""
+        return str(sample).encode()
+
+    def keys(self) -> npt.NDArray[np.uint64]:
+        """Return the sample keys, (n,) uint64: BLAKE2b-64 of each stable name, little-endian."""
+        names = (self.stable_name(sample) for sample in range(len(self)))
+        digests = b"".join(hashlib.blake2b(name, digest_size=8).digest() for name in names)
+        return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+    def population(self, sample: int) -> int:
+        """Return how many samples there were when this one came: whom it may be mixed with, whatever came later."""
+        return len(self)
 
     def describe(self, sample: int) -> str:
         """Say which image this is, for messages."""
@@ -104,6 +137,8 @@ def open_images(name: str, split: str = "train") -> Images:
 class ArrayImages(Images):
     """Images that are one (n, C, H, W) uint8 tensor in memory."""
 
+    in_memory = True
+
     def __init__(
         self, name: str, split: str, images: Tensor, labels: Labels, num_classes: int, recipe: str
     ) -> None:
@@ -114,8 +149,7 @@ class ArrayImages(Images):
         self.name, self.split, self.recipe = name, split, recipe
         self.images, self.num_classes = images.contiguous(), num_classes
         self.labels = _checked_labels(name, labels, len(images), num_classes)
-        shape = str(tuple(images.shape)).encode()
-        self._fingerprint = _fingerprint(shape, self.images.numpy().data, self.labels.data)
+        self._fingerprint = self.fingerprint_of(slice(None))
 
     def image(self, sample: int) -> Tensor:
         """Return one image, (C, H, W) uint8."""
@@ -125,6 +159,11 @@ class ArrayImages(Images):
     def fingerprint(self) -> str:
         """Digest of all pixels and labels."""
         return self._fingerprint
+
+    def fingerprint_of(self, samples: Samples) -> str:
+        """Digest of the pixels and labels of some samples."""
+        images, labels = self.images.numpy()[samples], self.labels[samples]
+        return _fingerprint(str(images.shape).encode(), images.data, labels.data)
 
 
 def digits(split: str = "train") -> ArrayImages:
@@ -181,8 +220,8 @@ class FolderImages(Images):
     ) -> None:
         self.name, self.split, self.root = name, split, root
         self.files, self.labels, self.num_classes = files, labels, num_classes
-        parts = (f"{_size(root / f)}\0".encode() + os.fsencode(f) + b"\0" for f in files)
-        self._fingerprint = _fingerprint(b"".join(parts), labels.data)
+        self._sizes = np.array([_size(root / file) for file in files], dtype=np.int64)
+        self._fingerprint = self.fingerprint_of(slice(None))
 
     @classmethod
     def labelled(cls, name: str, root: Path, split: str) -> "FolderImages":
@@ -239,6 +278,16 @@ class FolderImages(Images):
     def fingerprint(self) -> str:
         """Digest of relative paths, sizes and labels."""
         return self._fingerprint
+
+    def fingerprint_of(self, samples: Samples) -> str:
+        """Digest of relative paths, sizes and labels of some samples."""
+        chosen = range(len(self))[samples] if isinstance(samples, slice) else samples.tolist()
+        parts = (f"{self._sizes[i]}\0".encode() + os.fsencode(self.files[i]) + b"\0" for i in chosen)
+        return _fingerprint(b"".join(parts), self.labels[samples].data)
+
+    def stable_name(self, sample: int) -> bytes:
+        """Return the relative path, with "/" between folders."""
+        return os.fsencode(self.files[sample].replace(os.sep, "/"))
 
 
 def decode(path: Path) -> Tensor:
@@ -334,8 +383,7 @@ class WrappedImages(Images):
         classes = len(data.classes) if hasattr(data, "classes") else None
         self.labels = _checked_labels(name, targets, len(data), classes)
         self.num_classes = classes or int(self.labels.max()) + 1 or None
-        shown = sorted({(i * len(data)) // 32 for i in range(32)})
-        self._fingerprint = _fingerprint(self.labels.data, *(self._proof(i) for i in shown))
+        self._fingerprint = self.fingerprint_of(slice(None))
 
     def image(self, sample: int) -> Tensor:
         """Return one image, (C, H, W) uint8."""
@@ -371,6 +419,12 @@ class WrappedImages(Images):
     def fingerprint(self) -> str:
         """Digest of the labels and of 32 images."""
         return self._fingerprint
+
+    def fingerprint_of(self, samples: Samples) -> str:
+        """Digest of the labels of some samples and of 32 of their images."""
+        chosen = np.arange(len(self))[samples]
+        shown = chosen[sorted({(i * len(chosen)) // 32 for i in range(32)})]
+        return _fingerprint(self.labels[samples].data, *map(self._proof, shown.tolist()))
 
 
 def _own_images(name: str, split: str) -> Images:

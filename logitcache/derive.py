@@ -49,7 +49,8 @@ def derive(
     """Make a cache of fewer or coarser logits from another; started again, go on at the first missing shard.
 
     Teacher, data, recipe, shards, canaries and samples without a teacher stay, so the result can be trained from,
-    and gone on with by `dump`, as if it had been dumped like this. From an `exact` cache it is what a dump
+    gone on with by `dump`, or grown, as if it had been dumped like this; where the source has grown since, it
+    follows. From an `exact` cache it is what a dump
     would have stored (the tail to float32 rounding); from another, it is computed from the gaps as stored there,
     which are rounded once already.
 
@@ -76,7 +77,7 @@ def derive(
         begun = seed_list(reader.seeds())
         raise IncompleteError(f"{reader.path} has no complete seed (begun: {begun}); run the dump again")
     reader.require(chosen)
-    writer = CacheWriter.open(out, spec)
+    writer = CacheWriter.open(out, spec, reader.keys(), grow=True)
     done, written, total = 0, 0, len(chosen) * spec.dataset.n
     for seed in chosen:
         with writer.seed(seed) as own:

@@ -6,6 +6,7 @@ and a seed's batches are the same whichever other seeds share the pass: what a s
 where a run started or stopped.
 """
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from logitcache.datasets import Images
-from logitcache.errors import BusyError, NonFiniteError, OptionError
+from logitcache.errors import BusyError, MismatchError, NonFiniteError, OptionError
 from logitcache.forward import ViewModel, choose_device, choose_precision
 from logitcache.loader import (
     KeyedViews,
@@ -33,8 +34,9 @@ from logitcache.loader import (
     view_loader,
 )
 from logitcache.models import Model
+from logitcache.order import in_cache_order
 from logitcache.replay import prove_replay
-from logitcache.schema import CacheSpec, RecipeSpec, Spec, TeacherSpec
+from logitcache.schema import DATA, CacheSpec, RecipeSpec, Spec, TeacherSpec
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader, CacheWriter, SeedWriter
 from logitcache.views import digest, library_versions
@@ -56,8 +58,9 @@ class DumpConfig(Spec):
         workers: processes that make views, one by one; −1: as fits, 0: none (see `loader.view_loader`).
         seeds_per_pass: seeds that share one decoding of each image.
         on_bad_image: "error" stops; "skip" marks the sample as one without a teacher.
-        shard_samples: samples per shard; 0 fits it to the data set.
+        shard_samples: samples per shard; 0 fits it to the data set, or takes that of the cache.
         start_method: of the workers; None takes the platform's.
+        grow: append images that the cache has not yet; without, data that has grown is refused.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2, 3)
@@ -71,6 +74,7 @@ class DumpConfig(Spec):
     on_bad_image: OnBadImage = "error"
     shard_samples: int = 0
     start_method: str | None = None
+    grow: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,8 +135,8 @@ def dump(
             "batch size and seeds per pass must be at least 1, seeds 0 to 2^63 - 1; found "
             f"{config.batch_size}, {config.seeds_per_pass}, {list(config.seeds)}"
         )
-    spec = cache_spec(images, recipe, teacher, config)
-    writer = CacheWriter.open(out, spec)
+    images, spec = _arranged(out, images, cache_spec(images, recipe, teacher, config), config)
+    writer = CacheWriter.open(out, spec, images.keys(), grow=config.grow)
     spec = writer.spec
     views = KeyedViews(images, recipe, config.on_bad_image)
     started = time.perf_counter()
@@ -196,6 +200,31 @@ def cache_spec(images: Images, recipe: RecipeSpec, teacher: Model, config: DumpC
         versions=library_versions(),
         shard_samples=config.shard_samples or None,
     )
+
+
+def _arranged(
+    out: str | Path, images: Images, asked: CacheSpec, config: DumpConfig
+) -> tuple[Images, CacheSpec]:
+    """Put images into the order of the cache at `out`, if there is one; return them and what they make of it."""
+    reader = CacheWriter.there(out)
+    if reader is None:
+        return images, asked
+    there = reader.spec
+    if not config.shard_samples:
+        asked = dataclasses.replace(
+            asked, shard_samples=there.shard_samples, chunk_samples=there.chunk_samples
+        )
+    fields = asked.differences(there)
+    if not fields or any(f.field not in DATA for f in fields):
+        return images, asked  # this cache; or another one, as `CacheWriter.open` will say
+    ordered = in_cache_order(reader, images, grow=config.grow)
+    if ordered.left_out:
+        raise MismatchError(
+            f"{out} holds {there.dataset.n:,} of these {len(images):,} images",
+            fields,
+            f"give --grow to append the other {ordered.left_out:,}, or another --out to begin a new cache",
+        )
+    return ordered, there.grown(ordered.spec(there.dataset.num_classes))
 
 
 # What is to be done ---------------------------------------------------------------------------------------
@@ -363,7 +392,7 @@ class _Filler:
                 "nothing of this shard was committed; try --precision float32, or check the weights"
             )
         first = int(samples[0])
-        shard = first // self.spec.shard_samples
+        shard = self.spec.shard_of(first)
         buffer = self._open.setdefault((shard, seed), _Buffer(self._empty(shard)))
         at = first - self.spec.shard_range(shard).start
         here = slice(at, at + len(samples))

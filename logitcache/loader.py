@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from logitcache.batched import BatchedViews
-from logitcache.datasets import ArrayImages, Images
+from logitcache.datasets import Images
 from logitcache.errors import DataError, ImageError, LogitCacheError, OptionError
 from logitcache.mixing import Mixer
 from logitcache.schema import RecipeSpec
@@ -102,7 +102,8 @@ class KeyedViews(Dataset[ViewBatch]):
     def _mixed(self, batch: ViewBatch, pairs: Sequence[Pair]) -> ViewBatch:
         """Mix what is to be mixed, each with its partner's view under the same seed."""
         partners, shares = batch.samples.clone(), torch.ones(len(pairs))
-        drawn = [(row, mix) for row, pair in enumerate(pairs) if (mix := self.mixer.draw(*pair, len(self)))]
+        mixes = [self.mixer.draw(*pair, self.images.population(pair[0])) for pair in pairs]
+        drawn = [(row, mix) for row, mix in enumerate(mixes) if mix]
         if drawn:
             others = self._unmixed([(mix.partner, pairs[row][1]) for row, mix in drawn])
             if others.error:
@@ -298,7 +299,7 @@ def choose_workers(asked: int, images: Images, device: torch.device) -> int:
         raise OptionError(f"workers must be -1 (as fits) or more, found {asked}")
     if asked >= 0:
         return asked
-    if isinstance(images, ArrayImages) and device.type == "cpu":
+    if images.in_memory and device.type == "cpu":
         return 0
     return max(1, min(16, (os.cpu_count() or 1) - 1))
 

@@ -4,34 +4,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from logitcache.datasets import Images
 from logitcache.errors import DataError, Difference, DriftError, MismatchError
 from logitcache.loader import KeyedViews, require
 from logitcache.models import Model
 from logitcache.schema import CacheSpec, Spec
 from logitcache.store import CacheReader
 from logitcache.views import digest, library_versions
-
-
-def check_images(reader: CacheReader, images: Images) -> None:
-    """Insist that these are the images that the cache was made of.
-
-    Raises:
-        MismatchError: they are not; `fields` says what differs.
-    """
-    expected = reader.spec.dataset
-    found = images.spec(expected.num_classes)
-    fields = [
-        Difference(f"dataset.{name}", getattr(expected, name), getattr(found, name))
-        for name in ("n", "num_classes", "split", "fingerprint")
-        if getattr(expected, name) != getattr(found, name)
-    ]
-    if fields:
-        raise MismatchError(
-            f"{reader.path} was made of other images ({expected.name}) than {images.name}",
-            fields,
-            "give the data that the cache was made of with --data, or dump a cache of this data",
-        )
 
 
 def check_teacher(reader: CacheReader, teacher: Model) -> None:

@@ -5,10 +5,13 @@ else in the library knows these. `docs/format.md` says the same in prose, for ot
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 import math
+import reprlib
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,6 +26,7 @@ SHARD_SAMPLES = 131_072
 SMALLEST_SHARD = 256
 SHARD_BYTES = 1 << 28  # before compression: a writer holds a shard or two in memory
 CANARIES = 8
+MOST_PARTS = 256
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Codec = Literal["bitshuffle", "shuffle", "pcodec", "zstd"]
@@ -79,6 +83,14 @@ class DatasetSpec(Spec):
     def __post_init__(self) -> None:
         _require(1 <= self.n <= 1 << 40, f"n must be 1 to 2^40 samples, found {self.n}")
         _require(2 <= self.num_classes <= 1 << 31, f"num_classes must be 2 to 2^31, found {self.num_classes}")
+
+
+@dataclass(frozen=True)
+class PartSpec(Spec):
+    """How far a data set had grown: its first `n` samples, in the order of the cache, have this fingerprint."""
+
+    n: int
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -210,7 +222,11 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class CacheSpec(Spec):
-    """Everything that identifies a cache; the value of ``attrs["logitcache"]`` in its root group."""
+    """Everything that identifies a cache; the value of ``attrs["logitcache"]`` in its root group.
+
+    `parts` says how the data set grew, oldest first, the last one being what `dataset` says now; it is empty
+    where it never did. Each part begins a new shard, so that no shard is ever written again.
+    """
 
     teacher: TeacherSpec
     dataset: DatasetSpec
@@ -223,6 +239,7 @@ class CacheSpec(Spec):
     canaries: int
     versions: dict[str, str]
     format_version: int = FORMAT_VERSION
+    parts: tuple[PartSpec, ...] = ()
 
     def __post_init__(self) -> None:
         classes = self.dataset.num_classes
@@ -241,6 +258,14 @@ class CacheSpec(Spec):
         _require(
             self.profile.name != "exact" or self.k == classes,
             f"profile exact keeps every class: k must be {classes}, found {self.k}",
+        )
+        counts = [part.n for part in self.parts]
+        now = PartSpec(self.dataset.n, self.dataset.fingerprint)
+        grew = 2 <= len(counts) <= MOST_PARTS and counts[0] > 0 and counts == sorted(set(counts))
+        _require(
+            not counts or (grew and self.parts[-1] == now),
+            f"parts must grow, from 2 to {MOST_PARTS} of them, to what the data set is now ({now.n} samples), "
+            f"found {reprlib.repr(counts)}",
         )
 
     @classmethod
@@ -292,6 +317,34 @@ class CacheSpec(Spec):
             )
         return super().from_dict(data)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return this spec as JSON values; without `parts` where the data set never grew."""
+        data = super().to_dict()
+        if not self.parts:
+            del data["parts"]
+        return data
+
+    def grown(self, dataset: DatasetSpec) -> Self:
+        """Return the spec of this cache after its data set has grown, if it has, to `dataset`, old samples first."""
+        now = PartSpec(dataset.n, dataset.fingerprint)
+        if now == self._parts()[-1]:
+            return self
+        grown = dataclasses.replace(self.dataset, n=now.n, fingerprint=now.fingerprint)
+        return dataclasses.replace(self, dataset=grown, parts=(*self._parts(), now))
+
+    def history(self) -> list[Self]:
+        """Return what this spec was after each part, oldest first; the last is this one."""
+        parts = self._parts()
+        states = []
+        for count, part in enumerate(parts[:-1], 1):
+            dataset = dataclasses.replace(self.dataset, n=part.n, fingerprint=part.fingerprint)
+            then = parts[:count] if count > 1 else ()
+            states.append(dataclasses.replace(self, dataset=dataset, parts=then))
+        return [*states, self]
+
+    def _parts(self) -> tuple[PartSpec, ...]:
+        return self.parts or (PartSpec(self.dataset.n, self.dataset.fingerprint),)
+
     @property
     def tail_size(self) -> int:
         """Number of classes outside the top-k."""
@@ -303,15 +356,42 @@ class CacheSpec(Spec):
         arrays = [a for a in self.arrays() if a.dimensions[0] == "sample"]
         return sum(itemsize(a.dtype) * math.prod(a.shape[1:]) for a in arrays)
 
+    @functools.cached_property
+    def _begins(self) -> tuple[list[int], list[int]]:
+        """Return the first shard and the first sample of each part, and of one that would follow."""
+        shards, samples = [0], [0]
+        for part in self._parts():
+            shards.append(shards[-1] - (samples[-1] - part.n) // self.shard_samples)
+            samples.append(part.n)
+        return shards, samples
+
     @property
     def shards(self) -> int:
         """Number of shards of one seed."""
-        return -(-self.dataset.n // self.shard_samples)
+        return self._begins[0][-1]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of the arrays by sample; n, and what shorter shards before the last leave free."""
+        last = self.shards - 1
+        return last * self.shard_samples + len(self.shard_range(last))
 
     def shard_range(self, shard: int) -> range:
-        """Return the samples of one shard."""
-        start = shard * self.shard_samples
-        return range(start, min(start + self.shard_samples, self.dataset.n))
+        """Return the samples of one shard; those of all shards, in order, are all samples."""
+        shards, samples = self._begins
+        part = min(bisect_right(shards, shard), len(samples) - 1)
+        start = samples[part - 1] + (shard - shards[part - 1]) * self.shard_samples
+        return range(start, min(start + self.shard_samples, samples[part]))
+
+    def shard_of(self, sample: int) -> int:
+        """Return the shard that holds a sample."""
+        shards, samples = self._begins
+        part = bisect_right(samples, sample) - 1
+        return shards[part] + (sample - samples[part]) // self.shard_samples
+
+    def fingerprint(self, shard: int) -> str:
+        """Return the fingerprint of the data set as it was when its last growth brought this shard."""
+        return self._parts()[bisect_right(self._begins[0], shard) - 1].fingerprint
 
     def canary_samples(self, shard: int) -> list[int]:
         """Return the samples of one shard whose views are kept as a digest: evenly spaced, first included."""
@@ -320,18 +400,18 @@ class CacheSpec(Spec):
 
     def arrays(self) -> tuple[ArraySpec, ...]:
         """Return the data arrays of one seed, in the order in which the commit digest takes them."""
-        n, k, profile = self.dataset.n, self.k, self.profile
+        rows, k, profile = self.rows, self.k, self.profile
 
         codec: Codec = "pcodec" if profile.codec == "pcodec" else "bitshuffle"
         of_gaps: Codec = "shuffle" if profile.codec == "blosc" and profile.gap_step is None else codec
 
         def per_sample(name: str) -> ArraySpec:
             chunks, shards = (self.chunk_samples,), (self.shard_samples,)
-            return ArraySpec(name, "float32", (n,), chunks, shards, ("sample",), codec)
+            return ArraySpec(name, "float32", (rows,), chunks, shards, ("sample",), codec)
 
         def per_rank(name: str, dtype: str, codec: Codec) -> ArraySpec:
             chunks, shards = (self.chunk_samples, k), (self.shard_samples, k)
-            return ArraySpec(name, dtype, (n, k), chunks, shards, ("sample", "rank"), codec)
+            return ArraySpec(name, dtype, (rows, k), chunks, shards, ("sample", "rank"), codec)
 
         tail = ("tail_lse", "tail_mean", "tail_var") if self.tail_size else ()
         return (
@@ -344,8 +424,10 @@ class CacheSpec(Spec):
 
     def place(self, array: ArraySpec, shard: int) -> slice:
         """Return where along its first dimension one shard of a data array lies."""
-        rows = self.shard_range(shard)
-        return slice(rows.start, rows.stop) if array.dimensions[0] == "sample" else slice(shard, shard + 1)
+        if array.dimensions[0] != "sample":
+            return slice(shard, shard + 1)
+        first = shard * self.shard_samples
+        return slice(first, first + len(self.shard_range(shard)))
 
     def canary_array(self) -> ArraySpec:
         """Return the array of view digests: CRC-32 of `canary_samples` of each shard."""
@@ -356,20 +438,29 @@ class CacheSpec(Spec):
         """Return the array of commit digests; 0 (also: no file) means that the shard is not there."""
         return ArraySpec("commit", "uint64", (self.shards,), (1,), None, ("shard",), "zstd")
 
+    def key_array(self) -> ArraySpec:
+        """Return the array of sample keys, in the root: placed as samples are, a chunk per shard."""
+        return ArraySpec(
+            "sample_key", "uint64", (self.rows,), (self.shard_samples,), None, ("sample",), "zstd"
+        )
+
     def differences(self, found: "CacheSpec") -> list[Difference]:
         """List the fields in which `found` is another cache; versions and places do not count."""
         mine, theirs = dict(_flat(self.to_dict())), dict(_flat(found.to_dict()))
         keys = [key for key in {**mine, **theirs} if key not in _PLACES and not key.startswith(_NOT_IDENTITY)]
-        return [
+        fields = [
             Difference(key, mine.get(key), theirs.get(key))
             for key in keys
             if mine.get(key) != theirs.get(key)
         ]
+        others = [field for field in fields if field.field != "parts"]
+        return others if any(field.field in DATA for field in others) else fields  # those say it in short
 
 
 # The steps are compared as one by recipe_sha256.
 _NOT_IDENTITY = ("versions.", "recipe.")
 _PLACES = ("teacher.weights", "dataset.name")
+DATA = ("dataset.n", "dataset.fingerprint", "parts")  # the fields in which a data set that grew differs
 
 
 def fitting_shard(n: int, sample_bytes: int) -> int:

@@ -26,7 +26,8 @@ from logitcache.errors import DataError, IncompleteError, OptionError
 from logitcache.forward import choose_device
 from logitcache.loader import KeyedViews, Pair, ViewBatch, loaded, view_loader
 from logitcache.mixing import MixedLabels
-from logitcache.replay import Drift, check_images, drift_of, prove_replay
+from logitcache.order import in_cache_order
+from logitcache.replay import Drift, drift_of, prove_replay
 from logitcache.schema import RecipeSpec, RowLayout
 from logitcache.sparse import SparseTeacher
 from logitcache.spool import DEFAULT_LIMIT, Rows, open_spool
@@ -305,7 +306,7 @@ class Stream:
 
         Args:
             cache: the cache, or its local path or fsspec URL.
-            images: the images it was made of; by default those that it names.
+            images: the images it was made of; by default those that it names. Images that came later are left out.
             allow_drift: go on although views differ; `drift` then says which, and so does `about`.
             spool_folder: where decoded seeds are kept, for all runs on the node.
             spool_limit: bytes that this folder may hold; see `open_spool`.
@@ -318,7 +319,7 @@ class Stream:
         """
         reader = cache if isinstance(cache, CacheReader) else CacheReader(cache)
         images = images or open_images(reader.spec.dataset.name, reader.spec.dataset.split)
-        check_images(reader, images)
+        images = in_cache_order(reader, images)
         config = StreamConfig(**options)
         if not config.seeds:
             config = dataclasses.replace(config, seeds=tuple(reader.complete()))

@@ -29,6 +29,7 @@ from logitcache.errors import (
 from logitcache.forward import ViewModel
 from logitcache.loader import KeyedViews
 from logitcache.models import Model, build
+from logitcache.schema import RecipeSpec
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.stream import Stream
@@ -41,9 +42,11 @@ def a_teacher(seed: int = 0) -> Model:
     return build("digits_small", num_classes=10, view_size=8, weights="random", seed=seed)
 
 
-def dump_digits(out: Path, n: int = 300, teacher: Model | None = None, **options: object) -> DumpReport:
+def dump_digits(
+    out: Path, n: int = 300, teacher: Model | None = None, recipe: RecipeSpec = RECIPE, **options: object
+) -> DumpReport:
     settings = {"seeds": (0, 1), "top_k": 4, "shard_samples": 64, "batch_size": 24, "workers": 0, **options}
-    return dump(out, few_digits(n), RECIPE, teacher or a_teacher(), DumpConfig(**settings))  # type: ignore[arg-type]
+    return dump(out, few_digits(n), recipe, teacher or a_teacher(), DumpConfig(**settings))  # type: ignore[arg-type]
 
 
 def arrays_of(cache: Path) -> dict[tuple[int, int, str], np.ndarray]:

@@ -3,6 +3,7 @@
 What `CacheWriter` writes, this reader reads; digests and canaries recomputed from the page agree.
 """
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -20,6 +21,7 @@ import xarray
 from numcodecs import Blosc, PCodec, Zstd
 
 from logitcache import views
+from logitcache.datasets import digits
 from logitcache.schema import AdapterSpec, CacheSpec, DatasetSpec, RecipeSpec, StepSpec, TeacherSpec
 from logitcache.store import CacheWriter
 
@@ -69,7 +71,15 @@ class SecondReader:
         assert about["format_version"] == 1
         self.n, self.classes, self.k = about["dataset"]["n"], about["dataset"]["num_classes"], about["k"]
         self.per_shard, self.per_chunk = about["shard_samples"], about["chunk_samples"]
-        self.shards = -(-self.n // self.per_shard)
+        parts = [part["n"] for part in about.get("parts", [])] or [self.n]
+        self.parts = [*zip([0, *parts[:-1]], parts, strict=True)]
+        self.ranges = [
+            range(first, min(first + self.per_shard, stop))
+            for start, stop in self.parts
+            for first in range(start, stop, self.per_shard)
+        ]
+        self.shards = len(self.ranges)
+        self.rows = (self.shards - 1) * self.per_shard + len(self.ranges[-1])
 
     def tables(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Section 3: dtype and the shape of one sample, by name, in the order of the digest."""
@@ -85,7 +95,27 @@ class SecondReader:
         }
 
     def samples(self, shard: int) -> range:
-        return range(shard * self.per_shard, min((shard + 1) * self.per_shard, self.n))
+        return self.ranges[shard]
+
+    def place(self, shard: int) -> slice:
+        """The rows of a shard."""
+        return slice(shard * self.per_shard, shard * self.per_shard + len(self.ranges[shard]))
+
+    def fingerprint(self, shard: int) -> str:
+        """Section 6: of the part that the shard belongs to."""
+        part = next(p for p, (start, stop) in enumerate(self.parts) if self.ranges[shard].start < stop)
+        return (self.about.get("parts") or [self.about["dataset"]])[part]["fingerprint"]
+
+    def keys(self) -> list[int]:
+        """Section 3: by sample."""
+        found = json.loads((self.path / "sample_key" / "zarr.json").read_text())
+        assert (found["shape"], found["data_type"]) == ([self.rows], "uint64")
+        assert found["chunk_grid"]["configuration"]["chunk_shape"] == [self.per_shard]
+        files = [self.path / "sample_key" / "c" / str(shard) for shard in range(self.shards)]
+        rows = [self.one_chunk(file, "<u8", self.per_shard) for file in files]
+        return [
+            int(key) for held, samples in zip(rows, self.ranges, strict=True) for key in held[: len(samples)]
+        ]
 
     def shard(self, seed: int, shard: int) -> dict[str, np.ndarray]:
         found = {}
@@ -121,7 +151,7 @@ class SecondReader:
         found = json.loads((self.path / f"seed-{seed}" / name / "zarr.json").read_text())
         outer, (sharding,) = found["chunk_grid"]["configuration"]["chunk_shape"], found["codecs"]
         inner = sharding["configuration"]
-        assert found["shape"] == [self.n, *shape]
+        assert found["shape"] == [self.rows, *shape]
         assert found["data_type"] == np.dtype(dtype).name
         assert found["fill_value"] == 0
         assert outer == [self.per_shard, *shape]
@@ -145,7 +175,7 @@ class SecondReader:
     def digest(self, seed: int, shard: int) -> int:
         """Section 6."""
         a = self.about
-        whose = [a["teacher"]["weights_sha256"], a["teacher"]["precision"], a["dataset"]["fingerprint"]]
+        whose = [a["teacher"]["weights_sha256"], a["teacher"]["precision"], self.fingerprint(shard)]
         whose += [a["recipe_sha256"], str(self.classes), str(self.k), str(seed), str(shard)]
         whose += [a["profile"]["gap_coding"]]
         text = "/".join(whose).encode() + struct.pack("<d", a["profile"]["gap_step"] or 0.0)
@@ -178,18 +208,24 @@ CACHES = {
     "archive": {"profile": "archive", "num_classes": 50, "k": 4},
     "exact": {"profile": "exact", "num_classes": 6, "k": 6},
     "one logit": {"profile": "default", "num_classes": 2, "k": 1},
+    "grown": {"profile": "default", "num_classes": 10, "k": 3, "grown": True},
 }
 
 
 @pytest.fixture(scope="module", params=CACHES)
 def cache(request, tmp_path_factory):
-    """A cache of 43 samples in shards of 16 and chunks of 4 by the library, and what was put in."""
+    """A cache of 43 samples in shards of 16 and chunks of 4 by the library, and what was put in.
+
+    The grown one has 21 samples in shards of 16 and 5, then 11 more in a third.
+    """
     settings, folder = CACHES[request.param], tmp_path_factory.mktemp("format")
     spec = CacheSpec.from_dict(
         {
             **CacheSpec.new(
                 TeacherSpec("t", "random", "ab" * 32, "bfloat16", AdapterSpec(3, 8, (0.5,) * 3, (0.25,) * 3)),
-                DatasetSpec("d", "train", 43, settings["num_classes"], "façade"),
+                DatasetSpec(
+                    "d", "train", 21 if "grown" in settings else 43, settings["num_classes"], "façade"
+                ),
                 RecipeSpec("r", 1, (StepSpec("RandomCrop", {"size": 8, "padding": 1}),)),
                 k=settings["k"],
                 profile=settings["profile"],
@@ -199,9 +235,25 @@ def cache(request, tmp_path_factory):
             "chunk_samples": 4,
         }
     )
+    keys = np.array([key_of(str(i).encode()) for i in range(43)], np.uint64)
+    writer = CacheWriter.open(folder / "c.zarr", spec, keys[: spec.dataset.n])
     rng, put = np.random.default_rng(0), {}
-    with CacheWriter.open(folder / "c.zarr", spec).seed(7) as writer:
-        for shard in range(3):
+    put_shards(writer, spec, rng, put)
+    if "grown" in settings:
+        spec = spec.grown(dataclasses.replace(spec.dataset, n=32, fingerprint="gewachsen"))
+        put_shards(CacheWriter.open(folder / "c.zarr", spec, keys[:32], grow=True), spec, rng, put)
+    assert list(put) == [0, 1, 2]
+    return SecondReader(folder / "c.zarr"), put
+
+
+def key_of(name: bytes) -> int:
+    """Section 3."""
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
+
+
+def put_shards(cache: CacheWriter, spec: CacheSpec, rng: np.random.Generator, put: dict) -> None:
+    with cache.seed(7) as writer:
+        for shard in range(len(put), spec.shards):
             samples = spec.shard_range(shard)
             logits = rng.normal(0, 3, (len(samples), min(spec.dataset.num_classes, 100))).astype(np.float32)
             order = np.argsort(-logits, axis=1)[:, : spec.k]
@@ -216,7 +268,6 @@ def cache(request, tmp_path_factory):
             arrays["canary"] = np.array([crcs], np.uint32)
             writer.write(shard, arrays)
             put[shard] = arrays
-    return SecondReader(folder / "c.zarr"), put
 
 
 def by_the_page(about: dict, values: np.ndarray) -> np.ndarray:
@@ -250,7 +301,7 @@ def test_tensorstore_reads_it_by_the_page(cache):
     if reader.about["profile"]["codec"] == "pcodec":
         pytest.skip("the page says that few readers have pcodec")
     for shard, arrays in put.items():
-        rows = reader.samples(shard)
+        rows = reader.place(shard)
         found = {}
         for name in reader.tables():
             place = {"driver": "file", "path": str(reader.path / "seed-7" / name)}
@@ -270,13 +321,13 @@ def test_xarray_opens_a_seed_with_named_dimensions(cache):
         "top": ("sample",),
     }
     assert dict(seed.sizes) == {
-        "sample": reader.n,
+        "sample": reader.rows,
         "rank": reader.k,
         "shard": reader.shards,
         "canary": reader.about["canaries"],
     }
     for shard, arrays in put.items():
-        rows = reader.samples(shard)
+        rows = reader.place(shard)
         part = seed.isel(sample=slice(rows.start, rows.stop))
         assert_right(reader.about, {name: part[name].values for name in reader.tables()}, arrays)
 
@@ -296,6 +347,12 @@ def test_canaries_by_the_page_are_those_of_the_cache(cache):
     for shard in put:
         expected = [canary_crc(view_of(reader.canary_sample(shard, q))) for q in range(8)]
         assert reader.shard(7, shard)["canary"].tolist() == expected
+
+
+def test_keys_by_the_page_are_those_of_the_samples(cache):
+    reader, _ = cache
+    assert reader.keys() == [key_of(str(i).encode()) for i in range(reader.n)]
+    assert digits().keys()[: reader.n].tolist() == reader.keys()
 
 
 def test_chunks_past_the_last_sample_are_not_there_and_a_part_is_padded_with_zeros(cache):

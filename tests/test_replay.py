@@ -12,7 +12,8 @@ from logitcache.dump import DumpConfig, dump
 from logitcache.errors import DataError, DriftError, FormatError, ImageError, MismatchError
 from logitcache.loader import KeyedViews
 from logitcache.models import build
-from logitcache.replay import check_images, check_teacher, prove_replay
+from logitcache.order import in_cache_order
+from logitcache.replay import check_teacher, prove_replay
 from logitcache.schema import StepSpec
 from logitcache.store import CacheReader
 from logitcache.stream import Stream
@@ -57,7 +58,14 @@ def opened(cache: CacheReader, images: ArrayImages, tmp_path, **options) -> Stre
 @pytest.mark.parametrize(
     ("images", "fields"),
     [
-        ({"n": 39}, {"dataset.n": (40, 39), "dataset.fingerprint": ...}),
+        (
+            {"n": 39},
+            {
+                "dataset.n": (40, 39),
+                "dataset.fingerprint": ...,
+                "sample 39, which came after sample 38 of few": ("an image", "none"),
+            },
+        ),
         ({"start": 1}, {"dataset.fingerprint": ...}),
         ({"labels_plus": 1, "classes": 11}, {"dataset.num_classes": (10, 11), "dataset.fingerprint": ...}),
         ({"split": "test"}, {"dataset.split": ("train", "test")}),
@@ -66,7 +74,7 @@ def opened(cache: CacheReader, images: ArrayImages, tmp_path, **options) -> Stre
 )
 def test_other_images_are_refused_and_each_field_named(images, fields, cache, tmp_path):
     with pytest.raises(MismatchError, match="other images") as refused:
-        check_images(cache, images_of(**images))
+        in_cache_order(cache, images_of(**images))
     assert {f.field for f in refused.value.fields} == set(fields)
     for found in refused.value.fields:
         assert fields[found.field] in (..., (found.expected, found.found))
@@ -78,7 +86,7 @@ def test_other_images_are_refused_and_each_field_named(images, fields, cache, tm
 def test_the_same_images_by_another_name_pass(cache):
     same = images_of()
     same.name = "moved:/elsewhere"
-    check_images(cache, same)
+    in_cache_order(cache, same)
 
 
 @pytest.mark.parametrize("most", [1, 7, 256])
@@ -94,7 +102,7 @@ def test_changed_pixels_are_drift_that_names_image_and_seed(cache, tmp_path):
     images = images_of()
     assert CANARY in cache.canaries(0)
     images.changed = CANARY
-    check_images(cache, images)  # unseen by the fingerprint
+    in_cache_order(cache, images)  # unseen by the fingerprint
     with pytest.raises(DriftError) as refused:
         opened(cache, images, tmp_path)
     first = refused.value.fields[0]

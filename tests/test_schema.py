@@ -388,6 +388,71 @@ def test_shards_partition_the_samples_in_order(spec: CacheSpec):
         assert stops[-1] == array.shape[0]
 
 
+@st.composite
+def grown_caches(draw: st.DrawFn) -> CacheSpec:
+    spec = small_cache(n=draw(st.integers(1, 50)), shard_samples=draw(st.integers(1, 20)))
+    for number, more in enumerate(draw(st.lists(st.integers(1, 50), max_size=5))):
+        dataset = dataclasses.replace(spec.dataset, n=spec.dataset.n + more, fingerprint=f"after {number}")
+        spec = spec.grown(dataset)
+    return spec
+
+
+@often
+@given(grown_caches())
+def test_shards_of_data_that_grew_partition_the_samples_and_have_rows_of_their_own(spec: CacheSpec):
+    ranges = [spec.shard_range(shard) for shard in range(spec.shards)]
+    assert [i for r in ranges for i in r] == list(range(spec.dataset.n))
+    assert all(1 <= len(r) <= spec.shard_samples for r in ranges)
+    assert [spec.shard_of(i) for i in range(spec.dataset.n)] == [j for j, r in enumerate(ranges) for _ in r]
+    for array in (*spec.arrays(), spec.key_array()):
+        places = [spec.place(array, shard) for shard in range(spec.shards)]
+        rows = [row for place in places for row in range(place.start, place.stop)]
+        assert rows == sorted(set(rows))
+        assert rows[-1] + 1 == array.shape[0]
+        if array.dimensions[0] == "sample":
+            assert [len(range(p.start, p.stop)) for p in places] == [len(r) for r in ranges]
+            assert [place.start for place in places] == [j * spec.shard_samples for j in range(spec.shards)]
+
+
+@often
+@given(grown_caches())
+def test_growth_moves_no_shard_and_is_remembered(spec: CacheSpec):
+    assert CacheSpec.from_dict(through_json(spec)) == spec
+    assert ("parts" in spec.to_dict()) == (len(spec.history()) > 1)
+    assert spec.grown(spec.dataset) == spec
+    *before, now = spec.history()
+    assert now == spec
+    for then in before:
+        assert spec.differences(then) != []
+        for shard in range(then.shards):
+            assert then.shard_range(shard) == spec.shard_range(shard)
+            assert then.canary_samples(shard) == spec.canary_samples(shard)
+            assert then.fingerprint(shard) == spec.fingerprint(shard)
+            for mine, theirs in zip(spec.arrays(), then.arrays(), strict=True):
+                assert spec.place(mine, shard) == then.place(theirs, shard)
+    for count, then in enumerate(spec.history()):
+        new = range(before[count - 1].shards if count else 0, then.shards)
+        assert {spec.fingerprint(shard) for shard in new} == {then.dataset.fingerprint}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [{"n": 1000, "fingerprint": "cd"}],
+        [{"n": 1000, "fingerprint": "x"}, {"n": 1000, "fingerprint": "cd"}],
+        [{"n": 0, "fingerprint": "x"}, {"n": 1000, "fingerprint": "cd"}],
+        [{"n": 7, "fingerprint": "x"}, {"n": 999, "fingerprint": "cd"}],
+        [{"n": 7, "fingerprint": "x"}, {"n": 1000, "fingerprint": "x"}],
+        [{"n": 9, "fingerprint": "x"}, {"n": 7, "fingerprint": "x"}, {"n": 1000, "fingerprint": "cd"}],
+        [*({"n": i + 1, "fingerprint": "x"} for i in range(300)), {"n": 1000, "fingerprint": "cd"}],
+    ],
+    ids=lambda parts: str(parts)[:40],
+)
+def test_parts_that_do_not_grow_to_the_data_set_are_refused(parts: Any):
+    with pytest.raises(FormatError, match="parts must grow"):
+        CacheSpec.from_dict({**through_json(small_cache()), "parts": parts})
+
+
 @often
 @given(caches(), st.data())
 def test_canaries_lie_inside_their_shard_first_included_and_spread(spec: CacheSpec, data: st.DataObject):

@@ -12,7 +12,8 @@ from logitcache.dump import DumpConfig, Progress, cache_spec, dump
 from logitcache.errors import FormatError, MismatchError, OptionError, StorageError
 from logitcache.loader import KeyedViews
 from logitcache.models import Model
-from logitcache.replay import check_images, check_teacher, prove_replay
+from logitcache.order import in_cache_order
+from logitcache.replay import check_teacher, prove_replay
 from logitcache.schema import CacheSpec, Spec
 from logitcache.store import CacheReader, CacheWriter
 
@@ -82,6 +83,7 @@ def repair(
         bad.setdefault(problem.seed, {})[problem.shard] = _digest_before(reader, problem.seed, problem.shard)
     if bad:
         images, model = teacher()
+        images = in_cache_order(reader, images)
         config = _same_but_for_speed(config, reader.spec, tuple(sorted(bad)))
         _require_same(reader, images, model, config, bad)
         with ExitStack() as owned:
@@ -124,9 +126,9 @@ def _require_same(
     bad: Mapping[int, Collection[int]],
 ) -> None:
     """Insist that a dump would go on with this cache, as `dump` itself will once the bad shards are gone."""
-    check_images(reader, images)
     check_teacher(reader, teacher)
-    if fields := reader.spec.differences(cache_spec(images, reader.spec.recipe, teacher, config)):
+    here = cache_spec(images, reader.spec.recipe, teacher, config)
+    if fields := reader.spec.differences(dataclasses.replace(here, parts=reader.spec.parts)):
         advice = "restore it from a copy, or make a new cache"
         raise MismatchError(f"{reader.path} is not as a dump here would make it", fields, advice)
 

@@ -13,7 +13,8 @@ from logitcache.errors import IncompleteError
 from logitcache.forward import ViewModel, choose_device
 from logitcache.loader import KeyedViews, require
 from logitcache.models import Model
-from logitcache.replay import Drift, check_images, check_teacher, drift_of
+from logitcache.order import in_cache_order
+from logitcache.replay import Drift, check_teacher, drift_of
 from logitcache.schema import CacheSpec, Precision, Spec
 from logitcache.store import Arrays, CacheReader
 from logitcache.views import key
@@ -65,14 +66,14 @@ def rerun(
         DataError: an image that decoded when the cache was made no longer does.
         FormatError: a shard is damaged.
     """
-    check_images(reader, images)
+    images = in_cache_order(reader, images)
     check_teacher(reader, teacher)
     drawn = _draw(reader, count, seed)
     views = KeyedViews(images, reader.spec.recipe)
     drift = drift_of(reader, views, sorted({pair[0] for pair in drawn}))
     where = choose_device(device)
     model = ViewModel(teacher, reader.spec.teacher.precision).on(where).eval()
-    by_shard = groupby(drawn, lambda pair: (pair[0], pair[1] // reader.spec.shard_samples))
+    by_shard = groupby(drawn, lambda pair: (pair[0], reader.spec.shard_of(pair[1])))
     parts = [_compare(reader, views, model, where, list(pairs), batch_size) for _, pairs in by_shard]
     compared = [part for part in parts if part]
     pairs = [pair for part in compared for pair in part.pairs]
@@ -135,7 +136,7 @@ def _compare(
 ) -> _Compared | None:
     """Compare what one shard holds of some samples with what the teacher says now."""
     spec = reader.spec
-    shard = pairs[0][1] // spec.shard_samples
+    shard = spec.shard_of(pairs[0][1])
     held = reader.read(pairs[0][0], shard)
     start = spec.shard_range(shard).start
     pairs = [pair for pair in pairs if not np.isnan(held["top"][pair[1] - start])]

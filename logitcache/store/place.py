@@ -23,6 +23,7 @@ from logitcache.errors import BusyError, FormatError
 from logitcache.store.disk import make_durable, size_of, storing
 
 INDEX = "seeds.json"  # which seeds there are, for hosts that do not list
+KEYS = "sample_key"  # the array that names the samples, beside the root's zarr.json
 MOST_METADATA = 1 << 24  # bytes of a zarr.json
 
 _A = TypeVar("_A")
@@ -94,8 +95,12 @@ class Place(ABC):
         """Delete the folder `name` in this one, if it is there."""
 
     @abstractmethod
-    def create(self, root: bytes) -> None:
-        """Make this the root of a cache, unless it is one, or holds something else."""
+    def create(self, files: Mapping[str, bytes], root: bytes) -> None:
+        """Make this the root of a cache, unless it is one, or holds something else: files, then its zarr.json."""
+
+    @abstractmethod
+    def growing(self) -> AbstractContextManager[None]:
+        """Own the root of a cache while it grows, where the place knows locks; waits for who grows it."""
 
     @abstractmethod
     def owned(self, whose: str) -> AbstractContextManager[None]:
@@ -200,13 +205,14 @@ class LocalPlace(Place):
         """Delete the folder `name` in this one, if it is there."""
         shutil.rmtree(self.path / name, ignore_errors=True)
 
-    def create(self, root: bytes) -> None:
+    def create(self, files: Mapping[str, bytes], root: bytes) -> None:
         """Make the root file aside, then move it into its place, so that it is whole or not there."""
         if not self._vacant():
             return
         self.path.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path / ".lock"):
             if self._vacant():  # still: nobody else was quicker
+                self.put(files)
                 aside = self.path / ".new"
                 shutil.rmtree(aside, ignore_errors=True)
                 aside.mkdir()
@@ -216,6 +222,12 @@ class LocalPlace(Place):
                 aside.rmdir()
                 make_durable([self.path / "zarr.json"])
             (self.path / ".lock").unlink(missing_ok=True)  # the root is there: nobody locks it again
+
+    @contextmanager
+    def growing(self) -> Iterator[None]:
+        """Hold a lock that lies where Zarr lists no files."""
+        with FileLock(self.path / KEYS / ".lock"):
+            yield
 
     @contextmanager
     def owned(self, whose: str) -> Iterator[None]:
@@ -247,7 +259,7 @@ class LocalPlace(Place):
 
     def _vacant(self) -> bool:
         """Is there nothing but, perhaps, what a crash or another process left on the way to a cache?"""
-        return not self.path.exists() or set(os.listdir(self.path)) <= {".lock", ".new"}
+        return not self.path.exists() or set(os.listdir(self.path)) <= {".lock", ".new", KEYS}
 
     def _clear_leftovers(self) -> None:
         """Delete what a crash left: files that were being written, and empty ones after a power cut."""

@@ -13,7 +13,7 @@ import zarr
 from logitcache.errors import FormatError, IncompleteError, NotFoundError
 from logitcache.schema import CacheSpec
 from logitcache.store.disk import MENDS, reading
-from logitcache.store.place import Place, place_of
+from logitcache.store.place import KEYS, Place, place_of
 from logitcache.store.shards import (
     ATTRIBUTE,
     COMMIT,
@@ -21,13 +21,16 @@ from logitcache.store.shards import (
     decode_shard,
     metadata_files,
     most_bytes,
+    open_array,
     open_arrays,
     require_shard,
     shard_file,
     shard_files,
     stored_shard,
+    whole,
 )
 
+Keys = npt.NDArray[np.uint64]
 SEED = re.compile("seed-(0|[1-9][0-9]{0,18})")
 
 
@@ -46,25 +49,7 @@ class CacheReader:
     def __init__(self, path: str | Path) -> None:
         self.place = place_of(path)
         self.path = self.place.path
-        with reading(self.path):
-            if not self.place.fetch(["zarr.json"]):
-                advice = f"`logitcache dump --out {self.path}` makes one"
-                raise NotFoundError(
-                    f"no cache at {self.path}; {advice if self.place.writable else 'check the URL'}"
-                )
-            attributes = zarr.open_group(self.place.store(["zarr.json"]), mode="r").attrs.asdict()
-        if ATTRIBUTE not in attributes:
-            raise FormatError(
-                f"{self.path} is a Zarr group, but no logitcache: it lacks attrs[{ATTRIBUTE!r}]"
-            )
-        try:
-            self.spec = CacheSpec.from_dict(attributes[ATTRIBUTE])
-        except FormatError as error:
-            raise FormatError(f"{self.path}: {error}") from error
-        if self.spec.shards > MOST_SHARDS:
-            raise FormatError(
-                f"{self.path}: expected at most {MOST_SHARDS} shards of a seed, found {self.spec.shards}"
-            )
+        self.spec = read_root(self.place)
         self._opened: dict[int, dict[str, Any]] = {}
         self._places: dict[int, Place] = {}
 
@@ -87,9 +72,10 @@ class CacheReader:
 
     def commits(self, seed: int) -> npt.NDArray[np.uint64]:
         """Return the commit digests of one seed, (shards,) uint64; 0 where a shard is not there."""
-        files = (shard_file(self.spec.commit_array(), shard) for shard in range(self.spec.shards))
+        array = self.spec.commit_array()
+        files = (shard_file(array, shard) for shard in range(self.spec.shards))
         with reading(f"{self.path}, seed {seed}"):
-            return np.asarray(self._arrays(seed, files)["commit"][:], dtype=np.uint64)
+            return whole(self._arrays(seed, files)["commit"], array)
 
     def commit(self, seed: int, shard: int) -> int:
         """Return the commit digest of one shard; 0 where it is not there.
@@ -100,7 +86,7 @@ class CacheReader:
         require_shard(self.spec, shard)
         files = [shard_file(self.spec.commit_array(), shard)]
         with reading(f"{self.path}, seed {seed}, commit of shard {shard}"):
-            return int(self._arrays(seed, files)["commit"][shard])
+            return _entry(self._arrays(seed, files)["commit"], shard)
 
     def complete(self) -> list[int]:
         """List the seeds whose every shard is committed."""
@@ -132,7 +118,10 @@ class CacheReader:
         require_shard(self.spec, shard)
         with reading(f"{self.path}, seed {seed}, shard {shard}"):
             arrays = self._arrays(seed, shard_files(self.spec, shard))
-            commit = int(arrays["commit"][shard])
+            begun = (
+                shard < arrays["commit"].shape[0]
+            )  # else the seed has not been written since the data grew
+            commit = int(arrays["commit"][shard]) if begun else 0
         if not commit:
             raise IncompleteError(f"shard {shard} of seed {seed} of {self.path} is not committed")
         return decode_shard(arrays, self.spec, seed, shard, commit, self.path)
@@ -175,10 +164,11 @@ class CacheReader:
             committed = [j for j in range(self.spec.shards) if j not in without and self.commit(seed, j)]
         else:
             committed = np.flatnonzero(self.commits(seed)).tolist()
-        files = (shard_file(self.spec.canary_array(), shard) for shard in committed)
+        array = self.spec.canary_array()
+        files = (shard_file(array, shard) for shard in committed)
         with reading(f"{self.path}, seed {seed}"):
             held = self._arrays(seed, files)["canary"]
-            digests = {j: held[j] for j in committed} if without else held[:]
+            digests = {j: held[j] for j in committed} if without else whole(held, array)
         return {
             sample: int(crc)
             for shard in committed
@@ -204,6 +194,10 @@ class CacheReader:
             ours |= {commit, *data} if commit in found else {commit}
         return sorted(found - ours)
 
+    def keys(self) -> Keys | None:
+        """Return the sample keys, (n,) uint64; None in a cache that was made without."""
+        return read_keys(self.place, self.spec)
+
     def info(self) -> dict[str, Any]:
         """Describe the cache in JSON values: what it holds, how far it is, how large."""
         shards = self.spec.shards
@@ -217,7 +211,8 @@ class CacheReader:
         with reading(self.path):
             places = [self.place.at(f"seed-{seed}") for seed in begun]
             sizes = self.place.each(lambda place: place.size(), places)
-            beside = self.place.size(recurse=False)
+            root, keys = self.place.size(recurse=False), self.place.at(KEYS).size()
+        beside = None if root is None or keys is None else root + keys
         size = None if beside is None else sum(filter(None, sizes))
         spec = self.spec.to_dict()
         return {
@@ -255,10 +250,62 @@ class CacheReader:
             self._places[seed] = place
         place = self._places[seed]
         store = place.store(files, keep=metadata_files(self.spec), most=most_bytes(self.spec))
-        arrays = open_arrays(store, self.spec, place)
+        try:
+            arrays = open_arrays(store, self.spec, place)
+        except FormatError:
+            now = read_root(self.place)
+            if self.spec not in now.history()[:-1]:
+                raise
+            arrays = open_arrays(store, now, place)  # the cache has grown since it was opened
         if place.live:
             self._opened[seed] = arrays
         return arrays
+
+
+def _entry(commits: Any, shard: int) -> int:
+    """Read one commit entry; 0 where the array has not been lengthened yet since the data grew."""
+    return int(commits[shard]) if shard < commits.shape[0] else 0
+
+
+def read_root(place: Place) -> CacheSpec:
+    """Read what the cache at `place` is.
+
+    Raises:
+        NotFoundError: there is none.
+        FormatError: it is damaged, or newer than this library.
+        StorageError: the disk or the host said no.
+    """
+    with reading(place):
+        if not place.fetch(["zarr.json"]):
+            advice = f"`logitcache dump --out {place}` makes one" if place.writable else "check the URL"
+            raise NotFoundError(f"no cache at {place}; {advice}")
+        attributes = zarr.open_group(place.store(["zarr.json"]), mode="r").attrs.asdict()
+    if ATTRIBUTE not in attributes:
+        raise FormatError(f"{place} is a Zarr group, but no logitcache: it lacks attrs[{ATTRIBUTE!r}]")
+    try:
+        spec = CacheSpec.from_dict(attributes[ATTRIBUTE])
+    except FormatError as error:
+        raise FormatError(f"{place}: {error}") from error
+    if spec.shards > MOST_SHARDS:
+        raise FormatError(f"{place}: expected at most {MOST_SHARDS} shards of a seed, found {spec.shards}")
+    return spec
+
+
+def read_keys(place: Place, spec: CacheSpec) -> Keys | None:
+    """Read the sample keys of the cache at `place`, (n,) uint64, as far as `spec` goes; None if it has none.
+
+    Raises:
+        FormatError: they are damaged.
+        StorageError: the disk or the host said no.
+    """
+    array, about = spec.key_array(), f"{KEYS}/zarr.json"
+    files = [about, "zarr.json", *(shard_file(array, shard) for shard in range(spec.shards))]
+    with reading(f"{place}/{KEYS}"):
+        if not place.filled([about]):
+            return None
+        group = zarr.open_group(place.store(files, most=most_bytes(spec)), mode="r")
+        rows = whole(open_array(group, [array], place, longer=True), array)  # longer while a cache grows
+    return np.concatenate([rows[spec.place(array, shard)] for shard in range(spec.shards)])
 
 
 def seeds_begun(place: Place) -> list[int]:

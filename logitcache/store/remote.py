@@ -24,7 +24,7 @@ from zarr.core.buffer.cpu import Buffer as HostBuffer
 from zarr.storage import MemoryStore
 
 from logitcache.errors import FormatError, LogitCacheError, OptionError, StorageError
-from logitcache.store.place import INDEX, MOST_METADATA, Place
+from logitcache.store.place import INDEX, KEYS, MOST_METADATA, Place
 
 AT_ONCE = 16  # requests of one call
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
@@ -189,16 +189,15 @@ class RemotePlace(Place):
         found = self._patiently("list", lambda: _or_none(find, where), name) or []
         self.delete([file.removeprefix(f"{self.root}/") for file in found])
 
-    def create(self, root: bytes) -> None:
-        """Make this the root of a cache, unless it is one, or holds something else.
-
-        Raises:
-            OptionError: it is on the web, which is read-only.
-        """
-        if not self.writable:
-            raise OptionError(f"{self.path}: https is for reading; write to a local path, s3:// or gs://")
-        if not self.names():
+    def create(self, files: Mapping[str, bytes], root: bytes) -> None:
+        """Make this the root of a cache, unless it is one, or holds something else: files, then its zarr.json."""
+        if set(self.names()) <= {KEYS}:
+            self.put(files)
             self.put({"zarr.json": root}, new=True)
+
+    def growing(self) -> AbstractContextManager[None]:
+        """Own nothing: object storage has no locks that die with their process."""
+        return nullcontext()
 
     def owned(self, whose: str) -> AbstractContextManager[None]:
         """Own nothing: object storage has no locks that die with their process."""

@@ -4,7 +4,7 @@ import hashlib
 import math
 import struct
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,24 +59,36 @@ def most_bytes(spec: CacheSpec) -> int:
 
 
 def open_arrays(store: Store, spec: CacheSpec, where: object, mode: str = "r") -> dict[str, Any]:
-    """Open the arrays of one seed and insist on the form that the spec gives them."""
+    """Open the arrays of one seed and insist on the form that the spec gives them, or gave before the data grew."""
+    forms = zip(*map(seed_arrays, spec.history()), strict=True)
     with knowing_codecs(spec):
         group = zarr.open_group(store, mode=mode)  # type: ignore[arg-type]
-        return {a.name: _open_array(group, a, where) for a in seed_arrays(spec)}
+        return {now.name: open_array(group, (*before, now), where) for *before, now in forms}
 
 
-def _open_array(group: zarr.Group, expected: ArraySpec, where: object) -> Any:
-    array = group.get(expected.name)
+def open_array(group: zarr.Group, forms: Sequence[ArraySpec], where: object, *, longer: bool = False) -> Any:
+    """Open one array and insist on one of these forms; the last is what it should be by now, or `longer`."""
+    name = forms[-1].name
+    array = group.get(name)
     if not isinstance(array, zarr.Array):
-        raise FormatError(f"{where}: array {expected.name!r} is missing")
-    found = (array.shape, str(array.dtype), array.chunks, array.shards, float(array.fill_value))
-    wanted = (expected.shape, expected.dtype, expected.chunks, expected.shards, 0.0)
-    if found != wanted:
+        raise FormatError(f"{where}: array {name!r} is missing")
+    shape = forms[-1].shape if longer and array.shape[:1] > forms[-1].shape[:1] else array.shape
+    found = (shape, str(array.dtype), array.chunks, array.shards, float(array.fill_value))
+    wanted = [(form.shape, form.dtype, form.chunks, form.shards, 0.0) for form in forms]
+    if found not in wanted:
         raise FormatError(
-            f"{where}: array {expected.name!r}: "
-            f"expected shape, dtype, chunks, shards, fill value {wanted}, found {found}"
+            f"{where}: array {name!r}: "
+            f"expected shape, dtype, chunks, shards, fill value {wanted[-1]}, found {found}"
         )
     return array
+
+
+def whole(array: Any, form: ArraySpec) -> npt.NDArray[Any]:
+    """Read an array whole; zeros where it has not been lengthened yet, and no more than its form has."""
+    values = np.zeros(form.shape, dtype=form.dtype)
+    held = array[: form.shape[0]]
+    values[: len(held)] = held
+    return values
 
 
 def codecs(array: ArraySpec) -> dict[str, Any]:
@@ -140,8 +152,8 @@ def shard_digest(spec: CacheSpec, seed: int, shard: int, stored: Arrays) -> int:
     Whose: teacher, data, recipe, how to decode it, and its place. A shard of another cache, seed or place is not
     taken for this one, whatever it holds.
     """
-    t, d, p = spec.teacher, spec.dataset, spec.profile
-    whose = (t.weights_sha256, t.precision, d.fingerprint, spec.recipe_sha256, d.num_classes, spec.k)
+    t, p, classes = spec.teacher, spec.profile, spec.dataset.num_classes
+    whose = (t.weights_sha256, t.precision, spec.fingerprint(shard), spec.recipe_sha256, classes, spec.k)
     text = "/".join(map(str, (*whose, seed, shard, p.gap_coding)))
     digest = hashlib.blake2b(text.encode(), digest_size=8)
     digest.update(struct.pack("<d", p.gap_step or 0.0))

@@ -1,5 +1,6 @@
 """Writing a cache: shards made durable and then committed, one owner per seed."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,11 +15,11 @@ from zarr.abc.store import Store
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from logitcache.errors import FormatError, MismatchError, OptionError
-from logitcache.schema import CacheSpec, itemsize
+from logitcache.errors import FormatError, MismatchError, NotFoundError, OptionError
+from logitcache.schema import ArraySpec, CacheSpec, itemsize
 from logitcache.store.disk import reading
 from logitcache.store.place import INDEX, Place, place_of
-from logitcache.store.reader import CacheReader, seeds_begun
+from logitcache.store.reader import CacheReader, Keys, read_keys, read_root, seeds_begun
 from logitcache.store.shards import (
     ATTRIBUTE,
     COMMIT,
@@ -48,8 +49,14 @@ class CacheWriter:
         self.path = place.path
 
     @classmethod
-    def open(cls, path: str | Path, spec: CacheSpec) -> Self:
+    def open(cls, path: str | Path, spec: CacheSpec, keys: Keys | None = None, *, grow: bool = False) -> Self:
         """Create the cache, or open it to go on with it, at a local path or an fsspec URL.
+
+        Args:
+            path: where it is, or is to be.
+            spec: what it is.
+            keys: (n,) uint64 sample keys; a cache created without any cannot grow.
+            grow: let a cache that is what `spec` was before its data set grew become what it is now.
 
         Raises:
             MismatchError: there is a cache of another teacher, data set, recipe, k … at `path`.
@@ -67,10 +74,12 @@ class CacheWriter:
                 f"shards of {spec.shard_samples} samples of {spec.k} logits make chunks of more than 2 GB; "
                 "choose a smaller shard size"
             )
-        place = place_of(path)
+        place = _writable(path)
         with place.storing():
-            place.create(_root(spec))
-        found = CacheReader(path).spec
+            place.create({} if keys is None else _key_files(spec, keys), _root(spec))
+        if grow and keys is not None:
+            _grow(place, spec, keys)
+        found = read_root(place)
         if fields := spec.differences(found):
             raise MismatchError(
                 f"{place} is another cache than the one asked for",
@@ -78,6 +87,21 @@ class CacheWriter:
                 "give the same options to go on with it, or another --out to begin a new one",
             )
         return cls(place, found)
+
+    @staticmethod
+    def there(path: str | Path) -> CacheReader | None:
+        """Read the cache that `open` would go on with; None if there is none yet.
+
+        Raises:
+            FormatError: it is damaged.
+            OptionError: nothing can be written at such a URL.
+            StorageError: the disk or the host said no.
+        """
+        _writable(path)
+        try:
+            return CacheReader(path)
+        except NotFoundError:
+            return None
 
     @contextmanager
     def seed(self, seed: int, metadata: Mapping[str, bytes] | None = None) -> Iterator["SeedWriter"]:
@@ -134,7 +158,9 @@ class SeedWriter:
             if not place.filled([COMMIT]):
                 self._create(metadata or _metadata(spec))
         with reading(place):
-            open_arrays(place.store((), keep=metadata_files(spec)), spec, place)
+            open_arrays(place.store(metadata_files(spec)), spec, place)
+        with place.storing():
+            self._lengthen()
 
     def committed(self) -> npt.NDArray[np.bool_]:
         """Say which shards are committed, (shards,) bool."""
@@ -229,6 +255,63 @@ class SeedWriter:
         self.place.put({name: metadata[name] for name in first})
         self.place.put({last: metadata[last]})
 
+    def _lengthen(self) -> None:
+        """Give arrays of before the data set grew their new shape, `commit` last; what they hold stays as it is."""
+        if not self.spec.parts:
+            return
+        for a in seed_arrays(self.spec):
+            file = f"{a.name}/zarr.json"
+            about = json.loads(self.place.fetch([file])[file])
+            if about["shape"] != list(a.shape):
+                self.place.put({file: json.dumps({**about, "shape": a.shape}).encode()})
+
+
+def _writable(path: str | Path) -> Place:
+    place = place_of(path)
+    if not place.writable:
+        raise OptionError(f"{place}: https is for reading; write to a local path, s3:// or gs://")
+    return place
+
+
+def _grow(place: Place, spec: CacheSpec, keys: Keys) -> None:
+    """Make the cache at `place` what `spec` says, if it is what `spec` was: new keys first, the root last."""
+    if read_keys(place, read_root(place)) is None:
+        return  # `open` says how they differ
+    with place.storing(), place.growing():
+        found = read_root(place)
+        held = read_keys(place, found)
+        if held is None or all(then.differences(found) for then in spec.history()[:-1]):
+            return
+        if not np.array_equal(held, keys[: len(held)]):
+            raise OptionError(f"{place}: the first {len(held)} sample keys given are not those of the cache")
+        files = _key_files(spec, keys)
+        array = spec.key_array()
+        about = f"{array.name}/zarr.json"
+        new = [shard_file(array, shard) for shard in range(found.shards, spec.shards)]
+        place.delete(new)  # of a growth that was given up
+        place.put({name: files[name] for name in new if name in files})
+        place.put({about: files[about]})
+        dataset = dataclasses.replace(found.dataset, n=spec.dataset.n, fingerprint=spec.dataset.fingerprint)
+        grown = dataclasses.replace(found, dataset=dataset, parts=spec.parts)
+        root = json.loads(place.fetch(["zarr.json"])["zarr.json"])
+        root["attributes"][ATTRIBUTE] = grown.to_dict()
+        place.put({"zarr.json": json.dumps(root).encode()})
+
+
+def _key_files(spec: CacheSpec, keys: Keys) -> dict[str, bytes]:
+    """Return the files of the array of sample keys."""
+    if keys.shape != (spec.dataset.n,):
+        raise OptionError(f"expected {spec.dataset.n} sample keys, found {keys.shape}")
+    array = spec.key_array()
+    rows = np.zeros(array.shape, dtype=array.dtype)
+    for shard in range(spec.shards):
+        samples = spec.shard_range(shard)
+        rows[spec.place(array, shard)] = keys[samples.start : samples.stop]
+    files: dict[str, Buffer] = {}
+    _create_array(zarr.create_group(MemoryStore(files)), array)[:] = rows
+    del files["zarr.json"]  # the group's
+    return {name: data.to_bytes() for name, data in files.items()}
+
 
 def _root(spec: CacheSpec) -> bytes:
     """Return the root's metadata file."""
@@ -243,17 +326,21 @@ def _metadata(spec: CacheSpec) -> dict[str, bytes]:
     group = zarr.create_group(MemoryStore(files))
     with knowing_codecs(spec):
         for a in seed_arrays(spec):
-            group.create_array(
-                a.name,
-                shape=a.shape,
-                dtype=a.dtype,
-                chunks=a.chunks,
-                shards=a.shards,
-                dimension_names=a.dimensions,
-                fill_value=0,
-                **codecs(a),
-            )
+            _create_array(group, a)
     return {name: data.to_bytes() for name, data in files.items()}
+
+
+def _create_array(group: zarr.Group, array: ArraySpec) -> Any:
+    return group.create_array(
+        array.name,
+        shape=array.shape,
+        dtype=array.dtype,
+        chunks=array.chunks,
+        shards=array.shards,
+        dimension_names=array.dimensions,
+        fill_value=0,
+        **codecs(array),
+    )
 
 
 def _json(text: bytes | None) -> object:
