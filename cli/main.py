@@ -16,6 +16,7 @@ from .dump import dump
 from .info import info
 from .init import init
 from .plan import plan
+from .stats import stats
 from .terminal import ending_clearly
 from .train import train
 from .verify import verify
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (init, demo, plan, dump, derive, copy, train, info, verify, bench):
+for command in (init, demo, plan, dump, derive, copy, train, info, verify, stats, bench):
     app.command()(ending_clearly(command))
 
 

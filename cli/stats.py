@@ -1,0 +1,76 @@
+"""``logitcache stats``: what the teacher says of the data."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from logitcache.errors import DataError, NotFoundError
+
+from .options import Json, parse_seeds
+from .terminal import progress, say, show
+
+if TYPE_CHECKING:
+    from logitcache.audit.stats import StatsReport
+
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+def stats(
+    cache: Annotated[str, typer.Argument(help="Cache: a path or URL.")],
+    seeds: Annotated[str, typer.Option(help="Augmentation seeds; all complete ones by default.")] = "auto",
+    data: Annotated[str, typer.Option(help="The cache's images, if their name is another here.")] = "auto",
+    most: Annotated[int, typer.Option(min=1, help="Neighbours and hard samples to list.")] = 8,
+    pictures: Annotated[Path | None, typer.Option(help="Folder for stats.png and hardest.png.")] = None,
+    json: Json = False,
+) -> None:
+    """Show how right and how sure the teacher is by seed, what it confuses, and which samples are hard.
+
+    Example: logitcache stats caches/vit_l-digits.zarr --pictures pictures
+    """
+    from logitcache.audit.pictures import draw
+    from logitcache.audit.stats import stats as read_stats
+    from logitcache.datasets import open_images
+    from logitcache.store import CacheReader
+
+    reader = CacheReader(cache)
+    spec = reader.spec.dataset
+    try:
+        images = open_images(spec.name if data == "auto" else data, spec.split)
+    except (DataError, NotFoundError) as error:
+        if data != "auto":
+            raise
+        say(f"note: without labels and names: {error}")
+        images = None
+    chosen = parse_seeds(seeds) if seeds != "auto" else ()
+    with progress("stats", "seeds") as advance:
+        on_progress = lambda done, total: advance(done, total, "")  # noqa: E731
+        found = read_stats(reader, images, chosen, most=most, on_progress=on_progress)
+    drawn = draw(found, pictures, images) if pictures else []
+    rows = [*_rows(found), *(("picture", str(file)) for file in drawn)]
+    show({**found.to_dict(), "pictures": [str(file) for file in drawn]}, rows, as_json=json)
+
+
+def _rows(found: "StatsReport") -> list[tuple[str, str]]:
+    rows = [("cache", found.path)]
+    for seed in found.seeds:
+        right = "" if seed.top1 is None else f"top-1 {100 * seed.top1:.2f} %, "
+        text = f"{right}sure to {seed.confidence:.3f}, entropy {seed.entropy:.3f}, tail {seed.tail_mass:.2g}"
+        rows.append((f"seed {seed.seed}", text))
+    if found.agreement is not None:
+        rows.append(
+            ("agreement", f"{100 * found.agreement:.2f} % of samples have the top class of the seed before")
+        )
+    rows.append(("entropy", f"0 [{_bars(found.entropy_bins)}] log C"))
+    if found.tail_bins:
+        rows.append(("tail mass", f"1e-10 [{_bars(found.tail_bins)}] 1"))
+    rows += [("confused", f"{p.of} with {p.other}: {p.probability:.3g}") for p in found.neighbours]
+    for hard in found.hardest:
+        label = "" if hard.label < 0 else f", label {hard.label}"
+        rows.append(("hard", f"{hard.name}{label}, teacher {hard.teacher}: {hard.probability:.2g}"))
+    return rows
+
+
+def _bars(counts: tuple[int, ...]) -> str:
+    top = max(1, *counts)
+    return "".join(BARS[-(-count * (len(BARS) - 1) // top)] for count in counts)
