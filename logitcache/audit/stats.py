@@ -57,7 +57,7 @@ class Neighbours(Spec):
 
 @dataclass(frozen=True)
 class Hard(Spec):
-    """A sample, its label (−1: none), the class the teacher names under the last seed, and how sure it is of the label.
+    """A sample, its label (−1: none), the class the teacher names under the last seed, how sure it is of the label.
 
     `probability` is the mean over seeds of the label's probability; without labels, of the top class's.
     """
