@@ -46,6 +46,7 @@ def without_progress(output: str) -> str:
     )
 
 
+@pytest.mark.timeout(1200)  # every command of it, and the demo, one after another
 def test_the_readme_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     (tmp_path / "few.py").write_text(FEW)

@@ -17,7 +17,7 @@ from dask.delayed import delayed
 
 from logitcache.datasets import Images
 from logitcache.errors import IncompleteError
-from logitcache.replay import check_images
+from logitcache.order import in_cache_order
 from logitcache.schema import RowLayout, Spec
 from logitcache.sparse import SparseTeacher
 from logitcache.spool import pack
@@ -117,7 +117,7 @@ def stats(
         FormatError: a shard is damaged.
     """
     if images is not None:
-        check_images(reader, images)
+        images = in_cache_order(reader, images)
     chosen = sorted(set(seeds)) or reader.complete()
     reader.require(list(chosen))
     if not chosen:
