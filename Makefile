@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check format dist clean
+.PHONY: demo test soak check format dist clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml
@@ -17,6 +17,11 @@ demo: $(READY)          ## the whole story on real digits, in under two minutes
 
 test: $(READY)          ## the test suite
 	$(BIN)/python -m pytest
+
+SECONDS ?= 180
+SEED    ?= 0
+soak: $(READY)          ## faults of every kind, counted: kill, power, full disk, flips, fuzz; SECONDS=…, SEED=…
+	PYTHONPATH=tests $(BIN)/python -W ignore:resource_tracker -m soak --seconds $(SECONDS) --seed $(SEED)
 
 check: $(READY)         ## lint, format, types, architecture
 	$(BIN)/ruff check .

@@ -67,6 +67,7 @@ def prove_replay(
     Raises:
         DriftError: one differs; `fields` names it and the libraries whose versions differ.
         DataError: an image that decoded when the cache was made no longer does.
+        FormatError: the digests, or other numbers of their shard, are damaged.
     """
     compared = 0
     for difference in _compared(reader, views, seeds, most, without):
@@ -113,6 +114,8 @@ def _compared(
                     "restore the file, or make a new cache"
                 )
             found = digest(batch.views[0])
+            if found != expected:
+                reader.read(seed, reader.spec.shard_of(sample))  # is it the cache that has changed?
             view = f"view of {views.images.describe(sample)} under seed {seed}"
             yield None if found == expected else Difference(view, f"CRC {expected:08x}", f"{found:08x}")
 

@@ -2,7 +2,9 @@
 
 Random reads through Zarr's chunks are slow, decoding a whole seed is fast, and a look-up in mapped memory is
 faster still. A spool holds one row of bytes per sample (`RowLayout`), is named by what it holds, and is shared
-by all workers, ranks and student runs. It is only ever made whole: written aside, then renamed.
+by all workers, ranks and student runs. It is only ever made whole: written aside, then renamed. Behind the rows
+stands the CRC-32 of their name and them, which every opening compares: a scratch disk's flipped bit must not become
+a wrong number.
 
 Lock files stay for good, empty, when their spool is trimmed: whoever deleted one could not know that no process
 holds or awaits it, and then two would build the same spool, each under a lock file of its own.
@@ -11,6 +13,7 @@ holds or awaits it, and then two would build the same spool, each under a lock f
 import hashlib
 import json
 import os
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ from logitcache.store import CacheReader
 
 Rows = npt.NDArray[np.uint8]
 DEFAULT_LIMIT = 50_000_000_000
+BLOCK = 1 << 24  # bytes read at a time
+CRC = 4  # bytes of it
 
 
 def default_folder() -> Path:
@@ -63,8 +68,10 @@ def open_spool(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
-            if not file.exists() or file.stat().st_size != shape[0] * shape[1]:
-                _trim(folder, limit - shape[0] * shape[1], keep=file)  # room first: the disk may be no larger
+            if not _whole(file, shape[0] * shape[1]):
+                _trim(
+                    folder, limit - shape[0] * shape[1] - CRC, keep=file
+                )  # room first: the disk may be no larger
                 _build(file, reader, seed, layout)
             _trim(folder, limit, keep=file)
             os.utime(file)
@@ -94,13 +101,28 @@ def _digest(layout: RowLayout) -> str:
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
+def _whole(file: Path, size: int) -> bool:
+    """Is there a spool of rows of so many bytes, as they were written?"""
+    if not file.exists() or file.stat().st_size != size + CRC:
+        return False
+    crc = zlib.crc32(file.stem.encode())
+    with file.open("rb") as rows:
+        for start in range(0, size, BLOCK):
+            crc = zlib.crc32(rows.read(min(BLOCK, size - start)), crc)
+        return rows.read() == crc.to_bytes(CRC, "little")
+
+
 def _build(file: Path, reader: CacheReader, seed: int, layout: RowLayout) -> None:
     """Decode a seed into `file`, a shard at a time; what fails leaves nothing behind."""
     aside = file.with_suffix(".part")
+    crc = zlib.crc32(file.stem.encode())  # rows under another name are not its own
     try:
         with aside.open("wb") as out:
             for shard in range(reader.spec.shards):
-                out.write(pack(reader.spec, layout, reader.read(seed, shard)).data)
+                rows = pack(reader.spec, layout, reader.read(seed, shard)).data
+                crc = zlib.crc32(rows, crc)
+                out.write(rows)
+            out.write(crc.to_bytes(CRC, "little"))
             out.flush()
             os.fsync(out.fileno())  # else a power cut could leave zeros in a file of the right name and size
         aside.replace(file)

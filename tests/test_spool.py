@@ -227,7 +227,7 @@ def test_processes_that_open_a_spool_at_once_build_one(cache, tmp_path):
 
 
 def test_the_spool_longest_unused_goes_first_and_who_has_it_mapped_keeps_it(cache, tmp_path):
-    size = cache.spec.dataset.n * RowLayout.of(cache.spec).row_bytes
+    size = cache.spec.dataset.n * RowLayout.of(cache.spec).row_bytes + 4
     rows, files = {}, {}
     for age, seed in enumerate((0, 1)):
         before = set(tmp_path.glob("*.spool"))

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import multiprocessing
@@ -600,7 +601,9 @@ def attributes(cache: Path) -> dict:
 
 
 def set_attributes(cache: Path, about: object) -> None:
-    root = {"zarr_format": 3, "node_type": "group", "attributes": {"logitcache": about}}
+    digest = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=8).hexdigest()
+    attributes = {"logitcache": about, "logitcache_digest": digest}
+    root = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     (cache / "zarr.json").write_text(json.dumps(root))
 
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,11 +17,41 @@ def make_durable(files: list[Path]) -> None:
     """Flush files, and the folders that name them, to the disk."""
     present = [f for f in files if f.exists()]  # Zarr writes no file for a shard that is all zeros
     for path in [*present, *{parent for f in present for parent in list(f.parents)[:3]}]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _flush(path)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, durably, with those that it lies in."""
+    lacking = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in lacking:
+        _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def require_file(path: Path, most: int) -> None:
+    """Insist that what is at `path`, if anything, is a file of at most so many bytes.
+
+    A pipe would keep a reader waiting, and a device or a file with holes would fill the memory.
+
+    Raises:
+        FormatError: it is something else. (A folder passes: nobody reads one by mistake.)
+    """
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        raise FormatError(f"{path}: expected a file, found something else")
+    if stat.S_ISREG(found.st_mode) and found.st_size > most:
+        raise FormatError(f"{path}: expected at most {most} bytes, found {found.st_size}")
 
 
 def size_of(folder: Path, *, recurse: bool = True) -> int:

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
-import zarr
 from filelock import FileLock, Timeout
-from zarr.abc.store import Store
+from zarr.abc.store import ByteRequest, Store
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import LocalStore
 
-from logitcache.errors import BusyError, FormatError
-from logitcache.store.disk import make_durable, size_of, storing
+from logitcache.errors import BusyError
+from logitcache.store.disk import make_durable, make_folder, require_file, size_of, storing
 
 INDEX = "seeds.json"  # which seeds there are, for hosts that do not list
 KEYS = "sample_key"  # the array that names the samples, beside the root's zarr.json
@@ -79,12 +80,12 @@ class Place(ABC):
         """Return a Zarr store with these files at hand; those to `keep` are fetched once for all."""
 
     @abstractmethod
-    def save(self, store: Store, files: Iterable[str], *, new: bool = False) -> None:
-        """Make durable what Zarr wrote to `store` under these names; `new`: none of them is there already."""
+    def save(self, store: Store, files: Iterable[str]) -> None:
+        """Make durable what Zarr wrote to `store` under these names."""
 
     @abstractmethod
     def put(self, files: Mapping[str, bytes], *, new: bool = False) -> None:
-        """Write files, each whole or not at all, durably; `new` as for `save`."""
+        """Write files, each whole or not at all, durably; `new`: none of them is there already."""
 
     @abstractmethod
     def delete(self, files: Iterable[str]) -> None:
@@ -162,13 +163,10 @@ class LocalPlace(Place):
         """Read those of these files that are there, each of at most so many bytes."""
         found = {}
         for name in files:
-            with (
-                suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError),
-                (self.path / name).open("rb") as file,
-            ):
-                found[name] = file.read(most + 1)
-                if len(found[name]) > most:
-                    raise FormatError(f"{self.path / name}: expected at most {most} bytes, found more")
+            file = self.path / name
+            require_file(file, most)
+            with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                found[name] = file.read_bytes()
         return found
 
     def size(self, *, recurse: bool = True) -> int:
@@ -177,9 +175,9 @@ class LocalPlace(Place):
 
     def store(self, files: Iterable[str], keep: Iterable[str] = (), most: int = MOST_METADATA) -> Store:
         """Return Zarr's view of the folder."""
-        return zarr.storage.LocalStore(self.path)
+        return Files(self.path, most=max(most, MOST_METADATA))
 
-    def save(self, store: Store, files: Iterable[str], *, new: bool = False) -> None:
+    def save(self, store: Store, files: Iterable[str]) -> None:
         """Flush to the disk what Zarr wrote."""
         make_durable([self.path / name for name in files])
 
@@ -209,7 +207,7 @@ class LocalPlace(Place):
         """Make the root file aside, then move it into its place, so that it is whole or not there."""
         if not self._vacant():
             return
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         with FileLock(self.path / ".lock"):
             if self._vacant():  # still: nobody else was quicker
                 self.put(files)
@@ -249,6 +247,7 @@ class LocalPlace(Place):
                         f"{whose} is being written by {who}; wait, or dump other seeds"
                     ) from error
                 held.callback(_forget, owner)
+                owner.unlink(missing_ok=True)  # not written through, were it a link
                 owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
                 self._clear_leftovers()
             yield
@@ -268,6 +267,32 @@ class LocalPlace(Place):
         for file in [self.path / "commit" / "zarr.json", *(self.path / "commit" / "c").glob("*")]:
             if file.is_file() and file.stat().st_size == 0:
                 file.unlink()
+
+
+class Files(LocalStore):
+    """Zarr's view of a local folder, in which every file is a file, and none larger than `most` bytes."""
+
+    def __init__(self, root: Path | str, *, read_only: bool = False, most: int = MOST_METADATA) -> None:
+        super().__init__(root, read_only=read_only)
+        self.most = most
+
+    def with_read_only(self, read_only: bool = False) -> "Files":
+        """Return the same view, to be read only or not."""
+        return Files(self.root, read_only=read_only, most=self.most)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Read a file, or a part of it."""
+        require_file(self.root / key, self.most)
+        return await super().get(key, prototype, byte_range)
+
+    def get_sync(
+        self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Read a file, or a part of it."""
+        require_file(self.root / key, self.most)
+        return super().get_sync(key, prototype=prototype, byte_range=byte_range)
 
 
 def _forget(owner: Path) -> None:

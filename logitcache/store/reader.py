@@ -15,15 +15,14 @@ from logitcache.schema import CacheSpec
 from logitcache.store.disk import MENDS, reading
 from logitcache.store.place import KEYS, Place, place_of
 from logitcache.store.shards import (
-    ATTRIBUTE,
     COMMIT,
-    MOST_SHARDS,
     decode_shard,
     metadata_files,
     most_bytes,
     open_array,
     open_arrays,
     require_shard,
+    root_spec,
     shard_file,
     shard_files,
     stored_shard,
@@ -159,7 +158,10 @@ class CacheReader:
         return found
 
     def canaries(self, seed: int, without: Collection[int] = ()) -> dict[int, int]:
-        """Return the view digests of one seed's committed shards, `without` some: CRC-32 by sample."""
+        """Return the view digests of one seed's committed shards, `without` some: CRC-32 by sample.
+
+        They are checked against the commit when their shard is read, and here where there is none but 0.
+        """
         if without:  # these may be damaged: nothing of them is read
             committed = [j for j in range(self.spec.shards) if j not in without and self.commit(seed, j)]
         else:
@@ -168,11 +170,14 @@ class CacheReader:
         files = (shard_file(array, shard) for shard in committed)
         with reading(f"{self.path}, seed {seed}"):
             held = self._arrays(seed, files)["canary"]
-            digests = {j: held[j] for j in committed} if without else whole(held, array)
+            digests = {j: held[j] for j in committed}  # those of others may be torn by a power cut
+        for shard, crcs in digests.items():
+            if not np.any(crcs):  # not one view, or the file is gone: the commit tells
+                self.read(seed, shard)
         return {
             sample: int(crc)
-            for shard in committed
-            for sample, crc in zip(self.spec.canary_samples(shard), digests[shard], strict=True)
+            for shard, crcs in digests.items()
+            for sample, crc in zip(self.spec.canary_samples(shard), crcs, strict=True)
         }
 
     def voided(self) -> list[int]:
@@ -280,15 +285,7 @@ def read_root(place: Place) -> CacheSpec:
             advice = f"`logitcache dump --out {place}` makes one" if place.writable else "check the URL"
             raise NotFoundError(f"no cache at {place}; {advice}")
         attributes = zarr.open_group(place.store(["zarr.json"]), mode="r").attrs.asdict()
-    if ATTRIBUTE not in attributes:
-        raise FormatError(f"{place} is a Zarr group, but no logitcache: it lacks attrs[{ATTRIBUTE!r}]")
-    try:
-        spec = CacheSpec.from_dict(attributes[ATTRIBUTE])
-    except FormatError as error:
-        raise FormatError(f"{place}: {error}") from error
-    if spec.shards > MOST_SHARDS:
-        raise FormatError(f"{place}: expected at most {MOST_SHARDS} shards of a seed, found {spec.shards}")
-    return spec
+    return root_spec(attributes, place)
 
 
 def read_keys(place: Place, spec: CacheSpec) -> Keys | None:

@@ -149,10 +149,10 @@ class RemotePlace(Place):
         held = {name: self._kept[name] for name in keep if name in self._kept} | self.fetch(files, most)
         return Fetched({name: HostBuffer.from_bytes(data) for name, data in held.items()})
 
-    def save(self, store: Store, files: Iterable[str], *, new: bool = False) -> None:
+    def save(self, store: Store, files: Iterable[str]) -> None:
         """Put what Zarr wrote to `store` under these names."""
         assert isinstance(store, Fetched)
-        self.put({name: store.files[name].to_bytes() for name in files if name in store.files}, new=new)
+        self.put({name: store.files[name].to_bytes() for name in files if name in store.files})
 
     def put(self, files: Mapping[str, bytes], *, new: bool = False) -> None:
         """Put files, each whole or not at all."""

@@ -1,11 +1,10 @@
 """One shard in arrays: the form that a spec gives them, their stored values, their digest, their files."""
 
 import hashlib
+import json
 import math
 import struct
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,19 @@ from zarr.abc.store import Store
 from logitcache.coding import code_gaps, rounded
 from logitcache.errors import FormatError, OptionError
 from logitcache.schema import ArraySpec, CacheSpec, itemsize
+from logitcache.store.codecs import guarded, knowing_codecs
 from logitcache.store.disk import MENDS, reading
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 ATTRIBUTE = "logitcache"  # of the root group: its value is the CacheSpec
+DIGEST = "logitcache_digest"  # of the root group: of that value
 COMMIT = (
     "commit/zarr.json"  # made last of a seed's metadata: without it, or empty, the seed has not been begun
 )
 MOST_SHARDS = 1 << 16  # of one seed: a file each, so more are a mistake or an attack
-MOST_CHUNK_BYTES = (1 << 31) - (1 << 16)  # before compression: Blosc counts in 32 bits
+MOST_SHARD_BYTES = (
+    1 << 30
+)  # before compression: a reader holds one in memory, and the root is not to be trusted
 
 
 def require_shard(spec: CacheSpec, shard: int) -> None:
@@ -58,6 +61,42 @@ def most_bytes(spec: CacheSpec) -> int:
     return max(2 * itemsize(a.dtype) * math.prod(a.shards or a.chunks) for a in seed_arrays(spec)) + (1 << 20)
 
 
+def root_attributes(spec: CacheSpec) -> dict[str, Any]:
+    """Return the attributes of a root group: what the cache is, and the digest of that."""
+    about = spec.to_dict()
+    return {ATTRIBUTE: about, DIGEST: _root_digest(about)}
+
+
+def root_spec(attributes: Mapping[str, Any], where: object) -> CacheSpec:
+    """Parse the attributes of a root group, which nobody vouches for.
+
+    Raises:
+        FormatError: it is no cache, a newer one, or damaged.
+    """
+    if ATTRIBUTE not in attributes:
+        raise FormatError(f"{where} is a Zarr group, but no logitcache: it lacks attrs[{ATTRIBUTE!r}]")
+    about = attributes[ATTRIBUTE]
+    try:
+        spec = CacheSpec.from_dict(about)
+    except FormatError as error:
+        raise FormatError(f"{where}: {error}") from error
+    if (found := attributes.get(DIGEST)) != (expected := _root_digest(about)):
+        raise FormatError(
+            f"{where}: damaged: attrs[{DIGEST!r}] is {str(found)[:40]!r}, and {expected!r} by what the root says; "
+            "restore its zarr.json from a copy"
+        )
+    if spec.shards > MOST_SHARDS:
+        raise FormatError(f"{where}: expected at most {MOST_SHARDS} shards of a seed, found {spec.shards}")
+    if (size := spec.shard_samples * spec.sample_bytes) > MOST_SHARD_BYTES:
+        raise FormatError(f"{where}: expected shards of at most {MOST_SHARD_BYTES} bytes, found {size}")
+    return spec
+
+
+def _root_digest(about: object) -> str:
+    """Digest what the root says: a changed byte in it must not change what numbers mean."""
+    return hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
 def open_arrays(store: Store, spec: CacheSpec, where: object, mode: str = "r") -> dict[str, Any]:
     """Open the arrays of one seed and insist on the form that the spec gives them, or gave before the data grew."""
     forms = zip(*map(seed_arrays, spec.history()), strict=True)
@@ -80,7 +119,7 @@ def open_array(group: zarr.Group, forms: Sequence[ArraySpec], where: object, *, 
             f"{where}: array {name!r}: "
             f"expected shape, dtype, chunks, shards, fill value {wanted[-1]}, found {found}"
         )
-    return array
+    return guarded(array, forms[-1], where)
 
 
 def whole(array: Any, form: ArraySpec) -> npt.NDArray[Any]:
@@ -89,39 +128,6 @@ def whole(array: Any, form: ArraySpec) -> npt.NDArray[Any]:
     held = array[: form.shape[0]]
     values[: len(held)] = held
     return values
-
-
-def codecs(array: ArraySpec) -> dict[str, Any]:
-    """Return how Zarr is to encode the chunks of an array, in the arguments of `create_array`."""
-    checksum: dict[str, Any] = {"name": "crc32c"}
-    if array.codec == "pcodec":
-        return {
-            "serializer": {"name": "numcodecs.pcodec", "configuration": {"level": 12}},
-            "compressors": [checksum],
-        }
-    configuration: dict[str, Any] = {"level": 3, "checksum": False}
-    if array.codec != "zstd":
-        size = {"typesize": itemsize(array.dtype), "blocksize": 0}
-        configuration = {**size, "cname": "zstd", "clevel": 3, "shuffle": array.codec}
-    name = "zstd" if array.codec == "zstd" else "blosc"
-    return {"compressors": [{"name": name, "configuration": configuration}, checksum]}
-
-
-@contextmanager
-def knowing_codecs(spec: CacheSpec) -> Iterator[None]:
-    """Let Zarr meet the codecs of a profile; its warning that few readers have pcodec is docs/format.md's to give.
-
-    Raises:
-        OptionError: the profile needs pcodec, and it is not installed.
-    """
-    if spec.profile.codec != "pcodec":
-        yield
-        return
-    if not spec.profile.installed:
-        raise OptionError(f"profile {spec.profile.name} needs pcodec; pip install 'logitcache[archive]'")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Numcodecs codecs are not in the Zarr version 3")
-        yield
 
 
 def as_stored(values: npt.NDArray[Any], array: ArraySpec, spec: CacheSpec, shard: int) -> npt.NDArray[Any]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,27 +12,27 @@ import numpy.typing as npt
 import zarr
 from zarr.abc.store import Store
 from zarr.core.buffer import Buffer
+from zarr.core.buffer.cpu import Buffer as HostBuffer
 from zarr.storage import MemoryStore
 
 from logitcache.errors import FormatError, MismatchError, NotFoundError, OptionError
-from logitcache.schema import ArraySpec, CacheSpec, itemsize
+from logitcache.schema import ArraySpec, CacheSpec
+from logitcache.store.codecs import codecs, knowing_codecs
 from logitcache.store.disk import reading
 from logitcache.store.place import INDEX, Place, place_of
 from logitcache.store.reader import CacheReader, Keys, read_keys, read_root, seeds_begun
 from logitcache.store.shards import (
-    ATTRIBUTE,
     COMMIT,
-    MOST_CHUNK_BYTES,
+    MOST_SHARD_BYTES,
     MOST_SHARDS,
     Arrays,
     as_stored,
-    codecs,
     decode_shard,
-    knowing_codecs,
     metadata_files,
     most_bytes,
     open_arrays,
     require_shard,
+    root_attributes,
     seed_arrays,
     shard_digest,
     shard_file,
@@ -69,10 +68,10 @@ class CacheWriter:
                 f"shards of {spec.shard_samples} samples make {spec.shards} of a seed, "
                 f"more than {MOST_SHARDS}; choose a larger shard size"
             )
-        if max(math.prod(a.chunks) * itemsize(a.dtype) for a in spec.arrays()) > MOST_CHUNK_BYTES:
+        if (size := spec.shard_samples * spec.sample_bytes) > MOST_SHARD_BYTES:
             raise OptionError(
-                f"shards of {spec.shard_samples} samples of {spec.k} logits make chunks of more than 2 GB; "
-                "choose a smaller shard size"
+                f"shards of {spec.shard_samples} samples take {size} bytes, more than {MOST_SHARD_BYTES}; "
+                "choose a smaller shard size, or keep fewer logits"
             )
         place = _writable(path)
         with place.storing():
@@ -192,8 +191,8 @@ class SeedWriter:
             for a in self.spec.arrays():
                 opened[a.name][self.spec.place(a, shard)] = stored[a.name]
             self.place.save(store, files[:-1])
-            opened["commit"][shard] = shard_digest(self.spec, self.seed, shard, stored)
-            self.place.save(store, files[-1:], new=True)
+            commit = self._commit(shard, shard_digest(self.spec, self.seed, shard, stored))
+            self.place.put({files[-1]: commit}, new=True)
 
     def adopt(self, shard: int, commit: int, files: Mapping[str, bytes]) -> None:
         """Write one shard from the files of a copy of this cache, read them back, and only then commit it.
@@ -240,6 +239,13 @@ class SeedWriter:
             committed = bool(opened["commit"][shard])
         if committed:
             raise OptionError(f"shard {shard} of seed {self.seed} is committed: it is never written again")
+
+    def _commit(self, shard: int, digest: int) -> bytes:
+        """Return the file of a commit: Zarr would name it before it is flushed, and a power cut could tear it."""
+        array = self.spec.commit_array()
+        files: dict[str, Buffer] = {"zarr.json": HostBuffer.from_bytes(self.place.fetch([COMMIT])[COMMIT])}
+        zarr.open_array(MemoryStore(files), mode="r+")[shard] = digest
+        return files[shard_file(array, shard).removeprefix(f"{array.name}/")].to_bytes()
 
     def _open(self, mode: str, files: Iterable[str] = ()) -> tuple[Store, dict[str, Any]]:
         """Open the arrays, these files of them at hand."""
@@ -294,7 +300,7 @@ def _grow(place: Place, spec: CacheSpec, keys: Keys) -> None:
         dataset = dataclasses.replace(found.dataset, n=spec.dataset.n, fingerprint=spec.dataset.fingerprint)
         grown = dataclasses.replace(found, dataset=dataset, parts=spec.parts)
         root = json.loads(place.fetch(["zarr.json"])["zarr.json"])
-        root["attributes"][ATTRIBUTE] = grown.to_dict()
+        root["attributes"] |= root_attributes(grown)
         place.put({"zarr.json": json.dumps(root).encode()})
 
 
@@ -316,7 +322,7 @@ def _key_files(spec: CacheSpec, keys: Keys) -> dict[str, bytes]:
 def _root(spec: CacheSpec) -> bytes:
     """Return the root's metadata file."""
     files: dict[str, Buffer] = {}
-    zarr.create_group(MemoryStore(files), attributes={ATTRIBUTE: spec.to_dict()})
+    zarr.create_group(MemoryStore(files), attributes=root_attributes(spec))
     return files["zarr.json"].to_bytes()
 
 
