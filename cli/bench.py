@@ -1,5 +1,7 @@
 """``logitcache bench``: how fast the parts are here, against plain alternatives."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -10,19 +12,20 @@ from .options import Device, Json
 from .terminal import console, say, show
 
 if TYPE_CHECKING:
-    import torch
-
-    from logitcache.bench import losses, views
+    from logitcache.bench import Cells
 
 
 def bench(
-    suite: Annotated[Literal["losses", "views"], typer.Argument(help="What to measure.")],
+    suite: Annotated[Literal["losses", "views", "store"], typer.Argument(help="What to measure.")],
     rounds: Annotated[int, typer.Option(min=2, help="How often each step is timed.")] = 20,
-    batch: Annotated[int, typer.Option(min=1, help="Rows of a batch; of losses.")] = 256,
+    batch: Annotated[int, typer.Option(min=0, help="Rows of a batch; 0: 256 of losses, 1024 of store.")] = 0,
     threads: Annotated[
         int, typer.Option(min=0, help="Threads on the CPU; 0: as torch chooses; views: 1.")
     ] = 0,
     device: Device = "cpu",
+    n: Annotated[int, typer.Option("--n", min=1, help="store: views; ImageNet has 1281167.")] = 262_144,
+    logits: Annotated[Path | None, typer.Option(help="store: an .npz of real logits (n, C).")] = None,
+    folder: Annotated[Path | None, typer.Option(help="store: where to write.", exists=True)] = None,
     json: Json = False,
 ) -> None:
     """Measure speed as ratios to a plain alternative, timed in turns so that both share the machine's load.
@@ -32,57 +35,46 @@ def bench(
 
     views: keyed views against torchvision's own, and whole batches of small images against one by one, on the CPU.
 
-    Example: logitcache bench losses
+    store: bytes per view, and what they keep of the teacher; writing, decoding, looking up, opening; memory.
+
+    Example: logitcache bench store
     """
     import torch
 
-    from logitcache.bench import conditions
+    from logitcache.bench import conditions, losses, store, views
     from logitcache.forward import choose_device
 
     if threads := 1 if suite == "views" else threads:
         torch.set_num_threads(threads)
-    where = choose_device("cpu" if suite == "views" else device)
+    where = choose_device(device if suite == "losses" else "cpu")
     made_on = conditions(where)
-    say(f"bench {suite}: {rounds} rounds, about a minute on two cores")
-    rows, table = _views(rounds) if suite == "views" else _losses(batch, rounds, where)
+    say(f"bench {suite}: {rounds} rounds, a minute or two on two cores")
+    tables: dict[str, Sequence[Cells]]
+    if suite == "store":
+        found = store.measure(n=n, batch=batch or 1024, rounds=rounds, logits=logits, folder=folder)
+        report: dict[str, Any] = found.to_dict()
+        what = f"{found.views:,} views, k = {found.k}, {found.about}"
+        tables = {what: found.sizes, "speed": found.speeds, "memory": found.peaks}
+    else:
+        ways, title = (
+            (views.measure(rounds=rounds), "views, the ratio that of their times")
+            if suite == "views"
+            else (losses.measure(batch=batch or 256, rounds=rounds, device=where), "forward and backward")
+        )
+        report, tables = {"rows": [row.to_dict() for row in ways]}, {title: ways}
     if not json:
-        console.print(table)
-    show({"suite": suite, **made_on, "rows": [row.to_dict() for row in rows]}, _about(made_on), as_json=json)
+        for title, rows in tables.items():
+            console.print(_table(title, [row.cells() for row in rows]))
+    show({"suite": suite, **made_on, **report}, _about(made_on), as_json=json)
 
 
-def _losses(batch: int, rounds: int, where: "torch.device") -> "tuple[list[losses.Row], Table]":
-    from logitcache.bench.losses import measure
-
-    rows = measure(batch=batch, rounds=rounds, device=where)
-    table = _table(f"forward and backward, {batch} rows", "loss", "against", "C", "k", "ms", "other")
-    for row in rows:
-        sizes = (f"{row.classes}", f"{row.k}", f"{row.ms:.3g}", f"{row.ms_against:.3g}")
-        table.add_row(row.name, row.against, *sizes, *_ratio(row))
-    return rows, table
-
-
-def _views(rounds: int) -> "tuple[list[views.Row], Table]":
-    from logitcache.bench.views import measure
-
-    rows = measure(rounds=rounds)
-    table = _table("views, the ratio that of their times", "recipe", "made", "against", "views/s", "other")
-    for row in rows:
-        rates = (f"{row.views_per_second:,.0f}", f"{row.views_per_second_against:,.0f}")
-        table.add_row(row.recipe, row.name, row.against, *rates, *_ratio(row))
-    return rows, table
-
-
-def _table(title: str, *names: str) -> Table:
+def _table(title: str, rows: Sequence[dict[str, str]]) -> Table:
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in (*names, "ratio, quartiles", "wanted"):
-        table.add_column(name, justify="left" if name == names[0] else "right", no_wrap=True)
+    for number, name in enumerate(rows[0] if rows else ()):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row.values())
     return table
-
-
-def _ratio(row: "losses.Row | views.Row") -> tuple[str, str]:
-    digits = 2 if row.ratio >= 0.1 else 3
-    low, middle, high = (f"{x:.{digits}f}" for x in (row.ratio_low, row.ratio, row.ratio_high))
-    return f"{middle} ({low}–{high})", "" if row.wanted is None else f"≤ {row.wanted:g}"
 
 
 def _about(made_on: dict[str, Any]) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ from logitcache.errors import Difference, FormatError, OptionError, UnknownNameE
 from logitcache.spec import Spec as Spec
 
 FORMAT_VERSION = 1
-CHUNK_SAMPLES = 16_384
+CHUNK_SAMPLES = 65_536
 SHARD_SAMPLES = 131_072
 SMALLEST_SHARD = 256
 SHARD_BYTES = 1 << 28  # before compression: a writer holds a shard or two in memory

@@ -14,6 +14,9 @@ import hashlib
 import json
 import os
 import zlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ Rows = npt.NDArray[np.uint8]
 DEFAULT_LIMIT = 50_000_000_000
 BLOCK = 1 << 24  # bytes read at a time
 CRC = 4  # bytes of it
+DECODERS = 2  # threads; as many shards are in memory, and the one being written
 
 
 def default_folder() -> Path:
@@ -113,15 +117,14 @@ def _whole(file: Path, size: int) -> bool:
 
 
 def _build(file: Path, reader: CacheReader, seed: int, layout: RowLayout) -> None:
-    """Decode a seed into `file`, a shard at a time; what fails leaves nothing behind."""
+    """Decode a seed into `file`, a few shards at a time; what fails leaves nothing behind."""
     aside = file.with_suffix(".part")
     crc = zlib.crc32(file.stem.encode())  # rows under another name are not its own
     try:
         with aside.open("wb") as out:
-            for shard in range(reader.spec.shards):
-                rows = pack(reader.spec, layout, reader.read(seed, shard)).data
-                crc = zlib.crc32(rows, crc)
-                out.write(rows)
+            for rows in _decoded(reader, seed, layout):
+                crc = zlib.crc32(rows.data, crc)
+                out.write(rows.data)
             out.write(crc.to_bytes(CRC, "little"))
             out.flush()
             os.fsync(out.fileno())  # else a power cut could leave zeros in a file of the right name and size
@@ -129,6 +132,25 @@ def _build(file: Path, reader: CacheReader, seed: int, layout: RowLayout) -> Non
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def _decoded(reader: CacheReader, seed: int, layout: RowLayout) -> Iterator[Rows]:
+    """Yield the rows of each shard in turn, while the next ones are decoded."""
+
+    def rows(shard: int) -> Rows:
+        return pack(reader.spec, layout, reader.read(seed, shard))
+
+    with ThreadPoolExecutor(DECODERS, "decode") as threads:
+        ahead: deque[Future[Rows]] = deque()
+        try:
+            for shard in range(reader.spec.shards):
+                ahead.append(threads.submit(rows, shard))
+                if len(ahead) > DECODERS:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            threads.shutdown(cancel_futures=True)
 
 
 def _trim(folder: Path, limit: int, keep: Path) -> None:

@@ -160,7 +160,7 @@ class SecondReader:
         if self.about["profile"]["codec"] == "blosc":
             shuffle = "shuffle" if name == "gap" and dtype != "|u1" else "bitshuffle"
             size = np.dtype(dtype).itemsize
-            blosc = {"cname": "zstd", "clevel": 3, "shuffle": shuffle, "typesize": size, "blocksize": 0}
+            blosc = {"cname": "zstd", "clevel": 2, "shuffle": shuffle, "typesize": size, "blocksize": 0}
             assert [c["name"] for c in inner["codecs"]] == ["bytes", "blosc", "crc32c"]
             assert inner["codecs"][1]["configuration"] == blosc
         else:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from logitcache.bench import ratio_cells
 from logitcache.losses import blondel_ranks, cmkd, kd, laplace_ranks, soft_spearman
 from logitcache.schema import Spec
 from logitcache.sparse import SparseTeacher
@@ -33,6 +34,17 @@ class Row(Spec):
     ratio_high: float
     wanted: float
     """What the ratio should be at most."""
+
+    def cells(self) -> dict[str, str]:
+        """Return columns and what to print in them."""
+        sizes = {
+            "C": f"{self.classes}",
+            "k": f"{self.k}",
+            "ms": f"{self.ms:.3g}",
+            "other": f"{self.ms_against:.3g}",
+        }
+        ratio = ratio_cells(self.ratio, self.ratio_low, self.ratio_high, self.wanted)
+        return {"loss": self.name, "against": self.against, **sizes, **ratio}
 
 
 def measure(

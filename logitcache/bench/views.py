@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from logitcache.batched import BatchedViews
+from logitcache.bench import ratio_cells
 from logitcache.datasets import ArrayImages, digits
 from logitcache.errors import LogitCacheError
 from logitcache.loader import InMemory, KeyedViews, Pair
@@ -43,6 +44,12 @@ class Row(Spec):
     ratio_high: float
     wanted: float | None
     """What the ratio should be at most."""
+
+    def cells(self) -> dict[str, str]:
+        """Return columns and what to print in them."""
+        ratio = ratio_cells(self.ratio, self.ratio_low, self.ratio_high, self.wanted)
+        rates = {"views/s": f"{self.views_per_second:,.0f}", "other": f"{self.views_per_second_against:,.0f}"}
+        return {"recipe": self.recipe, "made": self.name, "against": self.against, **rates, **ratio}
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def codecs(array: ArraySpec) -> dict[str, Any]:
     configuration: dict[str, Any] = {"level": 3, "checksum": False}
     if array.codec != "zstd":
         size = {"typesize": itemsize(array.dtype), "blocksize": 0}
-        configuration = {**size, "cname": "zstd", "clevel": 3, "shuffle": array.codec}
+        configuration = {**size, "cname": "zstd", "clevel": 2, "shuffle": array.codec}
     name = "zstd" if array.codec == "zstd" else "blosc"
     return {"compressors": [{"name": name, "configuration": configuration}, checksum]}
 

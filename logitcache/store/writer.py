@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -184,14 +185,15 @@ class SeedWriter:
         """
         self._refuse_committed(shard)
         stored = {a.name: as_stored(arrays[a.name], a, self.spec, shard) for a in self.spec.arrays()}
-        with self.place.storing():
+        with self.place.storing(), ThreadPoolExecutor(1, "digest") as beside:
+            digest = beside.submit(shard_digest, self.spec, self.seed, shard, stored)
             store, opened = self._open("r+")
             files = shard_files(self.spec, shard)
             self.place.delete(files[:-1])
             for a in self.spec.arrays():
                 opened[a.name][self.spec.place(a, shard)] = stored[a.name]
             self.place.save(store, files[:-1])
-            commit = self._commit(shard, shard_digest(self.spec, self.seed, shard, stored))
+            commit = self._commit(shard, digest.result())
             self.place.put({files[-1]: commit}, new=True)
 
     def adopt(self, shard: int, commit: int, files: Mapping[str, bytes]) -> None:
