@@ -54,7 +54,11 @@ def bench(
         found = store.measure(n=n, batch=batch or 1024, rounds=rounds, logits=logits, folder=folder)
         report: dict[str, Any] = found.to_dict()
         what = f"{found.views:,} views, k = {found.k}, {found.about}"
-        tables = {what: found.sizes, "speed": found.speeds, "memory": found.peaks}
+        tables = {
+            what: found.sizes,
+            f"speed, {batch or 1024:,} views a take": found.speeds,
+            "memory": found.peaks,
+        }
     else:
         ways, title = (
             (views.measure(rounds=rounds), "views, the ratio that of their times")

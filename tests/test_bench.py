@@ -1,13 +1,24 @@
 """Benchmarks: their shape, not their figures; the contest of losses tunes on one set and scores on another."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from logitcache.bench import store
+from logitcache.bench.answers import answers
 from logitcache.bench.digits import ContestConfig, Entry, Standing, _split, contest, table
+from logitcache.bench.memory import STATUS, Peak, watched
+from logitcache.bench.records import Lookup, alternatives, divergence, tinyvit_log_probs, true_log_probs
+from logitcache.bench.store import StoreReport
 from logitcache.datasets import digits
+from logitcache.errors import DataError, NotFoundError
+from logitcache.sparse import SparseTeacher
+from logitcache.store import CacheReader
 from logitcache_cli.main import app
 
 
@@ -92,3 +103,100 @@ def test_the_table_compares_seed_by_seed() -> None:
     lines = table(standings).splitlines()
     assert lines[2] == "| `kd` | 1 | 0.4 | 93.0 | 93.0 ± 2.8 | +2.0 ± 1.0 | – |"
     assert lines[3] == "| `ce` | – | 0.8 | 90.0 | 91.0 ± 1.4 | – | -2.0 ± 1.0 |"
+
+
+# The store ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def found() -> StoreReport:
+    """Few views, two shards, and no memory watched: that takes processes of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "SEEDS", 3)
+        patch.setattr(store, "SHARD_SAMPLES", 4096)
+        patch.setattr(store, "peaks", lambda folder: [Peak("dump", 1, 2, 3.0, 4.0)])
+        return store.measure(n=6000, rounds=2, batch=64)
+
+
+def test_bench_store_measures_every_profile_and_alternative(found: StoreReport) -> None:
+    sizes = {(row.record, row.order): row for row in found.sizes}
+    assert set(sizes) == {
+        *((name, order) for name in ("default", "compact", "archive") for order in ("folder", "shuffled")),
+        ("TinyViT's", "any"),
+    }
+    for (name, _), row in sizes.items():
+        if name != "TinyViT's":
+            assert row.wanted_kl is not None
+            assert 0 <= row.kl[0] <= row.wanted_kl
+            assert row.bytes_per_view < 68
+            assert row.kl[1] < sizes["TinyViT's", "any"].kl[1]
+    assert {row.against for row in found.speeds} == {"plain copy", "seek + read", "LMDB", "memmap.take", ""}
+    assert all(0 < row.ratio_low <= row.ratio <= row.ratio_high and row.ms > 0 for row in found.speeds)
+    assert StoreReport.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_the_made_up_teacher_has_the_means_of_a_vit() -> None:
+    teacher = SparseTeacher.from_logits(torch.cat(list(answers(4096, "shuffled").blocks())), 16)
+    assert 0.65 < teacher.probs()[:, 0].mean() < 0.75
+    assert 0.05 < teacher.tail_mass().mean() < 0.1
+    assert 2 < teacher.gap[:, 1].median() < 3
+    assert 6 < teacher.gap[:, -1].mean() < 8
+
+
+def test_bench_store_by_command_fits_a_terminal(found: StoreReport, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+    monkeypatch.setattr(store, "measure", lambda **options: asked.update(options) or found)
+    text = CliRunner().invoke(app, ["bench", "store", "--n", "77"], env={"COLUMNS": "80"}).stdout
+    assert asked["n"] == 77
+    assert "6,000 views, k = 16" in text
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    ended = CliRunner().invoke(app, ["bench", "store", "--json"])
+    assert StoreReport.from_dict({k: json.loads(ended.stdout)[k] for k in found.to_dict()}) == found
+
+
+def test_recorded_logits_take_the_place_of_made_up_ones(tmp_path: Path) -> None:
+    logits = np.random.default_rng(0).normal(0, 3, (50, 30)).astype(np.float32)
+    np.savez(tmp_path / "real.npz", logits=logits)
+    said = answers(7, "folder", tmp_path / "real.npz")
+    assert (said.n, said.num_classes) == (50, 30)
+    assert np.array_equal(torch.cat(list(said.blocks())).numpy(), logits)
+    mixed = torch.cat(list(answers(7, "shuffled", tmp_path / "real.npz").blocks())).numpy()
+    assert not np.array_equal(mixed, logits)
+    assert np.array_equal(np.sort(mixed, 0), np.sort(logits, 0))
+    with pytest.raises(NotFoundError, match=r"no file .*none\.npz; expected an \.npz"):
+        answers(7, "folder", tmp_path / "none.npz")
+    np.savez(tmp_path / "wrong.npz", logits=logits[0])
+    with pytest.raises(DataError, match=r"found shape \(30,\)"):
+        answers(7, "folder", tmp_path / "wrong.npz")
+
+
+@pytest.mark.parametrize("kind", alternatives())
+def test_an_alternative_returns_the_rows_that_it_was_given(kind: type[Lookup], tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).integers(0, 256, (300, 80), np.uint8)
+    samples = np.array([299, 0, 7, 7, 256])
+    with closing(kind(tmp_path, rows)) as lookup:
+        assert np.array_equal(lookup.take(samples), rows[samples])
+
+
+def test_a_tinyvit_record_tells_probabilities_and_spreads_the_rest() -> None:
+    logits = torch.randn(20, 50, generator=torch.Generator().manual_seed(0)) * 3
+    ids = logits.topk(5).indices
+    for temperature in (1.0, 2.0):
+        told = tinyvit_log_probs(logits, ids, temperature)
+        torch.testing.assert_close(told.exp().sum(1), torch.ones(20).double())
+    truth = true_log_probs(logits, ids, 1.0)
+    torch.testing.assert_close(truth.exp().sum(1), torch.ones(20).double())
+    assert 0 <= float(divergence(truth, tinyvit_log_probs(logits, ids, 1.0)).mean()) < 1e-5
+    even = torch.cat([logits.gather(1, ids), torch.full((20, 45), 2.0)], 1)  # its guess is right
+    first = torch.arange(5).expand(20, 5)
+    assert (
+        float(divergence(true_log_probs(even, first, 3.0), tinyvit_log_probs(even, first, 3.0)).mean()) < 1e-4
+    )
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="needs a system that tells anonymous memory")
+def test_memory_that_comes_and_goes_is_seen(tmp_path: Path) -> None:
+    risen = {task: watched(task, tmp_path / "c.zarr", 2, 64) for task in ("dump", "verify", "stream")}
+    assert all(megabytes >= 0 for megabytes in risen.values())
+    assert CacheReader(tmp_path / "c.zarr").complete() == [0, 1]

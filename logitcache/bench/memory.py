@@ -89,7 +89,7 @@ def _anonymous() -> float:
     return int(line.split()[1]) / 1e3
 
 
-def _watched(task: str, path: Path, seeds: int, samples: int) -> float:
+def watched(task: str, path: Path, seeds: int, samples: int) -> float:
     """Run a task; return by how many MB memory rose at most, looked at every few milliseconds."""
     most = before = _anonymous()
     done = threading.Event()
@@ -111,4 +111,4 @@ def _watched(task: str, path: Path, seeds: int, samples: int) -> float:
 
 
 if __name__ == "__main__":
-    print(_watched(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])))
+    print(watched(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])))

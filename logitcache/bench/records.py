@@ -35,6 +35,10 @@ class Lookup(ABC):
     def take(self, samples: npt.NDArray[np.int64]) -> Rows:
         """Return the rows of these samples, (B, width)."""
 
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what was opened."""
+
 
 class SeekAndRead(Lookup):
     """One file of fixed-size records; a seek and a read for each sample, as TinyViT's saved logits are read."""
@@ -54,6 +58,10 @@ class SeekAndRead(Lookup):
             found.append(self._file.read(self.width))
         return np.frombuffer(b"".join(found), np.uint8).reshape(len(samples), self.width)
 
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
 
 class MappedTake(Lookup):
     """The same file, mapped, and NumPy's take: what a look-up cannot be quicker than by much."""
@@ -68,6 +76,10 @@ class MappedTake(Lookup):
     def take(self, samples: npt.NDArray[np.int64]) -> Rows:
         """Take all at once."""
         return np.take(self._rows, samples, axis=0)
+
+    def close(self) -> None:
+        """Let go of the mapping."""
+        del self._rows
 
 
 class Lmdb(Lookup):
@@ -96,6 +108,10 @@ class Lmdb(Lookup):
         with self._database.begin(buffers=True) as transaction:
             found = [transaction.get(struct.pack(">Q", sample)) for sample in samples.tolist()]
             return np.frombuffer(b"".join(found), np.uint8).reshape(len(samples), self.width)
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
 
 
 def alternatives() -> list[type[Lookup]]:

@@ -47,7 +47,7 @@ from logitcache.stream import CachedTeacher
 
 Arrays = dict[str, npt.NDArray[Any]]
 TEMPERATURES = (1.0, 2.0, 4.0)
-SAMPLED = 8  # of the blocks of answers, every so manieth is kept whole, to compare distributions with
+SAMPLED = 8  # of the blocks of answers, every so manyth is kept whole, to compare distributions with
 SEEDS = 300
 WANTED_BYTES = {"default": 48.0, "compact": 33.0, "archive": 38.0}
 WANTED_KL = {"default": 1e-6, "compact": 1e-4, "archive": 1e-6}
@@ -59,7 +59,7 @@ class Size(Spec):
     """One kind of record: bytes per view on disk, and mean KL of the teacher from what it tells, at T = 1, 2, 4.
 
     `kl` is over the k listed classes and all others as one; `cut` is the part of it that is due to k < C, not to
-    rounding; `tail` says whether the record tells how the rest of the logits are spread.
+    rounding.
     """
 
     record: str
@@ -68,7 +68,6 @@ class Size(Spec):
     of_tinyvit: float
     kl: tuple[float, ...]
     cut: tuple[float, ...]
-    tail: bool
     wanted_bytes: float | None
     wanted_kl: float | None
 
@@ -107,16 +106,21 @@ class Speed(Spec):
 
     def cells(self) -> dict[str, str]:
         """Return columns and what to print in them."""
-        ratio = f"{self.ratio:.3g} ({self.ratio_low:.3g}–{self.ratio_high:.3g})" if self.against else ""
-        return {
+        low, middle, high = (_brief(x) for x in (self.ratio_low, self.ratio, self.ratio_high))
+        cells = {
             "what": self.what,
             "against": self.against,
-            "ms": f"{self.ms:.4g}",
-            "times as fast": ratio,
-            "M/s": "" if self.rate is None else f"{self.rate:.2f}",
-            "/CPU": "" if self.cpu_rate is None else f"{self.cpu_rate:.2f}",
-            "wanted": self.wanted,
+            "ms": _brief(self.ms),
+            "times as fast": f"{middle} ({low}–{high})" if self.against else "",
+            "M/s": "" if self.rate is None else _brief(self.rate),
+            "/CPU s": "" if self.cpu_rate is None else _brief(self.cpu_rate),
         }
+        column = "M/s" if self.rate is not None else "times as fast" if self.against else "ms"
+        return {**cells, column: f"{cells[column]} {self.wanted}".rstrip()}
+
+
+def _brief(x: float) -> str:
+    return f"{x:.2g}" if x < 100 else f"{x:.0f}"
 
 
 @dataclass(frozen=True)
@@ -268,10 +272,10 @@ def _sizes(work: Path, made: _Made, order: str) -> Iterator[Size]:
         stored = SparseTeacher.unpack(torch.from_numpy(packed), layout)
         size = reader.info()["bytes_per_sample_view"]
         told = kl(lambda t, stored=stored: sparse_log_probs(stored, t))  # type: ignore[misc]
-        yield Size(profile, order, size, size / tinyvit, told, cut, True, bytes_wanted, WANTED_KL[profile])
+        yield Size(profile, order, size, size / tinyvit, told, cut, bytes_wanted, WANTED_KL[profile])
     if order == "folder":
         told = kl(lambda t: tinyvit_log_probs(made.logits, ids, t))
-        yield Size("TinyViT's", "any", tinyvit, 1.0, told, told, False, None, None)
+        yield Size("TinyViT's", "any", tinyvit, 1.0, told, told, None, None)
 
 
 def _inside(spec: CacheSpec, shard: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -298,8 +302,8 @@ def _whole_seeds(work: Path, made: _Made, rounds: int) -> Iterator[Speed]:
         rounds,
         before=lambda: shutil.rmtree(fresh, ignore_errors=True),
     )
-    yield _speed("write a seed", "plain copy", times["write"], times["copy"], "≥ 1.5", made.n)
-    yield _speed("decode a seed", "plain copy", times["decode"], times["copy"], "≥ 4", made.n)
+    yield _speed("write", "plain copy", times["write"], times["copy"], "≥ 1.5", made.n)
+    yield _speed("decode", "plain copy", times["decode"], times["copy"], "≥ 4", made.n)
 
 
 def _lookups(work: Path, made: _Made, batch: int, rounds: int) -> Iterator[Speed]:
@@ -321,9 +325,11 @@ def _lookups(work: Path, made: _Made, batch: int, rounds: int) -> Iterator[Speed
         samples[:] = rng.integers(0, made.n, batch)
 
     times = _in_turns(ways, rounds, before=other_samples)
+    for way in others.values():
+        way.close()
     for name in others:
-        yield _speed(f"look up {batch}", name, times["spool"], times[name], WANTED_SPEEDS.get(name, ""))
-    yield _speed(f"look up {batch}, decode", "seek + read", times["decoded"], times["seek + read"], "")
+        yield _speed("take", name, times["spool"], times[name], WANTED_SPEEDS.get(name, ""))
+    yield _speed("take, unpack", "seek + read", times["decoded"], times["seek + read"], "")
 
 
 def _opening(work: Path, rounds: int) -> Speed:
