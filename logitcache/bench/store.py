@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from logitcache.bench.answers import Answers, answers
+from logitcache.bench.answers import BLOCK, Answers, answers
 from logitcache.bench.memory import Peak, peaks
 from logitcache.bench.records import (
     alternatives,
@@ -47,7 +47,7 @@ from logitcache.stream import CachedTeacher
 
 Arrays = dict[str, npt.NDArray[Any]]
 TEMPERATURES = (1.0, 2.0, 4.0)
-SAMPLED = 8  # of the blocks of answers, every so manyth is kept whole, to compare distributions with
+SAMPLED = 16  # blocks of answers, evenly spaced, are kept whole, to compare distributions with
 SEEDS = 300
 WANTED_BYTES = {"default": 48.0, "compact": 33.0, "archive": 38.0}
 WANTED_KL = {"default": 1e-6, "compact": 1e-4, "archive": 1e-6}
@@ -113,7 +113,7 @@ class Speed(Spec):
             "ms": _brief(self.ms),
             "times as fast": f"{middle} ({low}–{high})" if self.against else "",
             "M/s": "" if self.rate is None else _brief(self.rate),
-            "/CPU s": "" if self.cpu_rate is None else _brief(self.cpu_rate),
+            "/CPU": "" if self.cpu_rate is None else _brief(self.cpu_rate),
         }
         column = "M/s" if self.rate is not None else "times as fast" if self.against else "ms"
         return {**cells, column: f"{cells[column]} {self.wanted}".rstrip()}
@@ -202,7 +202,7 @@ class _Made:
         whole, rows, start = [], [], 0
         for number, block in enumerate(said.blocks()):
             parts.append(SparseTeacher.from_logits(block, spec.k))
-            if number % SAMPLED == 0:
+            if number % max(1, said.n // BLOCK // SAMPLED) == 0:
                 whole.append(block)
                 rows.append(np.arange(start, start + len(block)))
             start += len(block)
