@@ -120,7 +120,9 @@ class Speed(Spec):
 
 
 def _brief(x: float) -> str:
-    return f"{x:.2g}" if x < 100 else f"{x:.0f}"
+    if x >= 99.5:
+        return f"{x:.0f}"
+    return f"{x:.2g}" if x >= 0.1 else f"{x:.3f}"
 
 
 @dataclass(frozen=True)
