@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .options import Device, Json, PrecisionName, Workers, cache_path, parse_seeds, stage_one
+from .options import Device, Json, PrecisionName, Workers, cache_path, parse_seeds
 from .terminal import progress, say, show
 
 if TYPE_CHECKING:
@@ -38,21 +38,25 @@ def dump(
     ] = "error",
     shard_samples: Annotated[int, typer.Option(help="Samples per shard; 0: fitted to the data.")] = 0,
     grow: Annotated[bool, typer.Option("--grow", help="Append images that the cache has not yet.")] = False,
+    dask: Annotated[
+        str | None,
+        typer.Option(help="Processes that share the work: local:N, or a scheduler's tcp://HOST:PORT."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Run the teacher once per augmentation seed and keep its compressed top-k logits.
 
     Started again, it goes on at the first missing shard; more seeds can be added at any time, and
-    with --grow images that came later.
+    with --grow images that came later. Several GPUs of one machine share the work under torchrun:
+    torchrun --nproc-per-node N -m logitcache_cli dump …
 
     Example: logitcache dump --teacher vit_l --data imagefolder:/data/imagenet --seeds 0-9
     """
     from logitcache.dump import DumpConfig
-    from logitcache.dump import dump as dump_views
+    from logitcache.ranks import World, dump_in_ranks
+    from logitcache.sources import Sources
 
-    images, made_by, model = stage_one(teacher, weights, data, recipe, num_classes)
-    if model.weights.startswith("random"):
-        say(f"note: {model.name} has random weights ({model.weights}): fine to try things, not to learn from")
+    sources = Sources(teacher, weights, data, recipe, num_classes)
     config = DumpConfig(
         seeds=parse_seeds(seeds),
         top_k=top_k,
@@ -67,16 +71,24 @@ def dump(
         grow=grow,
     )
     path = out or cache_path(teacher, data)
-    with progress(f"dump {model.name}", "views") as advance:
+    world = World.here()
+    with progress(f"dump {teacher}", "views", shown=world.rank == 0) as advance:
         began = time.perf_counter()
 
         def on_progress(views: int, total: int) -> None:
             advance(views, total, f"{views / (time.perf_counter() - began):,.0f} views/s")
 
-        done = dump_views(
-            path, images, made_by, model, config, on_progress, on_busy=lambda why: say(f"note: {why}")
-        )
-    show(done.to_dict(), _rows(done), as_json=json)
+        def on_note(text: str) -> None:
+            say(f"note: {text}")
+
+        if dask:
+            from logitcache.cluster import dump_on_dask
+
+            done: DumpReport | None = dump_on_dask(dask, path, sources, config, on_progress, on_note)
+        else:
+            done = dump_in_ranks(world, path, sources, config, on_progress, on_note)
+    if done:
+        show(done.to_dict(), _rows(done), as_json=json)
 
 
 def _rows(done: "DumpReport") -> list[tuple[str, str]]:

@@ -2,16 +2,11 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from logitcache.errors import NotFoundError, OptionError
-
-if TYPE_CHECKING:
-    from logitcache.datasets import Images
-    from logitcache.models import Model
-    from logitcache.schema import RecipeSpec
 
 CACHES = Path("caches")
 
@@ -48,22 +43,6 @@ def parse_size(text: str) -> int:
     ):
         raise OptionError(f"a size reads like 20GB or 500MiB, found {text!r}")
     return int(count)
-
-
-def stage_one(
-    teacher: str, weights: str, data: str, recipe: str, num_classes: int
-) -> "tuple[Images, RecipeSpec, Model]":
-    """Open the images, recipe and teacher that a command names; `num_classes` is for images without classes."""
-    from logitcache.datasets import open_images
-    from logitcache.loader import KeyedViews
-    from logitcache.models import build
-    from logitcache.views import recipe_named
-
-    images = open_images(data)
-    made_by = recipe_named(images.recipe if recipe == "auto" else recipe)
-    view_size = max(KeyedViews(images, made_by).any_view().shape[1:])
-    classes = images.num_classes or num_classes
-    return images, made_by, build(teacher, num_classes=classes, view_size=view_size, weights=weights)
 
 
 def cache_path(teacher: str, data: str) -> Path:

@@ -6,7 +6,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from .options import Device, Json, PrecisionName, Workers, parse_seeds, parse_size, stage_one
+from .options import Device, Json, PrecisionName, Workers, parse_seeds, parse_size
 from .terminal import console, show, size
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def plan(
     """
     from logitcache.plan import PlanConfig
     from logitcache.plan import plan as plan_cache
+    from logitcache.sources import Sources
 
     config = PlanConfig(
         seeds=len(parse_seeds(seeds)),
@@ -50,7 +51,7 @@ def plan(
         device=device,
         workers=workers,
     )
-    found = plan_cache(*stage_one(teacher, weights, data, recipe, num_classes), config)
+    found = plan_cache(*Sources(teacher, weights, data, recipe, num_classes).open(), config)
     if not json:
         console.print(_table(found))
     show(found.to_dict(), _rows(found, config.budget), as_json=json)

@@ -41,8 +41,11 @@ def show(report: dict[str, Any], rows: list[tuple[str, str]], *, as_json: bool) 
 
 
 @contextmanager
-def progress(what: str, unit: str) -> Iterator[Advance]:
+def progress(what: str, unit: str, *, shown: bool = True) -> Iterator[Advance]:
     """Yield ``advance(done, total, note)``: a bar on a terminal, a line now and then elsewhere."""
+    if not shown:
+        yield lambda done, total, note: None
+        return
     if not sys.stderr.isatty():
         yield _plain_lines(what, unit)
         return

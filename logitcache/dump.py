@@ -1,47 +1,29 @@
 """Stage one: every view once through the teacher, its compressed logits into the cache, shard by shard.
 
-Views come from DataLoader workers, logits are compressed on the device, pieces travel back asynchronously, and
-a writer thread commits whole shards, so that the accelerator waits for nobody. Batches are cut inside a shard
-and a seed's batches are the same whichever other seeds share the pass: what a shard holds does not depend on
-where a run started or stopped.
+Who dumps owns the seeds for as long as it takes, and knows which of their shards are missing; `fill` fills them, all
+of them here (`dump`), or each of several processes its share under the owner's locks (`guests`).
 """
 
 import dataclasses
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from logitcache.datasets import Images
-from logitcache.errors import BusyError, MismatchError, NonFiniteError, OptionError
+from logitcache.errors import BusyError, MismatchError, OptionError
+from logitcache.fill import Filler, Progress, Receipt, Work
 from logitcache.forward import ViewModel, choose_device, choose_precision
-from logitcache.loader import (
-    KeyedViews,
-    OnBadImage,
-    Pair,
-    ViewBatch,
-    deaths_named,
-    loaded,
-    view_loader,
-)
+from logitcache.loader import KeyedViews, OnBadImage
 from logitcache.models import Model
 from logitcache.order import in_cache_order
 from logitcache.replay import prove_replay
 from logitcache.schema import DATA, CacheSpec, RecipeSpec, Spec, TeacherSpec
-from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader, CacheWriter, SeedWriter
-from logitcache.views import digest, library_versions
-
-Progress = Callable[[int, int], None]
+from logitcache.views import library_versions
 
 
 @dataclass(frozen=True)
@@ -92,7 +74,6 @@ class DumpReport(Spec):
     views_per_second: float
 
 
-@deaths_named()
 def dump(
     out: str | Path,
     images: Images,
@@ -127,59 +108,92 @@ def dump(
         StorageError: the disk said no.
         LogitCacheError: a worker died.
     """
-    device = choose_device(config.device)
-    batch_size = config.batch_size or (256 if device.type == "cuda" else 64)
+    with owned(out, images, recipe, teacher, config, on_busy=on_busy, only=only) as job:
+        receipts = filler(job.writer.spec, job.views, teacher, config).fill(job.seeds, job.work, on_progress)
+        return job.report(receipts)
+
+
+@dataclass(frozen=True, eq=False)
+class Owned:
+    """A dump that is under way: its seeds are this process's, their arrays are there, their views are proved.
+
+    Attributes:
+        writer: of the cache.
+        views: of its images, in its order.
+        seeds: writers of the seeds owned.
+        skipped: seeds that other processes write.
+        work: the shards that are missing.
+        began: when, by `time.perf_counter`.
+    """
+
+    writer: CacheWriter
+    views: KeyedViews
+    seeds: dict[int, SeedWriter]
+    skipped: tuple[int, ...]
+    work: list[Work]
+    began: float
+
+    def report(self, receipts: Sequence[Receipt]) -> DumpReport:
+        """Sum up who filled what, and bring the cache's list of seeds up to date."""
+        self.writer.index()
+        seconds = time.perf_counter() - self.began
+        spec, views = self.writer.spec, sum(r.views for r in receipts)
+        there = [int(j) for writer in self.seeds.values() for j in np.flatnonzero(writer.commits())]
+        return DumpReport(
+            path=str(self.writer.path),
+            seeds=tuple(self.seeds),
+            skipped=self.skipped,
+            views=views,
+            views_in_cache=sum(len(spec.shard_range(j)) for j in there),
+            shards_written=len(receipts),
+            bad_images=len({sample for r in receipts for sample in r.bad}),
+            seconds=seconds,
+            views_per_second=views / seconds,
+        )
+
+
+@contextmanager
+def owned(
+    out: str | Path,
+    images: Images,
+    recipe: RecipeSpec,
+    teacher: Model,
+    config: DumpConfig,
+    *,
+    on_busy: Callable[[str], None] | None = None,
+    only: Mapping[int, Collection[int]] | None = None,
+) -> Iterator[Owned]:
+    """Begin a dump: open the cache, own its seeds, prove its views, find what is missing; raises as `dump` does."""
     seeds_fit = config.seeds and 0 <= min(config.seeds) <= max(config.seeds) < 1 << 63
-    if batch_size < 1 or config.seeds_per_pass < 1 or not seeds_fit:
+    if config.batch_size < 0 or config.seeds_per_pass < 1 or not seeds_fit:
         raise OptionError(
             "batch size and seeds per pass must be at least 1, seeds 0 to 2^63 - 1; found "
             f"{config.batch_size}, {config.seeds_per_pass}, {list(config.seeds)}"
         )
     images, spec = _arranged(out, images, cache_spec(images, recipe, teacher, config), config)
     writer = CacheWriter.open(out, spec, images.keys(), grow=config.grow)
-    spec = writer.spec
     views = KeyedViews(images, recipe, config.on_bad_image)
-    started = time.perf_counter()
+    began = time.perf_counter()
     with ExitStack() as stack:
         seeds, skipped = _own(writer, config.seeds, stack, on_busy)
         passes = _passes(list(seeds), config.seeds_per_pass)
-        work = [missing for part in passes for missing in _missing(spec, seeds, part, only)]
+        work = [missing for part in passes for missing in _missing(writer.spec, seeds, part, only)]
         reader = CacheReader(out)
         prove_replay(reader, views, [s for s in reader.seeds() if reader.commits(s).any()])
-        model = ViewModel(teacher, choose_precision(config.precision, device)).on(device).eval()
-        loader = view_loader(
-            views,
-            _Batches(spec, work, batch_size),
-            workers=config.workers if work else 0,
-            device=device,
-            start_method=config.start_method,
-        )
-        filler = stack.enter_context(_Filler(spec, seeds, images))
-        total = sum(len(spec.shard_range(w.shard)) * len(w.seeds) for w in work)
-        done = 0
-        in_flight: deque[_Answered] = deque()
-        for made in loaded(loader):
-            in_flight.append(_answer(model, made, spec.k, device))
-            done += len(made.samples)
-            if len(in_flight) > 2:
-                filler.take(in_flight.popleft())
-            if on_progress:
-                on_progress(done, total)
-        for answered in in_flight:
-            filler.take(answered)
-    writer.index()
-    seconds = time.perf_counter() - started
-    in_cache = sum(len(spec.shard_range(int(j))) for s in seeds for j in np.flatnonzero(reader.commits(s)))
-    return DumpReport(
-        path=str(out),
-        seeds=tuple(seeds),
-        skipped=skipped,
-        views=done,
-        views_in_cache=in_cache,
-        shards_written=filler.written,
-        bad_images=filler.bad_images,
-        seconds=seconds,
-        views_per_second=done / seconds,
+        yield Owned(writer, views, seeds, skipped, work, began)
+
+
+def filler(spec: CacheSpec, views: KeyedViews, teacher: Model, config: DumpConfig) -> Filler:
+    """Put the teacher on its device, ready to fill shards of the cache."""
+    device = choose_device(config.device)
+    return Filler(
+        spec=spec,
+        views=views,
+        model=ViewModel(teacher, spec.teacher.precision).on(device).eval(),
+        device=device,
+        batch_size=config.batch_size or (256 if device.type == "cuda" else 64),
+        workers=config.workers,
+        start_method=config.start_method,
     )
 
 
@@ -230,13 +244,6 @@ def _arranged(
 # What is to be done ---------------------------------------------------------------------------------------
 
 
-class _Work(NamedTuple):
-    """One shard, and the seeds of one pass that lack it."""
-
-    shard: int
-    seeds: tuple[int, ...]
-
-
 def _passes(seeds: list[int], size: int) -> Iterator[list[int]]:
     for start in range(0, len(seeds), size):
         yield seeds[start : start + size]
@@ -266,162 +273,10 @@ def _missing(
     writers: dict[int, SeedWriter],
     seeds: list[int],
     only: Mapping[int, Collection[int]] | None,
-) -> list[_Work]:
+) -> list[Work]:
     def wanted(seed: int, shard: int) -> bool:
         return not committed[seed][shard] and (only is None or shard in only.get(seed, ()))
 
     committed = {seed: writers[seed].committed() for seed in seeds}
-    work = (_Work(j, tuple(s for s in seeds if wanted(s, j))) for j in range(spec.shards))
+    work = (Work(j, tuple(s for s in seeds if wanted(s, j))) for j in range(spec.shards))
     return [w for w in work if w.seeds]
-
-
-class _Batches:
-    """Pairs of each forward: up to `batch_size` samples of one shard, each under every seed of the pass."""
-
-    def __init__(self, spec: CacheSpec, work: list[_Work], batch_size: int) -> None:
-        self.spec, self.work, self.batch_size = spec, work, batch_size
-
-    def __iter__(self) -> Iterator[list[Pair]]:
-        for shard, seeds in self.work:
-            samples = self.spec.shard_range(shard)
-            for start in range(0, len(samples), self.batch_size):
-                yield [(i, seed) for i in samples[start : start + self.batch_size] for seed in seeds]
-
-    def __len__(self) -> int:
-        return sum(-(-len(self.spec.shard_range(w.shard)) // self.batch_size) for w in self.work)
-
-
-# The teacher's answers ------------------------------------------------------------------------------------
-
-
-class _Answered(NamedTuple):
-    """One batch on its way back: pieces by seed, on the host once `ready` has happened."""
-
-    batch: ViewBatch
-    pieces: dict[int, dict[str, Tensor]]
-    ready: torch.cuda.Event | None
-
-
-@torch.inference_mode()
-def _answer(model: ViewModel, batch: ViewBatch, k: int, device: torch.device) -> _Answered:
-    """Run the teacher on a batch, seed by seed so that each forward is what a pass of one seed would run."""
-    pieces = {}
-    seeds = list(dict.fromkeys(batch.seeds.tolist()))  # pairs go sample by sample, each under every seed
-    for number, seed in enumerate(seeds):
-        views = batch.views[number :: len(seeds)] if len(seeds) > 1 else batch.views
-        logits = model(views.to(device, non_blocking=True))
-        teacher = SparseTeacher.from_logits(logits, k)
-        parts = {
-            "ids": teacher.ids.int(),
-            "gap": teacher.gap,
-            "top": teacher.top,
-            "tail_lse": teacher.tail_lse,
-            "tail_mean": teacher.tail_mean,
-            "tail_var": teacher.tail_var,
-            "finite": logits.isfinite().all(1),
-        }
-        pieces[seed] = {name: _to_host(part) for name, part in parts.items() if part is not None}
-    ready = None
-    if device.type == "cuda":
-        ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        ready.record()
-    return _Answered(batch, pieces, ready)
-
-
-def _to_host(piece: Tensor) -> Tensor:
-    if not piece.is_cuda:
-        return piece
-    host = torch.empty(piece.shape, dtype=piece.dtype, pin_memory=True)
-    return host.copy_(piece, non_blocking=True)
-
-
-# Into shards ----------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Buffer:
-    """One shard of one seed while it fills."""
-
-    arrays: dict[str, npt.NDArray[Any]]
-    filled: int = 0
-
-
-@dataclass
-class _Filler:
-    """Gathers answers into shards and has a thread write each as it fills; one shard waits at most."""
-
-    spec: CacheSpec
-    writers: dict[int, SeedWriter]
-    images: Images
-    written: int = 0
-    _bad: set[int] = field(default_factory=set)
-    _open: dict[tuple[int, int], _Buffer] = field(default_factory=dict)
-    _writing: deque[Future[None]] = field(default_factory=deque)
-    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "writer"))
-
-    @property
-    def bad_images(self) -> int:
-        return len(self._bad)
-
-    def __enter__(self) -> "_Filler":
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            if kind is None:
-                self._wait(0)
-        finally:
-            self._thread.shutdown()  # after an error, what was handed over is still written and committed
-
-    def take(self, answered: _Answered) -> None:
-        """Put one batch's answers where they belong."""
-        batch, pieces, ready = answered
-        if ready is not None:
-            ready.synchronize()
-        for number, (seed, parts) in enumerate(pieces.items()):
-            rows = slice(number, None, len(pieces))
-            self._put(seed, batch.samples[rows], batch.valid[rows], batch.views[rows], parts)
-
-    def _put(
-        self, seed: int, samples: Tensor, valid: Tensor, views: Tensor, parts: dict[str, Tensor]
-    ) -> None:
-        if (wrong := valid & ~parts.pop("finite")).any():
-            sample = int(samples[wrong][0])
-            raise NonFiniteError(
-                f"the teacher's logits for {self.images.describe(sample)} under seed {seed} are not finite; "
-                "nothing of this shard was committed; try --precision float32, or check the weights"
-            )
-        first = int(samples[0])
-        shard = self.spec.shard_of(first)
-        buffer = self._open.setdefault((shard, seed), _Buffer(self._empty(shard)))
-        at = first - self.spec.shard_range(shard).start
-        here = slice(at, at + len(samples))
-        bad = ~valid.numpy()
-        for name, part in parts.items():
-            buffer.arrays[name][here] = part.numpy()
-            buffer.arrays[name][here][bad] = 0  # not what the teacher says of a blank picture
-        buffer.arrays["top"][here][bad] = np.nan
-        self._bad.update(samples[~valid].tolist())
-        for position, canary in enumerate(self.spec.canary_samples(shard)):
-            if 0 <= (row := canary - first) < len(samples) and valid[row]:
-                buffer.arrays["canary"][0, position] = digest(views[row])
-        buffer.filled += len(samples)
-        if buffer.filled == len(self.spec.shard_range(shard)):
-            del self._open[shard, seed]
-            self._wait(1)
-            self._writing.append(self._thread.submit(self.writers[seed].write, shard, buffer.arrays))
-
-    def _wait(self, most: int) -> None:
-        while len(self._writing) > most:
-            self._writing.popleft().result()
-            self.written += 1
-
-    def _empty(self, shard: int) -> dict[str, npt.NDArray[Any]]:
-        rows = len(self.spec.shard_range(shard))
-        dtypes = {"ids": np.int32, "canary": np.uint32}
-        return {
-            a.name: np.zeros(
-                (rows if a.dimensions[0] == "sample" else 1, *a.shape[1:]), dtypes.get(a.name, np.float32)
-            )
-            for a in self.spec.arrays()
-        }

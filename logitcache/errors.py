@@ -16,16 +16,26 @@ builtin that fits, so ``except FileNotFoundError`` in your code keeps working.
     ├── IncompleteError    (LookupError)          seeds or samples a cache does not (yet) hold
     ├── BusyError          (BlockingIOError)      somebody else is writing this seed
     ├── NonFiniteError     (ArithmeticError)      NaN or infinity where a number must be
+    ├── ClusterError       (ConnectionError)      a scheduler, worker or rank that cannot be reached, or ended
     └── StorageError       (OSError)              the disk said no: full, read-only, gone
 """
 
 import difflib
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Self, TypeVar
+
+_E = TypeVar("_E", bound="LogitCacheError")
 
 
 class LogitCacheError(Exception):
     """Root of the tree: catch this to catch everything logitcache raises on purpose."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _again, (type(self), str(self), self.__dict__)
+
+    def said_by(self, who: str) -> Self:
+        """Return this error with a name before its message, for one of several processes."""
+        return _again(type(self), f"{who}: {self}", self.__dict__)
 
 
 class OptionError(LogitCacheError, ValueError):
@@ -95,8 +105,20 @@ class NonFiniteError(LogitCacheError, ArithmeticError):
     """NaN or infinity where a number must be."""
 
 
+class ClusterError(LogitCacheError, ConnectionError):
+    """A scheduler, a worker or a rank that cannot be reached, or has ended."""
+
+
 class StorageError(LogitCacheError, OSError):
     """The disk said no: full, read-only, gone."""
+
+
+def _again(kind: type[_E], text: str, state: dict[str, object]) -> _E:
+    """Make an error anew, whatever its class takes to be made."""
+    error = kind.__new__(kind, text)
+    error.args = (text,)
+    error.__dict__.update(state)
+    return error
 
 
 def _either(names: list[str]) -> str:

@@ -1,7 +1,7 @@
 """Frozen dataclasses that round-trip through JSON: `Spec` writes itself, and parses what nobody vouches for.
 
-Parsing goes by the type hints of the fields: str, int, float, Literal, X | None, tuple, dict, Any (any JSON value)
-and other specs. Every error says where in the data it is, what was expected and what was found.
+Parsing goes by the type hints of the fields: str, int, bool, float, Literal, X | None, tuple, dict, Any (any JSON
+value) and other specs. Every error says where in the data it is, what was expected and what was found.
 """
 
 import dataclasses
@@ -85,7 +85,7 @@ def _parse(hint: Any, value: object, where: str) -> Any:
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         if abs(value) <= sys.float_info.max:  # neither NaN nor infinity, nor an integer beyond floats
             return float(value)
-    elif hint in (int, str) and type(value) is hint:
+    elif hint in (bool, int, str) and type(value) is hint:
         return value
     expected = " or ".join(map(repr, args)) if origin is Literal else getattr(hint, "__name__", str(hint))
     raise FormatError(f"{where}: expected {expected}, found {_short(value)}")

@@ -75,6 +75,16 @@ def test_help_imports_neither_torch_nor_zarr(tmp_path: Path) -> None:
     assert ended.stdout.splitlines()[-1] == "[]"
 
 
+def test_a_cluster_that_is_none_or_needs_a_package_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("dump", "--teacher", "digits_small", "--dask")
+    assert "local:N or a scheduler's address" in fails(*words, "here", cwd=tmp_path)
+    monkeypatch.delitem(sys.modules, "logitcache.cluster")
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert "pip install 'logitcache[cluster]'" in fails(*words, "local:2", cwd=tmp_path)
+
+
 def test_info_tells_what_the_cache_holds(folder: Path) -> None:
     found = json.loads(succeeds("info", "caches/digits_small-digits.zarr", "--json", cwd=folder))
     assert {"format_version", "teacher", "dataset", "bytes_on_disk", "bytes_per_sample_view"} <= set(found)

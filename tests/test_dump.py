@@ -136,11 +136,12 @@ sys.path.insert(0, {tests!r})
 from test_dump import dump_digits
 import time
 from logitcache import store
-write = store.SeedWriter.write
+settle = store.SeedWriter.settle
 def slowly(self, shard, arrays):
-    write(self, shard, arrays)
+    commit = settle(self, shard, arrays)
     print(shard, flush=True)
-store.SeedWriter.write = slowly
+    return commit
+store.SeedWriter.settle = slowly
 dump_digits(Path({out!r}))
 """
 

@@ -1,6 +1,7 @@
 """Errors: the tree in the docstring is the tree that exists, and messages teach."""
 
 import inspect
+import pickle
 import re
 
 import pytest
@@ -58,6 +59,21 @@ def test_a_near_name_is_suggested_and_without_one_all_are_listed():
 def test_two_or_more_suggestions_read_as_a_sentence():
     text = str(UnknownNameError("model", "aaab", ["aaaa", "aaac", "aaad"]))
     assert text.endswith("did you mean aaad, aaac or aaaa?")
+
+
+@pytest.mark.parametrize("name", sorted(existing()))
+def test_every_error_reads_the_same_in_another_process(name: str):
+    difference = Difference("k", 4, 5)
+    made = {
+        "UnknownNameError": lambda: UnknownNameError("model", "resnet81", ["resnet18"]),
+        "MismatchError": lambda: MismatchError("another", [difference], "dump again"),
+        "DriftError": lambda: DriftError("drift", [difference], "dump again"),
+    }.get(name, lambda: existing()[name]("one line"))()
+    assert isinstance(made, LogitCacheError)
+    for copy, prefix in ((pickle.loads(pickle.dumps(made)), ""), (made.said_by("worker 3"), "worker 3: ")):
+        assert type(copy) is type(made)
+        assert str(copy) == prefix + str(made)
+        assert getattr(copy, "fields", None) == getattr(made, "fields", None)
 
 
 texts = st.text(min_size=1, max_size=8)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from logitcache.audit.verify import UNREADABLE, VerifyReport, verify
 from logitcache.datasets import Images
-from logitcache.dump import DumpConfig, Progress, cache_spec, dump
+from logitcache.dump import DumpConfig, cache_spec, dump
 from logitcache.errors import FormatError, MismatchError, OptionError, StorageError
+from logitcache.fill import Progress
 from logitcache.loader import KeyedViews
 from logitcache.models import Model
 from logitcache.order import in_cache_order

@@ -25,6 +25,8 @@ from logitcache.store.disk import make_durable, make_folder, require_file, size_
 
 INDEX = "seeds.json"  # which seeds there are, for hosts that do not list
 KEYS = "sample_key"  # the array that names the samples, beside the root's zarr.json
+SHARD_LOCK = ".lock-"  # and the shard's number, in commit/
+LONGEST_TURN = 600.0  # seconds
 MOST_METADATA = 1 << 24  # bytes of a zarr.json
 
 _A = TypeVar("_A")
@@ -106,6 +108,10 @@ class Place(ABC):
     @abstractmethod
     def owned(self, whose: str) -> AbstractContextManager[None]:
         """Own this seed, called `whose` in messages, where the place knows locks; clear what a crash left."""
+
+    @abstractmethod
+    def turn(self, shard: int) -> AbstractContextManager[None]:
+        """Be the only one to write this shard of the seed, where the place knows locks; waits for who does."""
 
     @abstractmethod
     def storing(self) -> AbstractContextManager[None]:
@@ -250,6 +256,25 @@ class LocalPlace(Place):
                 owner.unlink(missing_ok=True)  # not written through, were it a link
                 owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
                 self._clear_leftovers()
+            yield
+
+    @contextmanager
+    def turn(self, shard: int) -> Iterator[None]:
+        """Hold the shard's lock.
+
+        Raises:
+            BusyError: another process has held it for ten minutes.
+        """
+        file = self.path / "commit" / f"{SHARD_LOCK}{shard}"
+        with ExitStack() as held:
+            with self.storing():
+                try:
+                    held.enter_context(FileLock(file, timeout=LONGEST_TURN))
+                except Timeout as error:
+                    raise BusyError(
+                        f"shard {shard} of {self.path} has been locked for {LONGEST_TURN / 60:.0f} minutes by a "
+                        "process that writes it; end that process and start again to go on"
+                    ) from error
             yield
 
     def storing(self) -> AbstractContextManager[None]:

@@ -13,7 +13,7 @@ import zarr
 from logitcache.errors import FormatError, IncompleteError, NotFoundError
 from logitcache.schema import CacheSpec
 from logitcache.store.disk import MENDS, reading
-from logitcache.store.place import KEYS, Place, place_of
+from logitcache.store.place import KEYS, SHARD_LOCK, Place, place_of
 from logitcache.store.shards import (
     COMMIT,
     decode_shard,
@@ -197,6 +197,7 @@ class CacheReader:
         for shard in range(self.spec.shards):
             *data, commit = shard_files(self.spec, shard)
             ours |= {commit, *data} if commit in found else {commit}
+            ours.add(f"commit/{SHARD_LOCK}{shard}")
         return sorted(found - ours)
 
     def keys(self) -> Keys | None:

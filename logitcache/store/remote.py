@@ -150,8 +150,10 @@ class RemotePlace(Place):
         return Fetched({name: HostBuffer.from_bytes(data) for name, data in held.items()})
 
     def save(self, store: Store, files: Iterable[str]) -> None:
-        """Put what Zarr wrote to `store` under these names."""
+        """Put what Zarr wrote to `store` under these names; delete those that it did not write."""
         assert isinstance(store, Fetched)
+        files = list(files)
+        self.delete([name for name in files if name not in store.files])
         self.put({name: store.files[name].to_bytes() for name in files if name in store.files})
 
     def put(self, files: Mapping[str, bytes], *, new: bool = False) -> None:
@@ -201,6 +203,10 @@ class RemotePlace(Place):
 
     def owned(self, whose: str) -> AbstractContextManager[None]:
         """Own nothing: object storage has no locks that die with their process."""
+        return nullcontext()
+
+    def turn(self, shard: int) -> AbstractContextManager[None]:
+        """Wait for nobody: a second writer's objects are the first one's, byte for byte, or its commit is refused."""
         return nullcontext()
 
     @contextmanager

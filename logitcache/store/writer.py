@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -118,6 +118,17 @@ class CacheWriter:
         with place.owned(f"seed {seed} of {self.path}"):
             yield SeedWriter(place, self.spec, seed, metadata)
 
+    def guest(self, seed: int) -> "SeedWriter":
+        """Write shards of a seed that another process owns, and that has asked for it: only `settle` is for guests.
+
+        Raises:
+            NotFoundError: nobody has begun the seed.
+        """
+        place = self.place.at(f"seed-{seed}")
+        if not place.filled([COMMIT]):
+            raise NotFoundError(f"{place} has not been begun; its owner does that before guests write shards")
+        return SeedWriter(place, self.spec, seed)
+
     def mend(self, seed: int) -> list[str]:
         """Write the metadata files of one seed anew where they are not what the spec says; returns which.
 
@@ -148,7 +159,11 @@ class CacheWriter:
 
 
 class SeedWriter:
-    """Writes the shards of one seed; made by `CacheWriter.seed`, which holds the lock."""
+    """Writes the shards of one seed; made by `CacheWriter.seed`, which holds its lock, or for a guest of the owner.
+
+    A shard has a lock of its own from the look whether it is committed until it is: whoever comes second finds it
+    done, even a process of which everybody thought that it had died.
+    """
 
     def __init__(
         self, place: Place, spec: CacheSpec, seed: int, metadata: Mapping[str, bytes] | None = None
@@ -172,29 +187,44 @@ class SeedWriter:
         with reading(f"{self.place}/commit"):
             return np.asarray(self._open("r", files)[1]["commit"][:], dtype=np.uint64)
 
-    def write(self, shard: int, arrays: Arrays) -> None:
+    def write(self, shard: int, arrays: Arrays) -> int:
         """Write one shard, make it durable, commit it; what an earlier crash left of it is deleted first.
 
         Args:
             shard: its index; not committed yet.
             arrays: by name of `CacheSpec.arrays`, rows of this shard only; `gap` as float.
 
+        Returns:
+            The commit digest.
+
         Raises:
             OptionError: the shard is committed, or not one of the cache's, or its arrays do not fit.
+            BusyError: somebody else writes this shard, and does not come to an end.
             StorageError: the disk or the host said no. Nothing is committed then.
         """
-        self._refuse_committed(shard)
+        with self._turn(shard):
+            self._refuse_committed(shard)
+            return self._write(shard, arrays)
+
+    def settle(self, shard: int, arrays: Arrays) -> int:
+        """Write one shard as `write` does, unless it is committed by now; returns its commit digest."""
+        with self._turn(shard):
+            return self._commit(shard) or self._write(shard, arrays)
+
+    def _write(self, shard: int, arrays: Arrays) -> int:
         stored = {a.name: as_stored(arrays[a.name], a, self.spec, shard) for a in self.spec.arrays()}
         with self.place.storing(), ThreadPoolExecutor(1, "digest") as beside:
             digest = beside.submit(shard_digest, self.spec, self.seed, shard, stored)
             store, opened = self._open("r+")
             files = shard_files(self.spec, shard)
-            self.place.delete(files[:-1])
+            if self.place.live:  # else `save` puts objects over those that there are, each whole
+                self.place.delete(files[:-1])
             for a in self.spec.arrays():
                 opened[a.name][self.spec.place(a, shard)] = stored[a.name]
             self.place.save(store, files[:-1])
-            commit = self._commit(shard, digest.result())
-            self.place.put({files[-1]: commit}, new=True)
+            commit = digest.result()
+            self.place.put({files[-1]: self._commit_file(shard, commit)}, new=True)
+        return commit
 
     def adopt(self, shard: int, commit: int, files: Mapping[str, bytes]) -> None:
         """Write one shard from the files of a copy of this cache, read them back, and only then commit it.
@@ -209,15 +239,16 @@ class SeedWriter:
             FormatError: what was read back is not what `commit` is the digest of. Nothing is committed then.
             StorageError: the disk or the host said no. Nothing is committed then.
         """
-        self._refuse_committed(shard)
         *data, last = shard_files(self.spec, shard)
-        with self.place.storing():
-            self.place.delete([name for name in data if name not in files])  # the others are written over
-            self.place.put({name: files[name] for name in data if name in files})
-        _, opened = self._open("r", data)
-        decode_shard(opened, self.spec, self.seed, shard, commit, self.place)
-        with self.place.storing():
-            self.place.put({last: files[last]}, new=True)
+        with self._turn(shard):
+            self._refuse_committed(shard)
+            with self.place.storing():
+                self.place.delete([name for name in data if name not in files])  # the others are written over
+                self.place.put({name: files[name] for name in data if name in files})
+            _, opened = self._open("r", data)
+            decode_shard(opened, self.spec, self.seed, shard, commit, self.place)
+            with self.place.storing():
+                self.place.put({last: files[last]}, new=True)
 
     def withdraw(self, shard: int) -> None:
         """Take a damaged shard back, so that it can be written again: its commit first, durably, then its files.
@@ -234,15 +265,20 @@ class SeedWriter:
             self.place.delete([commit])
             self.place.delete(data)
 
-    def _refuse_committed(self, shard: int) -> None:
+    def _turn(self, shard: int) -> AbstractContextManager[None]:
         require_shard(self.spec, shard)
+        return self.place.turn(shard)
+
+    def _commit(self, shard: int) -> int:
         with reading(f"{self.place}/commit"):
             _, opened = self._open("r", [shard_file(self.spec.commit_array(), shard)])
-            committed = bool(opened["commit"][shard])
-        if committed:
+            return int(opened["commit"][shard])
+
+    def _refuse_committed(self, shard: int) -> None:
+        if self._commit(shard):
             raise OptionError(f"shard {shard} of seed {self.seed} is committed: it is never written again")
 
-    def _commit(self, shard: int, digest: int) -> bytes:
+    def _commit_file(self, shard: int, digest: int) -> bytes:
         """Return the file of a commit: Zarr would name it before it is flushed, and a power cut could tear it."""
         array = self.spec.commit_array()
         files: dict[str, Buffer] = {"zarr.json": HostBuffer.from_bytes(self.place.fetch([COMMIT])[COMMIT])}
