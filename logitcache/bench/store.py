@@ -122,7 +122,7 @@ class Speed(Spec):
 def _brief(x: float) -> str:
     if x >= 99.5:
         return f"{x:.0f}"
-    return f"{x:.2g}" if x >= 0.1 else f"{x:.3f}"
+    return f"{x:.2g}" if x >= 0.1 else f"{x:.2f}"
 
 
 @dataclass(frozen=True)
@@ -342,7 +342,7 @@ def _opening(work: Path, rounds: int) -> Speed:
     for seed in range(1, SEEDS):
         shutil.copytree(path / "seed-0", path / f"seed-{seed}")
     times = _in_turns({"open": lambda: CacheReader(path).seeds()}, rounds)["open"]
-    return _speed(f"open {SEEDS} seeds", "", times, times, "< 50 ms")
+    return _speed(f"open {SEEDS} seeds", "", times, times, "< 50")
 
 
 @dataclass
