@@ -3,10 +3,12 @@
 Teachers (stage one, or live) and students run through the same few lines.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from logitcache.errors import OptionError
+from logitcache.errors import DeviceMemoryError, OptionError
 from logitcache.models import InputAdapter, Model
 from logitcache.schema import Precision
 
@@ -38,6 +40,40 @@ class ViewModel(nn.Module):
         """Move to a device; on CUDA, weights go channels-last as the images do."""
         self.to(device)
         return self.to(memory_format=torch.channels_last) if device.type == "cuda" else self
+
+
+class InPieces:
+    """Runs a model on batches, in pieces of half the size as often as the device's memory asks for it.
+
+    Args:
+        model: what to run.
+        on_halved: called with a line that says so.
+    """
+
+    def __init__(self, model: ViewModel, on_halved: Callable[[str], None] | None = None) -> None:
+        self.model, self.on_halved = model, on_halved
+        self.most: int | None = None
+
+    def __call__(self, views: Tensor) -> Tensor:
+        """(B, C, h, w) uint8 -> (B, num_classes) float32.
+
+        Raises:
+            DeviceMemoryError: not even one view fits.
+        """
+        while True:
+            size = min(self.most or len(views), len(views))
+            try:
+                return torch.cat([self.model(part) for part in views.split(size)])
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    raise DeviceMemoryError(
+                        f"one view of shape {tuple(views.shape[1:])} does not fit the memory of {views.device}; "
+                        "take a smaller model or --precision bfloat16, or free the device"
+                    ) from error
+                self.most = -(-size // 2)
+            torch.cuda.empty_cache()  # outside the handler, which would keep the failed forward alive
+            if self.on_halved:
+                self.on_halved(f"out of memory: the model now runs on {self.most} views at a time")
 
 
 def choose_device(name: str) -> torch.device:
