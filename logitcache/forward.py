@@ -63,7 +63,7 @@ class InPieces:
         while True:
             size = min(self.most or len(views), len(views))
             try:
-                return torch.cat([self.model(part) for part in views.split(size)])
+                return torch.cat([self.model(part) for part in torch.split(views, size)])
             except torch.OutOfMemoryError as error:
                 if size == 1:
                     raise DeviceMemoryError(
