@@ -16,14 +16,16 @@ if TYPE_CHECKING:
 
 
 def bench(
-    suite: Annotated[Literal["losses", "views", "store"], typer.Argument(help="What to measure.")],
-    rounds: Annotated[int, typer.Option(min=2, help="How often each step is timed.")] = 20,
+    suite: Annotated[Literal["losses", "views", "store", "dump"], typer.Argument(help="What to measure.")],
+    rounds: Annotated[int, typer.Option(min=0, help="How often each step is timed; 0: 20, of dump 4.")] = 0,
     batch: Annotated[int, typer.Option(min=0, help="Rows of a batch; 0: 256 of losses, 1024 of store.")] = 0,
     threads: Annotated[
         int, typer.Option(min=0, help="Threads on the CPU; 0: as torch chooses; views: 1.")
     ] = 0,
     device: Device = "cpu",
-    n: Annotated[int, typer.Option("--n", min=1, help="store: views; ImageNet has 1281167.")] = 262_144,
+    n: Annotated[
+        int, typer.Option("--n", min=0, help="store: views, 0: 262144; dump: pictures, 0: 256.")
+    ] = 0,
     logits: Annotated[Path | None, typer.Option(help="store: an .npz of real logits (n, C).")] = None,
     folder: Annotated[Path | None, typer.Option(help="store: where to write.", exists=True)] = None,
     json: Json = False,
@@ -37,38 +39,45 @@ def bench(
 
     store: bytes per view, and what they keep of the teacher; writing, decoding, looking up, opening; memory.
 
+    dump: stage one against a bare loop that stores nothing, and one decoding for eight seeds against eight.
+
     Example: logitcache bench store
     """
     import torch
 
-    from logitcache.bench import conditions, losses, store, views
+    from logitcache.bench import conditions, dump, losses, store, views
     from logitcache.forward import choose_device
 
     if threads := 1 if suite == "views" else threads:
         torch.set_num_threads(threads)
-    where = choose_device(device if suite == "losses" else "cpu")
+    where = choose_device(device if suite in ("losses", "dump") else "cpu")
+    rounds = rounds or (4 if suite == "dump" else 20)
     made_on = conditions(where)
     say(f"bench {suite}: {rounds} rounds, a minute or two on two cores")
     tables: dict[str, Sequence[Cells]]
     if suite == "store":
-        found = store.measure(n=n, batch=batch or 1024, rounds=rounds, logits=logits, folder=folder)
+        found = store.measure(
+            n=n or 262_144, batch=batch or 1024, rounds=rounds, logits=logits, folder=folder
+        )
         report: dict[str, Any] = found.to_dict()
         what = f"{found.views:,} views, k = {found.k}, {found.about}"
-        tables = {
-            what: found.sizes,
-            f"speed, {batch or 1024:,} views a take": found.speeds,
-            "memory": found.peaks,
-        }
+        takes = f"speed, {batch or 1024:,} views a take"
+        tables = {what: found.sizes, takes: found.speeds, "memory": found.peaks}
     else:
-        ways, title = (
-            (views.measure(rounds=rounds), "views, the ratio that of their times")
-            if suite == "views"
-            else (losses.measure(batch=batch or 256, rounds=rounds, device=where), "forward and backward")
-        )
-        report, tables = {"rows": [row.to_dict() for row in ways]}, {title: ways}
+        rows: Sequence[losses.Row | views.Row | dump.Row]
+        if suite == "losses":
+            title, rows = (
+                "forward and backward",
+                losses.measure(batch=batch or 256, rounds=rounds, device=where),
+            )
+        elif suite == "views":
+            title, rows = "views, the ratio that of their times", views.measure(rounds=rounds)
+        else:
+            title, rows = "stage one", dump.measure(pictures=n or 256, rounds=rounds, device=where)
+        report, tables = {"rows": [row.to_dict() for row in rows]}, {title: rows}
     if not json:
-        for title, rows in tables.items():
-            console.print(_table(title, [row.cells() for row in rows]))
+        for heading, lines in tables.items():
+            console.print(_table(heading, [line.cells() for line in lines]))
     show({"suite": suite, **made_on, **report}, _about(made_on), as_json=json)
 
 

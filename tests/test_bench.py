@@ -60,6 +60,20 @@ def test_bench_views_compares_the_ways_to_make_them(monkeypatch: pytest.MonkeyPa
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_bench_dump_compares_stage_one_with_a_bare_loop() -> None:
+    words = ["bench", "dump", "--n", "6", "--rounds", "1"]
+    ended = CliRunner().invoke(app, [*words, "--json"])
+    assert ended.exit_code == 0, ended.output
+    rows = json.loads(ended.stdout)["rows"]
+    assert [(row["name"], row["against"]) for row in rows] == [
+        ("one seed", "bare loop"),
+        ("8 seeds, 1 pass", "8 passes"),
+    ]
+    for row in rows:  # one round: its ratio is that of the rates
+        slower = row["views_per_second_against"] / row["views_per_second"]
+        assert row["ratio"] == pytest.approx(slower, rel=1e-6)
+
+
 def test_a_contest_tunes_on_held_out_training_digits_and_scores_on_test_digits(tmp_path: Path) -> None:
     config = ContestConfig(
         losses=("kd", "dho"),
