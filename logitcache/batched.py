@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from logitcache.datasets import ArrayImages, Images
-from logitcache.twister import MOST_WORDS, Draws, Ints
+from logitcache.twister import MOST_WORDS, Draws, Ints, told_exactly
 from logitcache.views import ViewMaker, keys
 
 PROVED = 64
@@ -245,6 +245,8 @@ def _step(transform: Any, size: tuple[int, int], blanks: set[float]) -> Step | N
             return None
         blanks.update(transform.value)
         low, high = torch.log(torch.tensor(transform.ratio)).tolist()  # in float32, as torchvision has it
+        if not (told_exactly(smallest, largest) and told_exactly(low, high)):
+            return None
         return _Erasing(transform.p, (smallest, largest), (low, high), size)
     return None
 

@@ -73,11 +73,16 @@ class Draws:
         return self._take(rows).astype(np.int64) % bound
 
     def uniform(self, low: float, high: float, rows: Ints) -> npt.NDArray[np.float32]:
-        """(len(rows),) float32 as ``torch.empty(1).uniform_(low, high)`` gives."""
+        """(len(rows),) float32 as ``torch.empty(1).uniform_(low, high)`` gives, for `told_exactly` bounds."""
         first, last = np.float32(low), np.float32(high)
         unit = (self._take(rows) & np.uint32((1 << 24) - 1)) * 2.0**-24
         drawn = (unit * np.float64(last - first) + np.float64(first)).astype(np.float32)
         return np.where(drawn == last, first, drawn) if _leaves_the_end_out() else drawn
+
+
+def told_exactly(low: float, high: float) -> bool:
+    """Whether float64 holds every number of [low, high) before rounding, so that it is rounded once, as by torch."""
+    return all(x == 0 or 2.0**-20 <= abs(x) <= 16 for x in (low, high))
 
 
 @functools.cache
