@@ -69,7 +69,7 @@ def dump_on_dask(
         if config.precision == "auto":
             config = dataclasses.replace(config, precision=_precision(client, config.device))
         images, recipe, teacher = sources.open(on_note)
-        with owned(out, images, recipe, teacher, config, on_busy=on_note) as job:
+        with owned(out, images, recipe, teacher, config, on_note=on_note) as job:
             del teacher
             name = f"logitcache-{uuid.uuid4().hex}"
             seen = out if "://" in str(out) else Path(out).absolute()

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from logitcache.datasets import Images
-from logitcache.errors import BusyError, MismatchError, OptionError
+from logitcache.errors import BusyError, Difference, MismatchError, OptionError
 from logitcache.fill import Filler, Progress, Receipt, Work
-from logitcache.forward import ViewModel, choose_device, choose_precision
+from logitcache.forward import InPieces, ViewModel, choose_device, choose_precision
 from logitcache.loader import KeyedViews, OnBadImage
 from logitcache.models import Model
 from logitcache.order import in_cache_order
@@ -82,7 +82,7 @@ def dump(
     config: DumpConfig,
     on_progress: Progress | None = None,
     *,
-    on_busy: Callable[[str], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
     only: Mapping[int, Collection[int]] | None = None,
 ) -> DumpReport:
     """Fill a cache with the teacher's answers; started again, go on at the first missing shard.
@@ -96,7 +96,7 @@ def dump(
         teacher: whose logits to keep.
         config: seeds, k, profile, speed.
         on_progress: called with (views done, views to do) after every batch.
-        on_busy: called with a line that names the seeds left out, and their owner.
+        on_note: called with a line for people: seeds left out and their owner, a batch that had to be halved.
         only: shards to fill, by seed; all that are missing when None.
 
     Raises:
@@ -108,8 +108,9 @@ def dump(
         StorageError: the disk said no.
         LogitCacheError: a worker died.
     """
-    with owned(out, images, recipe, teacher, config, on_busy=on_busy, only=only) as job:
-        receipts = filler(job.writer.spec, job.views, teacher, config).fill(job.seeds, job.work, on_progress)
+    with owned(out, images, recipe, teacher, config, on_note=on_note, only=only) as job:
+        ready = filler(job.writer.spec, job.views, teacher, config, on_note)
+        receipts = ready.fill(job.seeds, job.work, on_progress)
         return job.report(receipts)
 
 
@@ -160,7 +161,7 @@ def owned(
     teacher: Model,
     config: DumpConfig,
     *,
-    on_busy: Callable[[str], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
     only: Mapping[int, Collection[int]] | None = None,
 ) -> Iterator[Owned]:
     """Begin a dump: open the cache, own its seeds, prove its views, find what is missing; raises as `dump` does."""
@@ -170,12 +171,18 @@ def owned(
             "batch size and seeds per pass must be at least 1, seeds 0 to 2^63 - 1; found "
             f"{config.batch_size}, {config.seeds_per_pass}, {list(config.seeds)}"
         )
+    if images.num_classes not in (None, teacher.num_classes):
+        raise MismatchError(
+            f"{teacher.name} is no teacher for {images.name}",
+            [Difference("number of classes", images.num_classes, teacher.num_classes)],
+            "give weights of as many classes, or view the images without theirs (folder:PATH)",
+        )
     images, spec = _arranged(out, images, cache_spec(images, recipe, teacher, config), config)
     writer = CacheWriter.open(out, spec, images.keys(), grow=config.grow)
     views = KeyedViews(images, recipe, config.on_bad_image)
     began = time.perf_counter()
     with ExitStack() as stack:
-        seeds, skipped = _own(writer, config.seeds, stack, on_busy)
+        seeds, skipped = _own(writer, config.seeds, stack, on_note)
         passes = _passes(list(seeds), config.seeds_per_pass)
         work = [missing for part in passes for missing in _missing(writer.spec, seeds, part, only)]
         reader = CacheReader(out)
@@ -183,13 +190,19 @@ def owned(
         yield Owned(writer, views, seeds, skipped, work, began)
 
 
-def filler(spec: CacheSpec, views: KeyedViews, teacher: Model, config: DumpConfig) -> Filler:
+def filler(
+    spec: CacheSpec,
+    views: KeyedViews,
+    teacher: Model,
+    config: DumpConfig,
+    on_note: Callable[[str], None] | None = None,
+) -> Filler:
     """Put the teacher on its device, ready to fill shards of the cache."""
     device = choose_device(config.device)
     return Filler(
         spec=spec,
         views=views,
-        model=ViewModel(teacher, spec.teacher.precision).on(device).eval(),
+        model=InPieces(ViewModel(teacher, spec.teacher.precision).on(device).eval(), on_note),
         device=device,
         batch_size=config.batch_size or (256 if device.type == "cuda" else 64),
         workers=config.workers,
@@ -250,7 +263,7 @@ def _passes(seeds: list[int], size: int) -> Iterator[list[int]]:
 
 
 def _own(
-    writer: CacheWriter, seeds: Sequence[int], stack: ExitStack, on_busy: Callable[[str], None] | None
+    writer: CacheWriter, seeds: Sequence[int], stack: ExitStack, on_note: Callable[[str], None] | None
 ) -> tuple[dict[int, SeedWriter], tuple[int, ...]]:
     """Own those of the seeds that no other process writes; returns them, and the others."""
     owned: dict[int, SeedWriter] = {}
@@ -263,8 +276,8 @@ def _own(
     if busy and not owned:
         raise next(iter(busy.values()))
     for refusal in busy.values():
-        if on_busy:
-            on_busy(f"left out: {refusal}")
+        if on_note:
+            on_note(f"left out: {refusal}")
     return owned, tuple(busy)
 
 

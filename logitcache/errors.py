@@ -108,6 +108,8 @@ class NonFiniteError(LogitCacheError, ArithmeticError):
 
 class ClusterError(LogitCacheError, ConnectionError):
     """A scheduler, a worker or a rank that cannot be reached, or has ended."""
+
+
 class DeviceMemoryError(LogitCacheError, MemoryError):
     """Not even one view fits the device's memory."""
 

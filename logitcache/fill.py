@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import NonFiniteError
-from logitcache.forward import ViewModel
+from logitcache.forward import InPieces
 from logitcache.loader import KeyedViews, Pair, ViewBatch, deaths_named, loaded, view_loader
 from logitcache.schema import CacheSpec, Spec
 from logitcache.sparse import SparseTeacher
@@ -64,7 +64,7 @@ class Filler:
 
     spec: CacheSpec
     views: KeyedViews
-    model: ViewModel
+    model: InPieces
     device: torch.device
     batch_size: int
     workers: int = -1
@@ -156,7 +156,7 @@ class _Answered(NamedTuple):
 
 
 @torch.inference_mode()
-def _answer(model: ViewModel, batch: ViewBatch, k: int, device: torch.device) -> _Answered:
+def _answer(model: InPieces, batch: ViewBatch, k: int, device: torch.device) -> _Answered:
     """Run the teacher on a batch, seed by seed so that each forward is what a pass of one seed would run."""
     pieces = {}
     seeds = list(dict.fromkeys(batch.seeds.tolist()))  # pairs go sample by sample, each under every seed

@@ -92,7 +92,7 @@ def dump_in_ranks(
         config = dataclasses.replace(config, device=f"cuda:{world.local_rank}")
     if world.size == 1:
         images, recipe, teacher = sources.open(on_note)
-        return dump(out, images, recipe, teacher, config, on_progress, on_busy=on_note)
+        return dump(out, images, recipe, teacher, config, on_progress, on_note=on_note)
     with _meeting():
         if world.rank == 0:
             return _lead(world, out, sources, config, on_progress, on_note)
@@ -111,7 +111,7 @@ def _lead(
     with ExitStack() as stack:
         try:
             images, recipe, teacher = sources.open(on_note)
-            job = stack.enter_context(owned(out, images, recipe, teacher, config, on_busy=on_note))
+            job = stack.enter_context(owned(out, images, recipe, teacher, config, on_note=on_note))
         except BaseException:
             _all_say(None)  # the others need not say so too
             raise
@@ -119,7 +119,9 @@ def _lead(
         config = dataclasses.replace(config, precision=spec.teacher.precision)
         _all_say(Plan(config, Terms.of(job), tuple(job.work)).to_dict())
         share = job.work[0 :: world.size]
-        receipts = tuple(filler(spec, job.views, teacher, config).fill(job.seeds, share, on_progress))
+        receipts = tuple(
+            filler(spec, job.views, teacher, config, on_note).fill(job.seeds, share, on_progress)
+        )
         said = _all_say(Done(receipts).to_dict())
         return job.report([receipt for done in said for receipt in Done.from_dict(done).receipts])
 

@@ -187,7 +187,7 @@ def test_a_busy_seed_is_left_out_and_its_owner_named_until_it_is_killed(whole: P
             dump_digits(out, seeds=(1,))
         told: list[str] = []
         config = DumpConfig(seeds=(1, 2), top_k=4, shard_samples=64, batch_size=24, workers=0)
-        report = dump(out, few_digits(), RECIPE, a_teacher(), config, on_busy=told.append)
+        report = dump(out, few_digits(), RECIPE, a_teacher(), config, on_note=told.append)
         assert (report.seeds, report.skipped, report.views) == ((2,), (1,), 300)
         (line,) = told
         assert re.search(owner, line)

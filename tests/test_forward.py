@@ -1,15 +1,19 @@
 """Forward: a batch that does not fit the device is run in pieces, to the same logits."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 from small import few_digits
-from test_dump import a_teacher
+from test_dump import RECIPE, a_teacher
 
-from logitcache.errors import DeviceMemoryError
+from logitcache.dump import DumpConfig, dump
+from logitcache.errors import DeviceMemoryError, MismatchError
 from logitcache.forward import InPieces, ViewModel
-from logitcache.models import Model
+from logitcache.models import Model, build
+from logitcache.store import CacheReader
+from logitcache.stream import CachedTeacher
 
 
 def short_of_memory(most: int) -> Model:
@@ -51,3 +55,22 @@ def test_one_view_that_does_not_fit_is_an_error_in_one_line() -> None:
         DeviceMemoryError, match=r"one view of shape \(1, 8, 8\) does not fit the memory of cpu"
     ):
         InPieces(ViewModel(short_of_memory(0)).eval())(few_digits(4).images)
+
+
+def test_a_dump_whose_batches_do_not_fit_says_so_and_stores_the_same(tmp_path: Path) -> None:
+    config = DumpConfig(seeds=(0,), top_k=4, workers=0, precision="float32")
+    said: list[str] = []
+    dump(tmp_path / "short", few_digits(), RECIPE, short_of_memory(10), config, on_note=said.append)
+    dump(tmp_path / "whole", few_digits(), RECIPE, a_teacher(), config)
+    assert said == [f"out of memory: the model now runs on {most} views at a time" for most in (32, 16, 8)]
+    short, whole = (CachedTeacher(CacheReader(tmp_path / name)) for name in ("short", "whole"))
+    samples = torch.arange(300)
+    mine, theirs = short.take(samples, 0), whole.take(samples, 0)
+    torch.testing.assert_close(mine.log_probs(), theirs.log_probs(), rtol=1e-3, atol=1e-2)
+
+
+def test_a_teacher_of_other_classes_than_the_images_is_refused(tmp_path: Path) -> None:
+    teacher = build("digits_tiny", num_classes=7, view_size=8, weights="random")
+    with pytest.raises(MismatchError, match="number of classes: expected 10, found 7"):
+        dump(tmp_path / "c.zarr", few_digits(), RECIPE, teacher, DumpConfig(seeds=(0,), workers=0))
+    assert not (tmp_path / "c.zarr").exists()
