@@ -66,7 +66,7 @@ def test_bench_dump_compares_stage_one_with_a_bare_loop() -> None:
     assert ended.exit_code == 0, ended.output
     rows = json.loads(ended.stdout)["rows"]
     assert [(row["name"], row["against"]) for row in rows] == [
-        ("one seed", "bare loop"),
+        ("dump", "bare loop"),
         ("8 seeds, 1 pass", "8 passes"),
     ]
     for row in rows:  # one round: its ratio is that of the rates
