@@ -29,7 +29,7 @@ Seconds = npt.NDArray[np.float64]
 
 CLASSES, TOP_K = 1000, 16
 SEEDS = 8  # of one pass
-LONG = 4  # seeds of a dump that is compared with a bare loop: its beginning and end are a small part of it then
+LONG = 4  # seeds of a dump against a bare loop: its beginning and end are a small part of it then
 
 
 @dataclass(frozen=True)
