@@ -126,9 +126,7 @@ def _build(file: Path, reader: CacheReader, seed: int, layout: RowLayout) -> Non
                 crc = zlib.crc32(rows.data, crc)
                 out.write(rows.data)
             out.write(crc.to_bytes(CRC, "little"))
-            out.flush()
-            os.fsync(out.fileno())  # else a power cut could leave zeros in a file of the right name and size
-        aside.replace(file)
+        aside.replace(file)  # not flushed: what a power cut makes of it, its CRC tells
     except BaseException:
         aside.unlink(missing_ok=True)
         raise

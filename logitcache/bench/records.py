@@ -119,13 +119,14 @@ def alternatives() -> list[type[Lookup]]:
     return [SeekAndRead, *([Lmdb] if find_spec("lmdb") else []), MappedTake]
 
 
-def copy_durably(source: Path, target: Path) -> None:
-    """Copy a file plainly, in large pieces, and flush it to the disk, as a spool is flushed."""
+def copy_file(source: Path, target: Path, *, durable: bool) -> None:
+    """Copy a file plainly, in large pieces; `durable` flushes it to the disk, as shards are and spools are not."""
     with source.open("rb") as read, target.open("wb") as written:
         while piece := read.read(1 << 24):
             written.write(piece)
-        written.flush()
-        os.fsync(written.fileno())
+        if durable:
+            written.flush()
+            os.fsync(written.fileno())
 
 
 # What a record tells of the distribution ------------------------------------------------------------------
