@@ -17,7 +17,7 @@ builtin that fits, so ``except FileNotFoundError`` in your code keeps working.
     ├── BusyError          (BlockingIOError)      somebody else is writing this seed
     ├── NonFiniteError     (ArithmeticError)      NaN or infinity where a number must be
     ├── ClusterError       (ConnectionError)      a scheduler, worker or rank that cannot be reached, or ended
-    ├── DeviceMemoryError  (MemoryError)          not even one view fits the device's memory
+    ├── DeviceMemoryError  (RuntimeError)         not even one view fits the device's memory
     └── StorageError       (OSError)              the disk said no: full, read-only, gone
 """
 
@@ -110,7 +110,7 @@ class ClusterError(LogitCacheError, ConnectionError):
     """A scheduler, a worker or a rank that cannot be reached, or has ended."""
 
 
-class DeviceMemoryError(LogitCacheError, MemoryError):
+class DeviceMemoryError(LogitCacheError, RuntimeError):
     """Not even one view fits the device's memory."""
 
 
