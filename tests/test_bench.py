@@ -144,7 +144,14 @@ def test_bench_store_measures_every_profile_and_alternative(found: StoreReport) 
             assert 0 <= row.kl[0] <= row.wanted_kl
             assert row.bytes_per_view < 68
             assert row.kl[1] < sizes["TinyViT's", "any"].kl[1]
-    assert {row.against for row in found.speeds} == {"plain copy", "durable copy", "seek + read", "LMDB", "memmap.take", ""}
+    assert {row.against for row in found.speeds} == {
+        "plain copy",
+        "durable copy",
+        "seek + read",
+        "LMDB",
+        "memmap.take",
+        "",
+    }
     assert all(0 < row.ratio_low <= row.ratio <= row.ratio_high and row.ms > 0 for row in found.speeds)
     assert StoreReport.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
