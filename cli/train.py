@@ -61,10 +61,11 @@ def train(
     Example: logitcache train --student resnet18 --cache caches/vit_l-digits.zarr --loss cmkd
     """
     from logitcache.datasets import open_images
+    from logitcache.evaluation import Evaluation
     from logitcache.losses import Objective
     from logitcache.models import build
     from logitcache.stream import Stream
-    from logitcache.train import Evaluation, Run, TrainConfig
+    from logitcache.train import Run, TrainConfig
     from logitcache.train import train as train_students
     from logitcache.views import recipe_named
 

@@ -14,13 +14,14 @@ from typing import Any
 from logitcache.datasets import digits
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import OptionError
+from logitcache.evaluation import Evaluation
 from logitcache.forward import ViewModel, choose_device
 from logitcache.losses import Objective
 from logitcache.models import Model, build
 from logitcache.schema import Spec
 from logitcache.store import CacheReader
 from logitcache.stream import LiveTeacher, Stream
-from logitcache.train import Evaluation, Run, TrainConfig, train
+from logitcache.train import Run, TrainConfig, train
 from logitcache.views import recipe_named
 
 TEACHER, STUDENT = "digits_teacher", "digits_tiny"

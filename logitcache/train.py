@@ -17,15 +17,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from logitcache.datasets import Images, open_images
+from logitcache.datasets import Images
 from logitcache.errors import NonFiniteError, OptionError
+from logitcache.evaluation import Evaluation
 from logitcache.forward import ViewModel, choose_precision
 from logitcache.loader import KeyedViews, deaths_named, loaded, view_loader
 from logitcache.losses import Objective, choose_mixing
 from logitcache.models import Model
 from logitcache.nets import EVEN, TwoHeads
 from logitcache.runs import RunFolder, Stateful
-from logitcache.schema import RecipeSpec, Spec
+from logitcache.schema import Spec
 from logitcache.stream import Batch, Stream
 from logitcache.views import key, permutation, recipe_named
 
@@ -115,7 +116,7 @@ Progress = Callable[[dict[str, Any]], None]
 def train(
     runs: Sequence[Run],
     stream: Stream,
-    evaluation: "Evaluation | None" = None,
+    evaluation: Evaluation | None = None,
     *,
     resume: bool = False,
     on_progress: Progress | None = None,
@@ -297,53 +298,6 @@ def _cosine(config: TrainConfig, steps: int) -> Callable[[int], float]:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1.0, total - warmup))))
 
     return factor
-
-
-# Evaluation -----------------------------------------------------------------------------------------------
-
-
-class Evaluation:
-    """A labelled test set, viewed without randomness."""
-
-    def __init__(
-        self,
-        images: Images,
-        recipe: RecipeSpec,
-        *,
-        batch_size: int = 256,
-        workers: int = 0,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.images = images
-        starts = range(0, len(images), batch_size)
-        pairs = [[(i, 0) for i in range(len(images))[start : start + batch_size]] for start in starts]
-        self._loader = view_loader(KeyedViews(images, recipe), pairs, workers=workers, device=device)
-
-    @classmethod
-    def beside(cls, stream: Stream) -> "Evaluation":
-        """Evaluate on the test split of what a stream trains on, by the evaluation recipe of its recipe.
-
-        Raises:
-            NotFoundError, DataError: there is no test split.
-        """
-        images = open_images(stream.views.images.name, "test")
-        recipe = recipe_named(stream.views.maker.recipe.evaluation)
-        return cls(images, recipe, workers=stream.config.workers, device=stream.device)
-
-    @torch.inference_mode()
-    def of(self, models: Sequence[ViewModel]) -> list[dict[str, float]]:
-        """Return {"top1", "top5"} in [0, 1] for each; the models are in evaluation mode afterwards."""
-        hits = torch.zeros(len(models), 2, dtype=torch.float64)
-        labelled = 0
-        for model in models:
-            model.eval()
-        for batch in loaded(self._loader):
-            labelled += int((batch.labels >= 0).sum())
-            for number, model in enumerate(models):
-                logits = model(batch.views.to(next(model.parameters()).device, non_blocking=True))
-                right = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu() == batch.labels[:, None]
-                hits[number] += torch.stack([right[:, 0].sum(), right.any(1).sum()])
-        return [{"top1": float(top1), "top5": float(top5)} for top1, top5 in hits / max(1, labelled)]
 
 
 # Two heads ------------------------------------------------------------------------------------------------

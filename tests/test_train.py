@@ -12,12 +12,13 @@ from small import few_digits
 from test_dump import RECIPE, a_teacher, dump_digits
 
 from logitcache.errors import MismatchError, NonFiniteError, NotFoundError, OptionError
+from logitcache.evaluation import Evaluation
 from logitcache.forward import ViewModel
 from logitcache.losses import LOSSES, Mixing, Objective
 from logitcache.models import build
 from logitcache.store import CacheReader
 from logitcache.stream import LiveTeacher, Stream
-from logitcache.train import Evaluation, Run, TrainConfig, held_out, train
+from logitcache.train import Run, TrainConfig, held_out, train
 from logitcache.views import recipe_named
 
 CONFIG = TrainConfig(epochs=3, lr=0.1, seed=5)

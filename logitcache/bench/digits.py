@@ -23,12 +23,13 @@ import torch
 from logitcache.datasets import ArrayImages, digits
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import NonFiniteError
+from logitcache.evaluation import Evaluation
 from logitcache.losses import LOSSES, Objective
 from logitcache.models import Model, build
 from logitcache.schema import Spec
 from logitcache.store import CacheReader
 from logitcache.stream import Stream
-from logitcache.train import Evaluation, Run, TrainConfig, train
+from logitcache.train import Run, TrainConfig, train
 from logitcache.views import permutation, recipe_named
 
 
