@@ -110,12 +110,19 @@ def _std(x: Tensor) -> Tensor:
 
 
 def _sorted(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, n) values in rising order, and where each was; NumPy sorts with vector instructions, which torch lacks."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    """(B, n) values in rising order, and where each was.
+
+    On the CPU NumPy sorts, with vector instructions, which torch lacks. A float32 as float64 ends in 29 zero bits:
+    there goes its place, so that what is sorted are plain numbers.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
         y, order = x.sort(1)
         return y, order
-    order = torch.from_numpy(np.argsort(x.numpy(), axis=1))
-    return x.gather(1, order), order
+    both = x.numpy().astype(np.float64)
+    bits = both.view(np.int64)
+    bits |= np.arange(x.shape[1])
+    both.sort(1)
+    return torch.from_numpy(both.astype(np.float32)), torch.from_numpy(bits & (2**29 - 1))
 
 
 def _positive(strength: float) -> float:
@@ -147,17 +154,19 @@ class _Laplace(torch.autograd.Function):
 
 
 class _LaplaceSpearman(torch.autograd.Function):
-    """`soft_spearman` with a y that falls along each row, in one piece: for small n it is dispatch that costs."""
+    """`soft_spearman` with a y that falls along each row, in one piece: for small n it is dispatch that costs.
+
+    Each row's value depends on that row alone, so its gradient is made beside it, and is all that is kept.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, strength: float) -> Tensor:
         rows, n = x.shape
         reach = _reach(n, strength)
-        both = torch.cat(
-            [x, -y]
-        )  # −y rises, so it is sorted, and its ranks are those of y the other way round
+        # −y rises, so it is sorted, and its ranks are those of y the other way round.
+        both = torch.cat([x, y.neg()])
         both -= both.mean(1, keepdim=True)
-        std = (torch.linalg.vector_norm(both, dim=1, keepdim=True) / math.sqrt(n)).clamp_(min=1e-6)
+        std = torch.linalg.vector_norm(both, dim=1, keepdim=True).div_(math.sqrt(n)).clamp_(min=1e-6)
         scale = std.clamp(min=FLAT).mul_(strength)
         both /= scale
         both[:rows], order = _sorted(both[:rows])
@@ -166,26 +175,25 @@ class _LaplaceSpearman(torch.autograd.Function):
         ranks /= norm
         mine, theirs = ranks[:rows], ranks[rows:].neg().gather(1, order)
         rho = (mine * theirs).sum(1, keepdim=True)
-        steep = (std[:rows] / FLAT).clamp_(max=1.0)
-        kernel = [_rows_of(part, rows, reach) for part in kernel]
-        kept = (t[:rows] for t in (both, std, scale, weight, norm))
-        ctx.save_for_backward(*kept, mine, theirs, rho, steep, order, *kernel)
-        ctx.reach = reach
+        std, scale, z = std[:rows], scale[:rows], both[:rows]
+        steep = (std / FLAT).clamp_(max=1.0)
+        if ctx.needs_input_grad[0]:
+            g = torch.addcmul(theirs, rho, mine, value=-1).mul_(steep / norm[:rows])
+            kernel = [_rows_of(part, rows, reach) for part in kernel]
+            g = _laplace_backward(g, kernel, weight[:rows], reach).div_(scale)
+            # Through x / std, and through the steepness where a row is flat; g sums to zero over a row.
+            along = (g * z).sum(1, keepdim=True).mul_(strength**2 / n)
+            along = torch.where(std < FLAT, rho * (-strength / n) / std, along).masked_fill_(std <= 1e-6, 0.0)
+            g.addcmul_(z, along, value=-1)
+            ctx.save_for_backward(torch.empty_like(g).scatter_(1, order, g))
         weighed: Tensor = rho * steep
         return weighed[:, 0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        z, std, scale, weight, norm, mine, theirs, rho, steep, order, *kernel = ctx.saved_tensors
-        n, grad = z.shape[1], grad[:, None]
-        g = torch.addcmul(theirs, rho, mine, value=-1).mul_(grad * steep / norm)
-        g = _laplace_backward(g, kernel, weight, ctx.reach).div_(scale)
-        # Through x / std, and through the steepness where a row is flat; g sums to zero over a row.
-        along = (g * z).sum(1, keepdim=True) * scale / (n * std.square())
-        along = torch.where(steep < 1, -grad * rho / (n * std * FLAT), along)
-        g.addcmul_(z, along.mul_(scale).masked_fill_(std <= 1e-6, 0.0), value=-1)
-        return torch.empty_like(g).scatter_(1, order, g), None, None
+        (g,) = ctx.saved_tensors
+        return g * grad[:, None], None, None
 
 
 def _laplace(y: Tensor, reach: float) -> tuple[Tensor, list[Tensor], Tensor]:
