@@ -44,8 +44,9 @@ def stats(
         images = None
     chosen = parse_seeds(seeds) if seeds != "auto" else ()
     with progress("stats", "seeds") as advance:
-        on_progress = lambda done, total: advance(done, total, "")  # noqa: E731
-        found = read_stats(reader, images, chosen, most=most, on_progress=on_progress)
+        found = read_stats(
+            reader, images, chosen, most=most, on_progress=lambda done, total: advance(done, total, "")
+        )
     drawn = draw(found, pictures, images) if pictures else []
     rows = [*_rows(found), *(("picture", str(file)) for file in drawn)]
     show({**found.to_dict(), "pictures": [str(file) for file in drawn]}, rows, as_json=json)

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from logitcache.datasets import ArrayImages, Images
+from logitcache.datasets import Images
 from logitcache.twister import MOST_WORDS, Draws, Ints, told_exactly
 from logitcache.views import ViewMaker, keys
 
@@ -267,16 +267,14 @@ class BatchedViews:
         There is none for images that are not one tensor in memory and for recipes with other steps than those
         above; and where some views, made both ways, differ. A warning says so then.
         """
-        if (
-            not isinstance(images, ArrayImages)
-            or getattr(images.image, "__func__", None) is not ArrayImages.image
-        ):
-            return None  # a subclass may give other images than lie there
-        plan = _plan(maker.steps, (images.images.shape[2], images.images.shape[3]))
+        pixels = images.pixels()
+        if pixels is None:
+            return None
+        plan = _plan(maker.steps, (pixels.shape[2], pixels.shape[3]))
         if plan is None:
             return None
-        where = torch.device(device) if images.images.nbytes <= ON_DEVICE else torch.device("cpu")
-        engine = cls(images.images.to(where), plan)
+        where = torch.device(device) if pixels.nbytes <= ON_DEVICE else torch.device("cpu")
+        engine = cls(pixels.to(where), plan)
         samples = np.arange(PROVED) * len(images) // PROVED
         seeds = (keys(samples, np.arange(PROVED)) >> np.uint64(1)).astype(np.int64)
         made = engine.make(samples, engine.draw(samples, seeds)).cpu()

@@ -34,7 +34,6 @@ class Images(abc.ABC):
         labels: (n,) int64; −1 where there is no label.
         num_classes: C; None when unlabelled images leave it to the teacher.
         recipe: name of the recipe that fits such images when none is asked for.
-        in_memory: whether `image` only looks an image up.
         left_out: how many further images the data has by now, where these are the samples of a cache.
     """
 
@@ -43,7 +42,6 @@ class Images(abc.ABC):
     labels: Labels
     num_classes: int | None
     recipe: str = "imagenet"
-    in_memory: bool = False
     left_out: int = 0
 
     def __len__(self) -> int:
@@ -56,6 +54,10 @@ class Images(abc.ABC):
         Raises:
             ImageError: it does not decode; the message names it.
         """
+
+    def pixels(self) -> Tensor | None:
+        """Return all images, (n, C, H, W) uint8, if they lie in memory, so that `image` only looks one up."""
+        return None
 
     @property
     @abc.abstractmethod
@@ -137,8 +139,6 @@ def open_images(name: str, split: str = "train") -> Images:
 class ArrayImages(Images):
     """Images that are one (n, C, H, W) uint8 tensor in memory."""
 
-    in_memory = True
-
     def __init__(
         self, name: str, split: str, images: Tensor, labels: Labels, num_classes: int, recipe: str
     ) -> None:
@@ -154,6 +154,10 @@ class ArrayImages(Images):
     def image(self, sample: int) -> Tensor:
         """Return one image, (C, H, W) uint8."""
         return self.images[sample]
+
+    def pixels(self) -> Tensor | None:
+        """Return the tensor, unless a subclass makes something else of it."""
+        return self.images if getattr(self.image, "__func__", None) is ArrayImages.image else None
 
     @property
     def fingerprint(self) -> str:

@@ -299,7 +299,7 @@ def choose_workers(asked: int, images: Images, device: torch.device) -> int:
         raise OptionError(f"workers must be -1 (as fits) or more, found {asked}")
     if asked >= 0:
         return asked
-    if images.in_memory and device.type == "cpu":
+    if device.type == "cpu" and images.pixels() is not None:
         return 0
     return max(1, min(16, (os.cpu_count() or 1) - 1))
 

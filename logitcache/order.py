@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from logitcache.datasets import Images, Samples
@@ -31,12 +32,17 @@ class OrderedImages(Images):
         self.images, self.order, self.counts = images, order, list(counts)
         self.name, self.split, self.recipe = images.name, images.split, images.recipe
         self.labels, self.num_classes = images.labels[order], images.num_classes
-        self.in_memory, self.left_out = images.in_memory, len(images) - len(order)
+        self.left_out = len(images) - len(order)
         self._fingerprint = images.fingerprint_of(order)
 
     def image(self, sample: int) -> Tensor:
         """Return one image, (C, H, W) uint8."""
         return self.images.image(int(self.order[sample]))
+
+    def pixels(self) -> Tensor | None:
+        """Return a copy of these images, where the others lie in memory."""
+        whole = self.images.pixels()
+        return None if whole is None else whole[torch.from_numpy(self.order)]
 
     @property
     def fingerprint(self) -> str:

@@ -20,9 +20,9 @@ from logitcache.derive import derive
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import OptionError
 from logitcache.models import Model
-from logitcache.schema import PROFILES, RecipeSpec, RowLayout, Spec
+from logitcache.schema import PROFILES, RecipeSpec, Spec
 from logitcache.sparse import SparseTeacher
-from logitcache.spool import pack
+from logitcache.spool import decode
 from logitcache.store import CacheReader
 from logitcache.views import permutation
 
@@ -176,6 +176,10 @@ class _Sample(Images):
     def image(self, sample: int) -> Tensor:
         return self.whole.image(int(self.samples[sample]))
 
+    def pixels(self) -> Tensor | None:
+        whole = self.whole.pixels()
+        return None if whole is None else whole[torch.from_numpy(self.samples)]
+
     def describe(self, sample: int) -> str:
         return self.whole.describe(int(self.samples[sample]))
 
@@ -213,11 +217,9 @@ def _kinds(num_classes: int, ks: Sequence[int]) -> Iterator[tuple[int, str]]:
 
 
 def _answers(reader: CacheReader) -> Iterator[SparseTeacher]:
-    layout = RowLayout.of(reader.spec)
     for seed in reader.complete():
         for shard in range(reader.spec.shards):
-            rows = pack(reader.spec, layout, reader.read(seed, shard))
-            yield SparseTeacher.unpack(torch.from_numpy(rows), layout)
+            yield decode(reader, seed, shard)
 
 
 def _dense(teacher: SparseTeacher) -> Tensor:

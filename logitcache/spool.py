@@ -23,10 +23,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from filelock import FileLock, Timeout
 
 from logitcache.errors import LogitCacheError, StorageError
 from logitcache.schema import CacheSpec, RowLayout
+from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader
 
 Rows = npt.NDArray[np.uint8]
@@ -97,6 +99,18 @@ def pack(spec: CacheSpec, layout: RowLayout, arrays: dict[str, npt.NDArray[Any]]
         width = values.itemsize * count
         rows[:, offset : offset + width] = values.reshape(len(rows), count).view(np.uint8)
     return rows
+
+
+def decode(reader: CacheReader, seed: int, shard: int) -> SparseTeacher:
+    """Read one committed shard without a spool: the answers for its rows, on the CPU; top is NaN where there is none.
+
+    Raises:
+        IncompleteError: the shard is not committed.
+        FormatError: it is damaged.
+    """
+    layout = RowLayout.of(reader.spec)
+    rows = pack(reader.spec, layout, reader.read(seed, shard))
+    return SparseTeacher.unpack(torch.from_numpy(rows), layout)
 
 
 def _digest(layout: RowLayout) -> str:

@@ -30,7 +30,7 @@ from logitcache.datasets import ArrayImages, FolderImages, Images, WrappedImages
 from logitcache.derive import derive
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import DataError, IncompleteError, MismatchError, OptionError, StorageError
-from logitcache.loader import KeyedViews
+from logitcache.loader import InMemory, KeyedViews, loaded, view_loader
 from logitcache.models import build
 from logitcache.order import OrderedImages, in_cache_order
 from logitcache.replay import prove_replay
@@ -238,6 +238,16 @@ def test_fingerprints_of_a_part_are_those_of_the_part_alone(tmp_path: Path) -> N
         == OrderedImages(all_of_them, order, [10]).fingerprint
     )
     assert all_of_them.fingerprint != old.fingerprint
+
+
+def test_images_in_another_order_are_viewed_by_whole_batches_too() -> None:
+    order = np.random.default_rng(0).permutation(100)
+    views = KeyedViews(OrderedImages(few_digits(100), order, [60, 100]), recipe_named("digits"))
+    pairs = [(i, seed) for i in range(100) for seed in (0, 5)]
+    loader = view_loader(views, [pairs])
+    assert isinstance(loader, InMemory)
+    (batch,) = loaded(loader)
+    assert torch.equal(batch.views, views.__getitems__(pairs).views)
 
 
 def test_keys_are_those_of_the_names(tmp_path: Path) -> None:

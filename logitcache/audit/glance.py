@@ -3,12 +3,11 @@
 from typing import Any
 
 import numpy as np
-import torch
 
 from logitcache.errors import FormatError
-from logitcache.schema import CacheSpec, RecipeSpec, RowLayout
+from logitcache.schema import RecipeSpec
 from logitcache.sparse import SparseTeacher
-from logitcache.spool import pack
+from logitcache.spool import decode
 from logitcache.store import CacheReader, seed_list
 from logitcache.views import library_versions
 
@@ -61,7 +60,7 @@ def _confidence(reader: CacheReader) -> dict[str, Any] | None:
     """Measure one committed shard of at most `LOOKED_AT` seeds, evenly spaced among those that have one."""
     begun = [(seed, commits) for seed in reader.seeds() if (commits := reader.commits(seed)).any()]
     parts = [
-        _teacher(reader.spec, reader.read(seed, int(np.flatnonzero(commits)[0])))
+        _answered(decode(reader, seed, int(np.flatnonzero(commits)[0])))
         for seed, commits in begun[:: max(1, -(-len(begun) // LOOKED_AT))]
     ]
     views = sum(len(part) for part in parts)
@@ -76,8 +75,5 @@ def _confidence(reader: CacheReader) -> dict[str, Any] | None:
     }
 
 
-def _teacher(spec: CacheSpec, arrays: dict[str, Any]) -> SparseTeacher:
-    """Decode the valid samples of one shard."""
-    layout = RowLayout.of(spec)
-    teacher = SparseTeacher.unpack(torch.from_numpy(pack(spec, layout, arrays)), layout)
+def _answered(teacher: SparseTeacher) -> SparseTeacher:
     return teacher[~teacher.top.isnan()]

@@ -18,9 +18,8 @@ from dask.delayed import delayed
 from logitcache.datasets import Images
 from logitcache.errors import IncompleteError
 from logitcache.order import in_cache_order
-from logitcache.schema import RowLayout, Spec
-from logitcache.sparse import SparseTeacher
-from logitcache.spool import pack
+from logitcache.schema import Spec
+from logitcache.spool import decode
 from logitcache.store import CacheReader, seed_list
 
 Numbers = npt.NDArray[np.float64]
@@ -217,8 +216,7 @@ def _histogram(values: Any, low: float, high: float) -> Any:
 
 def _read(reader: CacheReader, seed: int, shard: int, labels: npt.NDArray[Any]) -> tuple[Numbers, "_Pairs"]:
     """Decode a shard; (5, rows) columns by sample, and its pairs of classes."""
-    spec, layout = reader.spec, RowLayout.of(reader.spec)
-    teacher = SparseTeacher.unpack(torch.from_numpy(pack(spec, layout, reader.read(seed, shard))), layout)
+    spec, teacher = reader.spec, decode(reader, seed, shard)
     own = labels[spec.shard_range(shard).start : spec.shard_range(shard).stop]
     valid = ~teacher.top.isnan().numpy()
     columns = np.full((5, len(valid)), np.nan)
