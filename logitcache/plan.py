@@ -189,8 +189,10 @@ class _Sample(Images):
 
 
 def _dump_all(out: Path, sample: Images, recipe: RecipeSpec, teacher: Model, config: PlanConfig) -> float:
-    """Dump the sample with every logit kept; returns views per second from its first batch to its last: what comes before
-    and after (workers, kernels, flushing to the disk) is paid once, or goes on beside the teacher."""
+    """Dump the sample with every logit kept; returns views per second between its first batch and its last.
+
+    What comes before and after (workers, kernels, flushing to the disk) is paid once, or goes on beside the teacher.
+    """
     times: list[tuple[float, int]] = []
     options = DumpConfig(
         seeds=(0, 1),
