@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from logitcache.datasets import Images, open_images
+from logitcache.ensemble import Ensemble, require_same_views
 from logitcache.errors import DataError, IncompleteError, OptionError
 from logitcache.forward import choose_device
 from logitcache.loader import KeyedViews, Pair, ViewBatch, loaded, view_loader
@@ -29,7 +30,7 @@ from logitcache.mixing import MixedLabels
 from logitcache.order import in_cache_order
 from logitcache.replay import Drift, drift_of, prove_replay
 from logitcache.schema import RecipeSpec, RowLayout
-from logitcache.sparse import SparseTeacher
+from logitcache.sparse import MixSpace, SparseTeacher
 from logitcache.spool import DEFAULT_LIMIT, Rows, open_spool
 from logitcache.store import CacheReader, seed_list
 from logitcache.views import permutation
@@ -334,6 +335,46 @@ class Stream:
         else:
             prove_replay(reader, views, config.seeds)
         return cls(views, CachedTeacher(reader, spool_folder, spool_limit), config, drift)
+
+    @classmethod
+    def from_caches(
+        cls,
+        caches: Sequence[str | Path | CacheReader],
+        images: Images | None = None,
+        *,
+        weights: Sequence[float] | None = None,
+        space: MixSpace = "probability",
+        seeds: tuple[int, ...] = (),
+        **options: Any,
+    ) -> Self:
+        """Stream from the caches of several teachers of the same views, averaged as `sparse.mix` does.
+
+        Args:
+            caches: two or more.
+            images: the images they were made of.
+            weights: one for each cache; even when None.
+            space: whether to average probabilities or their logarithms.
+            seeds: augmentation seeds; by default those that are complete in every cache.
+            **options: as for `from_cache`.
+
+        Raises:
+            MismatchError: the caches are of different views.
+            IncompleteError: no seed is complete in all of them, or one asked for is not.
+            OptionError: weights or space cannot be honoured.
+        """
+        readers = [cache if isinstance(cache, CacheReader) else CacheReader(cache) for cache in caches]
+        require_same_views(readers)
+        chosen = seeds or tuple(sorted(set.intersection(*(set(reader.complete()) for reader in readers))))
+        if not chosen:
+            held = "; ".join(f"{reader.path} has {seed_list(reader.complete())}" for reader in readers)
+            raise IncompleteError(
+                f"no seed is complete in every cache ({held}); dump the same --seeds of each"
+            )
+        streams = [cls.from_cache(reader, images, seeds=chosen, **options) for reader in readers]
+        first = streams[0]
+        teachers = [stream.teacher for stream in streams if stream.teacher]
+        drift = next((stream.drift for stream in streams if stream.drift), None)
+        return cls(first.views, Ensemble(teachers, weights, space), first.config, drift)
 
     @classmethod
     def plain(cls, images: Images, recipe: RecipeSpec, **options: Any) -> Self:

@@ -1,0 +1,92 @@
+"""Several caches of the same views answer as the mixture of their teachers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from small import few_digits
+from test_dump import a_teacher
+
+from logitcache.dump import DumpConfig, dump
+from logitcache.errors import IncompleteError, MismatchError, OptionError
+from logitcache.forward import ViewModel
+from logitcache.losses import kd
+from logitcache.sparse import SparseTeacher
+from logitcache.store import CacheReader
+from logitcache.stream import Stream
+from logitcache.views import recipe_named
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("ensemble")
+    for number, seeds in enumerate([(0, 1, 2), (1, 2, 3)]):
+        config = DumpConfig(seeds=seeds, profile="exact", workers=0, precision="float32")
+        dump(folder / f"{number}.zarr", few_digits(100), recipe_named("digits"), a_teacher(number), config)
+    return [folder / "0.zarr", folder / "1.zarr"]
+
+
+def stream(caches: list[Path], **options: object) -> Stream:
+    return Stream.from_caches(caches, few_digits(100), batch_size=32, device="cpu", workers=0, **options)
+
+
+@pytest.mark.parametrize("space", ["probability", "logit"])
+@pytest.mark.parametrize("weights", [None, [3.0, 1.0], [0.0, 1.0]])
+def test_cached_is_the_mixture_of_live_teachers(caches: list[Path], space, weights) -> None:
+    a, b = [1.0, 1.0] if weights is None else weights
+    models = [ViewModel(a_teacher(number)).eval() for number in (0, 1)]
+    seen = 0
+    for batch in stream(caches, weights=weights, space=space).epoch(0):
+        with torch.inference_mode():
+            p, q = (model(batch.views).log_softmax(1) for model in models)
+        geometric, arithmetic = ((a * p + b * q) / (a + b)).softmax(1), (a * p.exp() + b * q.exp()) / (a + b)
+        mixed = geometric if space == "logit" else arithmetic
+        torch.testing.assert_close(batch.teacher.densify(), mixed, rtol=1e-4, atol=1e-6)
+        seen += len(batch.views)
+    assert seen == 100
+
+
+def test_the_loss_of_a_mixture_is_that_of_the_dense_one(caches: list[Path]) -> None:
+    batch = next(stream(caches).epoch(0))
+    student = torch.randn(32, 10, requires_grad=True)
+    dense = SparseTeacher.from_logits(batch.teacher.densify().log(), 10)
+    torch.testing.assert_close(kd(student, batch.teacher), kd(student, dense))
+
+
+def test_seeds_are_those_that_every_cache_has(caches: list[Path]) -> None:
+    assert stream(caches).config.seeds == (1, 2)
+    with pytest.raises(IncompleteError, match="seed"):
+        stream(caches, seeds=(0,))
+
+
+def test_what_made_the_mixture_is_told(caches: list[Path]) -> None:
+    plain, weighed = stream(caches).about(), stream(caches, weights=[1, 2]).about()
+    assert plain["teacher"] != weighed["teacher"]
+    assert len(plain["teacher"]["ensemble"]) == 2
+    held = [CacheReader(cache).identity(1) for cache in caches]
+    assert [member["cached"]["1"] for member in plain["teacher"]["ensemble"]] == held
+
+
+def test_caches_of_other_views_are_refused(caches: list[Path], tmp_path: Path) -> None:
+    config = DumpConfig(seeds=(1,), workers=0)
+    dump(tmp_path / "recipe", few_digits(100), recipe_named("identity"), a_teacher(), config)
+    with pytest.raises(MismatchError, match="recipe"):
+        stream([caches[0], tmp_path / "recipe"])
+    dump(tmp_path / "images", few_digits(90), recipe_named("digits"), a_teacher(), config)
+    with pytest.raises(MismatchError, match="images"):
+        stream([caches[0], tmp_path / "images"])
+
+
+def test_no_seed_in_common_is_said(caches: list[Path], tmp_path: Path) -> None:
+    config = DumpConfig(seeds=(7,), workers=0)
+    dump(tmp_path / "seven", few_digits(100), recipe_named("digits"), a_teacher(), config)
+    with pytest.raises(IncompleteError, match="no seed is complete in every cache"):
+        stream([caches[0], tmp_path / "seven"])
+
+
+@pytest.mark.parametrize(
+    "options", [{"weights": [1.0]}, {"weights": [-1.0, 1.0]}, {"weights": [0, 0]}, {"space": "x"}]
+)
+def test_weights_that_cannot_be_honoured(caches: list[Path], options) -> None:
+    with pytest.raises(OptionError):
+        stream(caches, **options)
