@@ -1,7 +1,7 @@
 """``logitcache train``: stage two, students from a cache."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,12 +18,36 @@ from .options import (
     the_only_cache,
 )
 from .terminal import Advance, progress, say, show
+from .training import (
+    Accumulate,
+    BatchSize,
+    Betas,
+    ChannelsLast,
+    ClipNorm,
+    Compile,
+    DecayAll,
+    Ema,
+    Epochs,
+    Gamma,
+    GradCheckpointing,
+    Lr,
+    Milestones,
+    Momentum,
+    Nesterov,
+    Optimizer,
+    ProtocolName,
+    Schedule,
+    WarmupEpochs,
+    WeightDecay,
+    given,
+)
 
 if TYPE_CHECKING:
     from logitcache.train import TrainReport
 
 
 def train(
+    context: typer.Context,
     student: Annotated[
         list[str], typer.Option(help="resnet18, wrn_16_2, timm:NAME …; several share one pass.")
     ],
@@ -36,12 +60,6 @@ def train(
     recipe: Annotated[str, typer.Option(help="How views are made, for training without a cache.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/STUDENT-LOSS-N by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 20,
-    batch_size: Annotated[int, typer.Option(help="Views per step.")] = 64,
-    optimizer: Annotated[Literal["sgd", "adamw"], typer.Option(help="Optimiser.")] = "sgd",
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.05,
-    weight_decay: Annotated[float, typer.Option(help="Weight decay, not on biases and norms.")] = 5e-4,
-    warmup_epochs: Annotated[float, typer.Option(help="Epochs of linear warm-up.")] = 1.0,
     ce_weight: Annotated[float, typer.Option(help="Weight of cross-entropy.")] = 1.0,
     label_smoothing: Annotated[float, typer.Option(help="Label smoothing of cross-entropy.")] = 0.0,
     weights: Annotated[str, typer.Option(help="First weights: random, default, or a file.")] = "random",
@@ -51,6 +69,26 @@ def train(
         Path | None, typer.Option(help="Folder of decoded seeds, for all runs here.")
     ] = None,
     spool_limit: Annotated[str, typer.Option(help="What that folder may hold, such as 50GB.")] = "50GB",
+    protocol: ProtocolName = "digits",
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: Lr = None,
+    schedule: Schedule = None,
+    milestones: Milestones = None,
+    gamma: Gamma = None,
+    warmup_epochs: WarmupEpochs = None,
+    optimizer: Optimizer = None,
+    momentum: Momentum = None,
+    nesterov: Nesterov = None,
+    betas: Betas = None,
+    weight_decay: WeightDecay = None,
+    decay_all: DecayAll = None,
+    clip_norm: ClipNorm = None,
+    ema: Ema = None,
+    accumulate: Accumulate = None,
+    channels_last: ChannelsLast = None,
+    compile: Compile = None,
+    grad_checkpointing: GradCheckpointing = None,
     precision: PrecisionName = "auto",
     device: Device = "auto",
     workers: Workers = -1,
@@ -62,14 +100,18 @@ def train(
     """
     from logitcache.datasets import open_images
     from logitcache.evaluation import Evaluation
+    from logitcache.learner import Run
     from logitcache.losses import Objective
     from logitcache.models import build
+    from logitcache.protocols import protocol_named
     from logitcache.stream import Stream
-    from logitcache.train import Run, TrainConfig
     from logitcache.train import train as train_students
     from logitcache.views import recipe_named
 
     objective = Objective.parse(loss, ce_weight=ce_weight, label_smoothing=label_smoothing)
+    settings = protocol_named(protocol)
+    config = settings.config.changed(given(context.params))
+    batch_size = settings.batch_size if batch_size is None else batch_size
     chosen = parse_seeds(seeds) if seeds != "auto" else ()
     options: dict[str, Any] = {"batch_size": batch_size, "order": seed, "device": device, "workers": workers}
     if objective.needs_teacher or cache:
@@ -86,13 +128,12 @@ def train(
     else:
         images = open_images(data if data != "auto" else "digits")
         made_by = recipe_named(recipe if recipe != "auto" else images.recipe)
-        stream = Stream.plain(images, made_by, seeds=chosen or tuple(range(epochs)), **options)
+        stream = Stream.plain(images, made_by, seeds=chosen or tuple(range(config.epochs)), **options)
     try:
         evaluation = Evaluation.beside(stream)
     except (DataError, NotFoundError) as error:
         say(f"note: training without evaluation: {error}")
         evaluation = None
-    config = TrainConfig(epochs, optimizer, lr, weight_decay, warmup_epochs, precision, seed)
     size = max(stream.views.any_view().shape[1:])
     runs = []
     for name in student:
@@ -101,7 +142,7 @@ def train(
         folder = free_folder(Path("runs"), label) if out is None else out / label if len(student) > 1 else out
         runs.append(Run(folder, model, objective, config))
     with progress("train", "steps") as advance:
-        on_progress = _reporter(epochs, advance)
+        on_progress = _reporter(config.epochs, advance)
         reports = train_students(runs, stream, evaluation, resume=resume, on_progress=on_progress)
     show({"runs": [r.to_dict() for r in reports]}, [row for r in reports for row in _rows(r)], as_json=json)
 

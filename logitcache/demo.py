@@ -16,12 +16,14 @@ from logitcache.dump import DumpConfig, dump
 from logitcache.errors import OptionError
 from logitcache.evaluation import Evaluation
 from logitcache.forward import ViewModel, choose_device
+from logitcache.learner import Run
 from logitcache.losses import Objective
 from logitcache.models import Model, build
+from logitcache.protocols import TrainConfig
 from logitcache.schema import Spec
 from logitcache.store import CacheReader
 from logitcache.stream import LiveTeacher, Stream
-from logitcache.train import Run, TrainConfig, train
+from logitcache.train import train
 from logitcache.views import recipe_named
 
 TEACHER, STUDENT = "digits_teacher", "digits_tiny"

@@ -20,26 +20,37 @@ DTYPES: dict[Precision, torch.dtype] = {
 
 
 class ViewModel(nn.Module):
-    """A model that takes views, (B, C, h, w) uint8, and gives logits, (B, num_classes) float32."""
+    """A model that takes views, (B, C, h, w) uint8, and gives logits, (B, num_classes) float32.
 
-    def __init__(self, model: Model, precision: Precision = "float32") -> None:
+    Args:
+        model: with the input adapter that it wants.
+        precision: of the forward pass, under autocast.
+        channels_last: images and weights in channels-last order; None: on CUDA.
+    """
+
+    def __init__(
+        self, model: Model, precision: Precision = "float32", channels_last: bool | None = None
+    ) -> None:
         super().__init__()
         self.adapter, self.module = InputAdapter(model.adapter), model.module
-        self.dtype = DTYPES[precision]
+        self.dtype, self.channels_last = DTYPES[precision], channels_last
 
     def forward(self, views: Tensor) -> Tensor:
         """Adapt, run under autocast, and return float32 logits."""
         images = self.adapter(views)
-        if images.is_cuda:
+        if self._channels_last_on(images.device):
             images = images.to(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype is not torch.float32):
             logits: Tensor = self.module(images)
         return logits.float()
 
     def on(self, device: torch.device) -> "ViewModel":
-        """Move to a device; on CUDA, weights go channels-last as the images do."""
+        """Move to a device, and the weights into the order that the images will have."""
         self.to(device)
-        return self.to(memory_format=torch.channels_last) if device.type == "cuda" else self
+        return self.to(memory_format=torch.channels_last) if self._channels_last_on(device) else self
+
+    def _channels_last_on(self, device: torch.device) -> bool:
+        return device.type == "cuda" if self.channels_last is None else self.channels_last
 
 
 class InPieces:

@@ -1,15 +1,16 @@
 """A run folder: what a training run leaves behind, each file replaced whole so that a crash leaves the one before.
 
-config.json         everything that made the run: options, objective, student, cache, versions
+config.json         everything that made the run: settings, objective, student, cache, versions, command line
 metrics.jsonl       one line per epoch
 best.safetensors    the student at its best top-1, and
 last.safetensors    after the last epoch
-checkpoint.pt       model, optimiser and schedule after the last whole epoch, to resume from
+checkpoint.pt       model, optimiser and average after the last whole epoch, to resume from
 """
 
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ from logitcache.views import library_versions
 
 
 class Stateful(Protocol):
-    """What a checkpoint can hold: a module, an optimiser, a schedule, a scaler."""
+    """What a checkpoint can hold: a module, an optimiser, an average, a scaler."""
 
     def state_dict(self) -> Any:
         """Return the state as tensors and plain values."""
@@ -66,7 +67,10 @@ class RunFolder:
             return
         with _saving(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            _replace(file, json.dumps({**record, "versions": library_versions()}, indent=2) + "\n")
+            _replace(
+                file,
+                json.dumps({**record, "versions": library_versions(), "command": sys.argv}, indent=2) + "\n",
+            )
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the rows of metrics.jsonl."""

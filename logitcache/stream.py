@@ -59,7 +59,7 @@ class Batch:
     mixed: MixedLabels | None = None
 
     def __getitem__(self, rows: Tensor) -> "Batch":
-        """Select rows by a mask, (B,) bool on the CPU."""
+        """Select rows by a mask, (B,) bool, or by number, (m,) int64; on the CPU."""
         here = rows.to(self.views.device)
         return Batch(
             self.views[here],
@@ -70,6 +70,13 @@ class Batch:
             None if self.partners is None else self.partners[rows],
             None if self.mixed is None else MixedLabels(*(part[here] for part in self.mixed)),
         )
+
+    def pieces(self, count: int) -> "list[Batch]":
+        """Cut into so many batches of nearly equal size; into fewer where one would hold a single row."""
+        count = min(count, max(1, len(self.views) // 2))
+        if count == 1:
+            return [self]
+        return [self[rows] for rows in torch.arange(len(self.views)).tensor_split(count)]
 
     @property
     def target(self) -> Tensor | MixedLabels:

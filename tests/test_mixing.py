@@ -17,13 +17,14 @@ from logitcache.datasets import ArrayImages
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import FormatError, OptionError
 from logitcache.forward import ViewModel
+from logitcache.holdout import Validation, held_out
 from logitcache.loader import KeyedViews, require, view_loader
 from logitcache.losses import ce
 from logitcache.mixing import MixedLabels, Mixer, partner
 from logitcache.schema import RecipeSpec, StepSpec
 from logitcache.store import CacheReader
 from logitcache.stream import LiveTeacher, Stream
-from logitcache.train import Validation, held_out, train
+from logitcache.train import train
 from logitcache.views import ViewMaker, recipe_named
 
 CROP = StepSpec("RandomCrop", {"size": 8, "padding": 1})

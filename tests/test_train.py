@@ -14,11 +14,14 @@ from test_dump import RECIPE, a_teacher, dump_digits
 from logitcache.errors import MismatchError, NonFiniteError, NotFoundError, OptionError
 from logitcache.evaluation import Evaluation
 from logitcache.forward import ViewModel
+from logitcache.holdout import held_out
+from logitcache.learner import Run
 from logitcache.losses import LOSSES, Mixing, Objective
 from logitcache.models import build
+from logitcache.protocols import TrainConfig
 from logitcache.store import CacheReader
 from logitcache.stream import LiveTeacher, Stream
-from logitcache.train import Run, TrainConfig, held_out, train
+from logitcache.train import train
 from logitcache.views import recipe_named
 
 CONFIG = TrainConfig(epochs=3, lr=0.1, seed=5)

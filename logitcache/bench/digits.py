@@ -24,12 +24,14 @@ from logitcache.datasets import ArrayImages, digits
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import NonFiniteError
 from logitcache.evaluation import Evaluation
+from logitcache.learner import Run
 from logitcache.losses import LOSSES, Objective
 from logitcache.models import Model, build
+from logitcache.protocols import TrainConfig
 from logitcache.schema import Spec
 from logitcache.store import CacheReader
 from logitcache.stream import Stream
-from logitcache.train import Run, TrainConfig, train
+from logitcache.train import train
 from logitcache.views import permutation, recipe_named
 
 
