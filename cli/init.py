@@ -40,6 +40,15 @@ def _toml(option: Any) -> str:
     value: Any = option.default
     if option.multiple:
         return json.dumps([str(v) for v in value or []])
-    if value is None:
-        return '""'
+    if value is None:  # a setting that follows --protocol shows what the protocol digits has
+        shown = option.show_default
+        return _literal(shown) if isinstance(shown, str) else '""'
     return json.dumps(value if isinstance(value, bool | int | float) else str(value))
+
+
+def _literal(text: str) -> str:
+    """Write a shown default as TOML: a number or a truth as it is, other text quoted."""
+    try:
+        return json.dumps(json.loads(text.lower()))
+    except ValueError:
+        return json.dumps(text)

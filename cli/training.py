@@ -9,38 +9,51 @@ import typer
 from logitcache.protocols import PROTOCOLS, TrainConfig
 
 
-def _of(panel: str, text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel=f"{panel} (by default the protocol's)")
+def _of(panel: str, name: str, text: str) -> Any:
+    """Make the option of a setting; what it shows as its default is the protocol digits', as None stands for."""
+    values = {**PROTOCOLS["digits"].config.to_dict(), "batch_size": PROTOCOLS["digits"].batch_size}
+    shown: str | bool = False if values[name] in (None, []) else str(values[name]).strip("[]")
+    return typer.Option(
+        help=text, rich_help_panel=f"{panel} (defaults: of --protocol digits)", show_default=shown
+    )
 
 
 ProtocolName = Annotated[str, typer.Option(help=f"Settings by name: {', '.join(PROTOCOLS)}.")]
 
-Epochs = Annotated[int | None, _of("Schedule", "Passes over the data.")]
-BatchSize = Annotated[int | None, _of("Schedule", "Views per step.")]
-Lr = Annotated[float | None, _of("Schedule", "Peak learning rate.")]
+Epochs = Annotated[int | None, _of("Schedule", "epochs", "Passes over the data.")]
+BatchSize = Annotated[int | None, _of("Schedule", "batch_size", "Views per step.")]
+Lr = Annotated[float | None, _of("Schedule", "lr", "Peak learning rate.")]
 Schedule = Annotated[
-    Literal["cosine", "multistep", "constant"] | None, _of("Schedule", "The rate after warm-up.")
+    Literal["cosine", "multistep", "constant"] | None, _of("Schedule", "schedule", "The rate after warm-up.")
 ]
-Milestones = Annotated[str | None, _of("Schedule", "Epochs of multistep, such as 150,180,210.")]
-Gamma = Annotated[float | None, _of("Schedule", "Factor at a milestone.")]
-WarmupEpochs = Annotated[float | None, _of("Schedule", "Epochs of linear warm-up.")]
+Milestones = Annotated[str | None, _of("Schedule", "milestones", "Epochs of multistep, such as 150,180,210.")]
+Gamma = Annotated[float | None, _of("Schedule", "gamma", "Factor at a milestone.")]
+WarmupEpochs = Annotated[float | None, _of("Schedule", "warmup_epochs", "Epochs of linear warm-up.")]
 
 Optimizer = Annotated[
-    Literal["sgd", "adamw", "lamb"] | None, _of("Optimiser", "Optimiser; lamb is timm's, an extra.")
+    Literal["sgd", "adamw", "lamb"] | None,
+    _of("Optimiser", "optimizer", "Optimiser; lamb is timm's, an extra."),
 ]
-Momentum = Annotated[float | None, _of("Optimiser", "Of SGD.")]
-Nesterov = Annotated[bool | None, _of("Optimiser", "Nesterov's momentum, of SGD.")]
-Betas = Annotated[str | None, _of("Optimiser", "Of AdamW and LAMB, such as 0.9,0.999.")]
-WeightDecay = Annotated[float | None, _of("Optimiser", "Weight decay, not on biases and norms.")]
-DecayAll = Annotated[bool | None, _of("Optimiser", "Decay biases and norms too.")]
-ClipNorm = Annotated[float | None, _of("Optimiser", "Largest norm of all gradients together.")]
-Ema = Annotated[float | None, _of("Optimiser", "Decay of an average of weights, kept in their place.")]
+Momentum = Annotated[float | None, _of("Optimiser", "momentum", "Of SGD.")]
+Nesterov = Annotated[bool | None, _of("Optimiser", "nesterov", "Nesterov's momentum, of SGD.")]
+Betas = Annotated[str | None, _of("Optimiser", "betas", "Of AdamW and LAMB, such as 0.9,0.999.")]
+WeightDecay = Annotated[float | None, _of("Optimiser", "weight_decay", "Weight decay, of weights alone.")]
+DecayAll = Annotated[bool | None, _of("Optimiser", "decay_all", "Decay biases and norms too.")]
+ClipNorm = Annotated[float | None, _of("Optimiser", "clip_norm", "Largest norm of all gradients together.")]
+Ema = Annotated[float | None, _of("Optimiser", "ema", "Decay of an average of weights, kept in their place.")]
 
-Accumulate = Annotated[int | None, _of("Memory and speed", "Pieces that a batch is run in.")]
-ChannelsLast = Annotated[bool | None, _of("Memory and speed", "Memory order; by default on CUDA.")]
-Compile = Annotated[bool | None, _of("Memory and speed", "Compile students with torch.compile.")]
+Accumulate = Annotated[int | None, _of("Memory and speed", "accumulate", "Pieces that a batch is run in.")]
+ChannelsLast = Annotated[
+    bool | None, _of("Memory and speed", "channels_last", "Memory order; by default on CUDA.")
+]
+Compile = Annotated[bool | None, _of("Memory and speed", "compile", "Compile students with torch.compile.")]
 GradCheckpointing = Annotated[
-    bool | None, _of("Memory and speed", "Recompute activations in the backward pass (timm's models).")
+    bool | None,
+    _of(
+        "Memory and speed",
+        "grad_checkpointing",
+        "Recompute activations in the backward pass (timm's models).",
+    ),
 ]
 
 
