@@ -7,7 +7,6 @@ pretrained, from a file, or random from a seed. `InputAdapter` turns uint8 views
 
 import contextlib
 import hashlib
-import json
 import math
 import os
 import re
@@ -24,7 +23,6 @@ from torch import Tensor, nn
 
 from logitcache.errors import (
     DataError,
-    FormatError,
     NotFoundError,
     OptionError,
     UnknownNameError,
@@ -35,11 +33,13 @@ from logitcache.plugin import load_callable
 from logitcache.schema import AdapterSpec
 from logitcache.weights import (
     WITH_AUXILIARY_HEADS,
+    Header,
     State,
     downloaded,
     first_line,
     load_weights,
     other_head,
+    read_header,
     read_weights,
     write_weights,
 )
@@ -164,9 +164,8 @@ def save_weights(path: str | os.PathLike[str], model: Model) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    about: dict[str, Any] = {"name": model.name, "num_classes": model.num_classes}
-    about |= {"adapter": model.adapter.to_dict()} | ({"heads": 2} if model.heads == 2 else {})
-    write_weights(Path(path), model.module.state_dict(), json.dumps(about))
+    header = Header(model.name, model.num_classes, model.adapter, model.heads)
+    write_weights(Path(path), model.module.state_dict(), header)
 
 
 class InputAdapter(nn.Module):
@@ -302,7 +301,7 @@ def _timm_plan(name: str, view_size: int) -> _Plan:
     plain = name.removeprefix("timm:")
     if not timm.is_model(plain):
         raise UnknownNameError("timm model", plain, timm.list_models())
-    config = timm.get_pretrained_cfg(plain)
+    config: Any = timm.get_pretrained_cfg(plain)
     channels, height, _ = config.input_size
     mean, std = tuple(config.mean), tuple(config.std)
     bicubic = config.interpolation == "bicubic"
@@ -389,29 +388,18 @@ def _from_file(plan: _Plan, weights: str, num_classes: int) -> _Source:
         choices = ", ".join(["auto", "random", *plan.pretrained])
         raise NotFoundError(f"no weights file {path}; give a file, or one of {choices}")
     label = f"file:{path.name}"
-    state, header = read_weights(path)
+    header, state = read_header(path), read_weights(path)
     if header is not None:
-        adapter, heads = _check_header(path, header, plan.name, num_classes)
-        return _Source(label, adapter, state, heads)
+        if header.name != plan.name:
+            raise WeightsError(f"{path} holds the weights of {header.name}, not of {plan.name}")
+        if header.num_classes != num_classes:
+            raise WeightsError(other_head(path.name, header.num_classes, num_classes))
+        return _Source(label, header.adapter, state, header.heads)
     adapter = next((p.adapter for p in plan.pretrained.values() if p.file == path.name), plan.adapter)
     if plan.name.startswith("vit_") and {"conv_proj.weight", "encoder.pos_embedding"} <= state.keys():
         side = math.isqrt(state["encoder.pos_embedding"].shape[1] - 1)  # patches a side; 1 is the class token
         adapter = replace(adapter, size=side * state["conv_proj.weight"].shape[-1])
     return _Source(label, adapter, state)
-
-
-def _check_header(path: Path, header: str, name: str, num_classes: int) -> tuple[AdapterSpec, int]:
-    try:
-        about = json.loads(header)
-        saved_name, saved_classes = about["name"], about["num_classes"]
-        adapter, heads = AdapterSpec.from_dict(about["adapter"]), int(about.get("heads", 1))
-    except (ValueError, KeyError, TypeError, FormatError) as error:
-        raise WeightsError(f"{path} has a damaged logitcache header: {first_line(error)}") from error
-    if saved_name != name:
-        raise WeightsError(f"{path} holds the weights of {saved_name}, not of {name}")
-    if saved_classes != num_classes:
-        raise WeightsError(other_head(path.name, saved_classes, num_classes))
-    return adapter, heads
 
 
 def _check_forward(model: Model) -> None:

@@ -3,12 +3,14 @@
 Safetensors, or a state dict as `torch.save` writes it, perhaps nested in a checkpoint.
 """
 
+import json
 import os
 import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +19,52 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from logitcache.errors import StorageError, WeightsError
+from logitcache.errors import FormatError, StorageError, WeightsError
+from logitcache.schema import AdapterSpec, Spec
 
 State = Mapping[str, Tensor]
 WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
 
-def read_weights(path: Path) -> tuple[State, str | None]:
-    """Read a state dict, and the header that `write_weights` gave it (None in files of others).
+@dataclass(frozen=True)
+class Header(Spec):
+    """What a file of ours says of its weights: the model's name and class count, its input, how many heads."""
+
+    name: str
+    num_classes: int
+    adapter: AdapterSpec
+    heads: int = 1
+
+
+def read_header(path: Path) -> Header | None:
+    """Read what a file of weights says of itself; None in files of others.
+
+    Raises:
+        WeightsError: the file, or its header, is damaged.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("logitcache")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _unreadable(path, error) from error
+    try:
+        return None if text is None else Header.from_dict(json.loads(text))
+    except (ValueError, FormatError) as error:
+        raise WeightsError(f"{path} has a damaged logitcache header: {first_line(error)}") from error
+
+
+def read_weights(path: Path) -> State:
+    """Read a state dict.
 
     Raises:
         WeightsError: the file is damaged, or holds something else.
     """
-    return _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), None)
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
 
 
-def write_weights(path: Path, state: State, header: str) -> None:
+def write_weights(path: Path, state: State, header: Header) -> None:
     """Write a state dict as safetensors with a header; atomic and durable.
 
     Raises:
@@ -43,7 +75,8 @@ def write_weights(path: Path, state: State, header: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             temporary = Path(folder) / path.name
-            safetensors.torch.save_file(state, temporary, metadata={"logitcache": header})
+            about = {"logitcache": json.dumps(header.to_dict())}
+            safetensors.torch.save_file(state, temporary, metadata=about)
             _sync(temporary)
             temporary.replace(path)
         _sync(path.parent)
@@ -121,13 +154,16 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 
 
-def _read_safetensors(path: Path) -> tuple[State, str | None]:
+def _read_safetensors(path: Path) -> State:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get("logitcache")
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
-        raise WeightsError(f"{path} is no readable safetensors file: {first_line(error)}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> WeightsError:
+    return WeightsError(f"{path} is no readable safetensors file: {first_line(error)}")
 
 
 def _read_torch(path: Path) -> State:
