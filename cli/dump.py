@@ -18,7 +18,14 @@ def dump(
     data: Annotated[
         str, typer.Option(help="digits, cifar10, cifar100, imagefolder:PATH, folder:PATH, module:function.")
     ] = "digits",
-    seeds: Annotated[str, typer.Option(help="Augmentation seeds, such as 0-9 or 0,3,7.")] = "0-3",
+    split: Annotated[
+        Literal["train", "test"],
+        typer.Option(help="Which images; test: to compare students with the teacher."),
+    ] = "train",
+    seeds: Annotated[
+        str,
+        typer.Option(help="Augmentation seeds, such as 0-9 or 0,3,7; by default 0-3, of the test split 0."),
+    ] = "auto",
     top_k: Annotated[int, typer.Option(help="Logits to keep per view.")] = 16,
     profile: Annotated[
         str, typer.Option(help="default, compact (8-bit gaps), archive (pcodec), exact (all).")
@@ -56,9 +63,9 @@ def dump(
     from logitcache.ranks import World, dump_in_ranks
     from logitcache.sources import Sources
 
-    sources = Sources(teacher, weights, data, recipe, num_classes)
+    sources = Sources(teacher, weights, data, recipe, num_classes, split)
     config = DumpConfig(
-        seeds=parse_seeds(seeds),
+        seeds=parse_seeds(seeds if seeds != "auto" else "0-3" if split == "train" else "0"),
         top_k=top_k,
         profile=profile,
         batch_size=batch_size,
@@ -70,7 +77,7 @@ def dump(
         shard_samples=shard_samples,
         grow=grow,
     )
-    path = out or cache_path(teacher, data)
+    path = out or cache_path(teacher, data, split)
     world = World.here()
     with progress(f"dump {teacher}", "views", shown=world.rank == 0) as advance:
         began = time.perf_counter()

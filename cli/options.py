@@ -9,6 +9,7 @@ import typer
 from logitcache.errors import NotFoundError, OptionError
 
 CACHES = Path("caches")
+OF_TEST = ".test.zarr"
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -45,20 +46,21 @@ def parse_size(text: str) -> int:
     return int(count)
 
 
-def cache_path(teacher: str, data: str) -> Path:
-    """Return where a cache goes unless told otherwise: caches/<teacher>-<data>.zarr."""
+def cache_path(teacher: str, data: str, split: str = "train") -> Path:
+    """Return where a cache goes unless told otherwise: caches/TEACHER-DATA.zarr, of the test split ….test.zarr."""
     folder = data.removeprefix("imagefolder:").removeprefix("folder:").rstrip("/").rsplit("/", 1)[-1]
-    return CACHES / (re.sub(r"[^\w.-]+", "_", f"{teacher}-{folder}") + ".zarr")
+    suffix = ".zarr" if split == "train" else OF_TEST
+    return CACHES / (re.sub(r"[^\w.-]+", "_", f"{teacher}-{folder}") + suffix)
 
 
 def the_only_cache() -> Path:
-    """Return the only cache in caches/.
+    """Return the only cache in caches/ to train from: those of test images are left out.
 
     Raises:
         NotFoundError: there is none.
         OptionError: there are several.
     """
-    found = sorted(CACHES.glob("*.zarr"))
+    found = sorted(path for path in CACHES.glob("*.zarr") if not path.name.endswith(OF_TEST))
     if not found:
         raise NotFoundError(
             f"no cache in ./{CACHES}; make one with `logitcache dump --teacher NAME`, name one with --cache, "

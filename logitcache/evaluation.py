@@ -1,57 +1,318 @@
-"""How good a model is on labelled images that it was not trained on."""
+"""How good a model is on images that it was not trained on: how often right, how honestly sure, how near its teacher.
 
+The teacher's answers for these images come from a cache of theirs, as `logitcache dump --split test` makes it; a
+cache of training views says nothing about them.
+"""
+
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from logitcache.datasets import Images, open_images
+from logitcache.errors import DataError, Difference, MismatchError, NonFiniteError
 from logitcache.forward import ViewModel
-from logitcache.loader import KeyedViews, loaded, view_loader
-from logitcache.schema import RecipeSpec
-from logitcache.stream import Stream
+from logitcache.loader import KeyedViews, ViewBatch, loaded, view_loader
+from logitcache.losses.kd import kl_rows
+from logitcache.order import in_cache_order
+from logitcache.replay import prove_replay
+from logitcache.schema import RecipeSpec, Spec
+from logitcache.sparse import SparseTeacher
+from logitcache.store import CacheReader
+from logitcache.stream import CachedTeacher, Stream
 from logitcache.views import recipe_named
+
+SEED = 0  # the only one that a recipe without randomness has any use for
+BINS = 15  # of confidence, equally wide
 
 
 class Evaluation:
-    """A labelled test set, viewed without randomness."""
+    """A test set, viewed without randomness.
+
+    Args:
+        images: with labels; with a teacher's answers they may lack.
+        recipe: how to view them.
+        teacher: a cache of the teacher's answers for these very views under seed 0.
+        batch_size: images per forward.
+        workers: see `loader.view_loader`.
+        device: where the models are.
+
+    Raises:
+        DataError: no image has a label, and there is no teacher.
+        MismatchError: the cache is of other images or another recipe.
+        DriftError: its views cannot be made again here.
+        IncompleteError: its seed 0 is not complete.
+    """
 
     def __init__(
         self,
         images: Images,
         recipe: RecipeSpec,
+        teacher: CacheReader | None = None,
         *,
         batch_size: int = 256,
         workers: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.images = images
+        self.images, self.recipe, self.batch_size = images, recipe, batch_size
+        self.teacher = None
+        if teacher is not None:
+            self.images = images = _taught(teacher, images, recipe)
+            self.teacher = CachedTeacher(teacher)
+        elif not (images.labels >= 0).any():
+            raise DataError(f"{images.name}: no image of its {images.split} split has a label to evaluate on")
         starts = range(0, len(images), batch_size)
-        pairs = [[(i, 0) for i in range(len(images))[start : start + batch_size]] for start in starts]
+        pairs = [[(i, SEED) for i in range(len(images))[start : start + batch_size]] for start in starts]
         self._loader = view_loader(KeyedViews(images, recipe), pairs, workers=workers, device=device)
 
     @classmethod
-    def beside(cls, stream: Stream) -> Self:
+    def beside(cls, stream: Stream, teacher: CacheReader | None = None) -> Self:
         """Evaluate on the test split of what a stream trains on, by the evaluation recipe of its recipe.
 
         Raises:
-            NotFoundError, DataError: there is no test split.
+            NotFoundError, DataError: there is no test split, or the stream trains on it; and as the class does.
         """
-        images = open_images(stream.views.images.name, "test")
+        name = stream.views.images.name
+        if stream.views.images.split == "test":
+            raise DataError(f"{name}: its test split is what is trained on, so none is left to evaluate on")
         recipe = recipe_named(stream.views.maker.recipe.evaluation)
-        return cls(images, recipe, workers=stream.config.workers, device=stream.device)
+        images, workers = open_images(name, "test"), stream.config.workers
+        return cls(images, recipe, teacher, workers=workers, device=stream.device)
+
+    def of(self, models: Sequence[ViewModel]) -> list[dict[str, float]]:
+        """Return the scores of each, as `Tally.scores`; the models are in evaluation mode afterwards."""
+        return [tally.scores() for tally in self.tallies(models)]
 
     @torch.inference_mode()
-    def of(self, models: Sequence[ViewModel]) -> list[dict[str, float]]:
-        """Return {"top1", "top5"} in [0, 1] for each; the models are in evaluation mode afterwards."""
-        hits = torch.zeros(len(models), 2, dtype=torch.float64)
-        labelled = 0
-        for model in models:
-            model.eval()
+    def tallies(self, models: Sequence[ViewModel]) -> "list[Tally]":
+        """Show every image to each of the models once."""
+        tallies = [Tally(model) for model in models]
         for batch in loaded(self._loader):
-            labelled += int((batch.labels >= 0).sum())
-            for number, model in enumerate(models):
-                logits = model(batch.views.to(next(model.parameters()).device, non_blocking=True))
-                right = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu() == batch.labels[:, None]
-                hits[number] += torch.stack([right[:, 0].sum(), right.any(1).sum()])
-        return [{"top1": float(top1), "top5": float(top5)} for top1, top5 in hits / max(1, labelled)]
+            for tally in tallies:
+                tally.add(batch, self.teacher)
+        return tallies
+
+    def views(self) -> Tensor:
+        """Return the first batch of views, (B, C, h, w) uint8."""
+        return next(iter(loaded(self._loader))).views
+
+
+def _taught(cache: CacheReader, images: Images, recipe: RecipeSpec) -> Images:
+    """Prove that a cache answers for these views; returns the images in its order."""
+    found = cache.spec.recipe
+    if found != recipe:
+        raise MismatchError(
+            f"{cache.path} does not hold the teacher's answers for the views evaluated",
+            [
+                Difference(
+                    "recipe", recipe.name, found.name if found.name != recipe.name else "another of its name"
+                )
+            ],
+            f"make one with `logitcache dump --split test --seeds {SEED}`",
+        )
+    cache.require([SEED])
+    ordered = in_cache_order(cache, images)
+    if ordered.left_out:
+        raise MismatchError(
+            f"{cache.path} answers for some of the images only",
+            [Difference("dataset.n", len(images), len(ordered))],
+            "add the others with `logitcache dump --split test --grow`",
+        )
+    prove_replay(cache, KeyedViews(ordered, recipe), [SEED])
+    return ordered
+
+
+class Tally:
+    """What one model answered, summed on its device, so that no batch waits for the one before."""
+
+    def __init__(self, model: ViewModel) -> None:
+        self.model = model.eval()
+        self.device = next(model.parameters()).device
+        self._right = torch.zeros(3, dtype=torch.float64, device=self.device)  # top-1, top-5, −log p
+        self._sure = torch.zeros(
+            BINS, dtype=torch.float64, device=self.device
+        )  # Σ right − confidence, by bin
+        self._near = torch.zeros(2, dtype=torch.float64, device=self.device)  # same top class, KL
+        self._edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64, device=self.device)[1:-1]
+        self._labelled, self._taught = 0, 0
+        self.labels: list[Tensor] = []
+        self.predicted: list[Tensor] = []
+
+    def add(self, batch: ViewBatch, teacher: CachedTeacher | None) -> None:
+        """Count a batch."""
+        views = batch.views.to(self.device, non_blocking=True)
+        logits = self.model(views)
+        self.labels.append(batch.labels)
+        self.predicted.append(logits.argmax(1))
+        if (known := batch.labels >= 0).any():
+            self._add_labelled(logits[known.to(self.device)], batch.labels[known].to(self.device))
+        if teacher is not None:
+            self._add_taught(logits, teacher.answer(views, batch.samples, batch.seeds))
+
+    def _add_labelled(self, logits: Tensor, labels: Tensor) -> None:
+        log_p = logits.double().log_softmax(1)
+        right = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        surprise = -log_p.gather(1, labels[:, None])[:, 0]
+        self._right += torch.stack([right[:, 0], right.any(1), surprise]).double().sum(1)
+        confidence = log_p.amax(1).exp()
+        bins = torch.bucketize(confidence, self._edges)  # (0, 1/15], (1/15, 2/15], …
+        self._sure.index_add_(0, bins, right[:, 0].double() - confidence)
+        self._labelled += len(labels)
+
+    def _add_taught(self, logits: Tensor, teacher: SparseTeacher) -> None:
+        told = ~teacher.top.isnan()  # the others' images did not decode
+        logits, teacher = logits[told], teacher[told]
+        same = (logits.argmax(1) == teacher.ids[:, 0]).double()
+        kl = kl_rows(logits.double(), teacher.to(self.device, torch.float64), 1.0, "ghost")
+        self._near += torch.stack([same.sum(), kl.sum()])
+        self._taught += len(logits)
+
+    def scores(self) -> dict[str, float]:
+        """Means over images, by name.
+
+        Of labelled images: top1 and top5, in [0, 1]; nll, −log of the label's probability, in nats; ece, the
+        expected calibration error in 15 bins of equal width, Σ_b |B_b|/n · |accuracy(B_b) − confidence(B_b)|.
+        Against the teacher's cache: agreement, in [0, 1], of the top classes; kl, KL(teacher ‖ model) at T = 1 in
+        nats over k + 1 outcomes, the teacher's k classes and all others together: at most the KL over all classes.
+
+        Source: Guo et al. 2017 (arXiv 1706.04599), equation 3, for the calibration error.
+        """
+        scores: dict[str, float] = {}
+        if self._labelled:
+            scores |= zip(("top1", "top5", "nll"), (self._right / self._labelled).tolist(), strict=True)
+            scores["ece"] = float(self._sure.abs().sum()) / self._labelled
+        if self._taught:
+            scores |= zip(("agreement", "kl"), (self._near / self._taught).tolist(), strict=True)
+        return scores
+
+    def confusion(self, num_classes: int) -> "Confusion":
+        """Count labels against predictions."""
+        labels, predicted = torch.cat(self.labels), torch.cat(self.predicted).cpu()
+        known = labels >= 0
+        cells = (labels[known] * num_classes + predicted[known]).numpy()
+        cells, counts = np.unique(cells, return_counts=True)
+        columns = cells // num_classes, cells % num_classes, counts
+        return Confusion(*(tuple(column.tolist()) for column in columns))
+
+
+@dataclass(frozen=True)
+class Confusion(Spec):
+    """A confusion matrix by its entries that are not 0: matrix[label[i], predicted[i]] = count[i]."""
+
+    label: tuple[int, ...]
+    predicted: tuple[int, ...]
+    count: tuple[int, ...]
+
+    def most(self, number: int) -> list[tuple[int, int, int]]:
+        """List (label, predicted, count) of the mistakes made most often, by falling count."""
+        cells = zip(self.label, self.predicted, self.count, strict=True)
+        wrong = [cell for cell in cells if cell[0] != cell[1]]
+        return sorted(wrong, key=lambda cell: (-cell[2], cell))[:number]
+
+
+# One model, in full ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EvaluationReport(Spec):
+    """What a model is worth and what it costs.
+
+    Attributes:
+        data, split, images, recipe: what it was shown.
+        top1, top5, nll, ece, agreement, kl: see `Tally.scores`; None without labels, or without a teacher's cache.
+        teacher: whose cache that is.
+        parameters: their number.
+        flops: floating-point operations of one view, two for a multiplication and an addition.
+        images_per_second: through the model, adapter included and views at hand: the median batch.
+        batch_size, device, precision: at which these images were seen.
+        confusion: labels against predictions.
+    """
+
+    data: str
+    split: str
+    images: int
+    recipe: str
+    top1: float | None
+    top5: float | None
+    nll: float | None
+    ece: float | None
+    agreement: float | None
+    kl: float | None
+    teacher: str | None
+    parameters: int
+    flops: int
+    images_per_second: float
+    batch_size: int
+    device: str
+    precision: str
+    confusion: Confusion
+
+
+def evaluate(model: ViewModel, evaluation: Evaluation, num_classes: int) -> EvaluationReport:
+    """Evaluate one model in full.
+
+    Args:
+        model: on its device.
+        evaluation: on what.
+        num_classes: C of the model.
+
+    Raises:
+        NonFiniteError: an answer is not a number.
+        MismatchError: the images have another number of classes.
+    """
+    images = evaluation.images
+    if images.num_classes not in (None, num_classes):
+        raise MismatchError(
+            f"the student cannot be evaluated on {images.name}",
+            [Difference("number of classes", images.num_classes, num_classes)],
+            "name the data it was trained on with --data",
+        )
+    (tally,) = evaluation.tallies([model])
+    scores = tally.scores()
+    if not np.isfinite([*scores.values()]).all():
+        raise NonFiniteError(
+            f"the student's answers on {images.name} hold NaN or infinity; try --precision float32"
+        )
+    views = evaluation.views().to(tally.device)
+    return EvaluationReport(
+        data=images.name,
+        split=images.split,
+        images=len(images),
+        recipe=evaluation.recipe.name,
+        **{name: scores.get(name) for name in ("top1", "top5", "nll", "ece", "agreement", "kl")},
+        teacher=evaluation.teacher.reader.spec.teacher.name if evaluation.teacher else None,
+        parameters=sum(p.numel() for p in model.parameters()),
+        flops=flops(model, views[:1]),
+        images_per_second=len(views) / seconds_per_forward(model, views),
+        batch_size=len(views),
+        device=str(tally.device),
+        precision=str(model.dtype).removeprefix("torch."),
+        confusion=tally.confusion(num_classes),
+    )
+
+
+@torch.no_grad()
+def flops(model: ViewModel, views: Tensor) -> int:
+    """Count the floating-point operations of a forward: convolutions, matrix products, attention; no others."""
+    with FlopCounterMode(display=False) as counter:
+        model(views)
+    return int(counter.get_total_flops())
+
+
+@torch.inference_mode()
+def seconds_per_forward(model: ViewModel, views: Tensor, most: int = 50, budget: float = 1.0) -> float:
+    """Return the median time of a forward: of as many as fit the budget, after one that is not counted."""
+    taken: list[float] = []
+    began = time.perf_counter()
+    while len(taken) < 2 or (len(taken) <= most and time.perf_counter() - began < budget):
+        start = time.perf_counter()
+        model(views)
+        if views.is_cuda:
+            torch.cuda.synchronize(views.device)
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken[1:]))

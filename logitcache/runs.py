@@ -72,6 +72,18 @@ class RunFolder:
                 json.dumps({**record, "versions": library_versions(), "command": sys.argv}, indent=2) + "\n",
             )
 
+    def record(self) -> dict[str, Any]:
+        """Return what config.json says.
+
+        Raises:
+            NotFoundError: there is none.
+            FormatError: it is damaged.
+        """
+        file = self.path / "config.json"
+        if not file.exists():
+            raise NotFoundError(f"no run in {self.path}: config.json is not there")
+        return _read_json(file)
+
     def metrics(self) -> list[dict[str, Any]]:
         """Return the rows of metrics.jsonl."""
         file = self.path / "metrics.jsonl"
@@ -113,7 +125,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text())
     except ValueError as error:
-        raise FormatError(f"{file} is damaged ({error}); choose another --out") from error
+        raise FormatError(f"{file} is damaged ({error}); train again into another --out") from error
     return found if isinstance(found, dict) else {}
 
 

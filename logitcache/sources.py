@@ -27,8 +27,10 @@ class Sources(Spec):
         teacher: as `models.build` takes it.
         weights: likewise.
         data: as `datasets.open_images` takes it.
-        recipe: as `views.recipe_named` takes it; "auto": the one that fits the data.
+        recipe: as `views.recipe_named` takes it; "auto": the one that fits the data, and of the test split what
+            that one evaluates by.
         num_classes: of the teacher, where the images have no classes.
+        split: "train" or "test".
     """
 
     teacher: str
@@ -36,11 +38,14 @@ class Sources(Spec):
     data: str = "digits"
     recipe: str = "auto"
     num_classes: int = 1000
+    split: str = "train"
 
     def open(self, on_note: Callable[[str], None] | None = None) -> Opened:
         """Open them; raises what these three functions raise, and has a note on weights that are random."""
-        images = open_images(self.data)
+        images = open_images(self.data, self.split)
         recipe = recipe_named(images.recipe if self.recipe == "auto" else self.recipe)
+        if self.recipe == "auto" and self.split == "test":
+            recipe = recipe_named(recipe.evaluation)
         side = max(KeyedViews(images, recipe).any_view().shape[1:])
         classes = images.num_classes or self.num_classes
         teacher = build(self.teacher, num_classes=classes, view_size=side, weights=self.weights)

@@ -58,7 +58,8 @@ def test_the_script_is_declared_where_it_is_loaded_from() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["init", "demo", "plan", "dump", "derive", "copy", "train", "info", "verify", "bench"]
+    "command",
+    ["init", "demo", "plan", "dump", "derive", "copy", "train", "evaluate", "info", "verify", "bench"],
 )
 def test_every_command_helps_with_an_example(command: str, tmp_path: Path) -> None:
     text = succeeds(command, "--help", cwd=tmp_path)
@@ -185,7 +186,19 @@ def test_pictures_of_your_own_from_dump_to_student(tmp_path: Path) -> None:
 def test_init_writes_a_file_that_reads_back(tmp_path: Path) -> None:
     succeeds("init", cwd=tmp_path)
     file = tmp_path / "logitcache.toml"
-    tables = ["demo", "plan", "dump", "derive", "copy", "train", "info", "stats", "verify", "bench"]
+    tables = [
+        "demo",
+        "plan",
+        "dump",
+        "derive",
+        "copy",
+        "train",
+        "evaluate",
+        "info",
+        "stats",
+        "verify",
+        "bench",
+    ]
     assert tomllib.loads(file.read_text()) == {table: {} for table in tables}
     assert "is there already" in fails("init", cwd=tmp_path)
     lines = [line.removeprefix("# ") if " = " in line else line for line in file.read_text().splitlines()]

@@ -150,15 +150,6 @@ def test_the_kept_weights_build_the_student_again(exact: CacheReader, tmp_path: 
     assert evaluation.of([ViewModel(again)])[0]["top1"] == report.top1
 
 
-def test_evaluation_counts_what_a_plain_loop_counts() -> None:
-    images, model = few_digits(70, "test"), ViewModel(a_teacher()).eval()
-    scores = Evaluation(images, recipe_named("identity"), batch_size=32).of([model])[0]
-    with torch.no_grad():
-        order = model(images.images).argsort(1, descending=True)
-    hits = order == torch.from_numpy(images.labels)[:, None]
-    assert scores == {"top1": hits[:, 0].double().mean(), "top5": hits[:, :5].any(1).double().mean()}
-
-
 def test_a_folder_that_holds_a_run_is_left_alone(exact: CacheReader, tmp_path: Path) -> None:
     train([a_run(tmp_path)], a_stream(exact))
     before = (tmp_path / "last.safetensors").read_bytes()

@@ -1,0 +1,96 @@
+"""Students that are trained already: a run folder, or a file of weights, and the model that comes of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from logitcache.errors import FormatError, NotFoundError, OptionError
+from logitcache.models import Model, build
+from logitcache.runs import RunFolder
+from logitcache.schema import RecipeSpec
+from logitcache.weights import read_header
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is known of a trained student before it is built; None where nobody says.
+
+    Attributes:
+        file: its weights.
+        name: of the architecture, as `models.build` takes it.
+        num_classes: C.
+        data: what it was trained on, as `datasets.open_images` takes it.
+        recipe: what its training views were made by.
+    """
+
+    file: Path
+    name: str | None
+    num_classes: int | None
+    data: str | None = None
+    recipe: RecipeSpec | None = None
+
+    @classmethod
+    def find(cls, path: str | Path, which: str = "best") -> Self:
+        """Find out about a student.
+
+        Args:
+            path: a run folder, or a file of weights.
+            which: "best" or "last", of a run folder.
+
+        Raises:
+            NotFoundError: there is no such file or folder, no run in it, or no weights of that name yet.
+            OptionError: neither "best" nor "last".
+            FormatError: the run's config.json is damaged.
+            WeightsError: the weights' header is.
+        """
+        path = Path(path).expanduser()
+        if which not in ("best", "last"):
+            raise OptionError(f"weights of a run are best or last, found {which!r}")
+        if not path.is_dir():
+            if not path.is_file():
+                raise NotFoundError(
+                    f"no run folder or weights file at {path}; `logitcache train` makes a run folder"
+                )
+            about = read_header(path)
+            return cls(path, about.name, about.num_classes) if about else cls(path, None, None)
+        name, data, recipe = _of_record(path, RunFolder(path).record())
+        file = path / f"{which}.safetensors"
+        if not file.is_file():
+            raise NotFoundError(
+                f"{path} has no {file.name}: no epoch of this run is done; go on with `logitcache train … --resume`"
+            )
+        about = read_header(file)
+        return cls(file, name, about.num_classes if about else None, data, recipe)
+
+    def model(
+        self, student: str | None = None, num_classes: int | None = None, view_size: int = 224
+    ) -> Model:
+        """Build the student with its weights.
+
+        Args:
+            student: its architecture, where the file does not say.
+            num_classes: C, where the file does not say.
+            view_size: side of its views in pixels, where the file does not say what size it takes.
+
+        Raises:
+            OptionError: nobody says which architecture, or how many classes.
+            WeightsError: the weights are of another one.
+        """
+        name, classes = student or self.name, self.num_classes or num_classes
+        if name is None:
+            raise OptionError(
+                f"{self.file} does not say what it holds the weights of; name it with --student"
+            )
+        if classes is None:
+            raise OptionError(f"{self.file} does not say how many classes it tells apart; give --num-classes")
+        return build(name, num_classes=classes, view_size=view_size, weights=str(self.file))
+
+
+def _of_record(folder: Path, record: dict[str, Any]) -> tuple[str, str, RecipeSpec]:
+    try:
+        stream = record["stream"]
+        return record["student"]["name"], stream["data"]["name"], RecipeSpec.from_dict(stream["recipe"])
+    except (KeyError, TypeError, FormatError) as error:
+        raise FormatError(
+            f"{folder}/config.json does not say what was trained ({error!r}); give the weights file and --student"
+        ) from error
