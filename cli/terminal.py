@@ -2,6 +2,7 @@
 
 import functools
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from logitcache.errors import LogitCacheError
+from logitcache.errors import LogitCacheError, StoppedError
 
 console = Console(highlight=False)
 notes = Console(stderr=True, highlight=False)
@@ -85,6 +86,34 @@ def ending_clearly(command: Callable[_P, None]) -> Callable[_P, None]:
             raise typer.Exit(130) from interruption
 
     return wrapped
+
+
+@contextmanager
+def stopped_gently() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether SIGTERM or Ctrl-C came; a second one acts at once.
+
+    Work that then ends with a `StoppedError` ends the program with one line and exit code 128 + the signal's number.
+    """
+    came: list[int] = []
+
+    def hear(number: int, _: object) -> None:
+        came.append(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, hear)
+    try:
+        yield lambda: bool(came)
+    except StoppedError as error:
+        say(f"logitcache: {error}")
+        raise typer.Exit(128 + came[0]) from error
+    finally:
+        restore()
 
 
 def size(count: float) -> str:

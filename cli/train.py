@@ -17,7 +17,7 @@ from .options import (
     parse_size,
     the_only_cache,
 )
-from .terminal import Advance, progress, say, show
+from .terminal import Advance, progress, say, show, stopped_gently
 from .training import (
     Accumulate,
     BatchSize,
@@ -60,6 +60,9 @@ def train(
     recipe: Annotated[str, typer.Option(help="How views are made, for training without a cache.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/STUDENT-LOSS-N by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    checkpoint_every: Annotated[
+        float, typer.Option(help="Seconds between checkpoints within an epoch.")
+    ] = 300.0,
     ce_weight: Annotated[float, typer.Option(help="Weight of cross-entropy.")] = 1.0,
     label_smoothing: Annotated[float, typer.Option(help="Label smoothing of cross-entropy.")] = 0.0,
     weights: Annotated[str, typer.Option(help="First weights: random, default, or a file.")] = "random",
@@ -141,9 +144,16 @@ def train(
         label = f"{model.name}-{loss}".replace("/", "_").replace(":", "_")
         folder = free_folder(Path("runs"), label) if out is None else out / label if len(student) > 1 else out
         runs.append(Run(folder, model, objective, config))
-    with progress("train", "steps") as advance:
-        on_progress = _reporter(config.epochs, advance)
-        reports = train_students(runs, stream, evaluation, resume=resume, on_progress=on_progress)
+    with stopped_gently() as should_stop, progress("train", "steps") as advance:
+        reports = train_students(
+            runs,
+            stream,
+            evaluation,
+            resume=resume,
+            checkpoint_every=checkpoint_every,
+            should_stop=should_stop,
+            on_progress=_reporter(config.epochs, advance),
+        )
     show({"runs": [r.to_dict() for r in reports]}, [row for r in reports for row in _rows(r)], as_json=json)
 
 

@@ -18,6 +18,7 @@ builtin that fits, so ``except FileNotFoundError`` in your code keeps working.
     ├── NonFiniteError     (ArithmeticError)      NaN or infinity where a number must be
     ├── ClusterError       (ConnectionError)      a scheduler, worker or rank that cannot be reached, or ended
     ├── DeviceMemoryError  (RuntimeError)         not even one view fits the device's memory
+    ├── StoppedError       (RuntimeError)         work that was asked to stop, and did
     └── StorageError       (OSError)              the disk said no: full, read-only, gone
 """
 
@@ -112,6 +113,10 @@ class ClusterError(LogitCacheError, ConnectionError):
 
 class DeviceMemoryError(LogitCacheError, RuntimeError):
     """Not even one view fits the device's memory."""
+
+
+class StoppedError(LogitCacheError, RuntimeError):
+    """Work that was asked to stop, and did; it can be gone on with."""
 
 
 class StorageError(LogitCacheError, OSError):

@@ -1,13 +1,12 @@
 """One student in training: its network, optimiser, average and run folder, from step to step."""
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from logitcache.errors import NonFiniteError, OptionError
 from logitcache.forward import ViewModel, choose_precision
@@ -19,6 +18,7 @@ from logitcache.optim import MovingAverage, optimizer_for, rate
 from logitcache.protocols import TrainConfig
 from logitcache.runs import RunFolder, Stateful
 from logitcache.stream import Batch, Stream
+from logitcache.tally import Tally
 from logitcache.views import key
 
 
@@ -58,7 +58,9 @@ class Learner:
             "model": self.model,
             "optimizer": self.optimizer,
             "scaler": self.scaler,
+            "tally": (tally := Tally(0, self.device)),
         }
+        self.tally = tally
         self.kept, self.student = self.model, student
         self._average = MovingAverage(self.model, run.config.ema) if run.config.ema is not None else None
         if self._average:
@@ -78,28 +80,34 @@ class Learner:
             },
             resume=resume,
         )
-        self.epoch = self.folder.restore(self._parts, self.device) if resume else 0
+        if resume:
+            self.folder.restore(self._parts, self.device)
 
     def begin(self) -> None:
-        """Begin an epoch."""
+        """Begin an epoch, or go on with it."""
         self.model.train()
-        self._step, self._views = 0, 0
-        self._sums: dict[str, Tensor] = {}
+
+    def is_at(self, epoch: int, step: int) -> bool:
+        """Whether this is the step to take next."""
+        return (epoch, step) == (self.tally.epoch, self.tally.step)
 
     def step(self, batch: Batch) -> None:
         """Take one step on a batch."""
-        config, done = self.run.config, self.epoch * self.steps + self._step
+        config, done = self.run.config, self.tally.epoch * self.steps + self.tally.step
         torch.manual_seed(key(config.seed, done) >> 1)  # dropout's numbers; views have keys of their own
-        self._step += 1
         if self._validation:
             batch = self._validation.without(batch)
-            if len(batch.views) < 2:  # too few for batch norm
-                return
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate(config, done, self.steps)
+        if not self._validation or len(batch.views) > 1:  # else too few for batch norm
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate(config, done, self.steps)
+            self._update(batch, done / (config.epochs * self.steps))
+        self.tally.step += 1
+
+    def _update(self, batch: Batch, progress: float) -> None:
+        config = self.run.config
         self.optimizer.zero_grad(set_to_none=True)
         for piece in batch.pieces(config.accumulate):
-            self._backward(piece, len(piece.views) / len(batch.views), done / (config.epochs * self.steps))
+            self._backward(piece, len(piece.views) / len(batch.views), progress)
         if config.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
@@ -107,34 +115,52 @@ class Learner:
         self.scaler.update()
         if self._average:
             self._average.update_parameters(self.model)
-        self._views += len(batch.views)
 
     def _backward(self, piece: Batch, share: float, progress: float) -> None:
         """Add a piece's gradients and losses, weighted by its share of the batch."""
         logits = self.model(piece.views)
         loss, terms = self.run.objective(logits, piece.teacher, piece.target, progress=progress)
         self.scaler.scale(loss * share).backward()
-        for name, value in {"loss": loss.detach(), **terms}.items():  # summed on the device: no step waits
-            self._sums[name] = self._sums.get(name, 0.0) + value.float() * len(piece.views)
+        self.tally.add({"loss": loss.detach(), **terms}, len(piece.views))
 
     def mix_heads(self) -> None:
         """Choose how two heads answer together, where the objective asks for it, on the held-out images."""
         if self._validation:
             self._validation.choose(self.kept)
 
+    def save(self) -> None:
+        """Write a checkpoint of the step at hand.
+
+        Raises:
+            NonFiniteError: a loss or a weight became NaN or infinite; the checkpoint before is kept.
+            StorageError: the disk said no; likewise.
+        """
+        self.require_finite()
+        self.folder.save(self._parts)
+
     def end(self, measured: dict[str, float]) -> dict[str, Any]:
-        """Keep the epoch in the run folder; returns its row of metrics.jsonl."""
-        means = {name: float(total) / self._views for name, total in self._sums.items()}
-        for name, value in means.items():
-            if not math.isfinite(value):
-                raise NonFiniteError(
-                    f"{self.run.out}: {name} became {value} in epoch {self.epoch}; the checkpoint of the epoch "
-                    "before is kept; try a smaller --lr, or --precision float32"
-                )
-        row = {"epoch": self.epoch, **means, "lr": self.optimizer.param_groups[0]["lr"], **measured}
+        """Keep the epoch in the run folder; returns its row of metrics.jsonl.
+
+        Raises:
+            NonFiniteError, StorageError: as `save` does.
+        """
+        self.require_finite()
+        rate = self.optimizer.param_groups[0]["lr"]
+        row = {"epoch": self.tally.epoch, **self.tally.means(), "lr": rate, **measured}
+        self.tally = self._parts["tally"] = Tally(self.tally.epoch + 1, self.device)
         self.folder.keep(row, self._parts, self.student)
-        self.epoch += 1
         return row
+
+    def require_finite(self) -> None:
+        """Insist on finite losses and weights; waits for the device.
+
+        Raises:
+            NonFiniteError: one became NaN or infinite.
+        """
+        try:
+            self.tally.require_finite(self.model.state_dict().values())
+        except NonFiniteError as error:
+            raise error.said_by(str(self.run.out)) from error
 
 
 def _with_heads(student: Model, heads: int, seed: int) -> Model:

@@ -5,6 +5,7 @@ that lie in memory are made by whole batches in this process where their recipe 
 """
 
 import os
+import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -205,6 +206,7 @@ def view_loader(
         options = {
             "persistent_workers": True,
             "prefetch_factor": 4,
+            "worker_init_fn": _heed_the_main_process,
             "multiprocessing_context": start_method,
         }
     return DataLoader(
@@ -313,6 +315,12 @@ def require(batch: ViewBatch) -> ViewBatch:
     if batch.error:
         raise DataError(batch.error)
     return batch
+
+
+def _heed_the_main_process(_: int) -> None:
+    """Let the main process decide what a signal to all processes means; a second SIGTERM may be its own word."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
 
 
 def _as_is(batch: Any) -> Any:

@@ -4,12 +4,13 @@ config.json         everything that made the run: settings, objective, student, 
 metrics.jsonl       one line per epoch
 best.safetensors    the student at its best top-1, and
 last.safetensors    after the last epoch
-checkpoint.pt       model, optimiser and average after the last whole epoch, to resume from
+checkpoint.pt       all that changes in training, after some step, to resume from
 """
 
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -98,27 +99,44 @@ class RunFolder:
             save_weights(self.path / "last.safetensors", student)
             if row.get("top1", math.inf) > best:
                 save_weights(self.path / "best.safetensors", student)
-            _replace(self.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
-            aside = self.path / "checkpoint.part"
-            torch.save({"epoch": row["epoch"], **{n: part.state_dict() for n, part in parts.items()}}, aside)
-            aside.replace(self.path / "checkpoint.pt")
+            self._write_metrics(rows)
+        self.save(parts)
 
-    def restore(self, parts: Mapping[str, Stateful], device: torch.device) -> int:
-        """Load the checkpoint, if there is one; returns the epoch to go on with."""
+    def save(self, parts: Mapping[str, Stateful]) -> None:
+        """Write a checkpoint; the one before stands until the new one is whole."""
+        with _saving(self.path), _replacing(self.path / "checkpoint.pt") as aside:
+            torch.save({name: part.state_dict() for name, part in parts.items()}, aside)
+
+    def restore(self, parts: Mapping[str, Stateful], device: torch.device) -> None:
+        """Load the checkpoint, if there is one; drop rows of epochs that it does not know, and half-written files.
+
+        Args:
+            parts: as they were saved; one of them, a `Tally`, is called "tally".
+            device: of the parts.
+
+        Raises:
+            FormatError: the checkpoint is damaged.
+        """
+        for left in self.path.glob("*.part"):
+            left.unlink()
+        for left in self.path.glob(".*.safetensors.*"):
+            shutil.rmtree(left)
         file = self.path / "checkpoint.pt"
         if not file.exists():
-            return 0
+            return
         try:
             saved = torch.load(file, map_location=device, weights_only=True)
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
+            epoch = int(saved["tally"]["epoch"])
         except Exception as error:  # a damaged file surfaces as any of zip's, pickle's or torch's exceptions
             problem = str(error).splitlines()[0]
             raise FormatError(f"{file} is damaged ({problem}); delete {self.path} and train again") from error
-        rows = [row for row in self.metrics() if row["epoch"] <= saved["epoch"]]
         with _saving(self.path):
-            _replace(self.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
-        return int(saved["epoch"]) + 1
+            self._write_metrics([row for row in self.metrics() if row["epoch"] < epoch])
+
+    def _write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        _replace(self.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -142,12 +160,22 @@ def _differences(name: str, expected: object, found: object) -> Iterator[Differe
 
 
 def _replace(file: Path, text: str) -> None:
+    with _replacing(file) as aside:
+        aside.write_text(text)
+
+
+@contextmanager
+def _replacing(file: Path) -> Iterator[Path]:
+    """Yield a file to write; what is whole takes the place of `file`, what fails leaves nothing."""
     aside = file.with_name(file.name + ".part")
-    with aside.open("w") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    aside.replace(file)
+    try:
+        yield aside
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())
+        aside.replace(file)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -159,6 +187,6 @@ def _saving(folder: Path) -> Iterator[None]:
             raise
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise StorageError(
-            f"cannot write {folder}: {reason}; what was saved after the epoch before is intact, "
+            f"cannot write {folder}: {reason}; what was saved before is intact, "
             "make room and run again with --resume"
         ) from error

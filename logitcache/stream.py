@@ -25,15 +25,15 @@ from logitcache.datasets import Images, open_images
 from logitcache.ensemble import Ensemble, require_same_views
 from logitcache.errors import DataError, IncompleteError, OptionError
 from logitcache.forward import choose_device
-from logitcache.loader import KeyedViews, Pair, ViewBatch, loaded, view_loader
+from logitcache.loader import KeyedViews, ViewBatch, loaded, view_loader
 from logitcache.mixing import MixedLabels
 from logitcache.order import in_cache_order
+from logitcache.pairs import PairSampler, Switch
 from logitcache.replay import Drift, drift_of, prove_replay
 from logitcache.schema import RecipeSpec, RowLayout
 from logitcache.sparse import MixSpace, SparseTeacher
 from logitcache.spool import DEFAULT_LIMIT, Rows, open_spool
 from logitcache.store import CacheReader, seed_list
-from logitcache.views import permutation
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,51 +201,6 @@ class LiveTeacher:
         return SparseTeacher.from_logits(self.model(views), self.k)
 
 
-# Pairs ----------------------------------------------------------------------------------------------------
-
-
-class PairSampler:
-    """Batches of (sample, seed) pairs for one epoch: a keyed shuffle, dealt to ranks.
-
-    The order is a pure function of (key, epoch). Every rank gets the same number of batches: what does not
-    fill a global batch is left out, as it is in most training, unless there is only one rank: then the last
-    batch is smaller, or larger by one where it would hold a single sample.
-    """
-
-    def __init__(
-        self, samples: npt.NDArray[np.int64], seed: int, batch_size: int, *, order: int, epoch: int,
-        rank: int = 0, world_size: int = 1,
-    ) -> None:  # fmt: skip
-        shuffled = samples[permutation(len(samples), order, epoch)]
-        if world_size > 1:
-            shuffled = shuffled[: len(shuffled) - len(shuffled) % (batch_size * world_size)]
-        starts = range(rank * batch_size, len(shuffled), batch_size * world_size)
-        self._batches = [shuffled[start : start + batch_size] for start in starts]
-        if len(self._batches) > 1 and len(self._batches[-1]) == 1 < batch_size:  # batch norm needs two
-            last = self._batches.pop()
-            self._batches[-1] = np.concatenate([self._batches[-1], last])
-        self._seed = seed
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[list[Pair]]:
-        for batch in self._batches:
-            yield [(sample, self._seed) for sample in batch.tolist()]
-
-
-class _Switch:
-    """A batch sampler that can be exchanged between epochs while DataLoader workers live on."""
-
-    current: PairSampler
-
-    def __iter__(self) -> Iterator[list[Pair]]:
-        return iter(self.current)
-
-    def __len__(self) -> int:
-        return len(self.current)
-
-
 # The stream -----------------------------------------------------------------------------------------------
 
 
@@ -290,7 +245,7 @@ class Stream:
         self.views, self.teacher, self.config, self.drift = views, teacher, config, drift
         self.device = choose_device(config.device)
         self._begun = 0
-        self._switch = _Switch()
+        self._switch = Switch()
         self._loader = view_loader(
             views,
             self._switch,
@@ -423,8 +378,12 @@ class Stream:
         """
         return len(self._sampler(epoch))
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Iterate one epoch's batches; one epoch at a time, as they share the workers.
+
+        Args:
+            epoch: which, from 0.
+            start: batches to leave out at its beginning; their views are not made.
 
         Raises:
             OptionError: another epoch has been begun meanwhile.
@@ -437,7 +396,7 @@ class Stream:
         if self.teacher is not None:
             this, following = seeds[epoch % len(seeds)], seeds[(epoch + 1) % len(seeds)]
             self.teacher.prepare([this, following])
-        self._switch.current = sampler = self._sampler(epoch)
+        self._switch.current = sampler = self._sampler(epoch, start)
         batches = loaded(self._loader)
         for _ in range(len(sampler)):
             if self._begun != begun:  # the workers' next batch would be the other epoch's
@@ -461,7 +420,7 @@ class Stream:
         shares = batch.shares.to(labels.device, non_blocking=True)
         return MixedLabels(labels, others.to(labels.device, non_blocking=True), shares)
 
-    def _sampler(self, epoch: int) -> PairSampler:
+    def _sampler(self, epoch: int, start: int = 0) -> PairSampler:
         config = self.config
         seed = config.seeds[epoch % len(config.seeds)]
         samples = np.arange(len(self.views))
@@ -475,8 +434,9 @@ class Stream:
             epoch=epoch,
             rank=config.rank,
             world_size=config.world_size,
+            start=start,
         )
-        if not len(sampler):
+        if not start and not len(sampler):
             raise OptionError(
                 f"not one batch: {len(samples)} samples for batches of {config.batch_size} on "
                 f"{config.world_size} ranks; choose a smaller batch size"

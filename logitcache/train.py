@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from logitcache.errors import OptionError
+from logitcache.errors import OptionError, StoppedError
 from logitcache.evaluation import Evaluation
 from logitcache.learner import Learner, Run
 from logitcache.loader import deaths_named
@@ -35,6 +35,7 @@ class TrainReport(Spec):
 
 
 Progress = Callable[[dict[str, Any]], None]
+CHECK_EVERY = 50  # steps between looks at the losses, each of which waits for the device
 
 
 @deaths_named()
@@ -44,6 +45,8 @@ def train(
     evaluation: Evaluation | None = None,
     *,
     resume: bool = False,
+    checkpoint_every: float = 300.0,
+    should_stop: Callable[[], bool] = lambda: False,
     on_progress: Progress | None = None,
 ) -> list[TrainReport]:
     """Train students side by side on one stream, each into its run folder.
@@ -52,7 +55,9 @@ def train(
         runs: what to train.
         stream: batches of views, labels and the teacher's answers, on the device to train on.
         evaluation: the test set, evaluated after each epoch; None trains without.
-        resume: go on from the folders' checkpoints.
+        resume: go on from the folders' checkpoints, with the step after; what comes of it is what would have come.
+        checkpoint_every: seconds between checkpoints within an epoch; each epoch ends with one.
+        should_stop: asked after every step; when it says so, checkpoints are written and training stops.
         on_progress: called after every step with {"epoch", "step", "steps", "views_per_second"} and after
             every epoch with {"run", and what the run's metrics.jsonl gets}.
 
@@ -62,26 +67,41 @@ def train(
     Raises:
         OptionError: options that cannot be trained with, or a folder holds a run and `resume` is off.
         MismatchError: a folder holds a run of another configuration.
-        NonFiniteError: a loss became NaN or infinite; the checkpoint of the epoch before is kept.
+        NonFiniteError: a loss became NaN or infinite; the checkpoint before is kept.
         StorageError: the disk said no; the checkpoint before is kept.
+        StoppedError: `should_stop` said so.
     """
     if not runs or len({run.out for run in runs}) < len(runs):
         raise OptionError("train needs at least one run, each with a folder of its own")
     learners = [Learner(run, stream, resume=resume) for run in runs]
-    started, views = time.perf_counter(), 0
-    for epoch in range(min(learner.epoch for learner in learners), max(run.config.epochs for run in runs)):
-        active = [x for x in learners if x.epoch == epoch < x.run.config.epochs]
+    started, views, saved = time.perf_counter(), 0, time.monotonic()
+    first = min(learner.tally.epoch for learner in learners)
+    for epoch in range(first, max(run.config.epochs for run in runs)):
+        active = [x for x in learners if x.tally.epoch == epoch < x.run.config.epochs]
         began, seen = time.perf_counter(), 0
         for learner in active:
             learner.begin()
-        for step, batch in enumerate(stream.epoch(epoch)):
+        start = min(learner.tally.step for learner in active)
+        for step, batch in enumerate(stream.epoch(epoch, start), start):
             for learner in active:
-                learner.step(batch)
+                if learner.tally.step == step:  # else it has come further, before it was interrupted
+                    learner.step(batch)
+                    if (step + 1) % CHECK_EVERY == 0:
+                        learner.require_finite()
             seen += len(batch.views)
             if on_progress:
                 rate = seen / (time.perf_counter() - began)
                 on_progress(
                     {"epoch": epoch, "step": step + 1, "steps": learners[0].steps, "views_per_second": rate}
+                )
+            stop = should_stop()
+            if stop or time.monotonic() - saved >= checkpoint_every:
+                for learner in active:
+                    learner.save()
+                saved = time.monotonic()
+            if stop:
+                raise StoppedError(
+                    f"stopped after step {step + 1} of epoch {epoch + 1}, as asked; --resume goes on from there"
                 )
         seconds = time.perf_counter() - began
         views += seen

@@ -12,9 +12,10 @@ from logitcache.errors import ImageError, IncompleteError, MismatchError, Option
 from logitcache.forward import ViewModel
 from logitcache.loader import KeyedViews
 from logitcache.models import Model, build
+from logitcache.pairs import PairSampler
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader, CacheWriter
-from logitcache.stream import CachedTeacher, LiveTeacher, PairSampler, Stream, StreamConfig
+from logitcache.stream import CachedTeacher, LiveTeacher, Stream, StreamConfig
 from logitcache.views import recipe_named
 
 N, BAD = 50, (3, 30)

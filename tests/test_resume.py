@@ -1,0 +1,204 @@
+"""Wherever a training is interrupted, going on ends where it would have ended, bit for bit."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from small import few_digits
+from test_dump import RECIPE
+from torch import nn
+
+from logitcache.errors import NonFiniteError, StoppedError, StorageError
+from logitcache.evaluation import Evaluation
+from logitcache.learner import Run
+from logitcache.losses import Objective
+from logitcache.models import Model
+from logitcache.protocols import TrainConfig
+from logitcache.schema import AdapterSpec
+from logitcache.stream import Stream
+from logitcache.train import train
+from logitcache.views import recipe_named
+
+EPOCHS, STEPS = 2, 5
+SETTINGS = {
+    "plain": TrainConfig(EPOCHS, lr=0.1),
+    "rich": TrainConfig(EPOCHS, "adamw", lr=0.01, ema=0.8, clip_norm=1.0, accumulate=2),
+    "scaled": TrainConfig(EPOCHS, lr=0.1, precision="float16"),
+}
+
+
+def with_dropout() -> Model:
+    """A student whose every step draws random numbers, and whose batch norm remembers."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        layers = nn.Flatten(), nn.Linear(64, 24), nn.BatchNorm1d(24), nn.Dropout(0.3), nn.Linear(24, 10)
+        return Model("net", nn.Sequential(*layers), AdapterSpec(1, 8, (0.5,), (0.5,)), 10, "own")
+
+
+def trained(out: Path, config: TrainConfig, loss: str = "ce", **options: Any) -> None:
+    stream = Stream.plain(few_digits(), RECIPE, seeds=(0, 1), batch_size=60, workers=0)
+    evaluation = Evaluation(few_digits(60, "test"), recipe_named("identity"))
+    options = {"resume": (out / "config.json").exists(), **options}
+    train([Run(out, with_dropout(), Objective.parse(loss), config)], stream, evaluation, **options)
+
+
+def after(steps: int) -> Callable[[], bool]:
+    """Say so when asked for so many times."""
+    left = iter(range(steps - 1))
+    return lambda: next(left, None) is None
+
+
+def outcome(run: Path) -> tuple[Any, ...]:
+    """All that a run leaves behind, but for its times."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    timeless = [{k: v for k, v in row.items() if k not in ("seconds", "views_per_second")} for row in rows]
+    kept = [(run / f"{name}.safetensors").read_bytes() for name in ("best", "last")]
+    checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
+    state = {k: v.numpy().tobytes() for k, v in checkpoint["model"].items()}
+    return timeless, kept, state, checkpoint["tally"]["epoch"], {p.name for p in run.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, ...]]:
+    """What each setting comes to without interruption."""
+    found = {}
+    for name, config in SETTINGS.items():
+        out = tmp_path_factory.mktemp(name) / "run"
+        trained(out, config)
+        found[name] = outcome(out)
+    return found
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@given(stops=st.lists(st.integers(1, STEPS + 1), min_size=1, max_size=3))
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_stopped_and_resumed_is_uninterrupted(
+    name: str, stops: list[int], whole: dict[str, tuple[Any, ...]], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.rmtree(out, ignore_errors=True)
+    for steps in stops:
+        with suppress(StoppedError):  # or it comes to its end before
+            trained(out, SETTINGS[name], should_stop=after(steps))
+    trained(out, SETTINGS[name])
+    assert outcome(out) == whole[name]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_and_resumed_is_uninterrupted(
+    seed: int, whole: dict[str, tuple[Any, ...]], tmp_path: Path
+) -> None:
+    dice, out = random.Random(seed), tmp_path / "run"
+    for _ in range(3):
+        child = os.fork()
+        if child == 0:
+            try:
+                trained(out, SETTINGS["rich"], checkpoint_every=0.0)
+            finally:
+                os._exit(0)
+        until = time.monotonic() + 60
+        seen: set[int] = set()
+        wanted = dice.randint(1, 4)
+        while len(seen) < wanted and time.monotonic() < until and os.waitpid(child, os.WNOHANG)[0] == 0:
+            if (out / "checkpoint.pt").exists():
+                seen.add((out / "checkpoint.pt").stat().st_mtime_ns)
+        time.sleep(dice.random() * 0.01)
+        try:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        except (ProcessLookupError, ChildProcessError):
+            break  # it had come to its end
+    trained(out, SETTINGS["rich"])
+    assert outcome(out) == whole["rich"]
+
+
+def test_students_that_were_saved_at_different_steps_meet_again(tmp_path: Path) -> None:
+    def both(folder: Path, **options: Any) -> None:
+        stream = Stream.plain(few_digits(), RECIPE, seeds=(0, 1), batch_size=60, workers=0)
+        objective = Objective.parse("ce")
+        runs = [Run(folder / name, with_dropout(), objective, SETTINGS["plain"]) for name in ("a", "b")]
+        train(runs, stream, **options)
+
+    both(tmp_path / "whole")
+    broken = tmp_path / "broken"
+    for resume, steps, student in ((False, 2, "a"), (True, 1, "b"), (True, 4, "a")):
+        kept = broken / student / "checkpoint.pt"
+        before = kept.read_bytes() if kept.exists() else None
+        with pytest.raises(StoppedError):
+            both(broken, resume=resume, should_stop=after(steps))
+        if before:  # as if the kill had come before this one was saved
+            kept.write_bytes(before)
+    both(broken, resume=True)
+    for name in ("a", "b"):
+        assert outcome(broken / name) == outcome(tmp_path / "whole" / name)
+
+
+def test_no_checkpoint_holds_what_is_not_a_number(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"run: .* became .* in epoch \d, step \d; the checkpoint"):
+        trained(tmp_path / "run", TrainConfig(EPOCHS, lr=1e30, warmup_epochs=0.0), checkpoint_every=0.0)
+    file = tmp_path / "run" / "checkpoint.pt"
+    assert not file.exists() or all(
+        value.isfinite().all() for value in torch.load(file, weights_only=True)["model"].values()
+    )
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(whole: dict[str, tuple[Any, ...]], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(event: dict[str, Any]) -> None:
+        if event.get("step") == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+
+    try:
+        with pytest.raises(StorageError, match="what was saved before is intact"):
+            trained(out, SETTINGS["plain"], checkpoint_every=0.0, on_progress=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {p.name for p in out.iterdir()} == {"config.json", "checkpoint.pt"}
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["tally"]["step"] == 2
+    trained(out, SETTINGS["plain"])
+    assert outcome(out) == whole["plain"]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_with_a_checkpoint_and_a_line(sent: signal.Signals, tmp_path: Path) -> None:
+    words = ["train", "--student", "digits_tiny", "--loss", "ce", "--epochs", "400", "--out", "run"]
+    command = [sys.executable, "-m", "logitcache_cli", *words, "--workers", "1"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stderr is not None
+        assert "epoch 1 of 400" in process.stderr.readline()
+        os.killpg(process.pid, sent)  # as a terminal and a cluster do: to all its processes
+        said = process.stderr.read()
+    assert process.returncode == 128 + sent
+    assert "logitcache: stopped after step" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    tally = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["tally"]
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == tally["epoch"]
+    assert f"step {tally['step']} of epoch {tally['epoch'] + 1}" in said
+
+
+def test_an_epoch_can_begin_anywhere() -> None:
+    stream = Stream.plain(few_digits(), RECIPE, seeds=(0, 1), batch_size=64, workers=0)
+    batches = list(stream.epoch(1))
+    for start in range(len(batches) + 1):
+        for mine, theirs in zip(stream.epoch(1, start), batches[start:], strict=True):
+            assert torch.equal(mine.views, theirs.views)
+            assert torch.equal(mine.samples, theirs.samples)
