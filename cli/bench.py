@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -11,20 +11,17 @@ from rich.table import Table
 from .options import Device, Json
 from .terminal import console, say, show
 
-if TYPE_CHECKING:
-    from logitcache.bench import Cells
-
 
 def bench(
-    suite: Annotated[Literal["losses", "views", "store", "dump"], typer.Argument(help="What to measure.")],
-    rounds: Annotated[int, typer.Option(min=0, help="How often each step is timed; 0: 20, of dump 4.")] = 0,
-    batch: Annotated[int, typer.Option(min=0, help="Rows of a batch; 0: 256 of losses, 1024 of store.")] = 0,
-    threads: Annotated[
-        int, typer.Option(min=0, help="Threads on the CPU; 0: as torch chooses; views: 1.")
-    ] = 0,
+    suite: Annotated[
+        Literal["losses", "views", "store", "dump", "train", "all"], typer.Argument(help="What to measure.")
+    ],
+    rounds: Annotated[int, typer.Option(min=0, help="How often each ratio is taken; 0: as fits.")] = 0,
+    batch: Annotated[int, typer.Option(min=0, help="Rows of a batch; 0: as fits.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Threads on the CPU; 0: as torch chooses.")] = 0,
     device: Device = "cpu",
     n: Annotated[
-        int, typer.Option("--n", min=0, help="store: views, 0: 262144; dump: pictures, 0: 256.")
+        int, typer.Option("--n", min=0, help="Views (store), pictures (dump, train); 0: as fits.")
     ] = 0,
     logits: Annotated[Path | None, typer.Option(help="store: an .npz of real logits (n, C).")] = None,
     folder: Annotated[Path | None, typer.Option(help="store: where to write.", exists=True)] = None,
@@ -35,50 +32,27 @@ def bench(
     losses: forward and backward of kd and cmkd against the dense F.kl_div, of the rank term against a softmax
     of the same logits, and of the soft ranks against plain autograd and Blondel's.
 
-    views: keyed views against torchvision's own, and whole batches of small images against one by one, on the CPU.
+    views: keyed views against torchvision's own, and whole batches of small images against one by one, on one thread.
 
     store: bytes per view, and what they keep of the teacher; writing, decoding, looking up, opening; memory.
 
     dump: stage one against a bare loop that stores nothing, and one decoding for eight seeds against eight.
 
+    train: distilling from a cache against plain training and against a live teacher; loading; memory.
+
     Example: logitcache bench store
     """
-    import torch
+    from logitcache.bench.suites import SUITES, BenchConfig, run
 
-    from logitcache.bench import conditions, dump, losses, store, views
-    from logitcache.forward import choose_device
-
-    if threads := 1 if suite == "views" else threads:
-        torch.set_num_threads(threads)
-    where = choose_device(device if suite in ("losses", "dump") else "cpu")
-    rounds = rounds or (4 if suite == "dump" else 20)
-    made_on = conditions(where)
-    say(f"bench {suite}: {rounds} rounds, a minute or two on two cores")
-    tables: dict[str, Sequence[Cells]]
-    if suite == "store":
-        found = store.measure(
-            n=n or 262_144, batch=batch or 1024, rounds=rounds, logits=logits, folder=folder
-        )
-        report: dict[str, Any] = found.to_dict()
-        what = f"{found.views:,} views, k = {found.k}, {found.about}"
-        takes = f"speed, {batch or 1024:,} views a take"
-        tables = {what: found.sizes, takes: found.speeds, "memory": found.peaks}
-    else:
-        rows: Sequence[losses.Row | views.Row | dump.Row]
-        if suite == "losses":
-            title, rows = (
-                "forward and backward",
-                losses.measure(batch=batch or 256, rounds=rounds, device=where),
-            )
-        elif suite == "views":
-            title, rows = "views, the ratio that of their times", views.measure(rounds=rounds)
-        else:
-            title, rows = "stage one", dump.measure(pictures=n or 256, rounds=rounds, device=where)
-        report, tables = {"rows": [row.to_dict() for row in rows]}, {title: rows}
-    if not json:
-        for heading, lines in tables.items():
-            console.print(_table(heading, [line.cells() for line in lines]))
-    show({"suite": suite, **made_on, **report}, _about(made_on), as_json=json)
+    config = BenchConfig(rounds, batch, n, threads, device, logits, folder)
+    found = []
+    for name in SUITES if suite == "all" else [suite]:
+        say(f"bench {name}: a minute or two on two cores")
+        found.append(run(name, config))
+        for title, rows in {} if json else found[-1].tables.items():
+            console.print(_table(title, [row.cells() for row in rows]))
+    values = [one.to_dict() for one in found]
+    show({"suites": values} if suite == "all" else values[0], _about(found[0].conditions), as_json=json)
 
 
 def _table(title: str, rows: Sequence[dict[str, str]]) -> Table:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from logitcache.bench import store
 from logitcache.bench.answers import answers
 from logitcache.bench.digits import ContestConfig, Entry, Standing, _split, contest, table
-from logitcache.bench.memory import STATUS, Peak, watched
+from logitcache.bench.memory import TASKS, Peak, held, shared_by, told, watched
 from logitcache.bench.records import Lookup, alternatives, divergence, tinyvit_log_probs, true_log_probs
 from logitcache.bench.store import StoreReport
 from logitcache.datasets import digits
@@ -33,8 +33,8 @@ def test_bench_losses_prints_ratios_that_fit_a_terminal(monkeypatch: pytest.Monk
     found = json.loads(ended.stdout)
     assert (found["suite"], found["threads"]) == ("losses", 1)
     assert {"torch", "logitcache"} <= set(found["versions"])
-    compared = {(row["name"], row["against"], row["classes"]) for row in found["rows"]}
-    assert {("kd", "dense kd", 30), ("cmkd", "dense kd", 21841), ("laplace", "blondel", 30)} <= compared
+    compared = {(row["of"]["loss"], row["against"], row["of"]["C"]) for row in found["rows"]}
+    assert {("kd", "dense kd", "30"), ("cmkd", "dense kd", "21841"), ("laplace", "blondel", "30")} <= compared
     assert all(0 < row["ratio_low"] <= row["ratio"] <= row["ratio_high"] for row in found["rows"])
     text = CliRunner().invoke(app, words, env={"COLUMNS": "80"}).stdout
     assert "…" not in text
@@ -51,7 +51,7 @@ def test_bench_views_compares_the_ways_to_make_them(monkeypatch: pytest.MonkeyPa
     assert ended.exit_code == 0, ended.output
     found = json.loads(ended.stdout)
     assert (found["suite"], found["threads"]) == ("views", 1)
-    compared = {(row["recipe"], row["name"], row["against"]) for row in found["rows"]}
+    compared = {(row["of"]["recipe"], row["of"]["made"], row["against"]) for row in found["rows"]}
     assert {("cifar", "batched", "keyed"), ("digits", "batched", "unkeyed")} <= compared
     assert ("imagenet", "keyed", "unkeyed") in compared
     assert all(0 < row["ratio_low"] <= row["ratio"] <= row["ratio_high"] for row in found["rows"])
@@ -60,18 +60,51 @@ def test_bench_views_compares_the_ways_to_make_them(monkeypatch: pytest.MonkeyPa
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_bench_dump_compares_stage_one_with_a_bare_loop() -> None:
+def test_bench_dump_compares_stage_one_with_a_bare_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    import logitcache.bench.dump as stage_one
+
+    monkeypatch.setattr(stage_one, "LONG", 2)
     words = ["bench", "dump", "--n", "6", "--rounds", "1"]
     ended = CliRunner().invoke(app, [*words, "--json"])
     assert ended.exit_code == 0, ended.output
     rows = json.loads(ended.stdout)["rows"]
-    assert [(row["name"], row["against"]) for row in rows] == [
-        ("dump", "bare loop"),
-        ("8 seeds, 1 pass", "8 passes"),
+    assert [(row["of"]["dump"], row["against"]) for row in rows] == [
+        ("one seed a pass", "bare loop"),
+        ("8 seeds a pass", "8 passes"),
     ]
     for row in rows:  # one round: its ratio is that of the rates
-        slower = row["views_per_second_against"] / row["views_per_second"]
-        assert row["ratio"] == pytest.approx(slower, rel=1e-6)
+        assert row["ratio"] == pytest.approx(row["value_against"] / row["value"], rel=1e-6)
+
+
+def test_bench_train_compares_with_labels_alone_and_with_a_live_teacher(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import logitcache.bench.train as train
+
+    monkeypatch.setattr(train, "WAYS", ("ce", "kd"))
+    monkeypatch.setattr(train, "PROCESSES", (1,))
+    words = ["bench", "train", "--n", "4", "--batch", "2", "--rounds", "1"]
+    ended = CliRunner().invoke(app, [*words, "--json"])
+    assert ended.exit_code == 0, ended.output
+    found = json.loads(ended.stdout)
+    compared = [(row["of"]["training"], row["against"]) for row in found["times"]]
+    assert ("kd, from a cache", "ce, from labels") in compared
+    assert ("kd, from a cache", "kd, resnet50 live") in compared
+    assert len(compared) == 4
+    if told():
+        assert [peak["loss"] for peak in found["peaks"]] == ["ce", "kd"]
+        assert found["peaks"][0]["mb"] > 45 * 2  # weights of ResNet-18 and their gradients
+        assert [shared["processes"] for shared in found["shared"]] == [1]
+
+
+@pytest.mark.skipif(not told(), reason="needs a system that tells what memory is mapped")
+def test_a_spool_is_in_memory_once_for_all_processes(tmp_path: Path) -> None:
+    samples = 40_000
+    held(TASKS["dump"], (tmp_path / "c.zarr", 1, samples))
+    one, two = (shared_by(count, tmp_path / "c.zarr", tmp_path / "spool") for count in (1, 2))
+    assert one.seen_alone_mb == pytest.approx(one.spool_mb, rel=0.1)
+    assert two.seen_alone_mb == pytest.approx(one.spool_mb, rel=0.1)
+    assert two.in_all_mb == pytest.approx(one.in_all_mb, rel=0.1)
 
 
 def test_a_contest_tunes_on_held_out_training_digits_and_scores_on_test_digits(tmp_path: Path) -> None:
@@ -216,8 +249,8 @@ def test_a_tinyvit_record_tells_probabilities_and_spreads_the_rest() -> None:
     )
 
 
-@pytest.mark.skipif(not STATUS.exists(), reason="needs a system that tells anonymous memory")
+@pytest.mark.skipif(not told(), reason="needs a system that tells anonymous memory")
 def test_memory_that_comes_and_goes_is_seen(tmp_path: Path) -> None:
-    risen = {task: watched(task, tmp_path / "c.zarr", 2, 64) for task in ("dump", "verify", "stream")}
+    risen = {task: watched(work, tmp_path / "c.zarr", 2, 64) for task, work in TASKS.items()}
     assert all(megabytes >= 0 for megabytes in risen.values())
     assert CacheReader(tmp_path / "c.zarr").complete() == [0, 1]

@@ -25,11 +25,3 @@ def conditions(device: torch.device) -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 1),
         "versions": library_versions(),
     }
-
-
-def ratio_cells(ratio: float, low: float, high: float, wanted: float | None) -> dict[str, str]:
-    """Return columns and what to print in them: a ratio of times with its quartiles, and the most it should be."""
-    digits = 2 if ratio >= 0.1 else 3
-    low_text, middle, high_text = (f"{x:.{digits}f}" for x in (low, ratio, high))
-    limit = "" if wanted is None else f"≤ {wanted:g}"
-    return {"ratio, quartiles": f"{middle} ({low_text}–{high_text})", "wanted": limit}

@@ -2,49 +2,18 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from logitcache.bench import ratio_cells
+from logitcache.bench.compare import Comparison, Seconds, in_turns
 from logitcache.losses import blondel_ranks, cmkd, kd, laplace_ranks, soft_spearman
-from logitcache.schema import Spec
 from logitcache.sparse import SparseTeacher
 
 TEMPERATURE = 4.0
 STRENGTH = 0.25
-
-
-@dataclass(frozen=True)
-class Row(Spec):
-    """One comparison: medians in milliseconds, and the ratio per round as median and quartiles."""
-
-    name: str
-    against: str
-    batch: int
-    classes: int
-    k: int
-    ms: float
-    ms_against: float
-    ratio: float
-    ratio_low: float
-    ratio_high: float
-    wanted: float
-    """What the ratio should be at most."""
-
-    def cells(self) -> dict[str, str]:
-        """Return columns and what to print in them."""
-        sizes = {
-            "C": f"{self.classes}",
-            "k": f"{self.k}",
-            "ms": f"{self.ms:.3g}",
-            "other": f"{self.ms_against:.3g}",
-        }
-        ratio = ratio_cells(self.ratio, self.ratio_low, self.ratio_high, self.wanted)
-        return {"loss": self.name, "against": self.against, **sizes, **ratio}
 
 
 def measure(
@@ -55,7 +24,7 @@ def measure(
     ranked: int = 1000,
     rounds: int = 20,
     device: torch.device | str = "cpu",
-) -> list[Row]:
+) -> list[Comparison]:
     """Time the losses against dense KD, and the rank operators against each other, in interleaved rounds.
 
     Args:
@@ -66,7 +35,8 @@ def measure(
         rounds: how often each function runs; one more is not counted.
         device: where.
     """
-    rows = []
+    rows: list[Comparison] = []
+    clock = _clock(torch.device(device))
     generator = torch.Generator().manual_seed(0)
     for c in classes:
         student = (torch.randn(batch, c, generator=generator) * 2).to(device)
@@ -74,7 +44,7 @@ def measure(
         p = (logits / TEMPERATURE).softmax(1)
         for k in ks:
             teacher = SparseTeacher.from_logits(logits, k)
-            times = _interleaved(
+            times = in_turns(
                 {
                     "dense kd": _step(partial(_dense_kd, p=p), student),
                     "softmax": _step(lambda s: s.softmax(1)[:, 0].sum(), student),
@@ -83,23 +53,28 @@ def measure(
                     "rank term": _step(partial(_spearman, teacher=teacher), student[:, :k]),
                 },
                 rounds,
-                device,
+                clock,
             )
-            rows.append(_row("kd", "dense kd", times, batch, c, k, 1.2))
-            rows.append(_row("cmkd", "dense kd", times, batch, c, k, 2.0))
-            rows.append(_row("rank term", "softmax", times, batch, c, k, 1.0))
+            rows += [
+                _row(times, name, against, c, k, wanted)
+                for name, against, wanted in (
+                    ("kd", "dense kd", 1.2),
+                    ("cmkd", "dense kd", 2.0),
+                    ("rank term", "softmax", 1.0),
+                )
+            ]
     values = torch.randn(batch, ranked, generator=generator).to(device)
-    times = _interleaved(
+    times = in_turns(
         {
             "laplace": _step(lambda x: _weighed(laplace_ranks(x, STRENGTH)), values),
             "plain laplace": _step(lambda x: _weighed(_plain_laplace(x, STRENGTH)), values),
             "blondel": _step(lambda x: _weighed(blondel_ranks(x, STRENGTH)), values),
         },
         max(3, rounds // 4),
-        device,
+        clock,
     )
-    rows.append(_row("laplace", "plain laplace", times, batch, ranked, ranked, 0.5))
-    rows.append(_row("laplace", "blondel", times, batch, ranked, ranked, 1.0))
+    rows.append(_row(times, "laplace", "plain laplace", ranked, ranked, 0.5))
+    rows.append(_row(times, "laplace", "blondel", ranked, ranked, 1.0))
     return rows
 
 
@@ -143,39 +118,26 @@ def _weighed(ranks: Tensor) -> Tensor:
     return (ranks * torch.linspace(-1, 1, ranks.shape[1], device=ranks.device)).sum()
 
 
-def _step(loss: Callable[[Tensor], Tensor], inputs: Tensor) -> Callable[[], None]:
+def _step(loss: Callable[[Tensor], Tensor], inputs: Tensor) -> Callable[[int], None]:
     leaf = inputs.clone().requires_grad_()
 
-    def step() -> None:
+    def step(_: int) -> None:
         leaf.grad = None
         loss(leaf).backward()  # type: ignore[no-untyped-call]
 
     return step
 
 
-def _interleaved(
-    steps: dict[str, Callable[[], None]], rounds: int, device: torch.device | str
-) -> dict[str, Tensor]:
-    """Milliseconds of each step in each round; one step after the other within a round, so that load is shared."""
-    synchronise: Callable[[], object] = (
-        torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
-    )
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(rounds + 1):
-        for name, step in steps.items():
-            synchronise()
-            start = time.perf_counter()
-            step()
-            synchronise()
-            if number:
-                times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: torch.tensor(values) for name, values in times.items()}
+def _clock(device: torch.device) -> Callable[[], float]:
+    if device.type != "cuda":
+        return time.perf_counter
+
+    def after_the_device() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return after_the_device
 
 
-def _row(
-    name: str, against: str, times: dict[str, Tensor], batch: int, classes: int, k: int, wanted: float
-) -> Row:
-    ratio = times[name] / times[against]
-    low, middle, high = torch.quantile(ratio, torch.tensor([0.25, 0.5, 0.75])).tolist()
-    ms, ms_against = times[name].median().item(), times[against].median().item()
-    return Row(name, against, batch, classes, k, ms, ms_against, middle, low, high, wanted)
+def _row(times: dict[str, Seconds], name: str, against: str, c: int, k: int, wanted: float) -> Comparison:
+    return Comparison.between({"loss": name, "C": c, "k": k}, against, times[name], times[against], wanted)

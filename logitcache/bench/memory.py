@@ -1,16 +1,17 @@
-"""How much memory dump, verify and training's look-ups need, at two sizes: each in a process of its own.
+"""How much memory work needs: each piece in a process of its own, watched while it runs.
 
-What counts is memory that only its process can use (anonymous memory): mapped spools are the system's file cache.
+What counts is memory that only its process can use (anonymous memory): mapped spools are the system's file cache, and
+counted once for all processes that map them.
 """
 
-import json
-import subprocess
-import sys
+import multiprocessing
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +21,23 @@ from logitcache.datasets import ArrayImages, digits
 from logitcache.dump import DumpConfig, dump
 from logitcache.models import build
 from logitcache.schema import Spec
+from logitcache.spool import open_spool
 from logitcache.store import CacheReader
 from logitcache.stream import CachedTeacher
 from logitcache.views import recipe_named
 
 STATUS = Path("/proc/self/status")
+MAPS = Path("/proc/self/smaps_rollup")
 SMALL, LARGE = (1, 2_048), (3, 16_384)  # seeds, samples of each
 SHARD = 1024
-TASKS = ("dump", "verify", "stream")
+
+
+def told() -> bool:
+    """Does the system tell a process its anonymous memory? (Linux does.)"""
+    return STATUS.exists() and "RssAnon" in STATUS.read_text() and MAPS.exists()
+
+
+# One piece of work at two sizes ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -50,47 +60,51 @@ class Peak(Spec):
 
 
 def peaks(folder: Path) -> Iterator[Peak]:
-    """Measure each task, as far as the system tells a process its anonymous memory (Linux does)."""
-    if not STATUS.exists() or "RssAnon" not in STATUS.read_text():
+    """Measure dump, verify and look-ups, where the system tells."""
+    if not told():
         return
     found = {}
     for size in (SMALL, LARGE):
-        for task in TASKS:  # dump makes the cache that the others read
-            words = [sys.executable, "-m", __name__, task, str(folder / f"{size[1]}.zarr"), *map(str, size)]
-            ended = subprocess.run(words, check=True, capture_output=True, text=True)
-            found[task, size] = json.loads(ended.stdout)
+        for task, work in TASKS.items():  # dump makes the cache that the others read
+            found[task, size] = held(work, (folder / f"{size[1]}.zarr", *size))
     small, large = (seeds * samples for seeds, samples in (SMALL, LARGE))
     for task in TASKS:
         yield Peak(task, small, large, found[task, SMALL], found[task, LARGE])
 
 
-def _run(task: str, path: Path, seeds: int, samples: int) -> None:
-    if task == "dump":
-        some = digits("train")
-        again = np.arange(samples) % len(some)
-        images = ArrayImages("digits", "train", some.images[again], some.labels[again], 10, "digits")
-        config = DumpConfig(tuple(range(seeds)), 4, workers=0, shard_samples=SHARD, device="cpu")
-        teacher = build("digits_tiny", num_classes=10, view_size=8, weights="random")
-        dump(path, images, recipe_named("digits"), teacher, config)
-    elif task == "verify":
-        verify(CacheReader(path), workers=2)
-    else:
-        cached = CachedTeacher(CacheReader(path), path.parent / "memory-spool")
-        generator = torch.Generator().manual_seed(0)
-        for seed in range(seeds):
-            cached.prepare([seed])
-            for _ in range(100):
-                cached.take(torch.randint(samples, (256,), generator=generator), seed)
+def _dump(path: Path, seeds: int, samples: int) -> None:
+    some = digits("train")
+    again = np.arange(samples) % len(some)
+    images = ArrayImages("digits", "train", some.images[again], some.labels[again], 10, "digits")
+    config = DumpConfig(tuple(range(seeds)), 4, workers=0, shard_samples=SHARD, device="cpu")
+    teacher = build("digits_tiny", num_classes=10, view_size=8, weights="random")
+    dump(path, images, recipe_named("digits"), teacher, config)
 
 
-def _anonymous() -> float:
-    """MB of anonymous memory of this process now."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) / 1e3
+def _verify(path: Path, seeds: int, samples: int) -> None:
+    verify(CacheReader(path), workers=2)
 
 
-def watched(task: str, path: Path, seeds: int, samples: int) -> float:
-    """Run a task; return by how many MB memory rose at most, looked at every few milliseconds."""
+def _stream(path: Path, seeds: int, samples: int) -> None:
+    cached = CachedTeacher(CacheReader(path), path.parent / "memory-spool")
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(seeds):
+        cached.prepare([seed])
+        for _ in range(100):
+            cached.take(torch.randint(samples, (256,), generator=generator), seed)
+
+
+TASKS: dict[str, Callable[[Path, int, int], None]] = {"dump": _dump, "verify": _verify, "stream": _stream}
+
+
+def held(work: Callable[..., object], arguments: Sequence[Any]) -> float:
+    """Do some work in a new process; return by how many MB its anonymous memory rose at most."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(watched, work, *arguments).result()
+
+
+def watched(work: Callable[..., object], *arguments: Any) -> float:
+    """Do some work; return by how many MB memory rose at most, looked at every few milliseconds."""
     most = before = _anonymous()
     done = threading.Event()
 
@@ -103,12 +117,65 @@ def watched(task: str, path: Path, seeds: int, samples: int) -> float:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        _run(task, path, seeds, samples)
+        work(*arguments)
     finally:
         done.set()
         watcher.join()
     return most - before
 
 
-if __name__ == "__main__":
-    print(watched(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])))
+def _anonymous() -> float:
+    """MB of anonymous memory of this process now."""
+    return _kilobytes(STATUS, "RssAnon") / 1e3
+
+
+def _kilobytes(file: Path, name: str) -> int:
+    line = next(line for line in file.read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1])
+
+
+# One spool, many processes --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shared(Spec):
+    """Processes that look up in one spool: MB of each seen alone, and of all, each page counted once."""
+
+    processes: int
+    spool_mb: float
+    seen_alone_mb: float
+    in_all_mb: float
+
+    def cells(self) -> dict[str, str]:
+        """Return columns and what to print in them."""
+        return {
+            "processes": f"{self.processes}",
+            "spool, MB": f"{self.spool_mb:.1f}",
+            "each would say": f"{self.seen_alone_mb:.1f}",
+            "mapped by all": f"{self.in_all_mb:.1f}",
+            "wanted": "the spool once",
+        }
+
+
+def shared_by(processes: int, cache: Path, spool: Path) -> Shared:
+    """Have processes read every row of one spool, and then say what of it is in their memory."""
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        everyone = manager.Barrier(processes)
+        with ProcessPoolExecutor(processes, context) as pool:
+            asked = [pool.submit(_mapped, cache, spool, everyone) for _ in range(processes)]
+            found = [task.result() for task in asked]
+    size = open_spool(CacheReader(cache), 0, spool).nbytes / 1e6
+    return Shared(processes, size, max(rss for rss, _ in found), sum(pss for _, pss in found))
+
+
+def _mapped(cache: Path, spool: Path, everyone: Any) -> tuple[float, float]:
+    """MB by which resident memory, and this process's share of it, rise with a spool that all have read."""
+    rows = open_spool(CacheReader(cache), 0, spool)
+    before = {name: _kilobytes(MAPS, name) for name in ("Rss", "Pss")}
+    rows.sum()
+    everyone.wait()
+    after = {name: _kilobytes(MAPS, name) for name in before}
+    everyone.wait()  # as long as one looks, all have it mapped
+    rss, pss = ((after[name] - before[name]) / 1e3 for name in before)
+    return rss, pss

@@ -49,6 +49,8 @@ Arrays = dict[str, npt.NDArray[Any]]
 TEMPERATURES = (1.0, 2.0, 4.0)
 SAMPLED = 16  # blocks of answers, evenly spaced, are kept whole, to compare distributions with
 SEEDS = 300
+VIEWS = 2 * SHARD_SAMPLES
+BATCH = 1024
 WANTED_BYTES = {"default": 48.0, "compact": 33.0, "archive": 38.0}
 WANTED_KL = {"default": 1e-6, "compact": 1e-4, "archive": 1e-6}
 WANTED_SPEEDS = {"seek + read": "≥ 50", "LMDB": "≥ 20", "memmap.take": "≥ ⅓"}
@@ -141,9 +143,9 @@ class StoreReport(Spec):
 
 def measure(
     *,
-    n: int = 2 * SHARD_SAMPLES,
+    n: int = VIEWS,
     k: int = 16,
-    batch: int = 1024,
+    batch: int = BATCH,
     rounds: int = 20,
     logits: Path | None = None,
     folder: Path | None = None,

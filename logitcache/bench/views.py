@@ -10,46 +10,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from logitcache.batched import BatchedViews
-from logitcache.bench import ratio_cells
+from logitcache.bench.compare import Comparison, Seconds
 from logitcache.datasets import ArrayImages, digits
 from logitcache.errors import LogitCacheError
 from logitcache.loader import InMemory, KeyedViews, Pair
-from logitcache.schema import Spec
 from logitcache.views import ViewMaker, key, recipe_named
-
-Seconds = npt.NDArray[np.float64]
 
 TURNS = 8
 ONE_BY_ONE = 64
 AT_ONCE = 8192
 BATCH = 256
-
-
-@dataclass(frozen=True)
-class Row(Spec):
-    """One comparison: median views per second, and the ratio of times per round as median and quartiles."""
-
-    recipe: str
-    name: str
-    against: str
-    views_per_second: float
-    views_per_second_against: float
-    ratio: float
-    ratio_low: float
-    ratio_high: float
-    wanted: float | None
-    """What the ratio should be at most."""
-
-    def cells(self) -> dict[str, str]:
-        """Return columns and what to print in them."""
-        ratio = ratio_cells(self.ratio, self.ratio_low, self.ratio_high, self.wanted)
-        rates = {"views/s": f"{self.views_per_second:,.0f}", "other": f"{self.views_per_second_against:,.0f}"}
-        return {"recipe": self.recipe, "made": self.name, "against": self.against, **rates, **ratio}
 
 
 @dataclass(frozen=True)
@@ -61,7 +35,7 @@ class Way:
     prepare: Callable[[int], object] = lambda turn: None
 
 
-def measure(*, rounds: int = 20) -> list[Row]:
+def measure(*, rounds: int = 20) -> list[Comparison]:
     """Time ways to make views, in turns, so that all share the machine's load.
 
     The images: the digits, random ones of CIFAR's size, and random ones of 256 to 500 pixels a side, held decoded.
@@ -83,7 +57,7 @@ def measure(*, rounds: int = 20) -> list[Row]:
     return rows
 
 
-def _small(images: ArrayImages, rounds: int) -> list[Row]:
+def _small(images: ArrayImages, rounds: int) -> list[Comparison]:
     recipe = recipe_named(images.recipe)
     views = KeyedViews(images, recipe)
     engine = BatchedViews.of(images, views.maker)
@@ -117,7 +91,7 @@ def _small(images: ArrayImages, rounds: int) -> list[Row]:
     ]
 
 
-def _large(name: str, generator: torch.Generator, rounds: int) -> list[Row]:
+def _large(name: str, generator: torch.Generator, rounds: int) -> list[Comparison]:
     sides = torch.randint(256, 501, (TURNS, 2), generator=generator).tolist()
     images = [torch.randint(0, 256, (3, h, w), dtype=torch.uint8, generator=generator) for h, w in sides]
     maker = ViewMaker(recipe_named(name))
@@ -159,16 +133,9 @@ def _in_turns(ways: dict[str, Way], rounds: int) -> dict[str, Seconds]:
     return {name: np.array(seconds) for name, seconds in times.items()}
 
 
-def _row(
-    recipe: str,
-    name: str,
-    against: str,
-    times: dict[str, Seconds],
-    wanted: float | None,
-) -> Row:
-    low, middle, high = np.quantile(times[name] / times[against], [0.25, 0.5, 0.75]).tolist()
-    rate, rate_against = (float(1 / np.median(times[which])) for which in (name, against))
-    return Row(recipe, name, against, rate, rate_against, middle, low, high, wanted)
+def _row(recipe: str, name: str, against: str, times: dict[str, Seconds], wanted: float | None) -> Comparison:
+    of = {"made": name, "recipe": recipe}
+    return Comparison.between(of, against, times[name], times[against], wanted, views=1)
 
 
 @contextmanager

@@ -1,0 +1,260 @@
+"""What distilling from a cache adds to plain training, and what it saves of training with the teacher live.
+
+Every way trains the same student on the same JPEG files through the same loader, an epoch a round, by `train` itself:
+checkpoints and metrics included.
+"""
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from logitcache.bench.compare import Comparison, in_turns
+from logitcache.bench.dump import CLASSES, TOP_K, idle_teacher, pictures_in
+from logitcache.bench.memory import Shared, held, shared_by, told
+from logitcache.datasets import Images
+from logitcache.dump import DumpConfig, dump
+from logitcache.forward import ViewModel, choose_precision
+from logitcache.learner import Run
+from logitcache.loader import choose_workers
+from logitcache.losses import Objective
+from logitcache.models import build
+from logitcache.protocols import TrainConfig
+from logitcache.schema import RecipeSpec, Spec
+from logitcache.stream import LiveTeacher, Stream
+from logitcache.train import train
+from logitcache.views import ViewMaker, recipe_named
+
+STUDENT = "resnet18"
+PROCESSES = (1, 4, 8)
+WAYS = ("ce", "kd", "cmkd")
+
+
+@dataclass(frozen=True)
+class TrainReport(Spec):
+    """What was measured: times; peak memory of training, in MB; memory of processes that share a spool."""
+
+    times: tuple[Comparison, ...]
+    peaks: tuple["Peak", ...]
+    shared: tuple[Shared, ...]
+
+
+@dataclass(frozen=True)
+class Peak(Spec):
+    """Peak memory in MB of training by a loss: of the device on CUDA, else what only the process itself can use."""
+
+    loss: str
+    mb: float
+    ratio: float
+    wanted: float | None
+
+    def cells(self) -> dict[str, str]:
+        """Return columns and what to print in them."""
+        wanted = "" if self.wanted is None else f"≤ {self.wanted:g}"
+        return {
+            "training by": self.loss,
+            "peak MB": f"{self.mb:.0f}",
+            "ratio": f"{self.ratio:.2f}",
+            "wanted": wanted,
+        }
+
+
+def measure(
+    *, pictures: int = 512, rounds: int = 4, batch: int = 64, workers: int = -1, device: torch.device
+) -> TrainReport:
+    """Time epochs of training from labels, from a cache and with the teacher live, in turns; then their memory.
+
+    The student is ResNet-18 of 1,000 classes, k = 16; at 64 pixels with ResNet-50 as the live teacher on the CPU, at
+    224 with ViT-L/16 on CUDA.
+
+    Args:
+        pictures: how many JPEG files to make and to train on.
+        rounds: how often each way trains an epoch; one more is not counted.
+        batch: views per step.
+        workers: processes that make views, as for `train`.
+        device: where to train.
+    """
+    with tempfile.TemporaryDirectory(prefix="logitcache-bench-") as name:
+        bench = _Bench.made(Path(name), pictures, batch, workers, device)
+        times = [*bench.losses(rounds), *bench.loaders(rounds), *bench.side_by_side(rounds)]
+        return TrainReport(tuple(times), tuple(bench.peaks()), tuple(bench.shared()))
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """A folder with pictures and a cache of them; what is trained, and where."""
+
+    folder: Path
+    images: Images
+    recipe: RecipeSpec
+    batch: int
+    workers: int
+    device: torch.device
+
+    @classmethod
+    def made(cls, folder: Path, pictures: int, batch: int, workers: int, device: torch.device) -> "_Bench":
+        recipe = recipe_named("imagenet@224" if device.type == "cuda" else "imagenet@64")
+        images = pictures_in(folder / "pictures", pictures)
+        config = DumpConfig(seeds=(0,), top_k=TOP_K, workers=workers, device="cpu", precision="float32")
+        dump(
+            folder / "cache.zarr",
+            images,
+            recipe,
+            idle_teacher(build(STUDENT, num_classes=CLASSES, view_size=64, weights="random")),
+            config,
+        )
+        return cls(folder, images, recipe, batch, workers, device)
+
+    # Times --------------------------------------------------------------------------------------------------
+
+    def losses(self, rounds: int) -> Iterator[Comparison]:
+        """Training by each loss, and with the teacher live."""
+        streams = {loss: self.stream(loss) for loss in (*WAYS, "live")}
+        ways = {
+            loss: self.epoch_of(stream, "kd" if loss == "live" else loss) for loss, stream in streams.items()
+        }
+        times = in_turns(ways, rounds, time.perf_counter)
+        views = len(self.images)
+        for loss in WAYS[1:]:
+            of = {"training": f"{loss}, from a cache"}
+            yield Comparison.between(of, "ce, from labels", times[loss], times["ce"], 1.03, views)
+        live = f"kd, {self._teacher} live"
+        yield Comparison.between(
+            {"training": "kd, from a cache"}, live, times["kd"], times["live"], None, views
+        )
+
+    def loaders(self, rounds: int) -> Iterator[Comparison]:
+        """Batches with the teacher's answers, against those of a plain loader of the same transforms."""
+        stream = self.stream("kd")
+        workers = choose_workers(self.workers, self.images, self.device)
+        plain = DataLoader(
+            _Plain(self.images, self.recipe),
+            self.batch,
+            shuffle=True,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=self.device.type == "cuda",
+        )
+        ways: dict[str, Callable[[int], object]] = {
+            "stream": lambda number: sum(len(batch.views) for batch in stream.epoch(number)),
+            "plain": lambda _: sum(len(views.to(self.device)) for views, _ in plain),
+        }
+        times = in_turns(ways, 2 * rounds, time.perf_counter)
+        of = {"training": "batches of a cache, no student"}
+        yield Comparison.between(
+            of, "plain DataLoader", times["stream"], times["plain"], 1 / 0.97, len(self.images)
+        )
+
+    def side_by_side(self, rounds: int) -> Iterator[Comparison]:
+        """Two students in one pass over the data, against one after the other."""
+        stream, names = self.stream("kd"), (STUDENT, "mobilenet_v3_small")
+        both, one, other = (self.epoch_of(stream, "kd", some) for some in (names, names[:1], names[1:]))
+
+        def apart(number: int) -> None:
+            one(number)
+            other(number)
+
+        times = in_turns({"both": both, "apart": apart}, rounds, time.perf_counter)
+        yield Comparison.between(
+            {"training": "2 students in a pass"},
+            "one by one",
+            times["both"],
+            times["apart"],
+            None,
+            len(self.images),
+        )
+
+    @property
+    def _teacher(self) -> str:
+        return "vit_l_16" if self.device.type == "cuda" else "resnet50"
+
+    def stream(self, loss: str) -> Stream:
+        """Open what training by a loss needs: labels, a cache, or a live teacher."""
+        options: dict[str, Any] = {
+            "batch_size": self.batch,
+            "workers": self.workers,
+            "device": str(self.device),
+        }
+        if loss == "ce":
+            return Stream.plain(self.images, self.recipe, seeds=(0,), **options)
+        stream = Stream.from_cache(
+            self.folder / "cache.zarr", self.images, spool_folder=self.folder / "spool", **options
+        )
+        if loss == "live":
+            teacher = build(self._teacher, num_classes=CLASSES, view_size=224, weights="random")
+            model = ViewModel(teacher, choose_precision("auto", self.device)).on(self.device)
+            live = LiveTeacher(model, len(self.images), TOP_K, CLASSES)
+            return Stream(stream.views, live, stream.config)
+        return stream
+
+    def epoch_of(
+        self, stream: Stream, loss: str, students: Sequence[str] = (STUDENT,)
+    ) -> Callable[[int], object]:
+        """Return what trains an epoch of new students, each time it is called."""
+        out = Path(tempfile.mkdtemp(dir=self.folder))
+
+        def epoch(number: int) -> None:
+            runs = [
+                Run(
+                    out / f"{number}-{name}",
+                    build(name, num_classes=CLASSES, view_size=64, weights="random"),
+                    Objective.parse(loss),
+                    TrainConfig(epochs=1),
+                )
+                for name in students
+            ]
+            train(runs, stream)
+
+        return epoch
+
+    # Memory -------------------------------------------------------------------------------------------------
+
+    def peaks(self) -> Iterator[Peak]:
+        """Peak memory of an epoch of each loss: on CUDA the device's, else that of a process of its own."""
+        if self.device.type == "cuda":
+            found = {loss: _on_device(self, loss) for loss in WAYS}
+        elif told():
+            alone = dataclasses.replace(self, workers=0)
+            found = {loss: held(_train_once, (alone, loss)) for loss in WAYS}
+        else:
+            return
+        for loss, mb in found.items():
+            yield Peak(loss, mb, mb / found["ce"], None if loss == "ce" else 1.05)
+
+    def shared(self) -> Iterator[Shared]:
+        """Memory of processes that look up in one spool, where the system tells."""
+        for count in PROCESSES if told() else ():
+            yield shared_by(count, self.folder / "cache.zarr", self.folder / "spool")
+
+
+def _train_once(bench: _Bench, loss: str) -> None:
+    bench.epoch_of(bench.stream(loss), loss)(0)
+
+
+def _on_device(bench: _Bench, loss: str) -> float:
+    torch.cuda.reset_peak_memory_stats(bench.device)
+    _train_once(bench, loss)
+    return torch.cuda.max_memory_allocated(bench.device) / 1e6
+
+
+class _Plain(Dataset[tuple[Tensor, int]]):
+    """Views as torchvision makes them for anybody, by the same transforms, random numbers unkeyed."""
+
+    def __init__(self, images: Images, recipe: RecipeSpec) -> None:
+        self.images, self.steps = images, ViewMaker(recipe).steps
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, sample: int) -> tuple[Tensor, int]:
+        view = self.images.image(sample)
+        for step in self.steps:
+            view = step(view)
+        return view, int(self.images.labels[sample])
