@@ -166,7 +166,9 @@ class CachedTeacher:
         n = self.reader.spec.dataset.n
         if (odd := samples[(samples < 0) | (samples >= n)]).numel():  # NumPy would count from the end
             raise OptionError(f"{self.reader.path} has samples 0 to {n - 1}, asked for {int(odd[0])}")
-        return torch.from_numpy(np.take(self._rows(seed), samples.numpy(), axis=0))
+        return torch.from_numpy(
+            np.take(self._rows(seed), samples.numpy(), axis=0, mode="clip")
+        )  # none is outside
 
     def _rows(self, seed: int) -> Rows:
         if seed not in self._spools or _failed(self._spools[seed]):

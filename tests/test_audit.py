@@ -252,7 +252,7 @@ FAULTS = {
     "a flipped bit": ("seed-0/gap/c/1/0", lambda f: flip(f, 0.4), (0, 1, "damaged")),
     "a flipped bit of an index": ("seed-1/top/c/2", lambda f: flip(f, 1.0), (1, 2, "damaged")),
     "a truncated file": ("seed-0/ids/c/2/0", lambda f: os.truncate(f, 40), (0, 2, "damaged")),
-    "an empty file": ("seed-0/tail_var/c/2", lambda f: os.truncate(f, 0), (0, 2, "digest")),
+    "an empty file": ("seed-0/tail_var/c/2", lambda f: os.truncate(f, 0), (0, 2, "damaged")),
     "random bytes": ("seed-0/ids/c/2/0", lambda f: f.write_bytes(os.urandom(999)), (0, 2, "damaged")),
     "a deleted file": ("seed-1/tail_lse/c/2", lambda f: f.unlink(), (1, 2, "digest")),
     "another shard's file": (

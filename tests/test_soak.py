@@ -68,6 +68,7 @@ def test_a_crafted_cache_is_refused_soon_and_in_little_memory(
 
 def test_the_soak_sees_a_store_that_does_not_flush(truth: Truth, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(place, "make_durable", lambda files: None)
+    monkeypatch.setattr(place, "make_names_durable", lambda files: None)
     tally = Tally(seed=0)
     inject("power", 0, tally, truth, tmp_path / "fault")
     assert not tally.clean

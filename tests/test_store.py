@@ -265,10 +265,12 @@ def test_data_is_on_the_disk_before_its_commit_is_written(tmp_path, monkeypatch)
     data = [seed / name / "c" / "0" for name in ("ids", "gap", "top", "canary")]
     files = [f / "0" if f.is_dir() else f for f in data]
     for file in files:
-        assert ("name", str(file)) in happened[:commit]
-        for path in (file, file.parent):
-            assert ("flush", str(path)) in happened[happened.index(("name", str(file))) : commit]
-    for path in (seed / "commit" / "c" / "0", seed / "commit" / "c", seed / "commit"):
+        named = happened.index(("name", str(file)))
+        assert ("flush", f"{file}.partial") in happened[:named]
+        for path in file.parents[:3]:
+            assert ("flush", str(path)) in happened[named:commit]
+    assert ("flush", str(seed / "commit" / "c" / "0.partial")) in happened[:commit]
+    for path in (seed / "commit" / "c", seed / "commit"):
         assert ("flush", str(path)) in happened[commit:]
 
 

@@ -1,44 +1,51 @@
-"""The codecs of a cache's arrays, and no others; and no chunk is unpacked to more than it may hold.
+"""The files of a cache's arrays, packed and unpacked: docs/format.md, section 3.
 
-A few bytes of any compressor can unpack to any size, and Zarr unpacks before anyone can look at the result. So what
-Zarr is given, in memory only, are codecs of ours around its own, which read what a chunk says of itself.
+The files are plain Zarr v3, and Zarr writes and reads the metadata. Their bytes pass through here, to Zarr's own
+codecs and no others, straight between a file and its array: Zarr's pipeline would copy them several times over, one
+chunk after the other. And a few bytes of any compressor can unpack to any size: what a chunk says of itself is looked
+at before a byte of it is unpacked.
 """
 
-import dataclasses
-import math
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
+import google_crc32c
 import numpy as np
-import zarr
-from zarr.abc.codec import ArrayBytesCodec, BytesBytesCodec, Codec
+import numpy.typing as npt
+from numcodecs import blosc, zstd
+from zarr.abc.codec import Codec
 from zarr.codecs import ShardingCodec
-from zarr.core.array_spec import ArraySpec as ChunkSpec
-from zarr.core.buffer import Buffer, NDBuffer
 
 from logitcache.errors import FormatError, OptionError
 from logitcache.schema import ArraySpec, CacheSpec, itemsize
 
 INDEX = ("bytes", "crc32c")
+NO_CHUNK = (1 << 64) - 1
+CRC = 4  # bytes of it
+BLOSC_LEVEL, ZSTD_LEVEL, PCODEC_LEVEL = 2, 3, 12
+SHUFFLES = {"shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
+
+
+# Metadata -------------------------------------------------------------------------------------------------
 
 
 def codecs(array: ArraySpec) -> dict[str, Any]:
-    """Return how Zarr is to encode the chunks of an array, in the arguments of `create_array`."""
+    """Return how the chunks of an array are encoded, in the arguments of Zarr's `create_array`."""
     checksum: dict[str, Any] = {"name": "crc32c"}
     if array.codec == "pcodec":
         return {
-            "serializer": {"name": "numcodecs.pcodec", "configuration": {"level": 12}},
+            "serializer": {"name": "numcodecs.pcodec", "configuration": {"level": PCODEC_LEVEL}},
             "compressors": [checksum],
         }
-    configuration: dict[str, Any] = {"level": 3, "checksum": False}
+    compressor: dict[str, Any] = {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}}
     if array.codec != "zstd":
         size = {"typesize": itemsize(array.dtype), "blocksize": 0}
-        configuration = {**size, "cname": "zstd", "clevel": 2, "shuffle": array.codec}
-    name = "zstd" if array.codec == "zstd" else "blosc"
-    return {"compressors": [{"name": name, "configuration": configuration}, checksum]}
+        how = {"cname": "zstd", "clevel": BLOSC_LEVEL, "shuffle": array.codec}
+        compressor = {"name": "blosc", "configuration": size | how}
+    return {"compressors": [compressor, checksum]}
 
 
 @contextmanager
@@ -58,34 +65,26 @@ def knowing_codecs(spec: CacheSpec) -> Iterator[None]:
         yield
 
 
-def guarded(array: Any, expected: ArraySpec, where: object) -> Any:
-    """Return the same array, read and written with the codecs of this format, which it must have.
+def require_codecs(array: Any, expected: ArraySpec, where: object) -> None:
+    """Insist that an array that Zarr has opened names its files as this format does, and encodes them so.
 
     Raises:
-        FormatError: it has others.
+        FormatError: it does not.
     """
     name, chain = f"{where}: array {expected.name!r}", array.metadata.codecs
+    first = array.metadata.chunk_key_encoding.encode_chunk_key((0,) * array.ndim)
+    if first != "/".join("c" + "0" * array.ndim):
+        raise FormatError(f"{name}: expected chunk keys like c/0, of the default encoding, found {first}")
     if expected.shards is not None:
         outer = chain[0]
         if len(chain) != 1 or not isinstance(outer, ShardingCodec) or outer.index_location.value != "end":
             raise FormatError(f"{name}: expected one sharding codec, its index at the end")
         _require(outer.index_codecs, INDEX, name)
-        chain = (dataclasses.replace(outer, codecs=_guarded(outer.codecs, expected, name)),)
-    else:
-        chain = _guarded(chain, expected, name)
-    return zarr.Array(zarr.AsyncArray(dataclasses.replace(array.metadata, codecs=chain), array.store_path))
-
-
-def _guarded(chain: Sequence[Codec], expected: ArraySpec, name: str) -> tuple[Codec, ...]:
+        chain = outer.codecs
     if expected.codec == "pcodec":
         _require(chain, ("numcodecs.pcodec", "crc32c"), name)
-        serializer, checksum = chain
-        assert isinstance(serializer, ArrayBytesCodec)
-        return (Bounded(serializer), checksum)
-    compressor = "zstd" if expected.codec == "zstd" else "blosc"
-    _require(chain, ("bytes", compressor, "crc32c"), name)
-    *unpack, checksum = chain
-    return (*unpack, Measured(compressor), checksum)
+    else:
+        _require(chain, ("bytes", "zstd" if expected.codec == "zstd" else "blosc", "crc32c"), name)
 
 
 def _require(chain: Sequence[Codec], names: Sequence[str], name: str) -> None:
@@ -98,65 +97,115 @@ def _require(chain: Sequence[Codec], names: Sequence[str], name: str) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Measured(BytesBytesCodec):
-    """Lets a frame pass that says it unpacks to exactly one chunk; stands right behind the compressor."""
-
-    compressor: str
-    is_fixed_size = True
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return its name: it is never written."""
-        return {"name": "logitcache.measured"}
-
-    def compute_encoded_size(self, input_byte_length: int, _chunk_spec: ChunkSpec) -> int:
-        """Return the same size: nothing is changed."""
-        return input_byte_length
-
-    async def _encode_single(self, chunk_bytes: Buffer, _chunk_spec: ChunkSpec) -> Buffer:
-        return chunk_bytes
-
-    async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ChunkSpec) -> Buffer:
-        header, length = chunk_bytes.as_numpy_array()[:18].tobytes(), len(chunk_bytes)
-        said = zstd_size(header) if self.compressor == "zstd" else blosc_size(header, length)
-        expected = math.prod(chunk_spec.shape) * chunk_spec.dtype.to_native_dtype().itemsize
-        if said != expected:
-            raise FormatError(
-                f"a chunk says that it holds {'no number of' if said is None else said} bytes, expected {expected}"
-            )
-        return chunk_bytes
+# Files ----------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Bounded(ArrayBytesCodec):
-    """Pcodec, unpacked into an array of the chunk's size: what its frames say of themselves need not be so."""
+def packed(values: npt.NDArray[Any], array: ArraySpec) -> bytes | None:
+    """Return the file that holds (rows, …) values of one shard, or of the chunk of an array without shards.
 
-    inner: ArrayBytesCodec
-    is_fixed_size = False
+    Bit for bit what Zarr makes of them; None where they are all zeros, which need no file.
+    """
+    step = array.chunks[0]
+    chunks = [_packed_chunk(values[first : first + step], array) for first in range(0, len(values), step)]
+    if array.shards is None:
+        (chunk,) = chunks
+        return chunk
+    if not any(chunks):
+        return None
+    chunks += [None] * (array.shards[0] // step - len(chunks))
+    index, end = b"", 0
+    for chunk in chunks:
+        index += struct.pack("<QQ", *((NO_CHUNK, NO_CHUNK) if chunk is None else (end, len(chunk))))
+        end += len(chunk or b"")
+    return b"".join([*filter(None, chunks), _with_crc(index)])
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return its name: it is never written."""
-        return {"name": "logitcache.bounded"}
 
-    def evolve_from_array_spec(self, array_spec: ChunkSpec) -> Self:
-        """Let the codec inside see what it is for."""
-        return dataclasses.replace(self, inner=self.inner.evolve_from_array_spec(array_spec))
+def unpacked(file: bytes | None, array: ArraySpec, rows: int) -> npt.NDArray[Any]:
+    """Return the first rows of what `packed` was given, in the dtype of the array; zeros where there is no file.
 
-    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ChunkSpec) -> int:
-        """Return what the codec inside says."""
-        return self.inner.compute_encoded_size(input_byte_length, chunk_spec)
+    Damaged bytes surface as an exception of any kind: to be called within `reading`, which says where.
+    """
+    step, *width = array.chunks
+    count = -(-rows // step)
+    if file is None:
+        return np.zeros((rows, *width), _stored(array))
+    values = np.empty((count * step, *width), _stored(array))
+    for number, chunk in enumerate(_chunks(file, array)[:count]):
+        part = values[number * step : (number + 1) * step]
+        if chunk is None:
+            part[...] = 0
+        else:
+            _unpack_chunk(chunk, array, part)
+    return values[:rows]
 
-    async def _encode_single(self, chunk_array: NDBuffer, chunk_spec: ChunkSpec) -> Buffer | None:
-        return next(iter(await self.inner.encode([(chunk_array, chunk_spec)])))
 
-    async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ChunkSpec) -> NDBuffer:
+def _packed_chunk(values: npt.NDArray[Any], array: ArraySpec) -> bytes | None:
+    """Return a chunk with its CRC-32C, filled up with zeros; None where there is nothing else."""
+    whole = np.ascontiguousarray(values, _stored(array))
+    if not whole.view(np.uint8).any():  # −0.0 is something else
+        return None
+    if missing := array.chunks[0] - len(whole):
+        whole = np.concatenate([whole, np.zeros((missing, *array.chunks[1:]), whole.dtype)])
+    if array.codec == "zstd":
+        return _with_crc(zstd.compress(whole, ZSTD_LEVEL, False))
+    if array.codec == "pcodec":
+        from numcodecs import PCodec  # there if pcodec is
+
+        return _with_crc(PCodec(level=PCODEC_LEVEL).encode(whole))
+    return _with_crc(blosc.compress(whole, b"zstd", BLOSC_LEVEL, SHUFFLES[array.codec], 0, whole.itemsize))
+
+
+def _chunks(file: bytes, array: ArraySpec) -> list[npt.NDArray[np.uint8] | None]:
+    """Take a file apart into its chunks; None for those that are not there."""
+    data = np.frombuffer(file, np.uint8)
+    if array.shards is None:
+        return [data]
+    size = 16 * (array.shards[0] // array.chunks[0]) + CRC
+    if (end := len(data) - size) < 0:
+        raise ValueError("the file is shorter than its index")
+    chunks: list[npt.NDArray[np.uint8] | None] = []
+    for first, length in struct.iter_unpack("<QQ", _without_crc(data[end:]).tobytes()):
+        if first + length > end and (first, length) != (NO_CHUNK, NO_CHUNK):
+            raise ValueError("a chunk lies outside its file")
+        chunks.append(None if first == NO_CHUNK else data[first : first + length])
+    return chunks
+
+
+def _unpack_chunk(chunk: npt.NDArray[np.uint8], array: ArraySpec, values: npt.NDArray[Any]) -> None:
+    """Unpack a chunk into values of its shape, once it has said that it holds as many."""
+    body = _without_crc(chunk)
+    if (
+        array.codec == "pcodec"
+    ):  # what its frames say of themselves need not be so: it is given the room, and no more
         from pcodec import standalone  # an optional package
 
-        values = np.empty(math.prod(chunk_spec.shape), dtype=chunk_spec.dtype.to_native_dtype())
-        done = standalone.simple_decompress_into(chunk_bytes.to_bytes(), values)
-        if done.n_processed != len(values) or not done.finished:
-            raise FormatError(f"a chunk holds {done.n_processed} numbers or more, expected {len(values)}")
-        return chunk_spec.prototype.nd_buffer.from_numpy_array(values.reshape(chunk_spec.shape))
+        done = standalone.simple_decompress_into(body.tobytes(), values.reshape(-1))
+        if done.n_processed != values.size or not done.finished:
+            raise ValueError(f"a chunk holds {done.n_processed} numbers or more, expected {values.size}")
+        return
+    header = body[:18].tobytes()
+    said = zstd_size(header) if array.codec == "zstd" else blosc_size(header, len(body))
+    if said != values.nbytes:
+        raise ValueError(
+            f"a chunk says that it holds {'no number of' if said is None else said} bytes, expected {values.nbytes}"
+        )
+    (zstd if array.codec == "zstd" else blosc).decompress(body, values)
+
+
+def _stored(array: ArraySpec) -> np.dtype[Any]:
+    return np.dtype(array.dtype).newbyteorder("<")
+
+
+def _with_crc(data: bytes) -> bytes:
+    crc: int = google_crc32c.value(data)
+    return data + crc.to_bytes(CRC, "little")
+
+
+def _without_crc(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    body, crc = data[:-CRC], data[-CRC:]
+    if google_crc32c.value(body) != int.from_bytes(crc.tobytes(), "little"):
+        raise ValueError("the CRC-32C of a chunk is not that of its bytes")
+    return body
 
 
 def zstd_size(header: bytes) -> int | None:

@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,11 +13,16 @@ from logitcache.errors import FormatError, LogitCacheError, StorageError
 MENDS = "`logitcache verify --repair` mends that, or restore it from a copy"
 
 
-def make_durable(files: list[Path]) -> None:
-    """Flush files, and the folders that name them, to the disk."""
-    present = [f for f in files if f.exists()]  # Zarr writes no file for a shard that is all zeros
-    for path in [*present, *{parent for f in present for parent in list(f.parents)[:3]}]:
-        _flush(path)
+def make_durable(files: Iterable[Path]) -> None:
+    """Flush files to the disk."""
+    for file in files:
+        _flush(file)
+
+
+def make_names_durable(files: Iterable[Path]) -> None:
+    """Flush the folders that name files, which may be new themselves, to the disk."""
+    for folder in {folder for file in files for folder in list(file.parents)[:3]}:
+        _flush(folder)
 
 
 def make_folder(folder: Path) -> None:

@@ -1,8 +1,7 @@
 """Where a cache lies: a local folder here, whatever fsspec reaches in `remote`. Both answer to `Place`.
 
-A place is one folder of a cache, the root or a seed's, and names its files relative to itself ("ids/c/0/0"). Zarr
-sees it through `store`: on a local disk that is Zarr's own view of the files, elsewhere a memory into which the
-files asked for have been fetched. So all that a network can do wrong happens in one place, before Zarr decodes.
+A place is one folder of a cache, the root or a seed's, and names its files relative to itself ("ids/c/0/0"). They
+are read and written whole, so all that a disk or a network can do wrong happens here, before anything is decoded.
 """
 
 import os
@@ -16,12 +15,16 @@ from typing import Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock, Timeout
-from zarr.abc.store import ByteRequest, Store
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import LocalStore
 
 from logitcache.errors import BusyError
-from logitcache.store.disk import make_durable, make_folder, require_file, size_of, storing
+from logitcache.store.disk import (
+    make_durable,
+    make_folder,
+    make_names_durable,
+    require_file,
+    size_of,
+    storing,
+)
 
 INDEX = "seeds.json"  # which seeds there are, for hosts that do not list
 KEYS = "sample_key"  # the array that names the samples, beside the root's zarr.json
@@ -38,12 +41,10 @@ class Place(ABC):
 
     Attributes:
         path: the local path, or the URL without user and password.
-        live: whether one `store` shows every file, as it is now.
         writable: whether anything can be written there at all.
     """
 
     path: Path | str
-    live: bool
     writable: bool
 
     def __str__(self) -> str:
@@ -76,14 +77,6 @@ class Place(ABC):
     @abstractmethod
     def size(self, *, recurse: bool = True) -> int | None:
         """Sum the bytes of the files here; None where that cannot be known."""
-
-    @abstractmethod
-    def store(self, files: Iterable[str], keep: Iterable[str] = (), most: int = MOST_METADATA) -> Store:
-        """Return a Zarr store with these files at hand; those to `keep` are fetched once for all."""
-
-    @abstractmethod
-    def save(self, store: Store, files: Iterable[str]) -> None:
-        """Make durable what Zarr wrote to `store` under these names."""
 
     @abstractmethod
     def put(self, files: Mapping[str, bytes], *, new: bool = False) -> None:
@@ -136,7 +129,6 @@ def place_of(path: str | Path) -> Place:
 class LocalPlace(Place):
     """A folder on a local disk: files renamed into place and flushed, locks that die with their process."""
 
-    live = True
     writable = True
     path: Path
 
@@ -179,31 +171,27 @@ class LocalPlace(Place):
         """Sum the bytes of the files here."""
         return size_of(self.path, recurse=recurse)
 
-    def store(self, files: Iterable[str], keep: Iterable[str] = (), most: int = MOST_METADATA) -> Store:
-        """Return Zarr's view of the folder."""
-        return Files(self.path, most=max(most, MOST_METADATA))
-
-    def save(self, store: Store, files: Iterable[str]) -> None:
-        """Flush to the disk what Zarr wrote."""
-        make_durable([self.path / name for name in files])
-
     def put(self, files: Mapping[str, bytes], *, new: bool = False) -> None:
-        """Write each file under another name, then rename it into its place, and flush."""
+        """Write each file under another name, flush it, then rename it into its place, and flush the folders."""
+        asides = {}
         for name, data in files.items():
             file = self.path / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            aside = file.with_name(f"{file.name}.partial")
-            aside.write_bytes(data)
-            make_durable([aside])  # a rename that reaches the disk before its data would show an empty file
+            asides[file] = file.with_name(f"{file.name}.partial")
+            asides[file].write_bytes(data)
+        make_durable(
+            asides.values()
+        )  # a rename that reaches the disk before its data would show an empty file
+        for file, aside in asides.items():
             aside.replace(file)
-        make_durable([self.path / name for name in files])
+        make_names_durable(asides)
 
     def delete(self, files: Iterable[str]) -> None:
         """Delete those of these files that are there, durably."""
         gone = [file for name in files if (file := self.path / name).exists()]
         for file in gone:
             file.unlink(missing_ok=True)
-        make_durable([file.parent for file in gone])
+        make_names_durable(gone)
 
     def delete_folder(self, name: str) -> None:
         """Delete the folder `name` in this one, if it is there."""
@@ -224,7 +212,7 @@ class LocalPlace(Place):
                 make_durable([aside / "zarr.json"])
                 (aside / "zarr.json").replace(self.path / "zarr.json")
                 aside.rmdir()
-                make_durable([self.path / "zarr.json"])
+                make_names_durable([self.path / "zarr.json"])
             (self.path / ".lock").unlink(missing_ok=True)  # the root is there: nobody locks it again
 
     @contextmanager
@@ -292,32 +280,6 @@ class LocalPlace(Place):
         for file in [self.path / "commit" / "zarr.json", *(self.path / "commit" / "c").glob("*")]:
             if file.is_file() and file.stat().st_size == 0:
                 file.unlink()
-
-
-class Files(LocalStore):
-    """Zarr's view of a local folder, in which every file is a file, and none larger than `most` bytes."""
-
-    def __init__(self, root: Path | str, *, read_only: bool = False, most: int = MOST_METADATA) -> None:
-        super().__init__(root, read_only=read_only)
-        self.most = most
-
-    def with_read_only(self, read_only: bool = False) -> "Files":
-        """Return the same view, to be read only or not."""
-        return Files(self.root, read_only=read_only, most=self.most)
-
-    async def get(
-        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        """Read a file, or a part of it."""
-        require_file(self.root / key, self.most)
-        return await super().get(key, prototype, byte_range)
-
-    def get_sync(
-        self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        """Read a file, or a part of it."""
-        require_file(self.root / key, self.most)
-        return super().get_sync(key, prototype=prototype, byte_range=byte_range)
 
 
 def _forget(owner: Path) -> None:

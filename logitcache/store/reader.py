@@ -2,31 +2,32 @@
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from logitcache.errors import FormatError, IncompleteError, NotFoundError
 from logitcache.schema import CacheSpec
+from logitcache.store.codecs import unpacked
 from logitcache.store.disk import MENDS, reading
 from logitcache.store.place import KEYS, SHARD_LOCK, Place, place_of
 from logitcache.store.shards import (
     COMMIT,
-    decode_shard,
+    checked_shard,
+    commit_entry,
     metadata_files,
     most_bytes,
-    open_array,
-    open_arrays,
+    opened,
+    require_form,
     require_shard,
     root_spec,
+    seed_shards,
     shard_file,
     shard_files,
     stored_shard,
-    whole,
 )
 
 Keys = npt.NDArray[np.uint64]
@@ -49,8 +50,7 @@ class CacheReader:
         self.place = place_of(path)
         self.path = self.place.path
         self.spec = read_root(self.place)
-        self._opened: dict[int, dict[str, Any]] = {}
-        self._places: dict[int, Place] = {}
+        self._begun: dict[int, int] = {}  # shards of each seed that its arrays are long enough for
 
     def seeds(self) -> list[int]:
         """List the seeds that have been begun, in rising order."""
@@ -67,14 +67,15 @@ class CacheReader:
         with reading(f"{self.path}, seed {seed}"):
             if seed in self.voided():
                 raise FormatError(f"{self.path}, seed {seed}: {COMMIT} is lost; {MENDS}")
-            self._arrays(seed, ())
+            self._shards(seed)
 
     def commits(self, seed: int) -> npt.NDArray[np.uint64]:
         """Return the commit digests of one seed, (shards,) uint64; 0 where a shard is not there."""
-        array = self.spec.commit_array()
-        files = (shard_file(array, shard) for shard in range(self.spec.shards))
         with reading(f"{self.path}, seed {seed}"):
-            return whole(self._arrays(seed, files)["commit"], array)
+            shards = range(self._shards(seed))
+            files = self._at(seed).fetch(shard_file(self.spec.commit_array(), shard) for shard in shards)
+            found = [commit_entry(files, self.spec, shard) for shard in shards]
+        return np.array(found + [0] * (self.spec.shards - len(found)), np.uint64)
 
     def commit(self, seed: int, shard: int) -> int:
         """Return the commit digest of one shard; 0 where it is not there.
@@ -82,10 +83,9 @@ class CacheReader:
         Raises:
             OptionError: the cache has no such shard.
         """
-        require_shard(self.spec, shard)
-        files = [shard_file(self.spec.commit_array(), shard)]
         with reading(f"{self.path}, seed {seed}, commit of shard {shard}"):
-            return _entry(self._arrays(seed, files)["commit"], shard)
+            files = self._files(seed, shard, [shard_file(self.spec.commit_array(), shard)])
+            return commit_entry(files, self.spec, shard)
 
     def complete(self) -> list[int]:
         """List the seeds whose every shard is committed."""
@@ -114,16 +114,12 @@ class CacheReader:
             IncompleteError: the shard is not committed.
             FormatError: its bytes are not what was committed.
         """
-        require_shard(self.spec, shard)
         with reading(f"{self.path}, seed {seed}, shard {shard}"):
-            arrays = self._arrays(seed, shard_files(self.spec, shard))
-            begun = (
-                shard < arrays["commit"].shape[0]
-            )  # else the seed has not been written since the data grew
-            commit = int(arrays["commit"][shard]) if begun else 0
+            files = self._files(seed, shard, shard_files(self.spec, shard))
+            commit = commit_entry(files, self.spec, shard)
         if not commit:
             raise IncompleteError(f"shard {shard} of seed {seed} of {self.path} is not committed")
-        return decode_shard(arrays, self.spec, seed, shard, commit, self.path)
+        return checked_shard(files, commit, self.spec, seed, shard, self.path)
 
     def decode(self, seed: int, shard: int) -> dict[str, npt.NDArray[Any]]:
         """Decode one shard as `read` does, but check the chunks' CRCs only: for those who judge it themselves.
@@ -132,15 +128,15 @@ class CacheReader:
             OptionError: the cache has no such shard.
             FormatError: a file of it is damaged.
         """
-        require_shard(self.spec, shard)
         with reading(f"{self.path}, seed {seed}, shard {shard}"):
-            return stored_shard(self._arrays(seed, shard_files(self.spec, shard)), self.spec, shard)
+            files = self._files(seed, shard, shard_files(self.spec, shard))
+            return stored_shard(files, self.spec, shard)
 
     def metadata(self, seed: int) -> dict[str, bytes]:
         """Return the metadata files of one seed, as they are stored, by their names in its folder."""
-        self._arrays(seed, ())  # insists that they are of the right form
         with reading(f"{self.path}, seed {seed}"):
-            return self.place.at(f"seed-{seed}").fetch(metadata_files(self.spec))
+            self._shards(seed)  # insists that they are of the right form
+            return self._at(seed).fetch(metadata_files(self.spec))
 
     def files(self, seed: int, shard: int) -> dict[str, bytes]:
         """Return the files of one committed shard, as they are stored, by their names in the seed's folder.
@@ -149,10 +145,9 @@ class CacheReader:
             OptionError: the cache has no such shard.
             IncompleteError: the shard is not committed.
         """
-        require_shard(self.spec, shard)
         names = shard_files(self.spec, shard)
         with reading(f"{self.path}, seed {seed}, shard {shard}"):
-            found = self.place.at(f"seed-{seed}").fetch(names, most_bytes(self.spec))
+            found = self._files(seed, shard, names)
         if names[-1] not in found:
             raise IncompleteError(f"shard {shard} of seed {seed} of {self.path} is not committed")
         return found
@@ -167,10 +162,9 @@ class CacheReader:
         else:
             committed = np.flatnonzero(self.commits(seed)).tolist()
         array = self.spec.canary_array()
-        files = (shard_file(array, shard) for shard in committed)
-        with reading(f"{self.path}, seed {seed}"):
-            held = self._arrays(seed, files)["canary"]
-            digests = {j: held[j] for j in committed}  # those of others may be torn by a power cut
+        with reading(f"{self.path}, seed {seed}"):  # files of other shards may be torn by a power cut
+            files = self._at(seed).fetch(shard_file(array, shard) for shard in committed)
+            digests = {j: unpacked(files.get(shard_file(array, j)), array, 1)[0] for j in committed}
         for shard, crcs in digests.items():
             if not np.any(crcs):  # not one view, or the file is gone: the commit tells
                 self.read(seed, shard)
@@ -246,31 +240,34 @@ class CacheReader:
         commits = self.place.each(self.commits, seeds)
         return [seed for seed, committed in zip(seeds, commits, strict=True) if committed.all()]
 
-    def _arrays(self, seed: int, files: Iterable[str]) -> dict[str, Any]:
-        """Open one seed's arrays, these files of it at hand."""
-        if seed in self._opened:
-            return self._opened[seed]
-        if seed not in self._places:
-            if not (place := self.place.at(f"seed-{seed}")).filled([COMMIT]):
+    def _at(self, seed: int) -> Place:
+        return self.place.at(f"seed-{seed}")
+
+    def _files(self, seed: int, shard: int, names: list[str]) -> dict[str, bytes]:
+        """Read those of these files of one shard that are there; none if the seed has not been lengthened yet."""
+        require_shard(self.spec, shard)
+        return self._at(seed).fetch(names, most_bytes(self.spec)) if shard < self._shards(seed) else {}
+
+    def _shards(self, seed: int) -> int:
+        """Insist on the form of a seed's arrays, once; return how many shards they are long enough for.
+
+        Raises:
+            IncompleteError: the cache has no such seed.
+            FormatError: they are of another form.
+        """
+        if seed not in self._begun:
+            if not (files := self._at(seed).fetch(metadata_files(self.spec))).get(COMMIT):
                 raise IncompleteError(f"{self.path} has no seed {seed}; it has {seed_list(self.seeds())}")
-            self._places[seed] = place
-        place = self._places[seed]
-        store = place.store(files, keep=metadata_files(self.spec), most=most_bytes(self.spec))
-        try:
-            arrays = open_arrays(store, self.spec, place)
-        except FormatError:
-            now = read_root(self.place)
-            if self.spec not in now.history()[:-1]:
-                raise
-            arrays = open_arrays(store, now, place)  # the cache has grown since it was opened
-        if place.live:
-            self._opened[seed] = arrays
-        return arrays
-
-
-def _entry(commits: Any, shard: int) -> int:
-    """Read one commit entry; 0 where the array has not been lengthened yet since the data grew."""
-    return int(commits[shard]) if shard < commits.shape[0] else 0
+            try:
+                self._begun[seed] = seed_shards(files, self.spec, self._at(seed))
+            except FormatError:
+                now = read_root(self.place)
+                if self.spec not in now.history()[:-1]:
+                    raise
+                self._begun[seed] = seed_shards(
+                    files, now, self._at(seed)
+                )  # it has grown since it was opened
+        return min(self._begun[seed], self.spec.shards)
 
 
 def read_root(place: Place) -> CacheSpec:
@@ -282,10 +279,10 @@ def read_root(place: Place) -> CacheSpec:
         StorageError: the disk or the host said no.
     """
     with reading(place):
-        if not place.fetch(["zarr.json"]):
+        if not (found := place.fetch(["zarr.json"])):
             advice = f"`logitcache dump --out {place}` makes one" if place.writable else "check the URL"
             raise NotFoundError(f"no cache at {place}; {advice}")
-        attributes = zarr.open_group(place.store(["zarr.json"]), mode="r").attrs.asdict()
+        attributes = opened(found).attrs.asdict()
     return root_spec(attributes, place)
 
 
@@ -297,13 +294,18 @@ def read_keys(place: Place, spec: CacheSpec) -> Keys | None:
         StorageError: the disk or the host said no.
     """
     array, about = spec.key_array(), f"{KEYS}/zarr.json"
-    files = [about, "zarr.json", *(shard_file(array, shard) for shard in range(spec.shards))]
     with reading(f"{place}/{KEYS}"):
-        if not place.filled([about]):
+        metadata = place.fetch([about, "zarr.json"])
+        if not metadata.get(about):
             return None
-        group = zarr.open_group(place.store(files, most=most_bytes(spec)), mode="r")
-        rows = whole(open_array(group, [array], place, longer=True), array)  # longer while a cache grows
-    return np.concatenate([rows[spec.place(array, shard)] for shard in range(spec.shards)])
+        require_form(opened(metadata), [array], place, longer=True)  # longer while a cache grows
+        shards = range(spec.shards)
+        files = place.fetch((shard_file(array, shard) for shard in shards), most_bytes(spec))
+        rows = [
+            unpacked(files.get(shard_file(array, shard)), array, len(spec.shard_range(shard)))
+            for shard in shards
+        ]
+    return np.concatenate(rows)
 
 
 def seeds_begun(place: Place) -> list[int]:

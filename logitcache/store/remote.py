@@ -1,13 +1,12 @@
 """A cache wherever fsspec reaches: s3://, gs://, memory://, and https:// for reading.
 
-Objects are fetched and put whole, several at a time, each with a few patient attempts; Zarr decodes from memory.
+Objects are fetched and put whole, several at a time, each with a few patient attempts.
 There are no locks: who writes a seed is the user's business (docs/sharing.md). A commit is put only where there is
 none.
 """
 
 import json
 import re
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +17,6 @@ from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.asyn import sync
-from zarr.abc.store import Store
-from zarr.core.buffer import Buffer
-from zarr.core.buffer.cpu import Buffer as HostBuffer
-from zarr.storage import MemoryStore
 
 from logitcache.errors import FormatError, LogitCacheError, OptionError, StorageError
 from logitcache.store.place import INDEX, KEYS, MOST_METADATA, Place
@@ -53,14 +48,11 @@ PATIENCE = Patience()
 class RemotePlace(Place):
     """A folder of a cache behind an fsspec file system."""
 
-    live = False
     path: str
 
     def __init__(self, filesystem: Any, root: str, path: str) -> None:
         self.filesystem, self.root, self.path = filesystem, root, path
         self.writable = "http" not in filesystem.protocol
-        self._kept: dict[str, bytes] = {}
-        self._keeping = threading.Lock()
 
     @classmethod
     def of(cls, url: str) -> "RemotePlace":
@@ -138,23 +130,6 @@ class RemotePlace(Place):
         find = self.filesystem.find
         found = self._patiently("list", lambda: _or_none(find, self.root, detail=True, **depth)) or {}
         return sum(entry["size"] or 0 for entry in found.values())
-
-    def store(self, files: Iterable[str], keep: Iterable[str] = (), most: int = MOST_METADATA) -> Store:
-        """Return a Zarr store in memory that holds these files, as far as they are there."""
-        keep = list(keep)
-        if missing := [name for name in keep if name not in self._kept]:
-            found = self.fetch(missing)
-            with self._keeping:
-                self._kept.update(found)
-        held = {name: self._kept[name] for name in keep if name in self._kept} | self.fetch(files, most)
-        return Fetched({name: HostBuffer.from_bytes(data) for name, data in held.items()})
-
-    def save(self, store: Store, files: Iterable[str]) -> None:
-        """Put what Zarr wrote to `store` under these names; delete those that it did not write."""
-        assert isinstance(store, Fetched)
-        files = list(files)
-        self.delete([name for name in files if name not in store.files])
-        self.put({name: store.files[name].to_bytes() for name in files if name in store.files})
 
     def put(self, files: Mapping[str, bytes], *, new: bool = False) -> None:
         """Put files, each whole or not at all."""
@@ -250,14 +225,6 @@ class RemotePlace(Place):
                     raise StorageError(f"cannot {what} {where}{times}: {_reason(error)}") from error
                 time.sleep(PATIENCE.pause * 2**number)
         raise AssertionError("unreachable")
-
-
-class Fetched(MemoryStore):
-    """A Zarr store in memory whose files can be taken out again."""
-
-    def __init__(self, store_dict: dict[str, Buffer], *, read_only: bool = False) -> None:
-        super().__init__(store_dict, read_only=read_only)
-        self.files = store_dict
 
 
 def _options(scheme: str) -> dict[str, Any]:

@@ -5,17 +5,19 @@ import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.abc.store import Store
+from zarr.core.buffer.cpu import Buffer
+from zarr.storage import MemoryStore
 
 from logitcache.coding import code_gaps, rounded
 from logitcache.errors import FormatError, OptionError
 from logitcache.schema import ArraySpec, CacheSpec, itemsize
-from logitcache.store.codecs import guarded, knowing_codecs
+from logitcache.store.codecs import knowing_codecs, packed, require_codecs, unpacked
 from logitcache.store.disk import MENDS, reading
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -24,6 +26,7 @@ DIGEST = "logitcache_digest"  # of the root group: of that value
 COMMIT = (
     "commit/zarr.json"  # made last of a seed's metadata: without it, or empty, the seed has not been begun
 )
+PACKERS = 4  # threads
 MOST_SHARDS = 1 << 16  # of one seed: a file each, so more are a mistake or an attack
 MOST_SHARD_BYTES = (
     1 << 30
@@ -97,16 +100,30 @@ def _root_digest(about: object) -> str:
     return hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def open_arrays(store: Store, spec: CacheSpec, where: object, mode: str = "r") -> dict[str, Any]:
-    """Open the arrays of one seed and insist on the form that the spec gives them, or gave before the data grew."""
+def seed_shards(files: Mapping[str, bytes], spec: CacheSpec, where: object) -> int:
+    """Insist on the form of one seed's arrays by its metadata files; return how many shards they are long enough for.
+
+    That may be the number of before the data grew: `commit` is lengthened last.
+    """
     forms = zip(*map(seed_arrays, spec.history()), strict=True)
     with knowing_codecs(spec):
-        group = zarr.open_group(store, mode=mode)  # type: ignore[arg-type]
-        return {now.name: open_array(group, (*before, now), where) for *before, now in forms}
+        group = opened(files)
+        lengths = {now.name: require_form(group, (*then, now), where) for *then, now in forms}
+    (held,) = (state for state in spec.history() if state.shards == lengths["commit"])
+    if short := [a.name for a in seed_arrays(held) if lengths[a.name] < a.shape[0]]:
+        raise FormatError(f"{where}: array {short[0]!r} is shorter than 'commit', which is lengthened last")
+    return held.shards
 
 
-def open_array(group: zarr.Group, forms: Sequence[ArraySpec], where: object, *, longer: bool = False) -> Any:
-    """Open one array and insist on one of these forms; the last is what it should be by now, or `longer`."""
+def opened(files: Mapping[str, bytes]) -> zarr.Group:
+    """Open a group by its metadata files."""
+    return zarr.open_group(MemoryStore({n: Buffer.from_bytes(data) for n, data in files.items()}), mode="r")
+
+
+def require_form(
+    group: zarr.Group, forms: Sequence[ArraySpec], where: object, *, longer: bool = False
+) -> int:
+    """Insist that an array has one of these forms, the last one or `longer`; return how long it is."""
     name = forms[-1].name
     array = group.get(name)
     if not isinstance(array, zarr.Array):
@@ -119,15 +136,8 @@ def open_array(group: zarr.Group, forms: Sequence[ArraySpec], where: object, *, 
             f"{where}: array {name!r}: "
             f"expected shape, dtype, chunks, shards, fill value {wanted[-1]}, found {found}"
         )
-    return guarded(array, forms[-1], where)
-
-
-def whole(array: Any, form: ArraySpec) -> npt.NDArray[Any]:
-    """Read an array whole; zeros where it has not been lengthened yet, and no more than its form has."""
-    values = np.zeros(form.shape, dtype=form.dtype)
-    held = array[: form.shape[0]]
-    values[: len(held)] = held
-    return values
+    require_codecs(array, forms[-1], where)
+    return int(array.shape[0])
 
 
 def as_stored(values: npt.NDArray[Any], array: ArraySpec, spec: CacheSpec, shard: int) -> npt.NDArray[Any]:
@@ -169,22 +179,58 @@ def shard_digest(spec: CacheSpec, seed: int, shard: int, stored: Arrays) -> int:
     return int.from_bytes(digest.digest(), "little") or 1
 
 
-def stored_shard(arrays: Mapping[str, Any], spec: CacheSpec, shard: int) -> dict[str, npt.NDArray[Any]]:
-    """Decode one shard from the opened arrays of its seed, rows of this shard only, in stored dtypes."""
-    return {a.name: np.ascontiguousarray(arrays[a.name][spec.place(a, shard)]) for a in spec.arrays()}
-
-
-def decode_shard(
-    arrays: Mapping[str, Any], spec: CacheSpec, seed: int, shard: int, commit: int, where: object
-) -> dict[str, npt.NDArray[Any]]:
-    """Decode one shard as `stored_shard`, and insist that it is what was committed.
+def packed_shard(arrays: Arrays, spec: CacheSpec, seed: int, shard: int) -> tuple[int, dict[str, bytes]]:
+    """Return the commit digest of one shard, and its files by their names in the seed's folder; none for zeros alone.
 
     Raises:
-        FormatError: it is damaged, or not what `commit` is the digest of.
+        OptionError: the arrays are not such as the shard has.
+    """
+    forms = spec.arrays()
+    with ThreadPoolExecutor(
+        PACKERS, "pack"
+    ) as threads:  # NumPy, digest and compressors let go of Python's lock
+        made = threads.map(lambda a: as_stored(arrays[a.name], a, spec, shard), forms)
+        stored = {a.name: values for a, values in zip(forms, made, strict=True)}
+        digest = threads.submit(shard_digest, spec, seed, shard, stored)
+        files = threads.map(lambda a: packed(stored[a.name], a), forms)
+        found = {shard_file(a, shard): file for a, file in zip(forms, files, strict=True) if file is not None}
+        return digest.result(), found
+
+
+def stored_shard(files: Mapping[str, bytes], spec: CacheSpec, shard: int) -> dict[str, npt.NDArray[Any]]:
+    """Unpack the files of one shard: arrays by name, rows of this shard only, in stored dtypes."""
+    rows = {a.name: spec.place(a, shard) for a in spec.arrays()}
+    return {
+        a.name: unpacked(files.get(shard_file(a, shard)), a, rows[a.name].stop - rows[a.name].start)
+        for a in spec.arrays()
+    }
+
+
+def commit_file(spec: CacheSpec, digest: int) -> bytes:
+    """Return the file of a commit."""
+    array = spec.commit_array()
+    file = packed(np.array([digest], array.dtype), array)
+    assert file is not None  # no digest is 0
+    return file
+
+
+def commit_entry(files: Mapping[str, bytes], spec: CacheSpec, shard: int) -> int:
+    """Return the commit digest of one shard by its files; 0 where it is not there."""
+    array = spec.commit_array()
+    return int(unpacked(files.get(shard_file(array, shard)), array, 1)[0])
+
+
+def checked_shard(
+    files: Mapping[str, bytes], commit: int, spec: CacheSpec, seed: int, shard: int, where: object
+) -> dict[str, npt.NDArray[Any]]:
+    """Unpack the files of one shard as `stored_shard`, and insist that they hold what was committed.
+
+    Raises:
+        FormatError: they are damaged, or not what `commit` is the digest of.
     """
     name = f"{where}, seed {seed}, shard {shard}"
     with reading(name):
-        found = stored_shard(arrays, spec, shard)
+        found = stored_shard(files, spec, shard)
     if shard_digest(spec, seed, shard, found) != commit:
         raise FormatError(f"{name}: the data is not what was committed; {MENDS}")
     if found["ids"].max() >= spec.dataset.num_classes:

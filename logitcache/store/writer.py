@@ -2,23 +2,20 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.abc.store import Store
 from zarr.core.buffer import Buffer
-from zarr.core.buffer.cpu import Buffer as HostBuffer
 from zarr.storage import MemoryStore
 
 from logitcache.errors import FormatError, MismatchError, NotFoundError, OptionError
 from logitcache.schema import ArraySpec, CacheSpec
-from logitcache.store.codecs import codecs, knowing_codecs
+from logitcache.store.codecs import codecs, knowing_codecs, packed
 from logitcache.store.disk import reading
 from logitcache.store.place import INDEX, Place, place_of
 from logitcache.store.reader import CacheReader, Keys, read_keys, read_root, seeds_begun
@@ -27,15 +24,16 @@ from logitcache.store.shards import (
     MOST_SHARD_BYTES,
     MOST_SHARDS,
     Arrays,
-    as_stored,
-    decode_shard,
+    checked_shard,
+    commit_entry,
+    commit_file,
     metadata_files,
     most_bytes,
-    open_arrays,
+    packed_shard,
     require_shard,
     root_attributes,
     seed_arrays,
-    shard_digest,
+    seed_shards,
     shard_file,
     shard_files,
 )
@@ -173,7 +171,7 @@ class SeedWriter:
             if not place.filled([COMMIT]):
                 self._create(metadata or _metadata(spec))
         with reading(place):
-            open_arrays(place.store(metadata_files(spec)), spec, place)
+            seed_shards(place.fetch(metadata_files(spec)), spec, place)
         with place.storing():
             self._lengthen()
 
@@ -183,9 +181,7 @@ class SeedWriter:
 
     def commits(self) -> npt.NDArray[np.uint64]:
         """Return the commit digests, (shards,) uint64; 0 where a shard is not there."""
-        files = [shard_file(self.spec.commit_array(), shard) for shard in range(self.spec.shards)]
-        with reading(f"{self.place}/commit"):
-            return np.asarray(self._open("r", files)[1]["commit"][:], dtype=np.uint64)
+        return self._commits(range(self.spec.shards))
 
     def write(self, shard: int, arrays: Arrays) -> int:
         """Write one shard, make it durable, commit it; what an earlier crash left of it is deleted first.
@@ -212,18 +208,11 @@ class SeedWriter:
             return self._commit(shard) or self._write(shard, arrays)
 
     def _write(self, shard: int, arrays: Arrays) -> int:
-        stored = {a.name: as_stored(arrays[a.name], a, self.spec, shard) for a in self.spec.arrays()}
-        with self.place.storing(), ThreadPoolExecutor(1, "digest") as beside:
-            digest = beside.submit(shard_digest, self.spec, self.seed, shard, stored)
-            store, opened = self._open("r+")
-            files = shard_files(self.spec, shard)
-            if self.place.live:  # else `save` puts objects over those that there are, each whole
-                self.place.delete(files[:-1])
-            for a in self.spec.arrays():
-                opened[a.name][self.spec.place(a, shard)] = stored[a.name]
-            self.place.save(store, files[:-1])
-            commit = digest.result()
-            self.place.put({files[-1]: self._commit_file(shard, commit)}, new=True)
+        commit, files = packed_shard(arrays, self.spec, self.seed, shard)
+        *data, last = shard_files(self.spec, shard)
+        with self.place.storing():
+            self._put(data, files)
+            self.place.put({last: commit_file(self.spec, commit)}, new=True)
         return commit
 
     def adopt(self, shard: int, commit: int, files: Mapping[str, bytes]) -> None:
@@ -243,10 +232,10 @@ class SeedWriter:
         with self._turn(shard):
             self._refuse_committed(shard)
             with self.place.storing():
-                self.place.delete([name for name in data if name not in files])  # the others are written over
-                self.place.put({name: files[name] for name in data if name in files})
-            _, opened = self._open("r", data)
-            decode_shard(opened, self.spec, self.seed, shard, commit, self.place)
+                self._put(data, {name: files[name] for name in data if name in files})
+            with reading(self.place):
+                there = self.place.fetch(data, most_bytes(self.spec))
+            checked_shard(there, commit, self.spec, self.seed, shard, self.place)
             with self.place.storing():
                 self.place.put({last: files[last]}, new=True)
 
@@ -269,26 +258,23 @@ class SeedWriter:
         require_shard(self.spec, shard)
         return self.place.turn(shard)
 
-    def _commit(self, shard: int) -> int:
+    def _put(self, names: list[str], files: Mapping[str, bytes]) -> None:
+        """Write files of these names, over what an earlier crash left; delete what it left of the others."""
+        self.place.delete([name for name in names if name not in files])
+        self.place.put(files)
+
+    def _commits(self, shards: Sequence[int]) -> npt.NDArray[np.uint64]:
+        array = self.spec.commit_array()
         with reading(f"{self.place}/commit"):
-            _, opened = self._open("r", [shard_file(self.spec.commit_array(), shard)])
-            return int(opened["commit"][shard])
+            files = self.place.fetch(shard_file(array, shard) for shard in shards)
+            return np.array([commit_entry(files, self.spec, shard) for shard in shards], np.uint64)
+
+    def _commit(self, shard: int) -> int:
+        return int(self._commits([shard])[0])
 
     def _refuse_committed(self, shard: int) -> None:
         if self._commit(shard):
             raise OptionError(f"shard {shard} of seed {self.seed} is committed: it is never written again")
-
-    def _commit_file(self, shard: int, digest: int) -> bytes:
-        """Return the file of a commit: Zarr would name it before it is flushed, and a power cut could tear it."""
-        array = self.spec.commit_array()
-        files: dict[str, Buffer] = {"zarr.json": HostBuffer.from_bytes(self.place.fetch([COMMIT])[COMMIT])}
-        zarr.open_array(MemoryStore(files), mode="r+")[shard] = digest
-        return files[shard_file(array, shard).removeprefix(f"{array.name}/")].to_bytes()
-
-    def _open(self, mode: str, files: Iterable[str] = ()) -> tuple[Store, dict[str, Any]]:
-        """Open the arrays, these files of them at hand."""
-        store = self.place.store(files, keep=metadata_files(self.spec), most=most_bytes(self.spec))
-        return store, open_arrays(store, self.spec, self.place, mode)
 
     def _create(self, metadata: Mapping[str, bytes]) -> None:
         """Make the arrays, durably, and `commit` last: what is there without it is void."""
@@ -347,14 +333,12 @@ def _key_files(spec: CacheSpec, keys: Keys) -> dict[str, bytes]:
     if keys.shape != (spec.dataset.n,):
         raise OptionError(f"expected {spec.dataset.n} sample keys, found {keys.shape}")
     array = spec.key_array()
-    rows = np.zeros(array.shape, dtype=array.dtype)
+    files = {f"{array.name}/zarr.json": _made([array])[f"{array.name}/zarr.json"]}
     for shard in range(spec.shards):
         samples = spec.shard_range(shard)
-        rows[spec.place(array, shard)] = keys[samples.start : samples.stop]
-    files: dict[str, Buffer] = {}
-    _create_array(zarr.create_group(MemoryStore(files)), array)[:] = rows
-    del files["zarr.json"]  # the group's
-    return {name: data.to_bytes() for name, data in files.items()}
+        if (file := packed(keys[samples.start : samples.stop], array)) is not None:
+            files[shard_file(array, shard)] = file
+    return files
 
 
 def _root(spec: CacheSpec) -> bytes:
@@ -366,25 +350,26 @@ def _root(spec: CacheSpec) -> bytes:
 
 def _metadata(spec: CacheSpec) -> dict[str, bytes]:
     """Return the metadata files of a seed."""
+    with knowing_codecs(spec):
+        return _made(seed_arrays(spec))
+
+
+def _made(arrays: Iterable[ArraySpec]) -> dict[str, bytes]:
+    """Return the metadata files of a group of arrays, as Zarr makes them."""
     files: dict[str, Buffer] = {}
     group = zarr.create_group(MemoryStore(files))
-    with knowing_codecs(spec):
-        for a in seed_arrays(spec):
-            _create_array(group, a)
+    for array in arrays:
+        group.create_array(
+            array.name,
+            shape=array.shape,
+            dtype=array.dtype,
+            chunks=array.chunks,
+            shards=array.shards,
+            dimension_names=array.dimensions,
+            fill_value=0,
+            **codecs(array),
+        )
     return {name: data.to_bytes() for name, data in files.items()}
-
-
-def _create_array(group: zarr.Group, array: ArraySpec) -> Any:
-    return group.create_array(
-        array.name,
-        shape=array.shape,
-        dtype=array.dtype,
-        chunks=array.chunks,
-        shards=array.shards,
-        dimension_names=array.dimensions,
-        fill_value=0,
-        **codecs(array),
-    )
 
 
 def _json(text: bytes | None) -> object:
