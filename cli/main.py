@@ -14,6 +14,7 @@ from .demo import demo
 from .derive import derive
 from .dump import dump
 from .evaluate import evaluate
+from .export import export
 from .info import info
 from .init import init
 from .plan import plan
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (init, demo, plan, dump, derive, copy, train, evaluate, info, verify, stats, bench):
+for command in (init, demo, plan, dump, derive, copy, train, evaluate, export, info, verify, stats, bench):
     app.command()(ending_clearly(command))
 
 

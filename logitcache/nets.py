@@ -259,7 +259,7 @@ class TwoHeads(nn.Module):
     def apart(self, x: Tensor) -> Tensor:
         """Both heads' logits, (B, 2, C), in either mode."""
         both: Tensor = self.body(x)
-        return both.reshape(len(both), 2, -1)
+        return both.unflatten(1, (2, -1))  # whatever the batch size, in an exported graph too
 
     def forward(self, x: Tensor) -> Tensor:
         """Both heads' logits in training, their mixture in evaluation."""

@@ -59,7 +59,20 @@ def test_the_script_is_declared_where_it_is_loaded_from() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["init", "demo", "plan", "dump", "derive", "copy", "train", "evaluate", "info", "verify", "bench"],
+    [
+        "init",
+        "demo",
+        "plan",
+        "dump",
+        "derive",
+        "copy",
+        "train",
+        "evaluate",
+        "export",
+        "info",
+        "verify",
+        "bench",
+    ],
 )
 def test_every_command_helps_with_an_example(command: str, tmp_path: Path) -> None:
     text = succeeds(command, "--help", cwd=tmp_path)
@@ -194,6 +207,7 @@ def test_init_writes_a_file_that_reads_back(tmp_path: Path) -> None:
         "copy",
         "train",
         "evaluate",
+        "export",
         "info",
         "stats",
         "verify",

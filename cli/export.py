@@ -1,0 +1,44 @@
+"""``logitcache export``: a trained student as ONNX or TorchScript."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from .options import Json
+from .terminal import show, size
+
+
+def export(
+    student: Annotated[Path, typer.Argument(help="Run folder, or a file of weights.")],
+    format: Annotated[Literal["onnx", "torchscript"], typer.Option(help="What to write.")] = "onnx",
+    out: Annotated[Path | None, typer.Option(help="File; beside the weights by default.")] = None,
+    weights: Annotated[Literal["best", "last"], typer.Option(help="Which of a run folder.")] = "best",
+    architecture: Annotated[
+        str | None, typer.Option("--student", help="Its architecture, where the file does not say.")
+    ] = None,
+    num_classes: Annotated[int | None, typer.Option(help="Its classes, where the file does not say.")] = None,
+    json: Json = False,
+) -> None:
+    """Write a student to one file that runs without logitcache, after proof that the file answers as it does.
+
+    It takes (batch, channels, size, size) uint8 images of the network's own size, and normalises them itself.
+
+    Example: logitcache export runs/resnet18-cmkd-0 --format onnx
+    """
+    from logitcache.export import export as write
+    from logitcache.students import Trained
+
+    trained = Trained.find(student, weights)
+    model = trained.model(architecture, num_classes)
+    done = write(model, out or trained.file.with_suffix(f".{format}"), format)
+    rows = [
+        ("file", f"{done.path}, {size(done.bytes)}"),
+        ("student", f"{model.name}, {trained.file}"),
+        (
+            "takes",
+            f"uint8 (batch, {', '.join(map(str, done.input))}), gives float32 (batch, {done.num_classes})",
+        ),
+        ("proof", f"logits off by {done.difference:.1e} at most, on random views"),
+    ]
+    show({"student": model.name, "weights": str(trained.file), **done.to_dict()}, rows, as_json=json)

@@ -1,0 +1,163 @@
+"""A trained student as one file that runs without logitcache: ONNX or TorchScript.
+
+The file takes images as they are, (batch, channels, size, size) uint8 of the network's own size, and normalises them
+itself, so that nobody can take another mean or another order of channels than the student was trained with. What else
+there is to know (name, classes, size, how views were resized) stands in the file, as JSON under the key "logitcache".
+"""
+
+import copy
+import json
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from logitcache.errors import Difference, MismatchError, OptionError, StorageError
+from logitcache.forward import ViewModel
+from logitcache.models import Model
+from logitcache.schema import Spec
+from logitcache.views import library_versions
+from logitcache.weights import first_line
+
+Format = Literal["onnx", "torchscript"]
+ABOUT = "logitcache"
+TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order
+BATCHES = (1, 3)  # sizes to compare at
+
+Answers = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ExportReport(Spec):
+    """What was written.
+
+    Attributes:
+        path, format, bytes: of the file.
+        input: shape of the views, uint8; the number of them is free.
+        num_classes: C; the output is (batch, C) float32 logits.
+        difference: the largest between the file's logits and the student's, on random views.
+    """
+
+    path: str
+    format: str
+    bytes: int
+    input: tuple[int, int, int]
+    num_classes: int
+    difference: float
+
+
+def export(model: Model, out: str | Path, format: Format = "onnx") -> ExportReport:
+    """Write a student to a file, after proof that the file answers as the student does.
+
+    Args:
+        model: the student; it answers in evaluation mode.
+        out: the file; one that is there is replaced.
+        format: "onnx" (needs the extra `onnx`) or "torchscript".
+
+    Raises:
+        OptionError: no such format, the packages for it are not installed, or they cannot express the model.
+        MismatchError: the file answers otherwise.
+        StorageError: the file cannot be written.
+    """
+    if format not in _FORMATS:
+        raise OptionError(f"formats are {', '.join(_FORMATS)}, found {format!r}")
+    out, size = Path(out), model.adapter.size
+    shape = (model.adapter.channels, size, size)
+    student = ViewModel(replace(model, module=copy.deepcopy(model.module))).cpu().eval()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder, torch.no_grad():
+            aside = Path(folder) / out.name
+            answers = _FORMATS[format](student, _random_views(2, shape), aside, _about(model))
+            difference = max(_difference(student, answers, _random_views(n, shape)) for n in BATCHES)
+            aside.replace(out)
+    except OSError as error:
+        raise StorageError(f"cannot write {out}: {error.strerror or first_line(error)}") from error
+    return ExportReport(str(out), format, out.stat().st_size, shape, model.num_classes, difference)
+
+
+def _about(model: Model) -> str:
+    """What the file says of itself."""
+    adapter = model.adapter
+    about = {
+        "name": model.name,
+        "num_classes": model.num_classes,
+        "input": {"dtype": "uint8", "shape": ["batch", adapter.channels, adapter.size, adapter.size]},
+        "resize": f"{adapter.interpolation}, antialiased, before",
+        "normalisation": {"mean": list(adapter.mean), "std": list(adapter.std), "of": "views / 255, inside"},
+        "output": {"dtype": "float32", "shape": ["batch", model.num_classes]},
+        "versions": library_versions(),
+    }
+    return json.dumps(about)
+
+
+def _random_views(count: int, shape: tuple[int, int, int]) -> Tensor:
+    generator = torch.Generator().manual_seed(count)
+    return torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=generator)
+
+
+def _difference(student: ViewModel, answers: Answers, views: Tensor) -> float:
+    expected = student(views)
+    allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
+    try:
+        largest = float((answers(views) - expected).abs().max())
+        fault = "" if largest <= allowed else f"off by {largest:.2g}"
+    except Exception as error:  # a graph that takes no such batch, in the words of whatever runs it
+        fault = first_line(error)
+    if fault:
+        raise MismatchError(
+            "the exported file does not answer as the student does, so it is not kept",
+            [Difference(f"logits of {len(views)} random views", f"within {allowed:.2g}", fault)],
+            "take the other format; a forward that depends on Python values of its input cannot be exported",
+        )
+    return largest
+
+
+# Formats: each writes the file and returns what the file answers ------------------------------------------
+
+
+def _onnx(student: ViewModel, views: Tensor, file: Path, about: str) -> Answers:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch's exporter needs it
+    except ImportError as error:
+        raise OptionError(f"exporting to ONNX needs {error.name}; pip install 'logitcache[onnx]'") from None
+    batch = torch.export.Dim("batch", min=1)
+    names: dict[str, Any] = {"input_names": ["views"], "output_names": ["logits"]}
+    try:
+        program = torch.onnx.export(
+            student, (views,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False, **names
+        )
+    except Exception as error:  # of dozens of classes, each for something that ONNX or the exporter lacks
+        raise _inexpressible(student, "ONNX", error) from error
+    assert program is not None
+    program.model.metadata_props[ABOUT] = about
+    program.save(str(file), external_data=False)
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return lambda views: torch.from_numpy(session.run(None, {"views": views.numpy()})[0])
+
+
+def _torchscript(student: ViewModel, views: Tensor, file: Path, about: str) -> Answers:
+    with warnings.catch_warnings(action="ignore"):  # of its age, and of branches: the comparison tells
+        try:
+            traced: Any = torch.jit.trace(student, (views,), check_trace=False)  # type: ignore[no-untyped-call]
+        except Exception as error:  # likewise
+            raise _inexpressible(student, "TorchScript", error) from error
+        traced.save(str(file), _extra_files={f"{ABOUT}.json": about})
+        loaded: Answers = torch.jit.load(str(file))  # type: ignore[no-untyped-call]
+    return loaded
+
+
+def _inexpressible(student: ViewModel, format: str, error: Exception) -> OptionError:
+    return OptionError(f"{type(student.module).__name__} cannot be exported to {format}: {first_line(error)}")
+
+
+_FORMATS: dict[str, Callable[[ViewModel, Tensor, Path, str], Answers]] = {
+    "onnx": _onnx,
+    "torchscript": _torchscript,
+}
