@@ -259,7 +259,7 @@ class TwoHeads(nn.Module):
     def apart(self, x: Tensor) -> Tensor:
         """Both heads' logits, (B, 2, C), in either mode."""
         both: Tensor = self.body(x)
-        return both.unflatten(1, (2, -1))  # whatever the batch size, in an exported graph too
+        return both.reshape(-1, 2, both.shape[1] // 2)  # of any batch size, in an exported graph too
 
     def forward(self, x: Tensor) -> Tensor:
         """Both heads' logits in training, their mixture in evaluation."""
