@@ -83,13 +83,14 @@ def test_bench_train_compares_with_labels_alone_and_with_a_live_teacher(
 
     monkeypatch.setattr(train, "WAYS", ("ce", "kd"))
     monkeypatch.setattr(train, "PROCESSES", (1,))
+    monkeypatch.setattr(train, "SPOOLED", 4096)
     words = ["bench", "train", "--n", "4", "--batch", "2", "--rounds", "1"]
     ended = CliRunner().invoke(app, [*words, "--json"])
     assert ended.exit_code == 0, ended.output
     found = json.loads(ended.stdout)
-    compared = [(row["of"]["training"], row["against"]) for row in found["times"]]
-    assert ("kd, from a cache", "ce, from labels") in compared
-    assert ("kd, from a cache", "kd, resnet50 live") in compared
+    compared = [(row["of"]["stage two"], row["against"]) for row in found["times"]]
+    assert ("kd, cached", "ce, labels") in compared
+    assert ("kd, cached", "resnet50 live") in compared
     assert len(compared) == 4
     if told():
         assert [peak["loss"] for peak in found["peaks"]] == ["ce", "kd"]

@@ -151,9 +151,9 @@ class Shared(Spec):
         return {
             "processes": f"{self.processes}",
             "spool, MB": f"{self.spool_mb:.1f}",
-            "each would say": f"{self.seen_alone_mb:.1f}",
+            "seen by each": f"{self.seen_alone_mb:.1f}",
             "mapped by all": f"{self.in_all_mb:.1f}",
-            "wanted": "the spool once",
+            "wanted": "one spool",
         }
 
 

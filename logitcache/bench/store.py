@@ -180,6 +180,11 @@ def measure(
         return StoreReport(about, made.n, k, top1, tail, tuple(sizes), tuple(speeds), tuple(peaks(work)))
 
 
+def write_cache(path: Path, n: int, k: int) -> None:
+    """Write a cache of `n` made-up answers under seed 0."""
+    _Made.of(answers(n, "folder"), k).write(path, "default")
+
+
 # The answers, ready to be written -------------------------------------------------------------------------
 
 

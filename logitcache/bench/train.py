@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from logitcache.bench.compare import Comparison, in_turns
 from logitcache.bench.dump import CLASSES, TOP_K, idle_teacher, pictures_in
 from logitcache.bench.memory import Shared, held, shared_by, told
+from logitcache.bench.store import write_cache
 from logitcache.datasets import Images
 from logitcache.dump import DumpConfig, dump
 from logitcache.forward import ViewModel, choose_precision
@@ -34,6 +35,7 @@ from logitcache.views import ViewMaker, recipe_named
 
 STUDENT = "resnet18"
 PROCESSES = (1, 4, 8)
+SPOOLED = 131_072  # views of the spool that they share
 WAYS = ("ce", "kd", "cmkd")
 
 
@@ -59,7 +61,7 @@ class Peak(Spec):
         """Return columns and what to print in them."""
         wanted = "" if self.wanted is None else f"≤ {self.wanted:g}"
         return {
-            "training by": self.loss,
+            "student by": self.loss,
             "peak MB": f"{self.mb:.0f}",
             "ratio": f"{self.ratio:.2f}",
             "wanted": wanted,
@@ -123,12 +125,10 @@ class _Bench:
         times = in_turns(ways, rounds, time.perf_counter)
         views = len(self.images)
         for loss in WAYS[1:]:
-            of = {"training": f"{loss}, from a cache"}
-            yield Comparison.between(of, "ce, from labels", times[loss], times["ce"], 1.03, views)
-        live = f"kd, {self._teacher} live"
-        yield Comparison.between(
-            {"training": "kd, from a cache"}, live, times["kd"], times["live"], None, views
-        )
+            of = {"stage two": f"{loss}, cached"}
+            yield Comparison.between(of, "ce, labels", times[loss], times["ce"], 1.03, views)
+        live = f"{self._teacher} live"
+        yield Comparison.between({"stage two": "kd, cached"}, live, times["kd"], times["live"], None, views)
 
     def loaders(self, rounds: int) -> Iterator[Comparison]:
         """Batches with the teacher's answers, against those of a plain loader of the same transforms."""
@@ -147,9 +147,9 @@ class _Bench:
             "plain": lambda _: sum(len(views.to(self.device)) for views, _ in plain),
         }
         times = in_turns(ways, 2 * rounds, time.perf_counter)
-        of = {"training": "batches of a cache, no student"}
+        of = {"stage two": "its loader"}
         yield Comparison.between(
-            of, "plain DataLoader", times["stream"], times["plain"], 1 / 0.97, len(self.images)
+            of, "DataLoader", times["stream"], times["plain"], 1 / 0.97, len(self.images)
         )
 
     def side_by_side(self, rounds: int) -> Iterator[Comparison]:
@@ -163,7 +163,7 @@ class _Bench:
 
         times = in_turns({"both": both, "apart": apart}, rounds, time.perf_counter)
         yield Comparison.between(
-            {"training": "2 students in a pass"},
+            {"stage two": "2 students"},
             "one by one",
             times["both"],
             times["apart"],
@@ -230,8 +230,10 @@ class _Bench:
 
     def shared(self) -> Iterator[Shared]:
         """Memory of processes that look up in one spool, where the system tells."""
+        cache = self.folder / "many.zarr"
+        write_cache(cache, SPOOLED, TOP_K)
         for count in PROCESSES if told() else ():
-            yield shared_by(count, self.folder / "cache.zarr", self.folder / "spool")
+            yield shared_by(count, cache, self.folder / "spool")
 
 
 def _train_once(bench: _Bench, loss: str) -> None:
