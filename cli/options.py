@@ -69,11 +69,3 @@ def the_only_cache() -> Path:
     if len(found) > 1:
         raise OptionError(f"several caches in ./{CACHES}: {', '.join(map(str, found))}; choose with --cache")
     return found[0]
-
-
-def free_folder(parent: Path, name: str) -> Path:
-    """Return parent/name-N for the first N that is free."""
-    number = 0
-    while (folder := parent / f"{name}-{number}").exists():
-        number += 1
-    return folder

@@ -1,18 +1,18 @@
 """``logitcache train``: stage two, students from a cache."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from logitcache.errors import DataError, NotFoundError
+from logitcache.errors import StudentsError
 
 from .options import (
     Device,
     Json,
     PrecisionName,
     Workers,
-    free_folder,
     parse_seeds,
     parse_size,
     the_only_cache,
@@ -55,6 +55,12 @@ def train(
         str | None, typer.Option(help="Cache, path or URL; the only one in caches/ by default.")
     ] = None,
     loss: Annotated[str, typer.Option(help="cmkd, kd, ce …, or a sum: 'kd:0.5+cmkd:1'.")] = "cmkd",
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Loss and settings of a further student, 'loss=kd,lr=0.1'; several share one pass."
+        ),
+    ] = None,
     data: Annotated[str, typer.Option(help="Images; by default those of the cache, else digits.")] = "auto",
     seeds: Annotated[str, typer.Option(help="Augmentation seeds; all complete ones by default.")] = "auto",
     recipe: Annotated[str, typer.Option(help="How views are made, for training without a cache.")] = "auto",
@@ -101,65 +107,58 @@ def train(
 
     Example: logitcache train --student resnet18 --cache caches/vit_l-digits.zarr --loss cmkd
     """
-    from logitcache.datasets import open_images
-    from logitcache.evaluation import Evaluation
-    from logitcache.learner import Run
-    from logitcache.losses import Objective
-    from logitcache.models import build
+    from logitcache.lessons import Lesson
     from logitcache.protocols import protocol_named
-    from logitcache.stream import Stream
+    from logitcache.study import Supply, evaluation_beside, runs_of
     from logitcache.train import train as train_students
-    from logitcache.views import recipe_named
 
-    objective = Objective.parse(loss, ce_weight=ce_weight, label_smoothing=label_smoothing)
     settings = protocol_named(protocol)
-    config = settings.config.changed(given(context.params))
-    batch_size = settings.batch_size if batch_size is None else batch_size
-    chosen = parse_seeds(seeds) if seeds != "auto" else ()
-    options: dict[str, Any] = {"batch_size": batch_size, "order": seed, "device": device, "workers": workers}
-    if objective.needs_teacher or cache:
-        images = open_images(data) if data != "auto" else None
-        path = cache or the_only_cache()
-        options |= {"spool_folder": spool_dir, "spool_limit": parse_size(spool_limit)}
-        stream = Stream.from_cache(path, images, allow_drift=allow_drift, seeds=chosen, **options)
-        if stream.drift:
-            say(f"warning: --allow-drift: {stream.drift}; the run's config.json records it")
-        if more := stream.views.images.left_out:
-            say(
-                f"note: {more:,} images came after the cache and are left out; `logitcache dump --grow` adds them"
-            )
-    else:
-        images = open_images(data if data != "auto" else "digits")
-        made_by = recipe_named(recipe if recipe != "auto" else images.recipe)
-        stream = Stream.plain(images, made_by, seeds=chosen or tuple(range(config.epochs)), **options)
+    lesson = Lesson(loss, settings.config.changed(given(context.params)), ce_weight, label_smoothing)
+    lessons = tuple(lesson.varied(text) for text in variant or ()) or (lesson,)
+    epochs = max(lesson.config.epochs for lesson in lessons)
+    supply = Supply(
+        cache=cache or (the_only_cache() if any(x.objective.needs_teacher for x in lessons) else None),
+        data=data,
+        recipe=recipe,
+        seeds=parse_seeds(seeds) if seeds != "auto" else (),
+        batch_size=settings.batch_size if batch_size is None else batch_size,
+        order=seed,
+        device=device,
+        workers=workers,
+        allow_drift=allow_drift,
+        spool_folder=spool_dir,
+        spool_limit=parse_size(spool_limit),
+    )
+    stream = supply.stream(epochs, say)
+    evaluation = evaluation_beside(stream, say)
+    runs = runs_of(tuple(student), lessons, stream, out, weights)
     try:
-        evaluation = Evaluation.beside(stream)
-    except (DataError, NotFoundError) as error:
-        say(f"note: training without evaluation: {error}")
-        evaluation = None
-    size = max(stream.views.any_view().shape[1:])
-    runs = []
-    for name in student:
-        model = build(name, num_classes=stream.num_classes, view_size=size, weights=weights, seed=seed)
-        label = f"{model.name}-{loss}".replace("/", "_").replace(":", "_")
-        folder = free_folder(Path("runs"), label) if out is None else out / label if len(student) > 1 else out
-        runs.append(Run(folder, model, objective, config))
-    with stopped_gently() as should_stop, progress("train", "steps") as advance:
-        reports = train_students(
-            runs,
-            stream,
-            evaluation,
-            resume=resume,
-            checkpoint_every=checkpoint_every,
-            should_stop=should_stop,
-            on_progress=_reporter(config.epochs, advance),
-        )
-    show({"runs": [r.to_dict() for r in reports]}, [row for r in reports for row in _rows(r)], as_json=json)
+        with stopped_gently() as should_stop, progress("train", "steps") as advance:
+            reports = train_students(
+                runs,
+                stream,
+                evaluation,
+                resume=resume,
+                checkpoint_every=checkpoint_every,
+                should_stop=should_stop,
+                on_progress=_reporter(epochs, advance),
+            )
+    except StudentsError as error:
+        _show(error.reports, as_json=json)
+        raise
+    _show(reports, as_json=json)
+
+
+def _show(reports: "Sequence[TrainReport]", *, as_json: bool) -> None:
+    rows = [row for report in reports for row in _rows(report)]
+    show({"runs": [report.to_dict() for report in reports]}, rows, as_json=as_json)
 
 
 def _reporter(epochs: int, advance: Advance) -> Any:
     def report(event: dict[str, Any]) -> None:
-        if "run" in event:
+        if "error" in event:
+            say(f"{event['run']}: ended early: {event['error']}")
+        elif "run" in event:
             score = f", top-1 {100 * event['top1']:.1f} %" if "top1" in event else ""
             say(f"{event['run']}: epoch {event['epoch'] + 1} of {epochs}, loss {event['loss']:.4f}{score}")
         else:

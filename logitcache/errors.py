@@ -19,12 +19,13 @@ builtin that fits, so ``except FileNotFoundError`` in your code keeps working.
     ├── ClusterError       (ConnectionError)      a scheduler, worker or rank that cannot be reached, or ended
     ├── DeviceMemoryError  (RuntimeError)         not even one view fits the device's memory
     ├── StoppedError       (RuntimeError)         work that was asked to stop, and did
+    ├── StudentsError      (RuntimeError)         some students of several ended early; `.reports` are the others'
     └── StorageError       (OSError)              the disk said no: full, read-only, gone
 """
 
 import difflib
-from collections.abc import Iterable
-from typing import NamedTuple, Self, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Self, TypeVar
 
 _E = TypeVar("_E", bound="LogitCacheError")
 
@@ -117,6 +118,15 @@ class DeviceMemoryError(LogitCacheError, RuntimeError):
 
 class StoppedError(LogitCacheError, RuntimeError):
     """Work that was asked to stop, and did; it can be gone on with."""
+
+
+class StudentsError(LogitCacheError, RuntimeError):
+    """Some students of several ended early; `errors` says why, by run folder, `reports` are of the others."""
+
+    def __init__(self, errors: Mapping[str, LogitCacheError], reports: Sequence[Any]) -> None:
+        self.errors, self.reports = dict(errors), list(reports)
+        count = f"{len(self.errors)} of {len(self.errors) + len(self.reports)} students ended early"
+        super().__init__(f"{count}: {'; '.join(map(str, self.errors.values()))}")
 
 
 class StorageError(LogitCacheError, OSError):

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from logitcache.errors import NonFiniteError, OptionError
+from logitcache.errors import OptionError
 from logitcache.forward import ViewModel, choose_precision
 from logitcache.holdout import Validation
+from logitcache.ledger import Ledger
 from logitcache.losses import Objective
 from logitcache.models import Model
 from logitcache.nets import TwoHeads
@@ -18,8 +19,9 @@ from logitcache.optim import MovingAverage, optimizer_for, rate
 from logitcache.protocols import TrainConfig
 from logitcache.runs import RunFolder, Stateful
 from logitcache.stream import Batch, Stream
-from logitcache.tally import Tally
 from logitcache.views import key
+
+CHECK_EVERY = 50  # steps between looks at the losses, each of which waits for the device
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +60,9 @@ class Learner:
             "model": self.model,
             "optimizer": self.optimizer,
             "scaler": self.scaler,
-            "tally": (tally := Tally(0, self.device)),
+            "ledger": (ledger := Ledger(0, self.device)),
         }
-        self.tally = tally
+        self.ledger = ledger
         self.kept, self.student = self.model, student
         self._average = MovingAverage(self.model, run.config.ema) if run.config.ema is not None else None
         if self._average:
@@ -83,17 +85,13 @@ class Learner:
         if resume:
             self.folder.restore(self._parts, self.device)
 
-    def begin(self) -> None:
-        """Begin an epoch, or go on with it."""
-        self.model.train()
-
-    def is_at(self, epoch: int, step: int) -> bool:
-        """Whether this is the step to take next."""
-        return (epoch, step) == (self.tally.epoch, self.tally.step)
-
     def step(self, batch: Batch) -> None:
-        """Take one step on a batch."""
-        config, done = self.run.config, self.tally.epoch * self.steps + self.tally.step
+        """Take one step on a batch.
+
+        Raises:
+            NonFiniteError: a loss or a weight became NaN or infinite, not long ago.
+        """
+        config, done = self.run.config, self.ledger.epoch * self.steps + self.ledger.step
         torch.manual_seed(key(config.seed, done) >> 1)  # dropout's numbers; views have keys of their own
         if self._validation:
             batch = self._validation.without(batch)
@@ -101,10 +99,14 @@ class Learner:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate(config, done, self.steps)
             self._update(batch, done / (config.epochs * self.steps))
-        self.tally.step += 1
+        self.ledger.step += 1
+        if self.ledger.step % CHECK_EVERY == 0:
+            self.require_finite()
 
     def _update(self, batch: Batch, progress: float) -> None:
         config = self.run.config
+        if not self.model.training:
+            self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         for piece in batch.pieces(config.accumulate):
             self._backward(piece, len(piece.views) / len(batch.views), progress)
@@ -121,7 +123,7 @@ class Learner:
         logits = self.model(piece.views)
         loss, terms = self.run.objective(logits, piece.teacher, piece.target, progress=progress)
         self.scaler.scale(loss * share).backward()
-        self.tally.add({"loss": loss.detach(), **terms}, len(piece.views))
+        self.ledger.add({"loss": loss.detach(), **terms}, len(piece.views))
 
     def mix_heads(self) -> None:
         """Choose how two heads answer together, where the objective asks for it, on the held-out images."""
@@ -146,8 +148,8 @@ class Learner:
         """
         self.require_finite()
         rate = self.optimizer.param_groups[0]["lr"]
-        row = {"epoch": self.tally.epoch, **self.tally.means(), "lr": rate, **measured}
-        self.tally = self._parts["tally"] = Tally(self.tally.epoch + 1, self.device)
+        row = {"epoch": self.ledger.epoch, **self.ledger.means(), "lr": rate, **measured}
+        self.ledger = self._parts["ledger"] = Ledger(self.ledger.epoch + 1, self.device)
         self.folder.keep(row, self._parts, self.student)
         return row
 
@@ -157,10 +159,7 @@ class Learner:
         Raises:
             NonFiniteError: one became NaN or infinite.
         """
-        try:
-            self.tally.require_finite(self.model.state_dict().values())
-        except NonFiniteError as error:
-            raise error.said_by(str(self.run.out)) from error
+        self.ledger.require_finite(self.model.state_dict().values())
 
 
 def _with_heads(student: Model, heads: int, seed: int) -> Model:

@@ -111,7 +111,7 @@ class RunFolder:
         """Load the checkpoint, if there is one; drop rows of epochs that it does not know, and half-written files.
 
         Args:
-            parts: as they were saved; one of them, a `Tally`, is called "tally".
+            parts: as they were saved; one of them, a `Ledger`, is called "ledger".
             device: of the parts.
 
         Raises:
@@ -128,7 +128,7 @@ class RunFolder:
             saved = torch.load(file, map_location=device, weights_only=True)
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
-            epoch = int(saved["tally"]["epoch"])
+            epoch = int(saved["ledger"]["epoch"])
         except Exception as error:  # a damaged file surfaces as any of zip's, pickle's or torch's exceptions
             problem = str(error).splitlines()[0]
             raise FormatError(f"{file} is damaged ({problem}); delete {self.path} and train again") from error
@@ -137,6 +137,14 @@ class RunFolder:
 
     def _write_metrics(self, rows: list[dict[str, Any]]) -> None:
         _replace(self.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+
+
+def free_folder(parent: Path, name: str) -> Path:
+    """Return parent/name-N for the first N that is free."""
+    number = 0
+    while (folder := parent / f"{name}-{number}").exists():
+        number += 1
+    return folder
 
 
 def _read_json(file: Path) -> dict[str, Any]:

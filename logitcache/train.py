@@ -8,14 +8,15 @@ comes out the same whoever trains beside it, and a resumed run is the uninterrup
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from logitcache.errors import OptionError, StoppedError
+from logitcache.errors import LogitCacheError, OptionError, StoppedError, StudentsError
 from logitcache.evaluation import Evaluation
 from logitcache.learner import Learner, Run
 from logitcache.loader import deaths_named
 from logitcache.spec import Spec
-from logitcache.stream import Stream
+from logitcache.stream import Batch, Stream
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,6 @@ class TrainReport(Spec):
 
 
 Progress = Callable[[dict[str, Any]], None]
-CHECK_EVERY = 50  # steps between looks at the losses, each of which waits for the device
 
 
 @deaths_named()
@@ -58,8 +58,8 @@ def train(
         resume: go on from the folders' checkpoints, with the step after; what comes of it is what would have come.
         checkpoint_every: seconds between checkpoints within an epoch; each epoch ends with one.
         should_stop: asked after every step; when it says so, checkpoints are written and training stops.
-        on_progress: called after every step with {"epoch", "step", "steps", "views_per_second"} and after
-            every epoch with {"run", and what the run's metrics.jsonl gets}.
+        on_progress: called after every step with {"epoch", "step", "steps", "views_per_second"}, after every epoch
+            with {"run", and what the run's metrics.jsonl gets}, and when a student ends early with {"run", "error"}.
 
     Returns:
         A report per run.
@@ -70,34 +70,27 @@ def train(
         NonFiniteError: a loss became NaN or infinite; the checkpoint before is kept.
         StorageError: the disk said no; the checkpoint before is kept.
         StoppedError: `should_stop` said so.
+        StudentsError: of several students some ended by an error of ours; the others came to their end.
     """
     if not runs or len({run.out for run in runs}) < len(runs):
         raise OptionError("train needs at least one run, each with a folder of its own")
-    learners = [Learner(run, stream, resume=resume) for run in runs]
+    tell = on_progress or (lambda event: None)
+    group = Group([Learner(run, stream, resume=resume) for run in runs], tell)
     started, views, saved = time.perf_counter(), 0, time.monotonic()
-    first = min(learner.tally.epoch for learner in learners)
-    for epoch in range(first, max(run.config.epochs for run in runs)):
-        active = [x for x in learners if x.tally.epoch == epoch < x.run.config.epochs]
+    for epoch in group.epochs():
+        active = group.at(epoch)
         began, seen = time.perf_counter(), 0
-        for learner in active:
-            learner.begin()
-        start = min(learner.tally.step for learner in active)
-        for step, batch in enumerate(stream.epoch(epoch, start), start):
-            for learner in active:
-                if learner.tally.step == step:  # else it has come further, before it was interrupted
-                    learner.step(batch)
-                    if (step + 1) % CHECK_EVERY == 0:
-                        learner.require_finite()
+        start = min((learner.ledger.step for learner in active), default=0)
+        for step, batch in enumerate(stream.epoch(epoch, start) if active else (), start):
+            active = group.each(active, partial(_take, step, batch))
+            if not active:
+                break
             seen += len(batch.views)
-            if on_progress:
-                rate = seen / (time.perf_counter() - began)
-                on_progress(
-                    {"epoch": epoch, "step": step + 1, "steps": learners[0].steps, "views_per_second": rate}
-                )
+            rate = seen / (time.perf_counter() - began)
+            tell({"epoch": epoch, "step": step + 1, "steps": active[0].steps, "views_per_second": rate})
             stop = should_stop()
             if stop or time.monotonic() - saved >= checkpoint_every:
-                for learner in active:
-                    learner.save()
+                active = group.each(active, Learner.save)
                 saved = time.monotonic()
             if stop:
                 raise StoppedError(
@@ -105,15 +98,55 @@ def train(
                 )
         seconds = time.perf_counter() - began
         views += seen
-        for learner in active:
-            learner.mix_heads()
-        scores = evaluation.of([x.kept for x in active]) if evaluation else [{} for _ in active]
+        active = group.each(active, Learner.mix_heads)
+        scores = evaluation.of([x.kept for x in active]) if evaluation and active else [{} for _ in active]
         for learner, score in zip(active, scores, strict=True):
-            row = learner.end({"views_per_second": seen / seconds, "seconds": seconds, **score})
-            if on_progress:
-                on_progress({"run": str(learner.run.out), **row})
+            measured = {"views_per_second": seen / seconds, "seconds": seconds, **score}
+            group.each([learner], partial(_end, measured, tell))
     seconds = time.perf_counter() - started
-    return [_report(learner, seconds, views / seconds) for learner in learners]
+    reports = [_report(x, seconds, views / seconds) for x in group.learners if x not in group.failed]
+    if group.failed:
+        raise StudentsError({str(x.run.out): error for x, error in group.failed.items()}, reports)
+    return reports
+
+
+class Group:
+    """Learners side by side: who fails by an error of ours leaves, and the others go on. One alone just fails."""
+
+    def __init__(self, learners: list[Learner], tell: Progress) -> None:
+        self.learners, self.tell = learners, tell
+        self.failed: dict[Learner, LogitCacheError] = {}
+
+    def epochs(self) -> range:
+        """The epochs that any of them has before it."""
+        first = min(learner.ledger.epoch for learner in self.learners)
+        return range(first, max(learner.run.config.epochs for learner in self.learners))
+
+    def at(self, epoch: int) -> list[Learner]:
+        """Those whose next epoch this is."""
+        going = [x for x in self.learners if x not in self.failed]
+        return [x for x in going if x.ledger.epoch == epoch < x.run.config.epochs]
+
+    def each(self, learners: list[Learner], do: Callable[[Learner], None]) -> list[Learner]:
+        """Let each do it; returns those who did."""
+        for learner in learners:
+            try:
+                do(learner)
+            except LogitCacheError as error:
+                if len(self.learners) == 1:
+                    raise error.said_by(str(learner.run.out)) from error
+                self.failed[learner] = error.said_by(str(learner.run.out))
+                self.tell({"run": str(learner.run.out), "error": str(error)})
+        return [learner for learner in learners if learner not in self.failed]
+
+
+def _take(step: int, batch: Batch, learner: Learner) -> None:
+    if learner.ledger.step == step:  # else it has come further, before all were interrupted
+        learner.step(batch)
+
+
+def _end(measured: dict[str, float], tell: Progress, learner: Learner) -> None:
+    tell({"run": str(learner.run.out), **learner.end(measured)})
 
 
 def _report(learner: Learner, seconds: float, views_per_second: float) -> TrainReport:

@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcache import errors
-from logitcache.errors import Difference, DriftError, LogitCacheError, MismatchError, UnknownNameError
+from logitcache.errors import (
+    Difference,
+    DriftError,
+    LogitCacheError,
+    MismatchError,
+    NonFiniteError,
+    StudentsError,
+    UnknownNameError,
+)
 
 
 def drawn_tree() -> dict[str, tuple[str, str | None]]:
@@ -68,6 +76,7 @@ def test_every_error_reads_the_same_in_another_process(name: str):
         "UnknownNameError": lambda: UnknownNameError("model", "resnet81", ["resnet18"]),
         "MismatchError": lambda: MismatchError("another", [difference], "dump again"),
         "DriftError": lambda: DriftError("drift", [difference], "dump again"),
+        "StudentsError": lambda: StudentsError({"runs/a": NonFiniteError("runs/a: nan")}, ["of runs/b"]),
     }.get(name, lambda: existing()[name]("one line"))()
     assert isinstance(made, LogitCacheError)
     for copy, prefix in ((pickle.loads(pickle.dumps(made)), ""), (made.said_by("worker 3"), "worker 3: ")):

@@ -69,7 +69,7 @@ def outcome(run: Path) -> tuple[Any, ...]:
     kept = [(run / f"{name}.safetensors").read_bytes() for name in ("best", "last")]
     checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
     state = {k: v.numpy().tobytes() for k, v in checkpoint["model"].items()}
-    return timeless, kept, state, checkpoint["tally"]["epoch"], {p.name for p in run.iterdir()}
+    return timeless, kept, state, checkpoint["ledger"]["epoch"], {p.name for p in run.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(whole: dict[str, tuple[Any, ..
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {p.name for p in out.iterdir()} == {"config.json", "checkpoint.pt"}
-    assert torch.load(out / "checkpoint.pt", weights_only=True)["tally"]["step"] == 2
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["ledger"]["step"] == 2
     trained(out, SETTINGS["plain"])
     assert outcome(out) == whole["plain"]
 
@@ -189,10 +189,10 @@ def test_a_signal_ends_with_a_checkpoint_and_a_line(sent: signal.Signals, tmp_pa
     assert process.returncode == 128 + sent
     assert "logitcache: stopped after step" in said.splitlines()[-1]
     assert "Traceback" not in said
-    tally = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["tally"]
+    ledger = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["ledger"]
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert len(rows) == tally["epoch"]
-    assert f"step {tally['step']} of epoch {tally['epoch'] + 1}" in said
+    assert len(rows) == ledger["epoch"]
+    assert f"step {ledger['step']} of epoch {ledger['epoch'] + 1}" in said
 
 
 def test_an_epoch_can_begin_anywhere() -> None:

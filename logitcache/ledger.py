@@ -10,7 +10,7 @@ from torch import Tensor
 from logitcache.errors import NonFiniteError
 
 
-class Tally:
+class Ledger:
     """Steps and losses of one epoch, summed on the device so that no step waits for it.
 
     Attributes:
