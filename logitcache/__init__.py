@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from logitcache.cached import CachedViews, ViewSampler
     from logitcache.datasets import Images, open_images
     from logitcache.errors import LogitCacheError
     from logitcache.loader import KeyedViews
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CacheReader",
     "CachedTeacher",
+    "CachedViews",
     "Images",
     "KeyedViews",
     "LogitCacheError",
@@ -29,6 +31,7 @@ __all__ = [
     "SparseTeacher",
     "Stream",
     "ViewMaker",
+    "ViewSampler",
     "__version__",
     "open_images",
     "recipe_named",
@@ -37,6 +40,7 @@ __all__ = [
 _HOMES = {
     "CacheReader": "store",
     "CachedTeacher": "stream",
+    "CachedViews": "cached",
     "Images": "datasets",
     "KeyedViews": "loader",
     "LogitCacheError": "errors",
@@ -44,6 +48,7 @@ _HOMES = {
     "SparseTeacher": "sparse",
     "Stream": "stream",
     "ViewMaker": "views",
+    "ViewSampler": "cached",
     "open_images": "datasets",
     "recipe_named": "views",
 }

@@ -436,10 +436,18 @@ def _own_images(name: str, split: str) -> Images:
     if isinstance(data, Images):
         data.name, data.split = name, split
         return data
+    return images_of(data, name, split)
+
+
+def images_of(data: Any, name: str, split: str = "train") -> Images:
+    """Take a map-style data set of (image, label) for images of that name.
+
+    Raises:
+        DataError: it is none.
+    """
     if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise DataError(
-            f"{name} must return logitcache Images or a data set with len() and [i], "
-            f"found {type(data).__name__}"
+            f"{name}: expected logitcache Images or a data set with len() and [i], found {type(data).__name__}"
         )
     return WrappedImages(name, split, data)
 

@@ -4,11 +4,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from logitcache.errors import DataError, Difference, DriftError, MismatchError
+from logitcache.datasets import Images, open_images
+from logitcache.errors import DataError, Difference, DriftError, IncompleteError, MismatchError
 from logitcache.loader import KeyedViews, require
 from logitcache.models import Model
+from logitcache.order import in_cache_order
 from logitcache.schema import CacheSpec, Spec
-from logitcache.store import CacheReader
+from logitcache.store import CacheReader, seed_list
 from logitcache.views import digest, library_versions
 
 
@@ -43,6 +45,38 @@ class Drift(Spec):
     def __str__(self) -> str:
         rows = "; ".join(f"{f.field}: expected {f.expected}, found {f.found}" for f in self.fields)
         return f"{self.differing} of {self.compared} views are not those that the teacher saw: {rows}"
+
+
+def proved_views(
+    reader: CacheReader, images: Images | None, seeds: Sequence[int] = (), *, allow_drift: bool = False
+) -> tuple[KeyedViews, tuple[int, ...], Drift | None]:
+    """Open what a cache was made of, ready to make the views that its teacher saw.
+
+    Args:
+        reader: the cache.
+        images: by default those that the cache names. Images that came later are left out.
+        seeds: augmentation seeds; by default all that are complete.
+        allow_drift: go on although views differ.
+
+    Returns:
+        The views; the seeds; what differs, where that is allowed.
+
+    Raises:
+        MismatchError: the images are others than the cache's.
+        DriftError: views made here differ from those that the teacher saw.
+        IncompleteError: seeds asked for are not complete, or none is.
+    """
+    images = images or open_images(reader.spec.dataset.name, reader.spec.dataset.split)
+    views = KeyedViews(in_cache_order(reader, images), reader.spec.recipe)
+    chosen = tuple(seeds) or tuple(reader.complete())
+    if not chosen:
+        begun = seed_list(reader.seeds())
+        raise IncompleteError(f"{reader.path} has no complete seed (begun: {begun}); run the dump again")
+    reader.require(list(chosen))
+    if allow_drift:
+        return views, chosen, drift_of(reader, views, chosen)
+    prove_replay(reader, views, chosen)
+    return views, chosen, None
 
 
 def prove_replay(

@@ -501,6 +501,12 @@ class RowLayout(Spec):
         row_bytes, classes = -(-offset // 4) * 4, spec.dataset.num_classes
         return cls(tuple(fields), row_bytes, classes, profile.gap_coding, profile.gap_step)
 
+    @property
+    def top(self) -> slice:
+        """The bytes of a row that hold the top logit, float32: NaN where a sample has no teacher."""
+        start = next(offset for name, _, _, offset in self.fields if name == "top")
+        return slice(start, start + 4)
+
 
 def itemsize(dtype: str) -> int:
     """Return the bytes of one element of a dtype of this format."""

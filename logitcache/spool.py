@@ -45,6 +45,12 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "logitcache" / "spool"
 
 
+def spool_file(reader: CacheReader, seed: int, folder: Path | None = None) -> Path:
+    """Return where `open_spool` keeps a complete seed."""
+    layout = RowLayout.of(reader.spec)
+    return (folder or default_folder()) / f"{reader.identity(seed)}-{_digest(layout)}.spool"
+
+
 def open_spool(
     reader: CacheReader, seed: int, folder: Path | None = None, limit: int = DEFAULT_LIMIT
 ) -> Rows:
@@ -70,7 +76,7 @@ def open_spool(
     folder = folder or default_folder()
     layout = RowLayout.of(reader.spec)
     shape = (reader.spec.dataset.n, layout.row_bytes)
-    file = folder / f"{reader.identity(seed)}-{_digest(layout)}.spool"
+    file = spool_file(reader, seed, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):

@@ -3,7 +3,7 @@
 `PairSampler` says which (sample, seed) pairs a batch holds, `KeyedViews` makes the views in workers, a teacher
 source answers for them. In your own loop:
 
-    stream = CachedStream.open("c.zarr", batch_size=256)
+    stream = Stream.from_cache("c.zarr", batch_size=256)
     for epoch in range(100):
         for batch in stream.epoch(epoch):
             loss, _ = objective(student(batch.views), batch.teacher, batch.target)
@@ -21,15 +21,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from logitcache.datasets import Images, open_images
+from logitcache.datasets import Images
 from logitcache.ensemble import Ensemble, require_same_views
 from logitcache.errors import DataError, IncompleteError, OptionError
 from logitcache.forward import choose_device
 from logitcache.loader import KeyedViews, ViewBatch, loaded, view_loader
 from logitcache.mixing import MixedLabels
-from logitcache.order import in_cache_order
 from logitcache.pairs import PairSampler, Switch
-from logitcache.replay import Drift, drift_of, prove_replay
+from logitcache.replay import Drift, proved_views
 from logitcache.schema import RecipeSpec, RowLayout
 from logitcache.sparse import MixSpace, SparseTeacher
 from logitcache.spool import DEFAULT_LIMIT, Rows, open_spool
@@ -106,12 +105,21 @@ class Teacher(Protocol):
 
 
 class CachedTeacher:
-    """The teacher from a cache: decoded seeds, mapped; the next one is decoded in the background."""
+    """The teacher from a cache: decoded seeds, mapped; the next one is decoded in the background.
+
+    Args:
+        cache: the cache, or its local path or fsspec URL.
+        spool_folder, spool_limit: see `spool.open_spool`.
+    """
 
     def __init__(
-        self, reader: CacheReader, spool_folder: Path | None = None, spool_limit: int = DEFAULT_LIMIT
+        self,
+        cache: str | Path | CacheReader,
+        spool_folder: Path | None = None,
+        spool_limit: int = DEFAULT_LIMIT,
     ) -> None:
-        self.reader, self.spool_folder, self.spool_limit = reader, spool_folder, spool_limit
+        self.reader = reader = cache if isinstance(cache, CacheReader) else CacheReader(cache)
+        self.spool_folder, self.spool_limit = spool_folder, spool_limit
         self.layout = RowLayout.of(reader.spec)
         self.num_classes = reader.spec.dataset.num_classes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
@@ -136,31 +144,39 @@ class CachedTeacher:
 
     def usable(self, seed: int) -> npt.NDArray[np.bool_]:
         """(n,) bool: the samples whose image decoded when the cache was made."""
-        top = self.layout.fields[0]
-        assert top[0] == "top"
-        rows = self._rows(seed)[:, top[3] : top[3] + 4]
+        rows = self._rows(seed)[:, self.layout.top]
         return ~np.isnan(np.ascontiguousarray(rows).view(np.float32)[:, 0])
 
-    def take(self, samples: Tensor, seed: int) -> SparseTeacher:
-        """Look up (B,) samples under one seed; the result is on the CPU.
+    def take(self, samples: Tensor | Sequence[int], seed: int | Tensor) -> SparseTeacher:
+        """Look up B samples under one seed, or each under its own; the result is on the CPU.
+
+        Args:
+            samples: (B,) int64.
+            seed: one, or (B,) int64.
 
         Raises:
             IncompleteError: one of the samples has no teacher: its image did not decode; or the seed is not there.
             OptionError: one of the samples is not one of the cache's.
         """
-        teacher = SparseTeacher.unpack(self._take_rows(samples, seed), self.layout)
+        samples = torch.as_tensor(samples, dtype=torch.int64)
+        seeds = torch.as_tensor(seed, dtype=torch.int64).expand(samples.shape)
+        teacher = SparseTeacher.unpack(self._take(samples, seeds), self.layout)
         _refuse_invalid(teacher, samples)
         return teacher
 
     def answer(self, views: Tensor, samples: Tensor, seeds: Tensor) -> SparseTeacher:
         """Look up B (sample, seed) pairs and decode them on the views' device."""
+        rows = self._take(samples, seeds)
+        if views.is_cuda:
+            rows = rows.pin_memory()
+        return SparseTeacher.unpack(rows.to(views.device, non_blocking=True), self.layout)
+
+    def _take(self, samples: Tensor, seeds: Tensor) -> Tensor:
         rows = torch.empty((len(samples), self.layout.row_bytes), dtype=torch.uint8)
         for seed in set(seeds.tolist()):
             here = seeds == seed
             rows[here] = self._take_rows(samples[here], seed)
-        if views.is_cuda:
-            rows = rows.pin_memory()
-        return SparseTeacher.unpack(rows.to(views.device, non_blocking=True), self.layout)
+        return rows
 
     def _take_rows(self, samples: Tensor, seed: int) -> Tensor:
         n = self.reader.spec.dataset.n
@@ -283,21 +299,9 @@ class Stream:
             IncompleteError: seeds asked for are not complete.
         """
         reader = cache if isinstance(cache, CacheReader) else CacheReader(cache)
-        images = images or open_images(reader.spec.dataset.name, reader.spec.dataset.split)
-        images = in_cache_order(reader, images)
         config = StreamConfig(**options)
-        if not config.seeds:
-            config = dataclasses.replace(config, seeds=tuple(reader.complete()))
-        if not config.seeds:
-            begun = seed_list(reader.seeds())
-            raise IncompleteError(f"{reader.path} has no complete seed (begun: {begun}); run the dump again")
-        reader.require(list(config.seeds))
-        views = KeyedViews(images, reader.spec.recipe)
-        drift = None
-        if allow_drift:
-            drift = drift_of(reader, views, config.seeds)
-        else:
-            prove_replay(reader, views, config.seeds)
+        views, seeds, drift = proved_views(reader, images, config.seeds, allow_drift=allow_drift)
+        config = dataclasses.replace(config, seeds=seeds)
         return cls(views, CachedTeacher(reader, spool_folder, spool_limit), config, drift)
 
     @classmethod

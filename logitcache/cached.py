@@ -1,0 +1,147 @@
+"""A cache in anyone's training loop: a plain torch data set, and the sampler that walks it.
+
+data = CachedViews(None, "c.zarr")
+sampler = ViewSampler(data)
+loader = DataLoader(data, batch_size=256, sampler=sampler, num_workers=8)
+for epoch in range(100):
+    sampler.set_epoch(epoch)
+    for views, labels, rows in loader:
+        loss, _ = objective(student(views), data.decode(rows), labels)
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch.distributed
+from torch import Tensor
+from torch.utils.data import Sampler, get_worker_info
+
+from logitcache.datasets import Images, images_of
+from logitcache.errors import OptionError
+from logitcache.loader import Pair
+from logitcache.packed import PackedViews
+from logitcache.replay import proved_views
+from logitcache.spool import DEFAULT_LIMIT, spool_file
+from logitcache.store import CacheReader
+from logitcache.stream import CachedTeacher
+from logitcache.views import permutation
+
+
+class CachedViews(PackedViews):
+    """The views of a cache by (sample, seed), with labels and the teacher's answers, for any DataLoader.
+
+    Args:
+        images: what the cache was made of: `Images`, or a map-style data set of (image, label); None opens what the
+            cache names. Images that came later are left out.
+        cache: the cache, or its local path or fsspec URL.
+        seeds: augmentation seeds; all complete ones by default.
+        transform: called with each view, (C, h, w) uint8, in the worker.
+        allow_drift: go on although views differ from those that the teacher saw; `drift` then says which.
+        spool_folder, spool_limit: see `spool.open_spool`.
+
+    Raises:
+        MismatchError: the images are others than the cache's.
+        DriftError: views made here differ from those that the teacher saw.
+        IncompleteError: seeds asked for are not complete, or none is.
+        OptionError: the recipe mixes images, whose two labels only a `Stream` gives.
+    """
+
+    def __init__(
+        self,
+        images: Any,
+        cache: str | Path | CacheReader,
+        *,
+        seeds: Sequence[int] = (),
+        transform: Callable[[Tensor], Any] | None = None,
+        allow_drift: bool = False,
+        spool_folder: Path | None = None,
+        spool_limit: int = DEFAULT_LIMIT,
+    ) -> None:
+        reader = cache if isinstance(cache, CacheReader) else CacheReader(cache)
+        if reader.spec.recipe.mix_steps:
+            raise OptionError(
+                f"the views of {reader.path} are mixed of two images; train on a Stream, which gives both labels"
+            )
+        if images is not None and not isinstance(images, Images):
+            images = images_of(images, reader.spec.dataset.name, reader.spec.dataset.split)
+        views, self.seeds, self.drift = proved_views(reader, images, seeds, allow_drift=allow_drift)
+        self.source = CachedTeacher(reader, spool_folder, spool_limit)
+        files = {seed: spool_file(reader, seed, spool_folder) for seed in self.seeds}
+        super().__init__(views, self.source.layout, files, transform)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What a spawned worker gets: no cache, only mapped files."""
+        return PackedViews, (self.views, self.layout, self.files, self.transform)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C that a student needs."""
+        return self.source.num_classes
+
+    def prepare(self, seeds: Sequence[int]) -> None:
+        """Decode seeds, so that workers find them; the first is there on return, others follow in the background."""
+        self.source.prepare(seeds)
+        self.source.usable(seeds[0])
+
+    def usable(self, seed: int) -> npt.NDArray[np.int64]:
+        """(m,) int64: the samples whose image decoded when the cache was made."""
+        return np.flatnonzero(self.source.usable(seed))
+
+    def _map(self, seed: int) -> npt.NDArray[np.uint8]:
+        if get_worker_info() is None and seed in self.files:
+            self.prepare([seed])
+        return super()._map(seed)
+
+
+class ViewSampler(Sampler[Pair]):
+    """The (sample, seed) pairs of an epoch: a keyed shuffle of all samples, under the epoch's seed, dealt to ranks.
+
+    Epoch e takes the e-th seed modulo their number, and an order that depends on (order, e) alone. Each pass over the
+    sampler is the next epoch; `set_epoch` says another, as `torch.utils.data.DistributedSampler` has it.
+
+    Args:
+        data: what is walked.
+        order: key of the shuffling.
+        rank, world_size: this process among those that train together; by default as `torch.distributed` has them.
+            Every rank gets as many pairs; what is over is left out.
+
+    Raises:
+        OptionError: there is no such rank.
+    """
+
+    def __init__(
+        self, data: CachedViews, *, order: int = 0, rank: int | None = None, world_size: int | None = None
+    ) -> None:
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.rank = torch.distributed.get_rank() if rank is None and together else rank or 0
+        self.world_size = (
+            torch.distributed.get_world_size() if world_size is None and together else world_size or 1
+        )
+        if not 0 <= self.rank < self.world_size:
+            raise OptionError(
+                f"rank must be 0 to {self.world_size - 1} of {self.world_size}, found {self.rank}"
+            )
+        self.data, self.order, self.epoch = data, order, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next pass that epoch, from 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.data.usable(self._seed(self.epoch))) // self.world_size
+
+    def __iter__(self) -> Iterator[Pair]:
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        seed = self._seed(epoch)
+        self.data.prepare([seed, self._seed(epoch + 1)])
+        samples = self.data.usable(seed)
+        shuffled = samples[permutation(len(samples), self.order, epoch)]
+        shuffled = shuffled[: len(shuffled) // self.world_size * self.world_size]
+        for sample in shuffled[self.rank :: self.world_size].tolist():
+            yield sample, seed
+
+    def _seed(self, epoch: int) -> int:
+        return self.data.seeds[epoch % len(self.data.seeds)]

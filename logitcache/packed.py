@@ -1,0 +1,90 @@
+"""What a worker of anyone's DataLoader needs of a cache: views to make, and mapped rows to look up.
+
+It knows nothing of Zarr, so that workers start quickly and fork is safe.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from logitcache.errors import IncompleteError
+from logitcache.loader import KeyedViews, Pair, require
+from logitcache.schema import RowLayout
+from logitcache.sparse import SparseTeacher
+
+Item = tuple[Any, int, Tensor]
+
+
+class PackedViews(Dataset[Item]):
+    """Views of images by (sample, seed), each with its label and the teacher's answer as a row of bytes.
+
+    ``data[sample, seed]`` is (view, label, row): the view (C, h, w) uint8, or what `transform` makes of it; the label
+    an int, −1 where there is none; the row (row_bytes,) uint8. The default collation makes batches of these, and
+    `decode` makes the teacher's answers of the rows, on whatever device these are by then.
+
+    Args:
+        views: views of the images.
+        layout: of a row.
+        files: the decoded seeds, by seed; there when a pair of theirs is asked for.
+        transform: called with each view, in the worker.
+    """
+
+    def __init__(
+        self,
+        views: KeyedViews,
+        layout: RowLayout,
+        files: Mapping[int, Path],
+        transform: Callable[[Tensor], Any] | None = None,
+    ) -> None:
+        self.views, self.layout, self.files, self.transform = views, layout, dict(files), transform
+        self._mapped: dict[int, npt.NDArray[np.uint8]] = {}
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, pair: Pair) -> Item:
+        return self.__getitems__([pair])[0]
+
+    def __getitems__(self, pairs: Sequence[Pair]) -> list[Item]:
+        """Make a whole batch, as a DataLoader asks for it.
+
+        Raises:
+            DataError: an image does not decode.
+            IncompleteError: a seed is not one of these, or not decoded; or a sample has no teacher.
+            OptionError: a sample is not one of the images.
+        """
+        batch = require(self.views.__getitems__(pairs))
+        made = batch.views if self.transform is None else [self.transform(view) for view in batch.views]
+        rows = [self._row(*pair) for pair in pairs]
+        return list(zip(made, batch.labels.tolist(), rows, strict=True))
+
+    def decode(self, rows: Tensor) -> SparseTeacher:
+        """Return the teacher's answers that rows, (B, row_bytes) uint8, stand for; on their device."""
+        return SparseTeacher.unpack(rows, self.layout)
+
+    def _row(self, sample: int, seed: int) -> Tensor:
+        if seed not in self._mapped:
+            self._mapped[seed] = self._map(seed)
+        row = self._mapped[seed][sample].copy()
+        if np.isnan(row[self.layout.top].view(np.float32)[0]):
+            raise IncompleteError(
+                f"{self.views.images.describe(sample)} has no teacher: it did not decode when the cache was made"
+            )
+        return torch.from_numpy(row)
+
+    def _map(self, seed: int) -> npt.NDArray[np.uint8]:
+        if seed not in self.files:
+            raise IncompleteError(f"seed {seed} is not one of {sorted(self.files)}")
+        shape = len(self.views), self.layout.row_bytes
+        try:
+            return np.memmap(self.files[seed], dtype=np.uint8, mode="r", shape=shape)
+        except FileNotFoundError:
+            raise IncompleteError(
+                f"seed {seed} is not decoded; iterate a ViewSampler, or call prepare([{seed}]) before the loader"
+            ) from None
