@@ -142,7 +142,7 @@ def test_options_that_cannot_be_honoured(data: CachedViews, cache: CacheReader, 
         CachedViews(few_digits(N - 1), cache)
     with pytest.raises(IncompleteError, match=r"seed 2 is not one of \[0, 1\]"):
         _ = CachedViews(few_digits(N), cache, seeds=(0, 1))[0, 2]
-    mixing = RecipeSpec("mixed", 1, (*RECIPE.steps, StepSpec("MixUp", {"alpha": 0.2, "p": 1.0})))
+    mixing = RecipeSpec("mixed", 1, (*RECIPE.steps, StepSpec("MixUp", {"alpha": 0.2, "probability": 1.0})))
     dump_digits(tmp_path / "mixed.zarr", n=32, recipe=mixing, seeds=(0,))
     with pytest.raises(OptionError, match="train on a Stream"):
         CachedViews(few_digits(32), tmp_path / "mixed.zarr")
