@@ -32,6 +32,18 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(seeds))
 
 
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """Read numbers such as "2,1" or "0.9,0.999".
+
+    Raises:
+        OptionError: they are not.
+    """
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError as error:
+        raise OptionError(f"expected numbers such as 2,1, found {text!r}") from error
+
+
 def parse_size(text: str) -> int:
     """Read a number of bytes such as "20GB", "500 MB" or "1.5TiB".
 

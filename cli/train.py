@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,6 +13,7 @@ from .options import (
     Json,
     PrecisionName,
     Workers,
+    parse_numbers,
     parse_seeds,
     parse_size,
     the_only_cache,
@@ -52,8 +53,15 @@ def train(
         list[str], typer.Option(help="resnet18, wrn_16_2, timm:NAME …; several share one pass.")
     ],
     cache: Annotated[
-        str | None, typer.Option(help="Cache, path or URL; the only one in caches/ by default.")
+        list[str] | None,
+        typer.Option(help="Cache, path or URL; by default the only one in caches/. Several are an ensemble."),
     ] = None,
+    mix_weights: Annotated[
+        str | None, typer.Option(help="Weights of an ensemble's caches, such as 2,1; even by default.")
+    ] = None,
+    mix_space: Annotated[
+        Literal["probability", "logit"], typer.Option(help="What an ensemble averages.")
+    ] = "probability",
     loss: Annotated[str, typer.Option(help="cmkd, kd, ce …, or a sum: 'kd:0.5+cmkd:1'.")] = "cmkd",
     variant: Annotated[
         list[str] | None,
@@ -116,8 +124,11 @@ def train(
     lesson = Lesson(loss, settings.config.changed(given(context.params)), ce_weight, label_smoothing)
     lessons = tuple(lesson.varied(text) for text in variant or ()) or (lesson,)
     epochs = max(lesson.config.epochs for lesson in lessons)
+    needs_teacher = any(lesson.objective.needs_teacher for lesson in lessons)
     supply = Supply(
-        cache=cache or (the_only_cache() if any(x.objective.needs_teacher for x in lessons) else None),
+        caches=tuple(cache or ([the_only_cache()] if needs_teacher else [])),
+        mix_weights=parse_numbers(mix_weights) if mix_weights else (),
+        mix_space=mix_space,
         data=data,
         recipe=recipe,
         seeds=parse_seeds(seeds) if seeds != "auto" else (),

@@ -12,6 +12,7 @@ from logitcache.learner import Run
 from logitcache.lessons import Lesson
 from logitcache.models import build
 from logitcache.runs import free_folder
+from logitcache.sparse import MixSpace
 from logitcache.spool import DEFAULT_LIMIT
 from logitcache.stream import Stream
 from logitcache.views import recipe_named
@@ -24,7 +25,8 @@ class Supply:
     """Where batches come from.
 
     Attributes:
-        cache: path or URL; None trains from labels alone.
+        caches: paths or URLs; several are an ensemble, none trains from labels alone.
+        mix_weights, mix_space: `weights` and `space` of an ensemble, as `Stream.from_caches` takes them.
         data: of `open_images`; "auto" are the cache's, or the digits.
         recipe: of `recipe_named`, without a cache; "auto" is the data's own.
         seeds: augmentation seeds; none are all that the cache has complete, or one per epoch.
@@ -32,9 +34,11 @@ class Supply:
         allow_drift, spool_folder, spool_limit: of `Stream.from_cache`.
     """
 
-    cache: str | Path | None
+    caches: tuple[str | Path, ...]
     data: str = "auto"
     recipe: str = "auto"
+    mix_weights: tuple[float, ...] = ()
+    mix_space: MixSpace = "probability"
     seeds: tuple[int, ...] = ()
     batch_size: int = 64
     order: int = 0
@@ -48,7 +52,7 @@ class Supply:
         """Open the stream, of which so many epochs will be wanted; what the user should know is said.
 
         Raises:
-            LogitCacheError: see `Stream.from_cache` and `open_images`.
+            LogitCacheError: see `Stream.from_cache`, `Stream.from_caches` and `open_images`.
         """
         options: dict[str, Any] = {
             "batch_size": self.batch_size,
@@ -56,19 +60,22 @@ class Supply:
             "device": self.device,
             "workers": self.workers,
         }
-        if self.cache is None:
+        if not self.caches:
             images = open_images(self.data if self.data != "auto" else "digits")
             made_by = recipe_named(self.recipe if self.recipe != "auto" else images.recipe)
             return Stream.plain(images, made_by, seeds=self.seeds or tuple(range(epochs)), **options)
-        stream = Stream.from_cache(
-            self.cache,
-            open_images(self.data) if self.data != "auto" else None,
-            allow_drift=self.allow_drift,
-            spool_folder=self.spool_folder,
-            spool_limit=self.spool_limit,
-            seeds=self.seeds,
-            **options,
-        )
+        named = open_images(self.data) if self.data != "auto" else None
+        options |= {
+            "allow_drift": self.allow_drift,
+            "spool_folder": self.spool_folder,
+            "spool_limit": self.spool_limit,
+            "seeds": self.seeds,
+        }
+        if len(self.caches) == 1 and not self.mix_weights:
+            stream = Stream.from_cache(self.caches[0], named, **options)
+        else:
+            weights = self.mix_weights or None
+            stream = Stream.from_caches(self.caches, named, weights=weights, space=self.mix_space, **options)
         if stream.drift:
             say(f"warning: --allow-drift: {stream.drift}; the run's config.json records it")
         if more := stream.views.images.left_out:

@@ -1,12 +1,15 @@
 """Several caches of the same views answer as the mixture of their teachers."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from small import few_digits
+from test_cli import fails, succeeds
 from test_dump import a_teacher
 
+from logitcache.datasets import digits
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import IncompleteError, MismatchError, OptionError
 from logitcache.forward import ViewModel
@@ -82,6 +85,22 @@ def test_no_seed_in_common_is_said(caches: list[Path], tmp_path: Path) -> None:
     dump(tmp_path / "seven", few_digits(100), recipe_named("digits"), a_teacher(), config)
     with pytest.raises(IncompleteError, match="no seed is complete in every cache"):
         stream([caches[0], tmp_path / "seven"])
+
+
+def test_the_command_takes_several_caches(caches: list[Path], tmp_path: Path) -> None:
+    cached = []
+    for number in (0, 1):
+        config = DumpConfig(seeds=(0,), workers=0, top_k=4)
+        dump(tmp_path / f"{number}.zarr", digits("train"), recipe_named("digits"), a_teacher(number), config)
+        cached += ["--cache", f"{number}.zarr"]
+    words = ["train", "--student", "digits_tiny", "--epochs", "1"]
+    mixed = ["--mix-weights", "3,1", "--mix-space", "logit", "--out", "run"]
+    succeeds(*words, *cached, *mixed, cwd=tmp_path)
+    taught = json.loads((tmp_path / "run" / "config.json").read_text())["stream"]["teacher"]
+    assert (taught["weights"], taught["space"], len(taught["ensemble"])) == ([3, 1], "logit", 2)
+    assert "as many weights" in fails(*words, *cached, "--mix-weights", "3,1,2", cwd=tmp_path)
+    assert "expected numbers" in fails(*words, *cached, "--mix-weights", "three", cwd=tmp_path)
+    assert "of other views" in fails(*words, *cached, "--cache", caches[0], cwd=tmp_path)
 
 
 @pytest.mark.parametrize(
