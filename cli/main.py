@@ -18,6 +18,7 @@ from .export import export
 from .info import info
 from .init import init
 from .plan import plan
+from .report import report
 from .stats import stats
 from .terminal import ending_clearly
 from .train import train
@@ -30,7 +31,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (init, demo, plan, dump, derive, copy, train, evaluate, export, info, verify, stats, bench):
+for command in (
+    init,
+    demo,
+    plan,
+    dump,
+    derive,
+    copy,
+    train,
+    evaluate,
+    export,
+    info,
+    verify,
+    stats,
+    report,
+    bench,
+):
     app.command()(ending_clearly(command))
 
 

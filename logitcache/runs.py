@@ -73,6 +73,11 @@ class RunFolder:
                 json.dumps({**record, "versions": library_versions(), "command": sys.argv}, indent=2) + "\n",
             )
 
+    @staticmethod
+    def holds(path: Path) -> bool:
+        """Is there a run in a folder?"""
+        return (path / "config.json").is_file()
+
     def record(self) -> dict[str, Any]:
         """Return what config.json says.
 
@@ -86,10 +91,14 @@ class RunFolder:
         return _read_json(file)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the rows of metrics.jsonl."""
+        """Return the rows of metrics.jsonl.
+
+        Raises:
+            FormatError: a line of it is damaged.
+        """
         file = self.path / "metrics.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
-        return [json.loads(line) for line in lines]
+        lines = file.read_bytes().splitlines() if file.exists() else []
+        return [_row(file, number, line) for number, line in enumerate(lines, 1)]
 
     def keep(self, row: dict[str, Any], parts: Mapping[str, Stateful], student: Model) -> None:
         """Add an epoch's row, its weights, and the checkpoint that stands for all of them."""
@@ -147,9 +156,22 @@ def free_folder(parent: Path, name: str) -> Path:
     return folder
 
 
+def _row(file: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        found = error
+    if not isinstance(found, dict):
+        raise FormatError(
+            f"{file}, line {number}: expected an epoch as a JSON object, found {line[:40]!r}; "
+            "mend the line, or train again into another --out"
+        )
+    return found
+
+
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_bytes())
     except ValueError as error:
         raise FormatError(f"{file} is damaged ({error}); train again into another --out") from error
     return found if isinstance(found, dict) else {}

@@ -4,6 +4,7 @@ Safetensors, or a state dict as `torch.save` writes it, perhaps nested in a chec
 """
 
 import json
+import math
 import os
 import re
 import sys
@@ -24,6 +25,7 @@ from logitcache.schema import AdapterSpec, Spec
 
 State = Mapping[str, Tensor]
 WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+_RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,20 @@ def read_header(path: Path) -> Header | None:
         return None if text is None else Header.from_dict(json.loads(text))
     except (ValueError, FormatError) as error:
         raise WeightsError(f"{path} has a damaged logitcache header: {first_line(error)}") from error
+
+
+def count_weights(path: Path) -> int:
+    """Count the numbers in a safetensors file, the running statistics of batch norms apart: its parameters.
+
+    Raises:
+        WeightsError: the file is damaged.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if not name.endswith(_RUNNING)]  # noqa: SIM118
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _unreadable(path, error) from error
 
 
 def read_weights(path: Path) -> State:

@@ -70,6 +70,7 @@ def test_the_script_is_declared_where_it_is_loaded_from() -> None:
         "evaluate",
         "export",
         "info",
+        "report",
         "verify",
         "bench",
     ],
@@ -210,6 +211,7 @@ def test_init_writes_a_file_that_reads_back(tmp_path: Path) -> None:
         "export",
         "info",
         "stats",
+        "report",
         "verify",
         "bench",
     ]

@@ -1,0 +1,39 @@
+"""``logitcache report``: one page of what runs and caches came to."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Json
+from .terminal import progress, show, size
+
+
+def report(
+    paths: Annotated[
+        list[str], typer.Argument(help="Run folders and caches, any number; caches may be URLs.")
+    ],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    data: Annotated[str, typer.Option(help="The caches' images, if their name is another here.")] = "auto",
+    json: Json = False,
+) -> None:
+    """Write one self-contained HTML page: students, curves, settings that differ, what caches hold, hard samples.
+
+    Example: logitcache report runs/* caches/vit_l-digits.zarr --out report.html
+    """
+    from logitcache.report.page import report as write_report
+
+    with progress("report", "seeds") as advance:
+        found = write_report(
+            out,
+            paths,
+            data=None if data == "auto" else data,
+            on_progress=lambda done, total: advance(done, total, ""),
+        )
+    runs = sum(len(group.runs) for group in found.groups)
+    rows = [
+        ("page", f"{out}, {size(out.stat().st_size)}"),
+        ("runs", f"{runs}, of {len(found.groups)} kinds" if runs else "none"),
+        ("caches", str(len(found.caches) or "none")),
+    ]
+    show({"page": str(out), **found.to_dict()}, rows, as_json=json)

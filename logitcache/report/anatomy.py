@@ -1,0 +1,234 @@
+"""The half of the page about caches: what the teacher says, what the top k keep, hard samples, views by seed."""
+
+import math
+from collections.abc import Iterator, Sequence
+from xml.etree.ElementTree import Element
+
+import numpy as np
+
+from logitcache.audit.stats import BINS, LEAST_TAIL, StatsReport
+from logitcache.report.caches import TEMPERATURES, CacheFacts
+from logitcache.report.charts import Axis, Numbers, Series, bars, histogram, lines
+from logitcache.report.html import Ids, table, tag
+from logitcache.report.pictures import Picture, Pictures, Sample
+from logitcache.store import seed_list
+
+MOST_PAIRS = 10
+
+
+def about_cache(ids: Ids, cache: CacheFacts, shown: Pictures) -> tuple[str, Element]:
+    """Write the section about a cache, with its heading."""
+    about = cache.about
+    heading = f"Cache: {about['teacher']['name']} on {about['dataset']['name']}"
+    charts = tag("div", list(_charts(ids, cache)), class_="charts")
+    parts = [_facts(cache), charts, _confused(cache.stats), _hardest(cache.stats, shown)]
+    return heading, tag("div", parts, [_by_seed(sample) for sample in shown.samples], _note(shown))
+
+
+def _facts(cache: CacheFacts) -> Element:
+    about = cache.about
+    teacher, data, recipe = about["teacher"], about["dataset"], about["recipe"]
+    size = about["bytes_on_disk"]
+    rows = [
+        ("cache", about["path"]),
+        ("teacher", f"{teacher['name']}, weights {teacher['weights']}, {teacher['precision']}"),
+        ("data", f"{data['name']}, {data['split']}: {about['n']:,} images, {about['num_classes']:,} classes"),
+        ("views", f"recipe {recipe['name']} v{recipe['version']}"),
+        ("kept", f"top {about['k']} of {about['num_classes']:,} logits, profile {about['profile']}"),
+        ("seeds", f"{about['complete']} complete"),
+        (
+            "size",
+            "not told by its host"
+            if size is None
+            else f"{_size(size)}, {about['bytes_per_sample_view']:.1f} bytes a view",
+        ),
+    ]
+    return tag("dl", [[tag("dt", name), tag("dd", value)] for name, value in rows])
+
+
+# Charts ---------------------------------------------------------------------------------------------------
+
+
+def _charts(ids: Ids, cache: CacheFacts) -> Iterator[Element]:
+    found, of = cache.stats, _of_seeds(cache)
+    edges = np.linspace(0, math.log(found.num_classes), BINS + 1).tolist()
+    entropy = sum(seed.entropy * seed.views for seed in found.seeds) / max(
+        1, sum(s.views for s in found.seeds)
+    )
+    yield histogram(
+        ids,
+        "Entropy of the teacher",
+        f"Views by entropy at T = 1 in nats, from 0 (certain) to log C (no idea); mean {entropy:.3g}. {of}",
+        Axis("entropy, nats"),
+        edges,
+        found.entropy_bins,
+        _binned(edges, found.entropy_bins, "entropy"),
+    )
+    if found.tail_bins:
+        edges = np.linspace(math.log10(LEAST_TAIL), 0, BINS + 1).tolist()
+        yield histogram(
+            ids,
+            f"Probability outside the top {found.k}",
+            f"Views by log₁₀ of the tail's mass at T = 1; the first bin has all of 10⁻¹⁰ or less. {of}",
+            Axis("log₁₀ of the tail's mass"),
+            edges,
+            found.tail_bins,
+            _binned(edges, found.tail_bins, "log₁₀ mass"),
+        )
+    if len(cache.kept) > 1:
+        yield _mass(ids, cache)
+        yield _error(ids, cache)
+    if cache.array_bytes:
+        named = [(name, size, f"{size:.2f}") for name, size in cache.array_bytes.items()]
+        numbers = Numbers(("array", "bytes a view"), tuple((name, text) for name, _, text in named))
+        yield bars(
+            ids, "Bytes by array", "Bytes of a view in the shards of one seed, compressed.", named, numbers
+        )
+    if len(found.seeds) > 1:
+        yield _seeds(ids, found)
+
+
+def _mass(ids: Ids, cache: CacheFacts) -> Element:
+    note = f"Probability of the k likeliest classes at temperature T; mean of {cache.tried:,} views."
+    rows = tuple((str(kept.k), *(f"{100 * mass:.2f} %" for mass in kept.mass)) for kept in cache.kept)
+    numbers = Numbers(("k", *map(_at, TEMPERATURES)), rows)
+    curves = [
+        Series(_at(t), tuple((float(kept.k), kept.mass[n]) for kept in cache.kept), n, marks=True)
+        for n, t in enumerate(TEMPERATURES)
+    ]
+    log = cache.kept[-1].k > 16
+    y = Axis(percent=True, high=1.0)
+    return lines(
+        ids, "Top-k mass against k", note, Axis("k", log=log, whole=True), y, curves, numbers, named=True
+    )
+
+
+def _error(ids: Ids, cache: CacheFacts) -> Element:
+    fewer = cache.kept[:-1]
+    note = (
+        f"KL in nats from what this cache holds to what one of fewer would (`derive --top-k`), "
+        f"the tail spread evenly; mean of {cache.tried:,} views, logarithmic scale."
+    )
+    rows = tuple((str(kept.k), *(f"{kl:.3g}" for kl in kept.kl)) for kept in fewer)
+    curves = [
+        Series(_at(t), tuple((float(kept.k), kept.kl[n]) for kept in fewer), n, marks=True)
+        for n, t in enumerate(TEMPERATURES)
+    ]
+    x = Axis("k", log=cache.kept[-1].k > 16, whole=True)
+    numbers = Numbers(("k", *map(_at, TEMPERATURES)), rows)
+    return lines(ids, "What fewer logits would lose", note, x, Axis(log=True), curves, numbers, named=True)
+
+
+def _seeds(ids: Ids, found: StatsReport) -> Element:
+    told = [("mean top-1 probability", tuple((float(s.seed), s.confidence) for s in found.seeds))]
+    told += [("top-1 accuracy", tuple((float(s.seed), s.top1) for s in found.seeds if s.top1 is not None))]
+    told = [(name, points) for name, points in told if points]
+    curves = [Series(name, points, number, marks=True) for number, (name, points) in enumerate(told)]
+    note = "On the training views, seed by seed."
+    if found.agreement is not None:
+        note += f" From one to the next {100 * found.agreement:.1f} % of samples keep their top class."
+    columns = [dict(points) for _, points in told]
+    rows = tuple(
+        (str(s.seed), *(f"{100 * column[s.seed]:.2f} %" if s.seed in column else "–" for column in columns))
+        for s in found.seeds
+    )
+    numbers = Numbers(("seed", *(name for name, _ in told)), rows)
+    x = Axis("augmentation seed", whole=True)
+    return lines(ids, "The teacher by seed", note, x, Axis(percent=True), curves, numbers, named=True)
+
+
+def _binned(edges: Sequence[float], counts: Sequence[int], quantity: str) -> Numbers:
+    rows = tuple((f"{a:.3g} to {b:.3g}", f"{n:,}") for a, b, n in zip(edges, edges[1:], counts, strict=False))
+    return Numbers((quantity, "views"), rows)
+
+
+# Classes and samples --------------------------------------------------------------------------------------
+
+
+def _confused(found: StatsReport) -> Element | None:
+    pairs = found.neighbours[:MOST_PAIRS]
+    if not pairs:
+        return None
+    rows = [[str(pair.of), str(pair.other), f"{100 * pair.probability:.2f} %"] for pair in pairs]
+    heads = ["class", "taken for", "mean probability"]
+    return tag(
+        "div", tag("h3", "What the teacher confuses"), table(None, heads, rows, name="Confused classes")
+    )
+
+
+def _hardest(found: StatsReport, shown: Pictures) -> Element | None:
+    if not found.hardest:
+        return None
+    labelled = any(hard.label >= 0 for hard in found.hardest)
+    cards = []
+    for hard in found.hardest:
+        image = shown.hardest.get(hard.sample)
+        label = f"label {hard.label}, " if hard.label >= 0 else ""
+        cards.append(
+            tag(
+                "li",
+                _image(image, f"{hard.name}, {label}taken for {hard.teacher}") if image else None,
+                tag("b", f"{label}p = {hard.probability:.2g}"),
+                tag("span", f"teacher says {hard.teacher}"),
+                tag("span", hard.name),
+            )
+        )
+    what = "their label has" if labelled else "their likeliest class has"
+    lede = f"Samples by the mean probability that {what} over the seeds; the teacher's word is that of the last seed."
+    return tag(
+        "div", tag("h3", "Hardest samples"), tag("p", lede, class_="note"), tag("ol", cards, class_="cards")
+    )
+
+
+def _by_seed(sample: Sample) -> Element:
+    label = f", label {sample.label}" if sample.label >= 0 else ""
+    original = tag("li", _image(sample.picture, f"{sample.name} as it is"), tag("b", "the image"))
+    cards = [original]
+    for look in sample.looks:
+        answers = [
+            tag("li", tag("span", str(name)), tag("span", f"{100 * p:.1f} %"), style=f"--p:{p:.4f}")
+            for name, p in look.answers
+        ]
+        picture = _image(look.picture, f"{sample.name} viewed under seed {look.seed}")
+        cards.append(tag("li", picture, tag("b", f"seed {look.seed}"), tag("ol", answers, class_="answers")))
+    lede = f"{sample.name}{label}, {sample.why}; below each view the teacher's first classes and their probabilities."
+    return tag(
+        "div",
+        tag("h3", "One sample under several seeds"),
+        tag("p", lede, class_="note"),
+        tag("ul", cards, class_="cards"),
+    )
+
+
+def _note(shown: Pictures) -> Element | None:
+    return tag("p", shown.note, class_="note") if shown.note else None
+
+
+def _image(picture: Picture, alt: str) -> Element:
+    small = "pixels" if max(picture.width, picture.height) <= 48 else None
+    return tag("img", src=picture.uri, width=picture.width, height=picture.height, alt=alt, class_=small)
+
+
+# Words ----------------------------------------------------------------------------------------------------
+
+
+def _of_seeds(cache: CacheFacts) -> str:
+    seeds = [seed.seed for seed in cache.stats.seeds]
+    text = seed_list(seeds)
+    return (
+        f"Of {text}."
+        if len(seeds) == cache.complete
+        else f"Of {text}, {len(seeds)} of {cache.complete} complete."
+    )
+
+
+def _at(temperature: float) -> str:
+    return f"T = {temperature:g}"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"

@@ -1,0 +1,303 @@
+"""Charts as small SVG pictures: lines, points, histograms and bars, each with its title and a table of its numbers.
+
+Colours, dashes and type are the style sheet's (`page.css`), so that one picture serves light, dark and print.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+from xml.etree.ElementTree import Element
+
+from logitcache.report.html import Child, Ids, table, tag
+
+WIDTH, HEIGHT = 380, 240
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 36
+STYLES = 8  # colours of series in the style sheet; further ones come again with other dashes
+LEAST = 1e-140  # what is smaller counts as 0
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis: what it measures, and how.
+
+    Attributes:
+        label: quantity and unit, below an x axis; what a y axis measures the chart's title says.
+        log: by factors of ten; values of 0 or less are left out.
+        percent: shares are written in percent.
+        whole: only whole numbers are marked.
+        low, high: ends that it must reach.
+    """
+
+    label: str = ""
+    log: bool = False
+    percent: bool = False
+    whole: bool = False
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points that belong together.
+
+    Attributes:
+        name: for the tooltip.
+        points: (x, y), by rising x.
+        style: number of its colour.
+        thin: drawn fine and pale, behind the others.
+        marks: a dot at each point.
+    """
+
+    name: str
+    points: tuple[Point, ...]
+    style: int = 0
+    thin: bool = False
+    marks: bool = False
+
+
+class Scale:
+    """Where a value lies on an axis of so many units, and which values are marked there."""
+
+    def __init__(self, axis: Axis, values: Sequence[float], start: float, end: float) -> None:
+        self.axis, self.start, self.end = axis, start, end
+        values = [*values, *(v for v in (axis.low, axis.high) if v is not None)]
+        values = [v for v in values if v > LEAST or not axis.log] or [1.0]
+        low, high = min(values), max(values)
+        if high - low <= LEAST + 1e-9 * max(abs(low), abs(high)):  # all the same, as far as can be drawn
+            margin = abs(low) / 2 if abs(low) > LEAST else 0.5
+            low, high = (low / 2, high * 2) if axis.log else (low - margin, high + margin)
+        if axis.log:
+            pad = (high / low) ** 0.04
+            self.low, self.high = low / pad, high * pad
+        else:
+            self.step = max(_step((high - low) / 4), 1.0 if axis.whole else 0.0)
+            self.low, self.high = low, high
+            if axis.low is None:
+                self.low = math.floor(low / self.step) * self.step
+            if axis.high is None:
+                self.high = math.ceil(high / self.step) * self.step
+
+    def __call__(self, value: float) -> float:
+        """Return the place of a value."""
+        low, high = (math.log(self.low), math.log(self.high)) if self.axis.log else (self.low, self.high)
+        at = math.log(value) if self.axis.log else value
+        return self.start + (at - low) / (high - low) * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        """Return the values to mark: round ones."""
+        if not self.axis.log:
+            first, last = math.ceil(self.low / self.step - 1e-9), math.floor(self.high / self.step + 1e-9)
+            return [number * self.step for number in range(first, last + 1)]
+        first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
+        every = max(1, math.ceil((last - first) / 5))
+        factors = (1, 2, 5) if last - first <= 3 else (1,)
+        marks = [f * 10.0**exponent for exponent in range(first, last + 1, every) for f in factors]
+        return [mark for mark in marks if self.low <= mark <= self.high]
+
+    def text(self, value: float) -> str:
+        """Write a marked value, in as many digits as tell it from the next."""
+        times = 100.0 if self.axis.percent else 1.0
+        digits = 3
+        if not self.axis.log and value:
+            digits = math.floor(math.log10(abs(value))) - math.floor(math.log10(self.step) + 1e-9) + 1
+        text = short(times * value, max(1, digits)).replace("-", "−")
+        return f"{text} %" if self.axis.percent else text
+
+
+def short(value: float, digits: int = 4) -> str:
+    """Write a number in so many digits for an axis: 0.25, 1,500, 1.2M, 5e-7."""
+    size = abs(value)
+    if not value or 1e-4 <= size < 1e4:
+        return f"{float(f'{value:.{digits}g}'):,.{max(0, digits + 4)}f}".rstrip("0").rstrip(".")
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if factor <= size < 1e12:
+            return f"{float(f'{value / factor:.{digits}g}'):.{digits}f}".rstrip("0").rstrip(".") + unit
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+
+
+_T = TypeVar("_T")
+
+
+def spaced(values: Sequence[_T], most: int) -> list[_T]:
+    """Take at most so many values, two or more, evenly, the first and the last among them."""
+    if len(values) <= most:
+        return list(values)
+    return [values[number * (len(values) - 1) // (most - 1)] for number in range(most)]
+
+
+def thinned(points: Sequence[Point], most: int) -> tuple[Point, ...]:
+    """Take at most so many points, but the first, the last, and the lowest and highest of each stretch between."""
+    if len(points) <= most:
+        return tuple(points)
+    stretches = max(1, (most - 2) // 2)
+    inner, kept = points[1:-1], [points[0]]
+    for stretch in range(stretches):
+        part = inner[stretch * len(inner) // stretches : (stretch + 1) * len(inner) // stretches]
+        if part:
+            ends = {min(part, key=lambda point: point[1]), max(part, key=lambda point: point[1])}
+            kept += sorted(ends)
+    return (*kept, points[-1])
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The table behind a chart; `note` says what it leaves out."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Child, ...], ...]
+    note: str = ""
+
+
+def lines(
+    ids: Ids,
+    title: str,
+    note: str,
+    x: Axis,
+    y: Axis,
+    series: Sequence[Series],
+    numbers: Numbers,
+    *,
+    named: bool = False,
+) -> Element:
+    """Draw lines, or dots where a series has a single point; `named` says beside the title which is which."""
+    plot = _Plot(x, y, [point for one in series for point in one.points])
+    for one in sorted(series, key=lambda one: not one.thin):
+        where = [(plot.x(a), plot.y(b)) for a, b in one.points if plot.shows(a, b)]
+        kind = f"line {style(one.style)}" + (" thin" if one.thin else "")
+        if len(where) > 1:
+            path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in where)
+            plot.add(tag("path", tag("title", one.name), d=path, class_=kind))
+        if len(where) == 1 or one.marks:
+            plot.add([_dot(a, b, one.name, one.style, 2.6) for a, b in where])
+    names = {one.style: one.name for one in series} if named else {}
+    return _figure(ids, title, note, plot.svg, numbers, legend(names) if names else None)
+
+
+def points(
+    ids: Ids, title: str, note: str, x: Axis, y: Axis, series: Sequence[Series], numbers: Numbers
+) -> Element:
+    """Draw a dot for every point, and nothing between them."""
+    plot = _Plot(x, y, [point for one in series for point in one.points])
+    for one in series:
+        shown = [(a, b) for a, b in one.points if plot.shows(a, b)]
+        plot.add([_dot(plot.x(a), plot.y(b), one.name, one.style, 4.5) for a, b in shown])
+    return _figure(ids, title, note, plot.svg, numbers)
+
+
+def histogram(
+    ids: Ids, title: str, note: str, x: Axis, edges: Sequence[float], counts: Sequence[int], numbers: Numbers
+) -> Element:
+    """Draw counts over bins; there is one more edge than counts."""
+    ends = Axis(x.label, low=edges[0], high=edges[-1])
+    plot = _Plot(ends, Axis(low=0.0), [(edges[0], 0.0), (edges[-1], float(max(counts)))])
+    bottom = plot.y(0.0)
+    for low, high, count in zip(edges, edges[1:], counts, strict=False):
+        left, top = plot.x(low), plot.y(float(count))
+        name = tag("title", f"{low:.3g} to {high:.3g}: {count:,}")
+        size = {"width": f"{plot.x(high) - left - 1:.1f}", "height": f"{bottom - top:.1f}"}
+        if count:
+            plot.add(tag("rect", name, x=f"{left + 0.5:.1f}", y=f"{top:.1f}", **size, class_="bar"))
+    return _figure(ids, title, note, plot.svg, numbers)
+
+
+def bars(
+    ids: Ids, title: str, note: str, rows: Sequence[tuple[str, float, str]], numbers: Numbers
+) -> Element:
+    """Draw a bar for each (name, value, value as text), one below the other."""
+    height = 22 * len(rows) + 8
+    svg, room = _svg(height), WIDTH - 178
+    most = max([value for _, value, _ in rows] + [1e-300])
+    for number, (name, value, text) in enumerate(rows):
+        y = 4 + 22 * number
+        width = room * value / most
+        svg.append(tag("text", name, x=86, y=y + 14, class_="tick end"))
+        svg.append(tag("rect", x=94, y=y + 3, width=f"{max(width, 0.5):.1f}", height=15, class_="bar"))
+        svg.append(tag("text", text, x=f"{100 + width:.1f}", y=y + 14, class_="tick"))
+    return _figure(ids, title, note, svg, numbers)
+
+
+def style(number: int) -> str:
+    """Name the classes of a series' colour and dash."""
+    return f"s{number % STYLES} d{number // STYLES % 3}"
+
+
+def legend(names: Mapping[int, Child]) -> Element:
+    """Say which style of line stands for what."""
+    entries = [tag("li", swatch(number), name) for number, name in names.items()]
+    return tag("ul", entries, class_="legend", aria_label="Legend")
+
+
+def swatch(number: int) -> Element:
+    """Draw a short piece of a series' line, for legends."""
+    line = tag("path", d="M1 5H25", class_=f"line {style(number)}")
+    return tag("svg", line, viewBox="0 0 26 10", class_="swatch", aria_hidden="true")
+
+
+# Inside ---------------------------------------------------------------------------------------------------
+
+
+class _Plot:
+    """A frame with two axes, their marks and labels, to draw in."""
+
+    def __init__(self, x: Axis, y: Axis, points: Sequence[Point]) -> None:
+        self.x = Scale(x, [a for a, _ in points], LEFT, WIDTH - RIGHT)
+        self.y = Scale(y, [b for _, b in points], HEIGHT - BOTTOM, TOP)
+        self.svg = _svg(HEIGHT)
+        self.add(self._axes())
+
+    def add(self, child: Child) -> None:
+        """Draw."""
+        for element in [child] if isinstance(child, Element) else child or []:
+            assert isinstance(element, Element)
+            self.svg.append(element)
+
+    def shows(self, a: float, b: float) -> bool:
+        """Has this point a place?"""
+        return (a > LEAST or not self.x.axis.log) and (b > LEAST or not self.y.axis.log)
+
+    def _axes(self) -> Iterator[Element]:
+        bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+        for value in self.y.ticks():
+            at = f"{self.y(value):.1f}"
+            yield tag("path", d=f"M{LEFT} {at}H{right}", class_="grid")
+            yield tag("text", self.y.text(value), x=LEFT - 6, y=at, dy="0.32em", class_="tick end")
+        for value in self.x.ticks():
+            at = f"{self.x(value):.1f}"
+            yield tag("path", d=f"M{at} {bottom}v4", class_="axis")
+            yield tag("text", self.x.text(value), x=at, y=bottom + 15, class_="tick middle")
+        yield tag("path", d=f"M{LEFT} {bottom}H{right}", class_="axis")
+        yield tag("text", self.x.axis.label, x=(LEFT + right) / 2, y=HEIGHT - 4, class_="tick middle label")
+
+
+def _svg(height: int) -> Element:
+    return tag("svg", viewBox=f"0 0 {WIDTH} {height}", role="img")
+
+
+def _dot(x: float, y: float, name: str, number: int, radius: float) -> Element:
+    return tag(
+        "circle", tag("title", name), cx=f"{x:.1f}", cy=f"{y:.1f}", r=radius, class_=f"dot {style(number)}"
+    )
+
+
+def _figure(ids: Ids, title: str, note: str, svg: Element, numbers: Numbers, key: Child = None) -> Element:
+    named, noted = ids.new("chart"), ids.new("note")
+    svg.set("aria-labelledby", named)
+    svg.set("aria-describedby", noted)
+    behind = table(None, numbers.columns, numbers.rows, name=f"Numbers of: {title}")
+    return tag(
+        "figure",
+        tag("figcaption", tag("strong", title, id=named), " ", tag("span", note, id=noted), key),
+        svg,
+        tag("details", tag("summary", "Numbers"), numbers.note and tag("p", numbers.note), behind),
+        class_="chart",
+    )
+
+
+def _step(rough: float) -> float:
+    """Round up to 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(f * power for f in (1, 2, 5, 10) if f * power >= rough * 0.999)

@@ -1,0 +1,166 @@
+"""The page: facts of runs and caches in one HTML file that needs nothing else, and no script."""
+
+import datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+from logitcache.errors import NotFoundError, OptionError, StorageError
+from logitcache.report.anatomy import about_cache
+from logitcache.report.caches import CacheFacts, read_cache
+from logitcache.report.html import Ids, tag, written
+from logitcache.report.pictures import Pictures, open_for, pictures
+from logitcache.report.runs import Group, RunFacts, grouped, read_run
+from logitcache.report.students import about_runs
+from logitcache.runs import RunFolder
+from logitcache.schema import Spec
+from logitcache.store import CacheReader
+from logitcache.views import library_versions
+
+# No script, no address: whatever a name in a run may try, the browser asks nobody for anything.
+MOST_IMAGES = 96  # of hardest samples, in all caches
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+@dataclass(frozen=True)
+class ReportFacts(Spec):
+    """What a report says, without its pictures."""
+
+    groups: tuple[Group, ...]
+    caches: tuple[CacheFacts, ...]
+
+
+Shown = Sequence[tuple[CacheFacts, Pictures]]
+
+
+def report(
+    out: str | Path,
+    paths: Sequence[str | Path],
+    *,
+    data: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ReportFacts:
+    """Write a page about runs and caches.
+
+    Args:
+        out: the file to write, .html.
+        paths: run folders and caches; caches may be URLs.
+        data: images of the caches, as `open_images` takes them; None opens what the caches name.
+        on_progress: called with (seeds read, seeds to read), cache by cache.
+
+    Raises:
+        OptionError: nothing to report on.
+        NotFoundError: a path is neither a run folder nor a cache.
+        FormatError: something is damaged.
+        IncompleteError: a run has no epoch yet, or a cache no complete seed.
+        StorageError: the page cannot be written.
+    """
+    named = list(dict.fromkeys(map(str, paths)))
+    if not named:
+        raise OptionError("a report needs run folders, caches, or both; found none")
+    found = [_found(path) for path in named]
+    readers = [one for one in found if isinstance(one, CacheReader)]
+    groups = grouped([one for one in found if isinstance(one, RunFacts)])
+    shown = [_cache(reader, data, max(4, MOST_IMAGES // len(readers)), on_progress) for reader in readers]
+    _write(Path(out), page(groups, shown, on=datetime.date.today()))
+    return ReportFacts(groups, tuple(cache for cache, _ in shown))
+
+
+def _found(path: str) -> RunFacts | CacheReader:
+    if "://" not in path and RunFolder.holds(Path(path)):
+        return read_run(path)
+    try:
+        return CacheReader(path)
+    except NotFoundError as error:
+        inside = (
+            sorted(child.name for child in Path(path).iterdir() if RunFolder.holds(child))
+            if Path(path).is_dir()
+            else []
+        )
+        advice = f"; did you mean {path.rstrip('/')}/{inside[0]}, or {path.rstrip('/')}/*?" if inside else ""
+        raise NotFoundError(f"{path} is neither a run folder (config.json) nor a cache{advice}") from error
+
+
+def _cache(
+    reader: CacheReader, data: str | None, most: int, on_progress: Callable[[int, int], None] | None
+) -> tuple[CacheFacts, Pictures]:
+    images, note = open_for(reader, data)
+    facts = read_cache(reader, images, most=min(most, 12), on_progress=on_progress)
+    return facts, pictures(reader, images, facts.stats) if images else Pictures({}, (), note)
+
+
+# The page -------------------------------------------------------------------------------------------------
+
+
+def page(groups: Sequence[Group], caches: Shown, *, on: datetime.date) -> str:
+    """Write the page, made on a day."""
+    ids = Ids()
+    sections = [*(about_runs(ids, groups) if groups else []), *(about_cache(ids, *cache) for cache in caches)]
+    named = [(ids.new("section"), heading, body) for heading, body in sections]
+    main = [
+        tag("section", tag("h2", heading, id=name), body, aria_labelledby=name)
+        for name, heading, body in named
+    ]
+    contents = [tag("li", tag("a", heading, href=f"#{name}")) for name, heading, _ in named]
+    title = _title(groups, caches)
+    return written(
+        tag(
+            "html",
+            tag(
+                "head",
+                tag("meta", charset="utf-8"),
+                tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
+                tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+                tag("title", f"{title} – logitcache report"),
+                tag("style", files("logitcache.report").joinpath("page.css").read_text()),
+            ),
+            tag(
+                "body",
+                tag("a", "Skip to content", href="#main", class_="skip"),
+                tag(
+                    "header",
+                    tag("p", "logitcache report", class_="eyebrow"),
+                    tag("h1", title),
+                    _lede(groups),
+                    tag("nav", tag("ul", contents), aria_label="Contents"),
+                ),
+                tag("main", main, id="main"),
+                tag("footer", f"Made by logitcache {library_versions()['logitcache']} on {on:%d %B %Y}."),
+            ),
+            lang="en",
+        )
+    )
+
+
+def _title(groups: Sequence[Group], caches: Shown) -> str:
+    runs = sum(len(group.runs) for group in groups)
+    data = {str(run.settings.get("stream.data.name")) for group in groups for run in group.runs}
+    data |= {cache.about["dataset"]["name"] for cache, _ in caches}
+    parts = [f"{runs} run{'s' if runs > 1 else ''}"] if runs else []
+    parts += [f"{len(caches)} cache{'s' if len(caches) > 1 else ''}"] if caches else []
+    return ", ".join(parts) + (f" on {data.pop()}" if len(data) == 1 else "")
+
+
+def _lede(groups: Sequence[Group]) -> Element | None:
+    """Say in a sentence what came out highest."""
+    told = [(found, group) for group in groups if (found := group.spread("top1"))]
+    if not told:
+        return None
+    (mean, deviation), best = max(told, key=lambda one: one[0][0])
+    many = len(best.runs)
+    text = (
+        f"{100 * mean:.1f} ± {100 * deviation:.1f} % over {many} runs" if many > 1 else f"{100 * mean:.2f} %"
+    )
+    return tag("p", f"Highest top-1 after the last epoch: {best.name}, {text}.")
+
+
+def _write(out: Path, text: str) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        aside = out.with_name(out.name + ".part")
+        aside.write_text(text, encoding="utf-8", errors="replace")
+        aside.replace(out)
+    except OSError as error:
+        raise StorageError(f"cannot write {out}: {error.strerror or error}") from error

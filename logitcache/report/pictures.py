@@ -1,0 +1,144 @@
+"""What the page shows of a cache's images: the hardest samples, and one sample as the teacher saw it, seed by seed.
+
+Images are opened by the cache's word only where that runs nobody's code; views are shown only after proof that they
+are those that the teacher saw.
+"""
+
+import base64
+import io
+from dataclasses import dataclass
+
+from PIL import Image
+from torch import Tensor
+
+from logitcache.audit.stats import StatsReport
+from logitcache.datasets import Images, open_images
+from logitcache.errors import ImageError, LogitCacheError
+from logitcache.loader import KeyedViews, require
+from logitcache.order import in_cache_order
+from logitcache.replay import prove_replay
+from logitcache.report.charts import spaced
+from logitcache.spool import decode
+from logitcache.store import CacheReader
+
+SIDE = 144  # pixels; larger images are made smaller
+SEEDS, TOP = 6, 5
+BUILT_IN = ("digits", "cifar10", "cifar100", "imagefolder", "folder")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as a data URI, with its size as shown there."""
+
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Look:
+    """A view under one seed, and (class, probability) of the teacher's first five at T = 1."""
+
+    seed: int
+    picture: Picture
+    answers: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample under several seeds."""
+
+    name: str
+    why: str
+    label: int
+    picture: Picture
+    looks: tuple[Look, ...]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What could be shown: the hardest samples by number, samples under several seeds, why there is no more."""
+
+    hardest: dict[int, Picture]
+    samples: tuple[Sample, ...]
+    note: str = ""
+
+
+def open_for(reader: CacheReader, data: str | None = None) -> tuple[Images | None, str]:
+    """Open the images of a cache, in its order, or say why not.
+
+    Args:
+        reader: the cache.
+        data: what the user calls them; None asks the cache, whose word runs no code.
+
+    Raises:
+        UnknownNameError, NotFoundError, DataError: there is no `data` of that name.
+    """
+    name, split = reader.spec.dataset.name, reader.spec.dataset.split
+    if data is None and name.partition(":")[0] not in BUILT_IN:
+        return None, f"Images are not shown: opening them would run code ({name}); allow it with --data."
+    found = open_images(data, split) if data else None
+    try:
+        return in_cache_order(reader, found or open_images(name, split)), ""
+    except LogitCacheError as error:
+        return None, f"Images are not shown: {error}"
+
+
+def pictures(reader: CacheReader, images: Images, found: StatsReport) -> Pictures:
+    """Take pictures of the hardest samples, and of the hardest and the first under several seeds.
+
+    Args:
+        reader: the cache.
+        images: as `open_for` gives them.
+        found: what `stats` says of the cache.
+    """
+    hardest = {hard.sample: shot for hard in found.hardest if (shot := _taken(images, hard.sample))}
+    if any(":" in step.transform for step in reader.spec.recipe.steps):
+        return Pictures(
+            hardest, (), "Its views are made by code of someone's own, which a report does not run."
+        )
+    seeds = spaced([seed.seed for seed in found.seeds], SEEDS)
+    views = KeyedViews(images, reader.spec.recipe, "skip")
+    try:
+        prove_replay(reader, views, seeds, most=64)
+        first = next((i for i in range(len(images)) if _taken(images, i)), 0)
+        chosen = {**{h.sample: "the hardest sample" for h in found.hardest[:1]}, first: "the first sample"}
+        samples = tuple(_sample(reader, views, sample, why, seeds) for sample, why in chosen.items())
+    except LogitCacheError as error:
+        return Pictures(hardest, (), f"Views could not be made again: {error}")
+    return Pictures(hardest, tuple(sample for sample in samples if sample))
+
+
+def _sample(reader: CacheReader, views: KeyedViews, sample: int, why: str, seeds: list[int]) -> Sample | None:
+    original = _taken(views.images, sample)
+    if original is None:
+        return None
+    shard = reader.spec.shard_of(sample)
+    row = sample - reader.spec.shard_range(shard).start
+    looks = []
+    for seed in seeds:
+        batch, teacher = require(views[sample, seed]), decode(reader, seed, shard)[slice(row, row + 1)]
+        if batch.valid.all() and not teacher.top.isnan().any():
+            answers = zip(teacher.ids[0, :TOP].tolist(), teacher.probs()[0, :TOP].tolist(), strict=True)
+            looks.append(Look(seed, picture(batch.views[0]), tuple(answers)))
+    images = views.images
+    return Sample(images.describe(sample), why, int(images.labels[sample]), original, tuple(looks))
+
+
+def _taken(images: Images, sample: int) -> Picture | None:
+    try:
+        return picture(images.image(sample))
+    except ImageError:
+        return None
+
+
+def picture(image: Tensor) -> Picture:
+    """Encode an image, (C, H, W) uint8: PNG where it is small, JPEG of at most 144 pixels else."""
+    pixels = image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)
+    made = Image.fromarray(pixels.contiguous().numpy())
+    kind = "PNG" if max(made.size) <= 64 else "JPEG"
+    made.thumbnail((SIDE, SIDE))
+    data = io.BytesIO()
+    made.save(data, kind, quality=82, optimize=True)
+    text = base64.b64encode(data.getvalue()).decode()
+    return Picture(f"data:image/{kind.lower()};base64,{text}", *made.size)

@@ -1,0 +1,219 @@
+"""What run folders say: settings, curves and size of each student, and which runs are repeats of one another."""
+
+import hashlib
+import json
+import os
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from logitcache.errors import FormatError, IncompleteError, LogitCacheError
+from logitcache.losses import Objective
+from logitcache.runs import RunFolder
+from logitcache.schema import Spec
+from logitcache.store import seed_list
+from logitcache.weights import count_weights
+
+Value = str | int | float | bool | None
+REPEATED = ("config.seed", "stream.order")  # what differs between repeats; and random initial weights
+LONGEST = 72
+MOST = 1e140  # what is larger counts as infinite
+
+
+@dataclass(frozen=True)
+class RunFacts(Spec):
+    """One run.
+
+    Attributes:
+        path: its folder, as it was named.
+        student: architecture.
+        loss: names of the terms that it minimised.
+        weights: numbers in its last weights, running statistics apart; None where the file is gone.
+        settings: all of config.json but the command, by dotted name; lists and long values as text.
+        rows: metrics.jsonl, finite numbers only.
+        left_out: how many numbers were not finite.
+    """
+
+    path: str
+    student: str
+    loss: str
+    weights: int | None
+    settings: dict[str, Any]
+    rows: tuple[dict[str, float], ...]
+    left_out: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of what was measured, in the order of the file, but for the epoch."""
+        return tuple(dict.fromkeys(name for row in self.rows for name in row if name != "epoch"))
+
+    def curve(self, name: str) -> tuple[tuple[float, float], ...]:
+        """Return (epoch from 1, value) wherever it was measured."""
+        return tuple((row["epoch"] + 1, row[name]) for row in self.rows if name in row)
+
+    def last(self, name: str) -> float | None:
+        """Return the value of the last epoch that has one."""
+        return next((row[name] for row in reversed(self.rows) if name in row), None)
+
+    @property
+    def best_top1(self) -> float | None:
+        """The highest top-1 of any epoch."""
+        return max((row["top1"] for row in self.rows if "top1" in row), default=None)
+
+    @property
+    def seconds(self) -> float:
+        """Time in its epochs."""
+        return sum(row.get("seconds", 0.0) for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Group(Spec):
+    """Runs that differ in their random numbers alone, under a name that tells them from the other groups."""
+
+    name: str
+    runs: tuple[RunFacts, ...]
+
+    def spread(self, name: str) -> tuple[float, float] | None:
+        """Return mean and sample standard deviation (0 for a single run) of the last values; None without any."""
+        found = [value for run in self.runs if (value := run.last(name)) is not None]
+        if not found:
+            return None
+        return statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0
+
+    def mean(self, name: str) -> tuple[tuple[float, float], ...]:
+        """Return (epoch, mean over runs) of the epochs that every run has."""
+        curves = [dict(run.curve(name)) for run in self.runs]
+        shared = [epoch for epoch in curves[0] if all(epoch in curve for curve in curves)]
+        return tuple((epoch, statistics.fmean(curve[epoch] for curve in curves)) for epoch in shared)
+
+
+def read_run(path: str | Path) -> RunFacts:
+    """Read a run folder.
+
+    Raises:
+        NotFoundError: there is no run.
+        FormatError: config.json or metrics.jsonl is damaged.
+        IncompleteError: no epoch is done yet.
+    """
+    folder = RunFolder(Path(path))
+    record, rows = folder.record(), folder.metrics()
+    if not rows:
+        raise IncompleteError(f"{path} has no epoch yet; wait for its first, or leave it out")
+    for number, row in enumerate(rows):
+        if row.get("epoch") != number or not all(type(value) in (int, float) for value in row.values()):
+            raise FormatError(
+                f"{path}/metrics.jsonl, line {number + 1}: expected numbers by name, epoch {number} among them; "
+                "train again into another --out, or leave this run out"
+            )
+    finite = tuple({name: v for name, v in row.items() if abs(v) < MOST} for row in rows)
+    student = record.get("student")
+    weights = Path(path) / "last.safetensors"
+    expression = _inside(record, "objective", "expression")
+    return RunFacts(
+        path=str(path),
+        student=str(student.get("name")) if isinstance(student, dict) else "student",
+        loss=_loss(expression) if isinstance(expression, str) else "loss",
+        weights=count_weights(weights) if weights.exists() else None,
+        settings=dict(_settings({name: part for name, part in record.items() if name != "command"})),
+        rows=finite,
+        left_out=sum(map(len, rows)) - sum(map(len, finite)),
+    )
+
+
+def grouped(runs: Sequence[RunFacts]) -> tuple[Group, ...]:
+    """Put repeats together, in the order in which they were named, each group under a name of its own."""
+    found: dict[str, list[RunFacts]] = {}
+    for run in runs:
+        found.setdefault(json.dumps([run.student, _identity(run)]), []).append(run)
+    groups = list(found.values())
+    names = [f"{group[0].student} · {group[0].loss}" for group in groups]
+    for name in {name for name in names if names.count(name) > 1}:
+        alike = [number for number, other in enumerate(names) if other == name]
+        differing = differences([groups[number][0] for number in alike])
+        for number in alike:
+            told = [
+                f"{key.rpartition('.')[2]} {groups[number][0].settings.get(key, '–')}" for key in differing
+            ]
+            names[number] = f"{name} · {', '.join(told[:3])}"
+    if len(set(names)) < len(names):
+        names = [
+            f"{name} · {short_paths(runs)[group[0].path]}" for name, group in zip(names, groups, strict=True)
+        ]
+    return tuple(Group(name, tuple(group)) for name, group in zip(names, groups, strict=True))
+
+
+def differences(runs: Sequence[RunFacts]) -> list[str]:
+    """Name the settings in which runs differ, those of their random numbers apart."""
+    told = [_identity(run) for run in runs]
+    names = dict.fromkeys(name for settings in told for name in settings)
+    return [name for name in names if len({repr(settings.get(name)) for settings in told}) > 1]
+
+
+def short_paths(runs: Sequence[RunFacts]) -> dict[str, str]:
+    """Name folders without what all of them begin with."""
+    paths = [run.path for run in runs]
+    parents = {os.path.dirname(os.path.abspath(path)) for path in paths}
+    shared = os.path.commonpath(parents)
+    return {path: os.path.relpath(path, shared) if len(set(paths)) > 1 else path for path in paths}
+
+
+# Settings -------------------------------------------------------------------------------------------------
+
+
+def _identity(run: RunFacts) -> dict[str, Value]:
+    """Everything but what differs between repeats."""
+    kept = {name: value for name, value in run.settings.items() if name not in REPEATED}
+    if str(kept.get("student.weights")).startswith("random:"):
+        kept["student.weights"] = "random"
+    return kept
+
+
+def _settings(record: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Value]]:
+    for key, value in record.items():
+        name = f"{at}{key}"
+        if name == "objective.expression":
+            yield from _objective(str(value))
+        elif name == "stream.seeds" and isinstance(value, list):
+            yield name, _brief(seed_list([seed for seed in value if isinstance(seed, int)]))
+        elif isinstance(value, dict) and value and not all(map(str.isdecimal, value)):
+            yield from _settings(value, f"{name}.")
+        else:
+            yield name, value if isinstance(value, int | float | bool | None) else _brief(value)
+
+
+def _objective(expression: str) -> Iterator[tuple[str, Value]]:
+    """Write an objective option by option, so that two can be compared."""
+    try:
+        objective = Objective.parse(expression)
+    except LogitCacheError:  # of another version: as it stands
+        yield "objective.expression", _brief(expression)
+        return
+    for key, (term, weight) in zip(objective.keys, objective.terms, strict=True):
+        yield f"objective.{key}.weight", weight
+        for option, value in term.options.items():
+            yield f"objective.{key}.{option}", _brief(str(value))
+
+
+def _loss(expression: str) -> str:
+    try:
+        return " + ".join(term.name for term, _ in Objective.parse(expression).terms) or "ce"
+    except LogitCacheError:
+        return _brief(expression)
+
+
+def _brief(value: object) -> str:
+    """Write a value for people; of a long one the beginning, and a digest so that a difference is seen."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    if len(text) <= LONGEST:
+        return text
+    digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=4).hexdigest()
+    return f"{text[: LONGEST - 12]}… ({digest})"
+
+
+def _inside(record: Mapping[str, Any], *names: str) -> Any:
+    found: Any = record
+    for name in names:
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found

@@ -1,0 +1,170 @@
+"""The half of the page about runs: students side by side, their curves, what differs in their settings."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from xml.etree.ElementTree import Element
+
+from logitcache.report.charts import Axis, Numbers, Series, points, swatch
+from logitcache.report.curves import Curves
+from logitcache.report.html import Child, Ids, table, tag
+from logitcache.report.metrics import JUDGED, SECTIONS, measure, percent
+from logitcache.report.runs import Group, RunFacts, differences
+
+COLUMNS = (*JUDGED, measure("loss"))
+
+
+def about_runs(ids: Ids, groups: Sequence[Group]) -> Iterator[tuple[str, Element]]:
+    """Write the sections about runs, each with its heading."""
+    curves = Curves(ids, groups)
+    yield "Students side by side", tag("div", _standings(groups), _trades(ids, curves), _each_run(curves))
+    for section, (heading, lede) in SECTIONS.items():
+        if charts := curves.section(section):
+            yield heading, tag("div", tag("p", lede), curves.legend(), tag("div", charts, class_="charts"))
+    if len(groups) > 1:
+        yield "What differs between the runs", _differing(groups)
+
+
+# Side by side ---------------------------------------------------------------------------------------------
+
+
+def _standings(groups: Sequence[Group]) -> Element:
+    """A row for each group: figures of the last epoch, size, time."""
+    told = [what for what in COLUMNS if any(group.spread(what.name) for group in groups)]
+    repeated = any(len(group.runs) > 1 for group in groups)
+    heads: list[Child] = ["student", *(["runs"] if repeated else []), *(what.short for what in told)]
+    heads += ["best top-1", "parameters", "epochs", "time", "views/s"]
+    rows: list[list[Child]] = []
+    for number, group in enumerate(groups):
+        many = len(group.runs)
+        row: list[Child] = [_named(number, group), *([str(many)] if repeated else [])]
+        row += [what.spread(group.spread(what.name), many) for what in told]
+        row += [
+            measure("top1").text(max((run.best_top1 for run in group.runs if run.best_top1), default=None))
+        ]
+        row += [_range(f"{run.weights:,}" if run.weights else "–" for run in group.runs)]
+        row += [_range(str(len(run.rows)) for run in group.runs)]
+        row += [_time(sum(run.seconds for run in group.runs) / many)]
+        rate = group.spread("views_per_second")
+        row += [f"{rate[0]:,.0f}" if rate else "–"]
+        rows.append(row)
+    notes = ["Figures are those of the last epoch; the best is chosen on the test images, and so flatters."]
+    if repeated:
+        notes.append(
+            "Runs that differ only in their random numbers share a row: mean ± sample standard deviation."
+        )
+    notes.append("Time is that of a run's epochs without evaluation; runs trained side by side share it.")
+    frame = table(None, heads, rows, name="Students side by side")
+    return tag("div", frame, tag("p", " ".join(notes), class_="note"))
+
+
+def _trades(ids: Ids, curves: Curves) -> Element | None:
+    """Draw accuracy against size, and against time."""
+    charts = [
+        _against(ids, curves, "Accuracy against size", "parameters", lambda run: float(run.weights or 0)),
+        _against(
+            ids, curves, "Accuracy against training time", "seconds of its epochs", lambda run: run.seconds
+        ),
+    ]
+    if not any(chart is not None for chart in charts):
+        return None
+    return tag("div", curves.legend(), tag("div", charts, class_="charts"))
+
+
+def _against(
+    ids: Ids, curves: Curves, title: str, label: str, cost: Callable[[RunFacts], float]
+) -> Element | None:
+    runs = [(number, run) for number, group in enumerate(curves.groups) for run in group.runs]
+    found = [
+        (n, run, cost(run), top1)
+        for n, run in runs
+        if (top1 := run.last("top1")) is not None and cost(run) > 0
+    ]
+    costs = [at for _, _, at, _ in found]
+    if len(set(costs)) < 2:
+        return None
+    series, rows = [], []
+    for number, run, at, top1 in found:
+        path, told = curves.paths[run.path], f"{at:,.0f}" if at >= 1000 else f"{at:.4g}"
+        name = f"{curves.groups[number].name}, {path}: {percent(top1)}, {told} {label}"
+        series.append(Series(name, ((at, top1),), number))
+        rows.append((path, told, percent(top1)))
+    note = "Top-1 of the last epoch; each dot is a run."
+    x = Axis(label, log=max(costs) > 8 * min(costs))
+    return points(
+        ids, title, note, x, Axis(percent=True), series, Numbers(("run", label, "top-1"), tuple(rows))
+    )
+
+
+def _each_run(curves: Curves) -> Element | None:
+    runs = [(group, run) for group in curves.groups for run in group.runs]
+    if len(runs) == len(curves.groups):
+        return None
+    told = [what for what in COLUMNS if what.name in curves.measured]
+    rows = [
+        [
+            curves.paths[run.path],
+            group.name,
+            *(what.text(run.last(what.name)) for what in told),
+            str(len(run.rows)),
+            _time(run.seconds),
+        ]
+        for group, run in runs
+    ]
+    heads = ["run", "student", *(what.short for what in told), "epochs", "time"]
+    frame = table(None, heads, rows, name="Each run")
+    return tag("details", tag("summary", f"Each of the {len(runs)} runs"), frame)
+
+
+# Settings -------------------------------------------------------------------------------------------------
+
+
+def _differing(groups: Sequence[Group]) -> Element:
+    firsts = [group.runs[0] for group in groups]
+    names = differences(firsts)
+    partial = [name for name in names if _agree(name, firsts)]
+    same = [name for name in firsts[0].settings if name not in names]
+
+    def rows(chosen: Sequence[str], runs: Sequence[RunFacts] = firsts) -> list[list[Child]]:
+        return [[name, *(_setting(run, name) for run in runs)] for name in chosen]
+
+    heads: list[Child] = ["setting", *(_named(number, group) for number, group in enumerate(groups))]
+    differing = rows([name for name in names if name not in partial])
+    some = table(None, heads, rows(partial), name="Settings that only some have")
+    shared = table(None, ["setting", "value"], rows(same, firsts[:1]), name="Settings that all share")
+    return tag(
+        "div",
+        tag("p", "By their names in config.json; seeds of repeats are left out."),
+        table(None, heads, differing, name="Settings that differ") if differing else tag("p", "None differ."),
+        tag("details", tag("summary", f"{len(partial)} that only some have"), some) if partial else None,
+        tag("details", tag("summary", f"{len(same)} that all share"), shared),
+        class_="settings",
+    )
+
+
+def _agree(name: str, runs: Sequence[RunFacts]) -> bool:
+    """Do all that have a setting have the same?"""
+    return len({repr(run.settings[name]) for run in runs if name in run.settings}) == 1
+
+
+def _setting(run: RunFacts, name: str) -> str:
+    if name not in run.settings:
+        return "–"
+    value = run.settings[name]
+    return "none" if value is None else str(value)
+
+
+# Words ----------------------------------------------------------------------------------------------------
+
+
+def _named(number: int, group: Group) -> Element:
+    return tag("span", swatch(number), group.name, class_="named")
+
+
+def _range(texts: Iterable[str]) -> str:
+    found = list(dict.fromkeys(texts))
+    return found[0] if len(found) == 1 else f"{found[0]} … {found[-1]}"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
