@@ -61,4 +61,5 @@ def _rows(report: "DemoReport") -> list[tuple[str, str]]:
         ("dump", f"{report.dump_seconds:.1f} s, once"),
         ("epoch, cached", f"{report.epoch_seconds_cached:.2f} s"),
         ("epoch, live", f"{report.epoch_seconds_live:.2f} s with the teacher live, {ratio:.2f}x as long"),
+        ("report", report.page),
     ]

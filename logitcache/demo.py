@@ -20,6 +20,7 @@ from logitcache.learner import Run
 from logitcache.losses import Objective
 from logitcache.models import Model, build
 from logitcache.protocols import TrainConfig
+from logitcache.report.page import report
 from logitcache.schema import Spec
 from logitcache.store import CacheReader
 from logitcache.stream import LiveTeacher, Stream
@@ -79,7 +80,7 @@ class LossResult(Spec):
 
 @dataclass(frozen=True)
 class DemoReport(Spec):
-    """What the demo measured. Seconds per epoch are of the student trained by KD alone."""
+    """What the demo measured, and the page about it. Seconds per epoch are of the student trained by KD alone."""
 
     teacher: str
     teacher_parameters: int
@@ -93,6 +94,7 @@ class DemoReport(Spec):
     dump_seconds: float
     epoch_seconds_cached: float
     epoch_seconds_live: float
+    page: str
 
 
 def demo(
@@ -158,9 +160,9 @@ def demo(
             for loss, (expression, lr) in RECIPES.items()
         ]
         stream = Stream.from_cache(reader, images, **stream_options(repeat, config.seeds))
-        for loss, report in zip(RECIPES, train(runs, stream, evaluation), strict=True):
-            assert report.top1 is not None
-            top1[loss].append(report.top1)
+        for loss, ended in zip(RECIPES, train(runs, stream, evaluation), strict=True):
+            assert ended.top1 is not None
+            top1[loss].append(ended.top1)
 
     say("4. time the student's epochs, with the cache and with the teacher live")
     live = LiveTeacher(ViewModel(teacher).on(device), len(images), config.top_k, teacher.num_classes)
@@ -180,6 +182,9 @@ def demo(
             rows = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
             seconds[name].append(rows[-1]["seconds"])
 
+    page = out / "report.html"
+    students = [out / "runs" / f"{loss}-{repeat}" for loss in RECIPES for repeat in range(config.repeats)]
+    report(page, [*students, out / "teacher", cache])
     found = DemoReport(
         teacher=TEACHER,
         teacher_parameters=teaching.parameters,
@@ -193,6 +198,7 @@ def demo(
         dump_seconds=dumped.seconds,
         epoch_seconds_cached=statistics.median(seconds["cached"]),
         epoch_seconds_live=statistics.median(seconds["live"]),
+        page=str(page),
     )
     (out / MARK).write_text(json.dumps(found.to_dict(), indent=2) + "\n")
     return found

@@ -108,7 +108,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in range(3):
         a_run(folder / "runs" / f"slow-{seed}", rows_of(6, 0.5 + seed / 50), seed=seed)
     for seed in range(2):
-        a_run(folder / "runs" / f"fast-{seed}", rows_of(4, 0.7), seed=seed, lr=0.4)
+        rows = [{**row, "agreement": 0.8, "kl": 0.3 + row["epoch"]} for row in rows_of(4, 0.7)]
+        a_run(folder / "runs" / f"fast-{seed}", rows, seed=seed, lr=0.4)
     config = DumpConfig(seeds=(0, 1, 5), top_k=4, workers=0, precision="float32", shard_samples=64)
     dump(
         folder / "c.zarr",
@@ -184,12 +185,14 @@ def test_tables_hold_what_the_runs_measured(folder: Path, page: Path) -> None:
         "Accuracy against training time",
     ):
         assert f"Numbers of: {title}" in tables
-    assert "Numbers of: Agreement with the teacher" not in tables
+    assert tables["Numbers of: Agreement with the teacher"][1] == ["1", "80.00 %", "80.00 %"]
+    assert [row[1] for row in tables["Numbers of: KL from the teacher"]] == ["fast-0", "0.3", "1.3", "2.3", "3.3"]
     head, *rows = tables["Students side by side"]
     told = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
     assert told["net · kd · lr 0.1"]["top-1"] == "52.5 ± 2.0 %"
     assert told["net · kd · lr 0.1"]["runs"] == "3"
     assert told["net · kd · lr 0.4"]["parameters"] == "15"
+    assert (told["net · kd · lr 0.1"]["agreement"], told["net · kd · lr 0.1"]["KL"]) == ("–", "–")
     assert told["net · kd · lr 0.4"]["time"] == "6.0 s"
     differing = {row[0]: row[1:] for row in tables["Settings that differ"]}
     assert differing["config.lr"] == ["0.4", "0.1"]

@@ -48,7 +48,9 @@ class Curves:
                 mean = Group(group, tuple(runs)).mean(name)
                 series.append(self._line(f"{group}: mean of {len(runs)} runs", mean, number))
         values = [value for curve in curves.values() for value in curve.values()]
-        steep = what.section == "loss" and min(values) > 0 and max(values) > STEEP * min(values)
+        steep = (
+            what.section == "loss" and name != "lr" and min(values) > 0 and max(values) > STEEP * min(values)
+        )
         notes = [what.note]
         notes += ["Fine: each run; bold: their mean."] if any(one.thin for one in series) else []
         notes += ["Logarithmic scale."] if steep else []
