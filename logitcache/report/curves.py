@@ -10,7 +10,7 @@ from logitcache.report.runs import Group, short_paths
 
 MOST_POINTS, POINTS_IN_ALL = 240, 150_000  # of a line; of the page
 MOST_EPOCHS, CELLS_IN_ALL = 60, 60_000  # of a table; of the page
-STEEP = 30  # a loss that falls by more is drawn on a logarithmic scale
+STEEP = 30  # what is no share and varies by more is drawn on a logarithmic scale
 
 
 class Curves:
