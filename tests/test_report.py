@@ -186,7 +186,13 @@ def test_tables_hold_what_the_runs_measured(folder: Path, page: Path) -> None:
     ):
         assert f"Numbers of: {title}" in tables
     assert tables["Numbers of: Agreement with the teacher"][1] == ["1", "80.00 %", "80.00 %"]
-    assert [row[1] for row in tables["Numbers of: KL from the teacher"]] == ["fast-0", "0.3", "1.3", "2.3", "3.3"]
+    assert [row[1] for row in tables["Numbers of: KL from the teacher"]] == [
+        "fast-0",
+        "0.3",
+        "1.3",
+        "2.3",
+        "3.3",
+    ]
     head, *rows = tables["Students side by side"]
     told = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
     assert told["net · kd · lr 0.1"]["top-1"] == "52.5 ± 2.0 %"
