@@ -109,7 +109,8 @@ class CachedTeacher:
 
     Args:
         cache: the cache, or its local path or fsspec URL.
-        spool_folder, spool_limit: see `spool.open_spool`.
+        spool_folder: see `spool.open_spool`.
+        spool_limit: likewise.
     """
 
     def __init__(

@@ -1,0 +1,87 @@
+"""Documents that run: the console and Python blocks of a Markdown page, in order, in one folder.
+
+    python tests/console.py README.md docs/getting-started.md
+
+writes what the commands print now into the pages.
+"""
+
+import contextlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """List (kind, text) of the blocks of a page."""
+    return [(found[1], found[2]) for found in BLOCK.finditer(page)]
+
+
+def steps(block: str) -> list[tuple[str, str]]:
+    """Split a console block into (command, what it printed)."""
+    parts = re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]
+    return [(part.partition("\n")[0], part.partition("\n")[2]) for part in parts]
+
+
+def shape(text: str) -> list[str]:
+    """Words of an output with every number the same: what must agree with the page."""
+    without_bars = re.sub(r"[─━│┃┏┓┗┛┡┩└┘├┤┬┴┼╇┳┻╋╭╮╰╯]+", " ", text)
+    return re.sub(r"\d[\d,.]*(e-?\d+)?", "#", without_bars).split()
+
+
+def without_progress(output: str) -> str:
+    """Leave out the lines that say now and then how far long work is."""
+    progress = re.compile(r"(dump|train)\b.*: [\d,]+ of ")
+    return "".join(f"{line.rstrip()}\n" for line in output.splitlines() if not progress.match(line))
+
+
+def printed(command: str, folder: Path) -> str:
+    """Run a command of a page in a folder; returns what it printed."""
+    from typer.testing import CliRunner
+
+    from logitcache_cli.main import app
+
+    words = shlex.split(command)
+    assert words[0] == "logitcache", command
+    with contextlib.chdir(folder):
+        ended = CliRunner().invoke(app, words[1:])
+    assert ended.exit_code == 0, (command, ended.output, ended.exception)
+    return without_progress(ended.output)
+
+
+def run_python(block: str, folder: Path) -> None:
+    """Run a Python block in a folder, in a process of its own."""
+    subprocess.run([sys.executable, "-c", block], cwd=folder, check=True, env={**os.environ})
+
+
+def rewritten(page: str, folder: Path) -> str:
+    """Return a page with what its commands print now."""
+
+    def lines(block: str) -> Iterator[str]:
+        for command, before in steps(block):
+            print(f"$ {command}", file=sys.stderr, flush=True)
+            made = before if command.startswith("make ") else printed(command, folder)
+            yield f"$ {command}\n{made}"
+
+    def block(found: "re.Match[str]") -> str:
+        if found[1] == "python":
+            run_python(found[2], folder)
+            return found[0]
+        return f"```console\n{''.join(lines(found[2]))}```"
+
+    return BLOCK.sub(block, page)
+
+
+if __name__ == "__main__":
+    os.environ["COLUMNS"] = "80"
+    for name in sys.argv[1:]:
+        file = Path(name)
+        with tempfile.TemporaryDirectory() as empty:
+            file.write_text(rewritten(file.read_text(), Path(empty)))
