@@ -41,9 +41,8 @@ def code_gaps(gap: npt.NDArray[Any], profile: Profile) -> npt.NDArray[Any]:
     whole: npt.NDArray[np.int32]
     if profile.gap_step is None:
         dtype = np.dtype(profile.gap_dtype)
-        codes: npt.NDArray[Any] = np.abs(np.clip(gap, 0, float(np.finfo(dtype).max))).astype(
-            dtype
-        )  # −0.0 has other bits
+        codes: npt.NDArray[Any] = np.clip(gap, 0, float(np.finfo(dtype).max)).astype(dtype)
+        np.abs(codes, out=codes)  # −0.0 has other bits
         if profile.gap_coding == "values":
             return codes
         whole = codes.view(np.uint16).astype(np.int32)

@@ -328,7 +328,7 @@ def _lookups(work: Path, made: _Made, batch: int, rounds: int) -> Iterator[Speed
         others[kind.name] = kind(work / kind.name, rows)
     rng, samples = np.random.default_rng(0), np.zeros(batch, np.int64)
     ways: dict[str, Callable[[], object]] = {name: partial(way.take, samples) for name, way in others.items()}
-    ways["spool"] = lambda: np.take(rows, samples, axis=0)
+    ways["spool"] = lambda: np.take(rows, samples, axis=0, mode="clip")  # as `CachedTeacher` does
     ways["decoded"] = lambda: teacher.take(torch.from_numpy(samples), 0)
 
     def other_samples() -> None:

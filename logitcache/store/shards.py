@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 import zarr
 from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
@@ -163,7 +164,7 @@ def as_stored(values: npt.NDArray[Any], array: ArraySpec, spec: CacheSpec, shard
 
 
 def shard_digest(spec: CacheSpec, seed: int, shard: int, stored: Arrays) -> int:
-    """Digest one shard: BLAKE2b-64 over whose it is, then each array's name and little-endian bytes; never 0.
+    """Digest one shard: XXH3-64 over whose it is, then each array's name and little-endian bytes; never 0.
 
     Whose: teacher, data, recipe, how to decode it, and its place. A shard of another cache, seed or place is not
     taken for this one, whatever it holds.
@@ -171,12 +172,12 @@ def shard_digest(spec: CacheSpec, seed: int, shard: int, stored: Arrays) -> int:
     t, p, classes = spec.teacher, spec.profile, spec.dataset.num_classes
     whose = (t.weights_sha256, t.precision, spec.fingerprint(shard), spec.recipe_sha256, classes, spec.k)
     text = "/".join(map(str, (*whose, seed, shard, p.gap_coding)))
-    digest = hashlib.blake2b(text.encode(), digest_size=8)
+    digest = xxhash.xxh3_64(text.encode())
     digest.update(struct.pack("<d", p.gap_step or 0.0))
     for a in spec.arrays():
         digest.update(a.name.encode())
         digest.update(np.ascontiguousarray(stored[a.name], dtype=np.dtype(a.dtype).newbyteorder("<")).data)
-    return int.from_bytes(digest.digest(), "little") or 1
+    return digest.intdigest() or 1
 
 
 def packed_shard(arrays: Arrays, spec: CacheSpec, seed: int, shard: int) -> tuple[int, dict[str, bytes]]:
