@@ -87,11 +87,7 @@ def open_spool(
                 _build(file, reader, seed, layout)
             _trim(folder, limit, keep=file)
             os.utime(file)
-            rows = np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
-            rows.reshape(-1)[
-                :: mmap.PAGESIZE
-            ].max()  # every page is mapped now, not one by one in the first batches
-            return rows
+            return np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
     except LogitCacheError:  # the cache's own trouble, some of it an OSError too
         raise
     except OSError as error:
