@@ -38,6 +38,7 @@ def dump(
     batch_size: Annotated[int, typer.Option(help="Views per forward; 0: 64 on the CPU, 256 on CUDA.")] = 0,
     precision: PrecisionName = "auto",
     device: Device = "auto",
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the teacher by torch.compile.")] = False,
     workers: Workers = -1,
     seeds_per_pass: Annotated[int, typer.Option(help="Seeds that share one decoding of each image.")] = 1,
     on_bad_image: Annotated[
@@ -71,6 +72,7 @@ def dump(
         batch_size=batch_size,
         precision=precision,
         device=device,
+        compile=compile,
         workers=workers,
         seeds_per_pass=seeds_per_pass,
         on_bad_image=on_bad_image,

@@ -84,6 +84,12 @@ def ending_clearly(command: Callable[_P, None]) -> Callable[_P, None]:
         except KeyboardInterrupt as interruption:
             say("logitcache: interrupted; run the same command again to go on")
             raise typer.Exit(130) from interruption
+        except Exception as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            say(f"logitcache: torch.compile fails here ({reason}); leave out --compile")
+            raise typer.Exit(1) from error
 
     return wrapped
 

@@ -40,7 +40,8 @@ class CachedViews(PackedViews):
         seeds: augmentation seeds; all complete ones by default.
         transform: called with each view, (C, h, w) uint8, in the worker.
         allow_drift: go on although views differ from those that the teacher saw; `drift` then says which.
-        spool_folder, spool_limit: see `spool.open_spool`.
+        spool_folder: see `spool.open_spool`.
+        spool_limit: likewise.
 
     Raises:
         MismatchError: the images are others than the cache's.
@@ -105,8 +106,8 @@ class ViewSampler(Sampler[Pair]):
     Args:
         data: what is walked.
         order: key of the shuffling.
-        rank, world_size: this process among those that train together; by default as `torch.distributed` has them.
-            Every rank gets as many pairs; what is over is left out.
+        rank: this process among those that train together; by default as `torch.distributed` has them.
+        world_size: how many of them. Every rank gets as many pairs; what is over is left out.
 
     Raises:
         OptionError: there is no such rank.

@@ -37,6 +37,7 @@ class DumpConfig(Spec):
         batch_size: views per forward; 0 takes 64 on the CPU and 256 on CUDA.
         precision: "auto", "float32", "bfloat16" or "float16".
         device: "auto", "cpu", "cuda", "cuda:N".
+        compile: the teacher by `torch.compile`; its logits then differ as between devices, in the last bits.
         workers: processes that make views, one by one; −1: as fits, 0: none (see `loader.view_loader`).
         seeds_per_pass: seeds that share one decoding of each image.
         on_bad_image: "error" stops; "skip" marks the sample as one without a teacher.
@@ -51,6 +52,7 @@ class DumpConfig(Spec):
     batch_size: int = 0
     precision: str = "auto"
     device: str = "auto"
+    compile: bool = False
     workers: int = -1
     seeds_per_pass: int = 1
     on_bad_image: OnBadImage = "error"
@@ -199,10 +201,13 @@ def filler(
 ) -> Filler:
     """Put the teacher on its device, ready to fill shards of the cache."""
     device = choose_device(config.device)
+    model = ViewModel(teacher, spec.teacher.precision).on(device).eval()
+    if config.compile:
+        model.compile()
     return Filler(
         spec=spec,
         views=views,
-        model=InPieces(ViewModel(teacher, spec.teacher.precision).on(device).eval(), on_note),
+        model=InPieces(model, on_note),
         device=device,
         batch_size=config.batch_size or (256 if device.type == "cuda" else 64),
         workers=config.workers,

@@ -209,6 +209,12 @@ def test_only_the_shards_asked_for_are_filled(tmp_path: Path) -> None:
     assert [np.flatnonzero(found.commits(s)).tolist() for s in (0, 1)] == [[1, 4], []]
 
 
+def test_a_compiled_teacher_says_the_same(whole: Path, tmp_path: Path) -> None:
+    with torch.compiler.set_stance("force_eager"):  # what it is compiled to is torch's affair; names are ours
+        dump_digits(tmp_path / "c", compile=True)
+    assert_same(tmp_path / "c", whole)
+
+
 def test_a_finished_dump_does_nothing_more(whole: Path) -> None:
     again = dump_digits(whole)
     assert (again.views, again.shards_written, again.views_in_cache) == (0, 0, 600)
