@@ -61,8 +61,9 @@ def dump(
     Example: logitcache dump --teacher vit_l --data imagefolder:/data/imagenet --seeds 0-9
     """
     from logitcache.dump import DumpConfig
-    from logitcache.ranks import World, dump_in_ranks
+    from logitcache.ranks import dump_in_ranks
     from logitcache.sources import Sources
+    from logitcache.world import World
 
     sources = Sources(teacher, weights, data, recipe, num_classes, split)
     config = DumpConfig(

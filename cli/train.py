@@ -38,6 +38,7 @@ from .training import (
     Optimizer,
     ProtocolName,
     Schedule,
+    SyncBatchNorm,
     WarmupEpochs,
     WeightDecay,
     given,
@@ -106,6 +107,7 @@ def train(
     channels_last: ChannelsLast = None,
     compile: Compile = None,
     grad_checkpointing: GradCheckpointing = None,
+    sync_batch_norm: SyncBatchNorm = None,
     precision: PrecisionName = "auto",
     device: Device = "auto",
     workers: Workers = -1,
@@ -113,12 +115,15 @@ def train(
 ) -> None:
     """Train students from a cache, without the teacher; with --loss ce, from labels alone.
 
+    Several GPUs of one machine share the batches under torchrun:
+    torchrun --nproc-per-node N -m logitcache_cli train …
+
     Example: logitcache train --student resnet18 --cache caches/vit_l-digits.zarr --loss cmkd
     """
     from logitcache.lessons import Lesson
     from logitcache.protocols import protocol_named
-    from logitcache.study import Supply, evaluation_beside, runs_of
-    from logitcache.train import train as train_students
+    from logitcache.study import Study, Supply
+    from logitcache.world import World
 
     settings = protocol_named(protocol)
     lesson = Lesson(loss, settings.config.changed(given(context.params)), ce_weight, label_smoothing)
@@ -140,24 +145,23 @@ def train(
         spool_folder=spool_dir,
         spool_limit=parse_size(spool_limit),
     )
-    stream = supply.stream(epochs, say)
-    evaluation = evaluation_beside(stream, say)
-    runs = runs_of(tuple(student), lessons, stream, out, weights)
+    study = Study(tuple(student), lessons, supply, out, weights)
+    world = World.here()
     try:
-        with stopped_gently() as should_stop, progress("train", "steps") as advance:
-            reports = train_students(
-                runs,
-                stream,
-                evaluation,
+        with stopped_gently() as stop, progress("train", "steps", shown=world.rank == 0) as advance:
+            reports = study.conduct(
+                world,
+                say,
                 resume=resume,
                 checkpoint_every=checkpoint_every,
-                should_stop=should_stop,
+                should_stop=stop,
                 on_progress=_reporter(epochs, advance),
             )
     except StudentsError as error:
         _show(error.reports, as_json=json)
         raise
-    _show(reports, as_json=json)
+    if world.rank == 0:
+        _show(reports, as_json=json)
 
 
 def _show(reports: "Sequence[TrainReport]", *, as_json: bool) -> None:

@@ -55,6 +55,9 @@ GradCheckpointing = Annotated[
         "Recompute activations in the backward pass (timm's models).",
     ),
 ]
+SyncBatchNorm = Annotated[
+    bool | None, _of("Memory and speed", "sync_batch_norm", "Batch norm over all ranks, on GPUs.")
+]
 
 
 def given(options: Mapping[str, object]) -> dict[str, object]:

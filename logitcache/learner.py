@@ -1,14 +1,17 @@
 """One student in training: its network, optimiser, average and run folder, from step to step."""
 
 import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from logitcache.errors import OptionError
+from logitcache.errors import OptionError, StorageError
 from logitcache.forward import ViewModel, choose_precision
 from logitcache.holdout import Validation
 from logitcache.ledger import Ledger
@@ -20,6 +23,7 @@ from logitcache.protocols import TrainConfig
 from logitcache.runs import RunFolder, Stateful
 from logitcache.stream import Batch, Stream
 from logitcache.views import key
+from logitcache.world import World
 
 CHECK_EVERY = 50  # steps between looks at the losses, each of which waits for the device
 
@@ -47,12 +51,14 @@ class Learner:
 
     def __init__(self, run: Run, stream: Stream, *, resume: bool = False) -> None:
         run.config.check()
-        self.run, self.steps = run, stream.steps(0)
-        self.device = stream.device
+        self.run, self.steps, self.device = run, stream.steps(0), stream.device
+        self.world = World(stream.config.rank, stream.config.world_size)
         precision = choose_precision(run.config.precision, self.device)
         student = _with_heads(run.student, run.objective.heads, run.config.seed)
         if run.config.grad_checkpointing:
             _recompute_activations(student)
+        if run.config.sync_batch_norm:
+            student = _with_common_batch_norm(student, self.device)
         self.model = ViewModel(student, precision, run.config.channels_last).on(self.device)
         self.optimizer = optimizer_for(self.model, run.config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
@@ -71,19 +77,32 @@ class Learner:
             self.student = dataclasses.replace(student, module=self.kept.module)
         if run.config.compile:
             self.model.compile()
-        self._validation = Validation(stream) if run.objective.mixes_heads else None
+        self._network: nn.Module = self.model
+        self._validation = _validation(run, stream, self.world)
         self.folder = RunFolder(run.out)
-        self.folder.begin(
-            {
-                "config": run.config.to_dict(),
-                "objective": run.objective.spec(),
-                "student": {"name": run.student.name, "weights": run.student.weights},
-                "stream": stream.about(),
-            },
-            resume=resume,
-        )
+        record = {
+            "config": run.config.to_dict(),
+            "objective": run.objective.spec(),
+            "student": {"name": run.student.name, "weights": run.student.weights},
+            "stream": stream.about(),
+        }
+        if self.world.rank == 0:
+            self.folder.begin(record, resume=resume)
         if resume:
-            self.folder.restore(self._parts, self.device)
+            self._restore()
+
+    def _restore(self) -> None:
+        self.folder.load(self._parts, self.device)
+        if self.world.rank == 0:
+            self.folder.rewind(self.ledger.epoch)
+        else:
+            self.ledger.without_sums()
+
+    def join_ranks(self) -> None:
+        """Share gradients with the same student of other ranks, if there are any; they must join at once."""
+        if self.world.size > 1:
+            devices = [self.device.index] if self.device.type == "cuda" else None
+            self._network = DistributedDataParallel(self.model, device_ids=devices)
 
     def step(self, batch: Batch) -> None:
         """Take one step on a batch.
@@ -92,7 +111,8 @@ class Learner:
             NonFiniteError: a loss or a weight became NaN or infinite, not long ago.
         """
         config, done = self.run.config, self.ledger.epoch * self.steps + self.ledger.step
-        torch.manual_seed(key(config.seed, done) >> 1)  # dropout's numbers; views have keys of their own
+        rank = () if self.world.rank == 0 else (self.world.rank,)
+        torch.manual_seed(key(config.seed, done, *rank) >> 1)  # dropout's numbers; views have their own keys
         if self._validation:
             batch = self._validation.without(batch)
         if not self._validation or len(batch.views) > 1:  # else too few for batch norm
@@ -108,8 +128,11 @@ class Learner:
         if not self.model.training:
             self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        for piece in batch.pieces(config.accumulate):
-            self._backward(piece, len(piece.views) / len(batch.views), progress)
+        *others, last = batch.pieces(config.accumulate)
+        with self._gradients_kept_here():
+            for piece in others:
+                self._backward(piece, len(piece.views) / len(batch.views), progress)
+        self._backward(last, len(last.views) / len(batch.views), progress)
         if config.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
@@ -120,10 +143,14 @@ class Learner:
 
     def _backward(self, piece: Batch, share: float, progress: float) -> None:
         """Add a piece's gradients and losses, weighted by its share of the batch."""
-        logits = self.model(piece.views)
+        logits = self._network(piece.views)
         loss, terms = self.run.objective(logits, piece.teacher, piece.target, progress=progress)
         self.scaler.scale(loss * share).backward()
         self.ledger.add({"loss": loss.detach(), **terms}, len(piece.views))
+
+    def _gradients_kept_here(self) -> AbstractContextManager[None]:
+        network = self._network
+        return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
     def mix_heads(self) -> None:
         """Choose how two heads answer together, where the objective asks for it, on the held-out images."""
@@ -137,8 +164,8 @@ class Learner:
             NonFiniteError: a loss or a weight became NaN or infinite; the checkpoint before is kept.
             StorageError: the disk said no; likewise.
         """
-        self.require_finite()
-        self.folder.save(self._parts)
+        parts = {**self._parts, "ledger": self.require_finite()}
+        self._write(lambda: self.folder.save(parts))
 
     def end(self, measured: dict[str, float]) -> dict[str, Any]:
         """Keep the epoch in the run folder; returns its row of metrics.jsonl.
@@ -146,20 +173,47 @@ class Learner:
         Raises:
             NonFiniteError, StorageError: as `save` does.
         """
-        self.require_finite()
+        whole = self.require_finite()
         rate = self.optimizer.param_groups[0]["lr"]
-        row = {"epoch": self.ledger.epoch, **self.ledger.means(), "lr": rate, **measured}
-        self.ledger = self._parts["ledger"] = Ledger(self.ledger.epoch + 1, self.device)
-        self.folder.keep(row, self._parts, self.student)
+        row = {"epoch": whole.epoch, **whole.means(), "lr": rate, **measured}
+        self.ledger = self._parts["ledger"] = Ledger(whole.epoch + 1, self.device)
+        self._write(lambda: self.folder.keep(row, self._parts, self.student))
         return row
 
-    def require_finite(self) -> None:
-        """Insist on finite losses and weights; waits for the device.
+    def require_finite(self) -> Ledger:
+        """Insist on finite losses and weights; waits for the device, and for all ranks.
+
+        Returns:
+            The ledger of all ranks.
 
         Raises:
             NonFiniteError: one became NaN or infinite.
         """
-        self.ledger.require_finite(self.model.state_dict().values())
+        weights = [w for w in self.model.state_dict().values() if w.is_floating_point()]
+        (spoilt,) = self.world.any_says(not all(weight.isfinite().all() for weight in weights))
+        whole = self.ledger.of_all(self.world)
+        whole.require_finite(weights_finite=not spoilt)
+        return whole
+
+    def _write(self, write: Callable[[], None]) -> None:
+        """Let rank 0 write; what fails there fails on all."""
+        failed: StorageError | None = None
+        if self.world.rank == 0:
+            try:
+                write()
+            except StorageError as error:
+                failed = error
+        said = self.world.all_say(str(failed) if failed else None)[0]
+        if failed or said:
+            raise failed or StorageError(said)
+
+
+def _validation(run: Run, stream: Stream, world: World) -> Validation | None:
+    if not run.objective.mixes_heads:
+        return None
+    if world.size > 1:
+        raise OptionError("an objective that mixes two heads (dho) holds images out; train it in one process")
+    return Validation(stream)
 
 
 def _with_heads(student: Model, heads: int, seed: int) -> Model:
@@ -177,3 +231,10 @@ def _recompute_activations(student: Model) -> None:
             "leave out --grad-checkpointing"
         )
     switch(True)
+
+
+def _with_common_batch_norm(student: Model, device: torch.device) -> Model:
+    if device.type != "cuda":
+        raise OptionError("--sync-batch-norm needs GPUs; leave it out, or train a network without batch norm")
+    module: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(student.module)  # type: ignore[no-untyped-call]
+    return dataclasses.replace(student, module=module)

@@ -1,13 +1,14 @@
 """How far a student is in an epoch, and what its losses have come to."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from logitcache.errors import NonFiniteError
+from logitcache.world import World
 
 
 class Ledger:
@@ -36,7 +37,22 @@ class Ledger:
         """Return the mean of each loss over the views so far; waits for the device."""
         return {name: float(total) / self.views for name, total in self._sums.items()}
 
-    def require_finite(self, weights: Iterable[Tensor]) -> None:
+    def of_all(self, world: World) -> "Ledger":
+        """Return the ledger of all ranks, who have taken the same steps; waits for the device and for them."""
+        if world.size == 1:
+            return self
+        names = sorted(self._sums)
+        device = self._first_bad.device
+        mine = torch.tensor([float(self.views), *(float(self._sums[name]) for name in names)], device=device)
+        total = world.summed(mine.double())
+        steps = world.all_say(int(self._first_bad))
+        whole = Ledger(self.epoch, device)
+        whole.step, whole.views = self.step, int(total[0])
+        whole._sums = dict(zip(names, total[1:].float(), strict=True))
+        whole._first_bad = torch.tensor(min((s for s in steps if s >= 0), default=-1), device=device)
+        return whole
+
+    def require_finite(self, weights_finite: bool = True) -> None:
         """Insist that neither a loss nor a weight became NaN or infinite; waits for the device.
 
         Raises:
@@ -44,7 +60,7 @@ class Ledger:
         """
         at = int(self._first_bad)
         wrong = [f"{name} became {mean}" for name, mean in self.means().items() if not math.isfinite(mean)]
-        if at < 0 and not wrong and not all(w.isfinite().all() for w in weights if w.is_floating_point()):
+        if at < 0 and not wrong and not weights_finite:
             wrong = ["weights became NaN or infinite"]
         if wrong:
             step = (at if at >= 0 else self.step - 1) + 1
@@ -67,3 +83,7 @@ class Ledger:
         """Go on from what `state_dict` returned."""
         self.epoch, self.step, self.views = state["epoch"], state["step"], state["views"]
         self._sums, self._first_bad = dict(state["sums"]), state["first_bad"]
+
+    def without_sums(self) -> None:
+        """Leave the sums so far to another rank, which has them."""
+        self.views, self._sums = 0, {name: torch.zeros_like(total) for name, total in self._sums.items()}

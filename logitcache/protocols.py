@@ -39,6 +39,7 @@ class TrainConfig(Spec):
         channels_last: images and weights in channels-last order; None: on CUDA.
         compile: by `torch.compile`.
         grad_checkpointing: activations are computed again in the backward pass, where the model can (timm's can).
+        sync_batch_norm: batch norm over the batches of all ranks, on GPUs; else each rank normalises its own.
         seed: of dropout and whatever else draws while training.
     """
 
@@ -61,6 +62,7 @@ class TrainConfig(Spec):
     channels_last: bool | None = None
     compile: bool = False
     grad_checkpointing: bool = False
+    sync_batch_norm: bool = False
     seed: int = 0
 
     def check(self) -> None:

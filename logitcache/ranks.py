@@ -5,42 +5,19 @@ and the views are proved; and at the end all say what they did. Who fails ends, 
 """
 
 import dataclasses
-import datetime
-import json
-import os
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
-
-import torch
-import torch.distributed as dist
 
 from logitcache.dump import DumpConfig, DumpReport, dump, filler, owned
-from logitcache.errors import ClusterError, LogitCacheError
+from logitcache.errors import LogitCacheError
 from logitcache.fill import Progress, Receipt, Work
 from logitcache.guests import Guest, Terms
 from logitcache.schema import Spec
 from logitcache.sources import Sources
-
-LONGEST = datetime.timedelta(days=30)  # that ranks wait for each other; one that dies is noticed at once
-
-
-@dataclass(frozen=True)
-class World:
-    """Which of how many ranks this process is; alone it is the only one."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-
-    @classmethod
-    def here(cls) -> Self:
-        """Return what torchrun says in the environment."""
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        return cls(*(int(os.environ[name]) for name in names)) if all(map(os.environ.get, names)) else cls()
+from logitcache.world import World
 
 
 @dataclass(frozen=True)
@@ -88,12 +65,11 @@ def dump_in_ranks(
         ClusterError: another rank ended; it has said why.
         LogitCacheError: whatever else `dump` raises.
     """
-    if config.device == "auto" and world.size > 1 and torch.cuda.is_available():
-        config = dataclasses.replace(config, device=f"cuda:{world.local_rank}")
+    config = dataclasses.replace(config, device=world.device(config.device))
     if world.size == 1:
         images, recipe, teacher = sources.open(on_note)
         return dump(out, images, recipe, teacher, config, on_progress, on_note=on_note)
-    with _meeting():
+    with world.meeting():
         if world.rank == 0:
             return _lead(world, out, sources, config, on_progress, on_note)
         _follow(world, out, sources, config)
@@ -113,21 +89,21 @@ def _lead(
             images, recipe, teacher = sources.open(on_note)
             job = stack.enter_context(owned(out, images, recipe, teacher, config, on_note=on_note))
         except BaseException:
-            _all_say(None)  # the others need not say so too
+            world.all_say(None)  # the others need not say so too
             raise
         spec = job.writer.spec
         config = dataclasses.replace(config, precision=spec.teacher.precision)
-        _all_say(Plan(config, Terms.of(job), tuple(job.work)).to_dict())
+        world.all_say(Plan(config, Terms.of(job), tuple(job.work)).to_dict())
         share = job.work[0 :: world.size]
         receipts = tuple(
             filler(spec, job.views, teacher, config, on_note).fill(job.seeds, share, on_progress)
         )
-        said = _all_say(Done(receipts).to_dict())
+        said = world.all_say(Done(receipts).to_dict())
         return job.report([receipt for done in said for receipt in Done.from_dict(done).receipts])
 
 
 def _follow(world: World, out: str | Path, sources: Sources, config: DumpConfig) -> None:
-    told = _all_say(None)[0]
+    told = world.all_say(None)[0]
     if told is None:
         return
     plan = Plan.from_dict(told)
@@ -137,35 +113,4 @@ def _follow(world: World, out: str | Path, sources: Sources, config: DumpConfig)
     except LogitCacheError as error:
         raise error.said_by(f"rank {world.rank} on {socket.gethostname()}") from error
     receipts = guest.fill(plan.work[world.rank :: world.size])
-    _all_say(Done(tuple(receipts)).to_dict())
-
-
-@contextmanager
-def _meeting() -> Iterator[None]:
-    dist.init_process_group("gloo", timeout=LONGEST)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-def _all_say(word: object) -> list[Any]:
-    """Let every rank say a word, a JSON value, and hear all, in the order of ranks.
-
-    Raises:
-        ClusterError: a rank has ended.
-    """
-    mine = torch.frombuffer(bytearray(json.dumps(word).encode()), dtype=torch.uint8)
-    try:
-        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
-        dist.all_gather(lengths, torch.tensor([len(mine)]))
-        longest = int(max(lengths))
-        words = [torch.zeros(longest, dtype=torch.uint8) for _ in lengths]
-        dist.all_gather(words, torch.nn.functional.pad(mine, (0, longest - len(mine))))
-    except RuntimeError as error:
-        raise ClusterError(
-            "another rank ended before all was done; it, or torchrun, says why; committed shards are safe"
-        ) from error
-    return [
-        json.loads(bytes(text[: int(length)].numpy())) for text, length in zip(words, lengths, strict=True)
-    ]
+    world.all_say(Done(tuple(receipts)).to_dict())

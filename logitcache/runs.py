@@ -116,20 +116,12 @@ class RunFolder:
         with _saving(self.path), _replacing(self.path / "checkpoint.pt") as aside:
             torch.save({name: part.state_dict() for name, part in parts.items()}, aside)
 
-    def restore(self, parts: Mapping[str, Stateful], device: torch.device) -> None:
-        """Load the checkpoint, if there is one; drop rows of epochs that it does not know, and half-written files.
-
-        Args:
-            parts: as they were saved; one of them, a `Ledger`, is called "ledger".
-            device: of the parts.
+    def load(self, parts: Mapping[str, Stateful], device: torch.device) -> None:
+        """Load the checkpoint, if there is one, into parts as they were saved.
 
         Raises:
             FormatError: the checkpoint is damaged.
         """
-        for left in self.path.glob("*.part"):
-            left.unlink()
-        for left in self.path.glob(".*.safetensors.*"):
-            shutil.rmtree(left)
         file = self.path / "checkpoint.pt"
         if not file.exists():
             return
@@ -137,10 +129,16 @@ class RunFolder:
             saved = torch.load(file, map_location=device, weights_only=True)
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
-            epoch = int(saved["ledger"]["epoch"])
         except Exception as error:  # a damaged file surfaces as any of zip's, pickle's or torch's exceptions
             problem = str(error).splitlines()[0]
             raise FormatError(f"{file} is damaged ({problem}); delete {self.path} and train again") from error
+
+    def rewind(self, epoch: int) -> None:
+        """Drop the rows of an epoch and those after it, and files that were half written."""
+        for left in self.path.glob("*.part"):
+            left.unlink()
+        for left in self.path.glob(".*.safetensors.*"):
+            shutil.rmtree(left)
         with _saving(self.path):
             self._write_metrics([row for row in self.metrics() if row["epoch"] < epoch])
 

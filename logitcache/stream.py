@@ -370,7 +370,7 @@ class Stream:
         return {
             "data": self.views.images.spec(self.num_classes).to_dict(),
             "recipe": self.views.maker.recipe.to_dict(),
-            "batch_size": self.config.batch_size,
+            "batch_size": self.config.batch_size * self.config.world_size,
             "order": self.config.order,
             "seeds": list(self.config.seeds),
             "teacher": self.teacher and self.teacher.about(self.config.seeds),

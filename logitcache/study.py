@@ -1,21 +1,23 @@
-"""Stage two by the names of the command line: the stream, the test set and the students that they stand for."""
+"""Stage two by the names of the command line, on one process or on all that torchrun started."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from logitcache.datasets import open_images
-from logitcache.errors import DataError, NotFoundError
+from logitcache.errors import DataError, NotFoundError, OptionError
 from logitcache.evaluation import Evaluation
 from logitcache.learner import Run
 from logitcache.lessons import Lesson
-from logitcache.models import build
+from logitcache.models import Model, build
 from logitcache.runs import free_folder
 from logitcache.sparse import MixSpace
 from logitcache.spool import DEFAULT_LIMIT
 from logitcache.stream import Stream
+from logitcache.train import TrainReport, train
 from logitcache.views import recipe_named
+from logitcache.world import World
 
 Say = Callable[[str], None]
 
@@ -30,7 +32,8 @@ class Supply:
         data: of `open_images`; "auto" are the cache's, or the digits.
         recipe: of `recipe_named`, without a cache; "auto" is the data's own.
         seeds: augmentation seeds; none are all that the cache has complete, or one per epoch.
-        batch_size, order, device, workers: of `StreamConfig`.
+        batch_size: pairs per batch, of all ranks together.
+        order, device, workers: of `StreamConfig`.
         allow_drift, spool_folder, spool_limit: of `Stream.from_cache`.
     """
 
@@ -48,17 +51,25 @@ class Supply:
     spool_folder: Path | None = None
     spool_limit: int = DEFAULT_LIMIT
 
-    def stream(self, epochs: int, say: Say) -> Stream:
-        """Open the stream, of which so many epochs will be wanted; what the user should know is said.
+    def stream(self, epochs: int, world: World, say: Say) -> Stream:
+        """Open a rank's part of the stream, of which so many epochs will be wanted; say what the user should know.
 
         Raises:
+            OptionError: batches cannot be dealt to so many ranks.
             LogitCacheError: see `Stream.from_cache`, `Stream.from_caches` and `open_images`.
         """
+        if self.batch_size % world.size:
+            raise OptionError(
+                f"batches of {self.batch_size} cannot be dealt evenly to {world.size} ranks; choose a --batch-size "
+                f"such as {max(1, self.batch_size // world.size) * world.size}"
+            )
         options: dict[str, Any] = {
-            "batch_size": self.batch_size,
+            "batch_size": self.batch_size // world.size,
             "order": self.order,
-            "device": self.device,
+            "device": world.device(self.device),
             "workers": self.workers,
+            "rank": world.rank,
+            "world_size": world.size,
         }
         if not self.caches:
             images = open_images(self.data if self.data != "auto" else "digits")
@@ -85,39 +96,76 @@ class Supply:
         return stream
 
 
-def evaluation_beside(stream: Stream, say: Say) -> Evaluation | None:
-    """Open the test split beside a stream; where there is none, say so and return None."""
+@dataclass(frozen=True)
+class Study:
+    """Students, what they are taught, and with what.
+
+    Attributes:
+        students: names, as `build` takes them; each is built once for every lesson.
+        lessons: their seeds draw the first weights.
+        supply: where batches come from.
+        out: run folder, a folder of run folders where there are several; None: runs/STUDENT-LESSON-N.
+        weights: as `build` takes them.
+    """
+
+    students: tuple[str, ...]
+    lessons: tuple[Lesson, ...]
+    supply: Supply
+    out: Path | None = None
+    weights: str = "random"
+
+    def conduct(self, world: World, say: Say, **options: Any) -> list[TrainReport]:
+        """Open everything and train, with all ranks of the world.
+
+        Rank 0 opens everything first, so that what is downloaded is downloaded once.
+
+        Args:
+            world: this process among the others.
+            say: called by rank 0 with lines that the user should know.
+            **options: as `train` takes them.
+
+        Raises:
+            LogitCacheError: whatever opening and `train` raise.
+        """
+        with world.meeting():
+            if world.rank == 0:
+                try:
+                    stream, runs = self._open(world, say)
+                except BaseException:
+                    world.all_say(None)  # the others need not say so too
+                    raise
+                world.all_say([str(run.out) for run in runs])
+                return train(runs, stream, _evaluation(stream, say), **options)
+            folders = world.all_say(None)[0]
+            if folders is None:
+                return []
+            stream, runs = self._open(world, lambda line: None)
+            runs = [replace(run, out=Path(out)) for run, out in zip(runs, folders, strict=True)]
+            return train(runs, stream, **options)
+
+    def _open(self, world: World, say: Say) -> tuple[Stream, list[Run]]:
+        stream = self.supply.stream(max(lesson.config.epochs for lesson in self.lessons), world, say)
+        size = max(stream.views.any_view().shape[1:])
+        runs = []
+        for name in self.students:
+            for lesson in self.lessons:
+                seed = lesson.config.seed
+                model = build(
+                    name, num_classes=stream.num_classes, view_size=size, weights=self.weights, seed=seed
+                )
+                runs.append(Run(self._folder(model, lesson), model, lesson.objective, lesson.config))
+        return stream, runs
+
+    def _folder(self, model: Model, lesson: Lesson) -> Path:
+        label = f"{model.name}-{lesson.name}".replace("/", "_").replace(":", "_")
+        if self.out is None:
+            return free_folder(Path("runs"), label)
+        return self.out / label if len(self.students) * len(self.lessons) > 1 else self.out
+
+
+def _evaluation(stream: Stream, say: Say) -> Evaluation | None:
     try:
         return Evaluation.beside(stream)
     except (DataError, NotFoundError) as error:
         say(f"note: training without evaluation: {error}")
         return None
-
-
-def runs_of(
-    students: tuple[str, ...], lessons: tuple[Lesson, ...], stream: Stream, out: Path | None, weights: str
-) -> list[Run]:
-    """Build every student once for every lesson.
-
-    Args:
-        students: names, as `build` takes them.
-        lessons: what each is taught; its seed draws the first weights.
-        stream: tells the classes and the size of the views.
-        out: run folder, a folder of run folders where there are several; None: runs/STUDENT-LESSON-N.
-        weights: as `build` takes them.
-
-    Raises:
-        LogitCacheError: see `build`.
-    """
-    size = max(stream.views.any_view().shape[1:])
-    runs = []
-    for name in students:
-        for lesson in lessons:
-            seed = lesson.config.seed
-            model = build(name, num_classes=stream.num_classes, view_size=size, weights=weights, seed=seed)
-            label = f"{model.name}-{lesson.name}".replace("/", "_").replace(":", "_")
-            folder = out or free_folder(Path("runs"), label)
-            if out and len(students) * len(lessons) > 1:
-                folder = out / label
-            runs.append(Run(folder, model, lesson.objective, lesson.config))
-    return runs

@@ -11,12 +11,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from logitcache.errors import LogitCacheError, OptionError, StoppedError, StudentsError
+from logitcache.errors import (
+    LogitCacheError,
+    NonFiniteError,
+    OptionError,
+    StoppedError,
+    StorageError,
+    StudentsError,
+)
 from logitcache.evaluation import Evaluation
 from logitcache.learner import Learner, Run
 from logitcache.loader import deaths_named
 from logitcache.spec import Spec
 from logitcache.stream import Batch, Stream
+from logitcache.world import World, lost_ranks_named
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,8 @@ def train(
             with {"run", and what the run's metrics.jsonl gets}, and when a student ends early with {"run", "error"}.
 
     Returns:
-        A report per run.
+        A report per run. Of several ranks (`StreamConfig.world_size`) only rank 0 writes, evaluates, tells and
+        reports; the others return nothing, also when something ends all of them, which rank 0 raises.
 
     Raises:
         OptionError: options that cannot be trained with, or a folder holds a run and `resume` is off.
@@ -70,57 +79,92 @@ def train(
         NonFiniteError: a loss became NaN or infinite; the checkpoint before is kept.
         StorageError: the disk said no; the checkpoint before is kept.
         StoppedError: `should_stop` said so.
+        ClusterError: another rank has ended.
         StudentsError: of several students some ended by an error of ours; the others came to their end.
     """
     if not runs or len({run.out for run in runs}) < len(runs):
         raise OptionError("train needs at least one run, each with a folder of its own")
-    tell = on_progress or (lambda event: None)
-    group = Group([Learner(run, stream, resume=resume) for run in runs], tell)
-    started, views, saved = time.perf_counter(), 0, time.monotonic()
-    for epoch in group.epochs():
-        active = group.at(epoch)
-        began, seen = time.perf_counter(), 0
-        start = min((learner.ledger.step for learner in active), default=0)
-        for step, batch in enumerate(stream.epoch(epoch, start) if active else (), start):
-            active = group.each(active, partial(_take, step, batch))
-            if not active:
-                break
-            seen += len(batch.views)
-            rate = seen / (time.perf_counter() - began)
-            tell({"epoch": epoch, "step": step + 1, "steps": active[0].steps, "views_per_second": rate})
-            stop = should_stop()
-            if stop or time.monotonic() - saved >= checkpoint_every:
-                active = group.each(active, Learner.save)
-                saved = time.monotonic()
-            if stop:
-                raise StoppedError(
-                    f"stopped after step {step + 1} of epoch {epoch + 1}, as asked; --resume goes on from there"
-                )
-        seconds = time.perf_counter() - began
-        views += seen
-        active = group.each(active, Learner.mix_heads)
-        scores = evaluation.of([x.kept for x in active]) if evaluation and active else [{} for _ in active]
-        for learner, score in zip(active, scores, strict=True):
-            measured = {"views_per_second": seen / seconds, "seconds": seconds, **score}
-            group.each([learner], partial(_end, measured, tell))
-    seconds = time.perf_counter() - started
+    world = World(stream.config.rank, stream.config.world_size)
+    world.require_meeting()
+    tell = on_progress if on_progress and world.rank == 0 else _silent
+    with lost_ranks_named():
+        group = Group(_learners(runs, stream, world, resume), tell, world)
+        started, views, saved = time.perf_counter(), 0, time.monotonic()
+        for epoch in group.epochs():
+            active = group.at(epoch)
+            began, seen = time.perf_counter(), 0
+            start = min((learner.ledger.step for learner in active), default=0)
+            for step, batch in enumerate(stream.epoch(epoch, start) if active else (), start):
+                active = group.each(active, partial(_take, step, batch))
+                if not active:
+                    break
+                seen += len(batch.views) * world.size
+                rate = seen / (time.perf_counter() - began)
+                tell({"epoch": epoch, "step": step + 1, "steps": active[0].steps, "views_per_second": rate})
+                late = world.rank == 0 and time.monotonic() - saved >= checkpoint_every
+                stop, due = world.any_says(should_stop(), late)
+                if stop or due:
+                    active = group.each(active, Learner.save)
+                    saved = time.monotonic()
+                if stop:
+                    return _stopped(world, epoch, step)
+            seconds = time.perf_counter() - began
+            views += seen
+            active = group.each(active, Learner.mix_heads)
+            scores: list[dict[str, float]] = [{} for _ in active]
+            if evaluation and active and world.rank == 0:
+                scores = evaluation.of([x.kept for x in active])
+            for learner, score in zip(active, scores, strict=True):
+                measured = {"views_per_second": seen / seconds, "seconds": seconds, **score}
+                group.each([learner], partial(_end, measured, tell))
+        seconds = time.perf_counter() - started
+    if world.rank:
+        return []
     reports = [_report(x, seconds, views / seconds) for x in group.learners if x not in group.failed]
-    if group.failed:
-        raise StudentsError({str(x.run.out): error for x, error in group.failed.items()}, reports)
+    group.require_success(reports)
     return reports
 
 
-class Group:
-    """Learners side by side: who fails by an error of ours leaves, and the others go on. One alone just fails."""
+def _silent(event: dict[str, Any]) -> None:
+    pass
 
-    def __init__(self, learners: list[Learner], tell: Progress) -> None:
-        self.learners, self.tell = learners, tell
+
+def _learners(runs: Sequence[Run], stream: Stream, world: World, resume: bool) -> list[Learner]:
+    """Make ready on all ranks; where one cannot, it alone says why, and there are none."""
+    failed: LogitCacheError | None = None
+    try:
+        learners = [Learner(run, stream, resume=resume) for run in runs]
+    except LogitCacheError as error:
+        failed = error
+    ready = world.all_say(failed is None)
+    if not all(ready):
+        if failed and ready.index(False) == world.rank:
+            raise failed
+        return []
+    for learner in learners:
+        learner.join_ranks()
+    return learners
+
+
+def _stopped(world: World, epoch: int, step: int) -> list[TrainReport]:
+    if world.rank:
+        return []
+    raise StoppedError(
+        f"stopped after step {step + 1} of epoch {epoch + 1}, as asked; --resume goes on from there"
+    )
+
+
+class Group:
+    """Learners side by side: who fails by an error of ours leaves, and the others go on."""
+
+    def __init__(self, learners: list[Learner], tell: Progress, world: World) -> None:
+        self.learners, self.tell, self.world = learners, tell, world
         self.failed: dict[Learner, LogitCacheError] = {}
 
     def epochs(self) -> range:
         """The epochs that any of them has before it."""
-        first = min(learner.ledger.epoch for learner in self.learners)
-        return range(first, max(learner.run.config.epochs for learner in self.learners))
+        first = min((learner.ledger.epoch for learner in self.learners), default=0)
+        return range(first, max((learner.run.config.epochs for learner in self.learners), default=0))
 
     def at(self, epoch: int) -> list[Learner]:
         """Those whose next epoch this is."""
@@ -133,11 +177,24 @@ class Group:
             try:
                 do(learner)
             except LogitCacheError as error:
-                if len(self.learners) == 1:
-                    raise error.said_by(str(learner.run.out)) from error
+                if self.world.size > 1 and not isinstance(error, NonFiniteError | StorageError):
+                    raise  # this rank's alone, while the others go on: the end of all
                 self.failed[learner] = error.said_by(str(learner.run.out))
-                self.tell({"run": str(learner.run.out), "error": str(error)})
+                if len(self.learners) > 1:
+                    self.tell({"run": str(learner.run.out), "error": str(error)})
         return [learner for learner in learners if learner not in self.failed]
+
+    def require_success(self, reports: list[TrainReport]) -> None:
+        """Insist that none has failed.
+
+        Raises:
+            LogitCacheError: the only one has.
+            StudentsError: some of several have.
+        """
+        if len(self.learners) == 1 and self.failed:
+            raise next(iter(self.failed.values()))
+        if self.failed:
+            raise StudentsError({str(x.run.out): error for x, error in self.failed.items()}, reports)
 
 
 def _take(step: int, batch: Batch, learner: Learner) -> None:

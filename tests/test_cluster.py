@@ -33,9 +33,10 @@ from logitcache.errors import (
 )
 from logitcache.fill import Work
 from logitcache.guests import Guest, Terms
-from logitcache.ranks import World, dump_in_ranks
+from logitcache.ranks import dump_in_ranks
 from logitcache.sources import Sources
 from logitcache.store import CacheReader, CacheWriter
+from logitcache.world import World
 
 CONFIG = DumpConfig(seeds=(0, 1), top_k=4, shard_samples=256, batch_size=64, workers=0)
 SOURCES = Sources("digits_small", weights="random")
