@@ -69,6 +69,7 @@ class Scale:
         if high - low <= LEAST + 1e-9 * max(abs(low), abs(high)):  # all the same, as far as can be drawn
             margin = abs(low) / 2 if abs(low) > LEAST else 0.5
             low, high = (low / 2, high * 2) if axis.log else (low - margin, high + margin)
+            low, high = (max(low, 0.0), min(high, 1.0)) if axis.percent else (low, high)
         if axis.log:
             pad = (high / low) ** 0.04
             self.low, self.high = low / pad, high * pad

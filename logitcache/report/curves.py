@@ -48,9 +48,8 @@ class Curves:
                 mean = Group(group, tuple(runs)).mean(name)
                 series.append(self._line(f"{group}: mean of {len(runs)} runs", mean, number))
         values = [value for curve in curves.values() for value in curve.values()]
-        steep = (
-            what.section == "loss" and name != "lr" and min(values) > 0 and max(values) > STEEP * min(values)
-        )
+        wide = min(values) > 0 and max(values) > STEEP * min(values)
+        steep = wide and not what.share and name != "lr"
         notes = [what.note]
         notes += ["Fine: each run; bold: their mean."] if any(one.thin for one in series) else []
         notes += ["Logarithmic scale."] if steep else []

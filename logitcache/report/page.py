@@ -1,6 +1,7 @@
 """The page: facts of runs and caches in one HTML file that needs nothing else, and no script."""
 
 import datetime
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -57,7 +58,7 @@ def report(
         IncompleteError: a run has no epoch yet, or a cache no complete seed.
         StorageError: the page cannot be written.
     """
-    named = list(dict.fromkeys(map(str, paths)))
+    named = list(dict.fromkeys(path if "://" in path else os.path.normpath(path) for path in map(str, paths)))
     if not named:
         raise OptionError("a report needs run folders, caches, or both; found none")
     found = [_found(path) for path in named]

@@ -31,22 +31,23 @@ def _standings(groups: Sequence[Group]) -> Element:
     told = [what for what in COLUMNS if any(group.spread(what.name) for group in groups)]
     repeated = any(len(group.runs) > 1 for group in groups)
     heads: list[Child] = ["student", *(["runs"] if repeated else []), *(what.short for what in told)]
-    heads += ["best top-1", "parameters", "epochs", "time", "views/s"]
+    judged = any("top1" in run.names for group in groups for run in group.runs)
+    heads += [*(["best top-1"] if judged else []), "parameters", "epochs", "time", "views/s"]
     rows: list[list[Child]] = []
     for number, group in enumerate(groups):
         many = len(group.runs)
         row: list[Child] = [_named(number, group), *([str(many)] if repeated else [])]
         row += [what.spread(group.spread(what.name), many) for what in told]
-        row += [
-            measure("top1").text(max((run.best_top1 for run in group.runs if run.best_top1), default=None))
-        ]
+        best = [run.best_top1 for run in group.runs if run.best_top1 is not None]
+        row += [measure("top1").text(max(best, default=None))] if judged else []
         row += [_range(f"{run.weights:,}" if run.weights else "–" for run in group.runs)]
         row += [_range(str(len(run.rows)) for run in group.runs)]
         row += [_time(sum(run.seconds for run in group.runs) / many)]
         rate = group.spread("views_per_second")
         row += [f"{rate[0]:,.0f}" if rate else "–"]
         rows.append(row)
-    notes = ["Figures are those of the last epoch; the best is chosen on the test images, and so flatters."]
+    notes = ["Figures are those of the last epoch."]
+    notes += ["The best top-1 is chosen on the test images, and so flatters."] if judged else []
     if repeated:
         notes.append(
             "Runs that differ only in their random numbers share a row: mean ± sample standard deviation."
