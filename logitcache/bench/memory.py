@@ -27,7 +27,7 @@ from logitcache.stream import CachedTeacher
 from logitcache.views import recipe_named
 
 STATUS = Path("/proc/self/status")
-MAPS = Path("/proc/self/smaps_rollup")
+MAPS = Path("/proc/self/smaps")
 SMALL, LARGE = (1, 2_048), (3, 16_384)  # seeds, samples of each
 SHARD = 1024
 
@@ -170,12 +170,16 @@ def shared_by(processes: int, cache: Path, spool: Path) -> Shared:
 
 
 def _mapped(cache: Path, spool: Path, everyone: Any) -> tuple[float, float]:
-    """MB by which resident memory, and this process's share of it, rise with a spool that all have read."""
+    """MB of a spool in this process's memory when all have read it, and this process's share of them."""
     rows = open_spool(CacheReader(cache), 0, spool)
-    before = {name: _kilobytes(MAPS, name) for name in ("Rss", "Pss")}
     rows.sum()
     everyone.wait()
-    after = {name: _kilobytes(MAPS, name) for name in before}
+    found, ours = {"Rss:": 0.0, "Pss:": 0.0}, False
+    for line in MAPS.read_text().splitlines():
+        first, *rest = line.split()
+        if not first.endswith(":"):  # the next mapping: its addresses, and last the file
+            ours = line.endswith(".spool")
+        elif ours and first in found:
+            found[first] += int(rest[0]) * 1024 / 1e6
     everyone.wait()  # as long as one looks, all have it mapped
-    rss, pss = ((after[name] - before[name]) / 1e3 for name in before)
-    return rss, pss
+    return found["Rss:"], found["Pss:"]
