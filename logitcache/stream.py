@@ -10,6 +10,7 @@ source answers for them. In your own loop:
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from logitcache.errors import DataError, IncompleteError, OptionError
 from logitcache.forward import choose_device
 from logitcache.loader import KeyedViews, ViewBatch, loaded, view_loader
 from logitcache.mixing import MixedLabels
-from logitcache.pairs import PairSampler, Switch
+from logitcache.pairs import PairSampler, SeedOrder, Switch, seeds_of, subset
 from logitcache.replay import Drift, proved_views
 from logitcache.schema import RecipeSpec, RowLayout
 from logitcache.sparse import MixSpace, SparseTeacher
@@ -229,7 +230,11 @@ class StreamConfig:
 
     Attributes:
         batch_size: pairs per batch and rank.
-        seeds: augmentation seeds; epoch e takes seeds[e mod S].
+        seeds: augmentation seeds.
+        seed_order: "mod": epoch e takes seeds[e mod S]; "random": each round of S epochs takes all, shuffled.
+        views_per_image: seeds that an epoch takes at once, each image's views side by side in a batch.
+        fraction: of the samples to train on, drawn by `order`.
+        samples: those to train on; None: all.
         order: key of the shuffling.
         workers: processes that make views, one by one; −1: as fits, 0: none (see `loader.view_loader`).
         device: where batches go: "auto", "cpu", "cuda", "cuda:N".
@@ -239,6 +244,10 @@ class StreamConfig:
 
     batch_size: int = 128
     seeds: tuple[int, ...] = ()
+    seed_order: SeedOrder = "mod"
+    views_per_image: int = 1
+    fraction: float = 1.0
+    samples: tuple[int, ...] | None = None
     order: int = 0
     workers: int = -1
     device: str = "auto"
@@ -261,7 +270,14 @@ class Stream:
             raise OptionError(
                 f"rank must be 0 to {config.world_size - 1} of {config.world_size}, found {config.rank}"
             )
+        if config.seed_order not in ("mod", "random"):
+            raise OptionError(f"seed order must be mod or random, found {config.seed_order!r}")
+        if not 1 <= config.views_per_image <= len(config.seeds):
+            raise OptionError(
+                f"{config.views_per_image} views of each image need as many seeds, found {len(config.seeds)}"
+            )
         self.views, self.teacher, self.config, self.drift = views, teacher, config, drift
+        self._samples = subset(len(views), config.fraction, config.samples, config.order)
         self.device = choose_device(config.device)
         self._begun = 0
         self._switch = Switch()
@@ -373,9 +389,18 @@ class Stream:
             "batch_size": self.config.batch_size * self.config.world_size,
             "order": self.config.order,
             "seeds": list(self.config.seeds),
+            "seed_order": self.config.seed_order,
+            "views_per_image": self.config.views_per_image,
+            "samples": self._about_samples(),
             "teacher": self.teacher and self.teacher.about(self.config.seeds),
             "drift": self.drift and self.drift.to_dict(),
         }
+
+    def _about_samples(self) -> dict[str, Any] | None:
+        if len(self._samples) == len(self.views):
+            return None
+        digest = hashlib.sha256(self._samples.astype("<i8").tobytes()).hexdigest()
+        return {"n": len(self._samples), "sha256": digest}
 
     def steps(self, epoch: int) -> int:
         """Number of batches of an epoch.
@@ -399,10 +424,9 @@ class Stream:
                 `loader.deaths_named` around the loop makes one of the other.)
         """
         self._begun = begun = self._begun + 1
-        seeds = self.config.seeds
         if self.teacher is not None:
-            this, following = seeds[epoch % len(seeds)], seeds[(epoch + 1) % len(seeds)]
-            self.teacher.prepare([this, following])
+            soon = [*self._seeds(epoch), *self._seeds(epoch + 1)]
+            self.teacher.prepare(list(dict.fromkeys(soon)))
         self._switch.current = sampler = self._sampler(epoch, start)
         batches = loaded(self._loader)
         for _ in range(len(sampler)):
@@ -427,15 +451,17 @@ class Stream:
         shares = batch.shares.to(labels.device, non_blocking=True)
         return MixedLabels(labels, others.to(labels.device, non_blocking=True), shares)
 
-    def _sampler(self, epoch: int, start: int = 0) -> PairSampler:
+    def _seeds(self, epoch: int) -> tuple[int, ...]:
         config = self.config
-        seed = config.seeds[epoch % len(config.seeds)]
-        samples = np.arange(len(self.views))
+        return seeds_of(epoch, config.seeds, config.views_per_image, config.seed_order, config.order)
+
+    def _sampler(self, epoch: int, start: int = 0) -> PairSampler:
+        config, samples, seeds = self.config, self._samples, self._seeds(epoch)
         if self.teacher is not None:
-            samples = samples[self.teacher.usable(seed)]
+            samples = samples[np.all([self.teacher.usable(seed)[samples] for seed in seeds], axis=0)]
         sampler = PairSampler(
             samples,
-            seed,
+            seeds,
             config.batch_size,
             order=config.order,
             epoch=epoch,

@@ -5,12 +5,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from logitcache.datasets import open_images
 from logitcache.errors import DataError, NotFoundError, OptionError
 from logitcache.evaluation import Evaluation
 from logitcache.learner import Run
 from logitcache.lessons import Lesson
 from logitcache.models import Model, build
+from logitcache.pairs import SeedOrder
 from logitcache.runs import free_folder
 from logitcache.sparse import MixSpace
 from logitcache.spool import DEFAULT_LIMIT
@@ -32,8 +35,9 @@ class Supply:
         data: of `open_images`; "auto" are the cache's, or the digits.
         recipe: of `recipe_named`, without a cache; "auto" is the data's own.
         seeds: augmentation seeds; none are all that the cache has complete, or one per epoch.
+        samples: file of the samples to train on, numbers in text or an .npy array; None: all.
         batch_size: pairs per batch, of all ranks together.
-        order, device, workers: of `StreamConfig`.
+        seed_order, views_per_image, fraction, order, device, workers: of `StreamConfig`.
         allow_drift, spool_folder, spool_limit: of `Stream.from_cache`.
     """
 
@@ -43,6 +47,10 @@ class Supply:
     mix_weights: tuple[float, ...] = ()
     mix_space: MixSpace = "probability"
     seeds: tuple[int, ...] = ()
+    seed_order: SeedOrder = "mod"
+    views_per_image: int = 1
+    fraction: float = 1.0
+    samples: Path | None = None
     batch_size: int = 64
     order: int = 0
     device: str = "auto"
@@ -65,6 +73,10 @@ class Supply:
             )
         options: dict[str, Any] = {
             "batch_size": self.batch_size // world.size,
+            "seed_order": self.seed_order,
+            "views_per_image": self.views_per_image,
+            "fraction": self.fraction,
+            "samples": None if self.samples is None else _numbers(self.samples),
             "order": self.order,
             "device": world.device(self.device),
             "workers": self.workers,
@@ -74,7 +86,9 @@ class Supply:
         if not self.caches:
             images = open_images(self.data if self.data != "auto" else "digits")
             made_by = recipe_named(self.recipe if self.recipe != "auto" else images.recipe)
-            return Stream.plain(images, made_by, seeds=self.seeds or tuple(range(epochs)), **options)
+            return Stream.plain(
+                images, made_by, seeds=self.seeds or tuple(range(epochs * self.views_per_image)), **options
+            )
         named = open_images(self.data) if self.data != "auto" else None
         options |= {
             "allow_drift": self.allow_drift,
@@ -169,3 +183,17 @@ def _evaluation(stream: Stream, say: Say) -> Evaluation | None:
     except (DataError, NotFoundError) as error:
         say(f"note: training without evaluation: {error}")
         return None
+
+
+def _numbers(file: Path) -> tuple[int, ...]:
+    """Read a list of samples."""
+    try:
+        found = (
+            np.load(file, allow_pickle=False) if file.suffix == ".npy" else np.array(file.read_text().split())
+        )
+        whole = found.ravel().astype(np.int64)
+    except OSError as error:
+        raise NotFoundError(f"cannot read the list of samples {file}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise OptionError(f"{file} is no list of samples: expected whole numbers, in text or .npy") from error
+    return tuple(whole.tolist())

@@ -85,7 +85,7 @@ def stream(exact, folder):
 def test_ranks_take_disjoint_parts_in_equally_many_batches(n, batch, world, order, epoch):
     samples = np.arange(n) * 3 + 1
     ranks = [
-        PairSampler(samples, 7, batch, order=order, epoch=epoch, rank=rank, world_size=world)
+        PairSampler(samples, (7,), batch, order=order, epoch=epoch, rank=rank, world_size=world)
         for rank in range(world)
     ]
     batches = [list(rank) for rank in ranks]
@@ -102,7 +102,7 @@ def test_ranks_take_disjoint_parts_in_equally_many_batches(n, batch, world, orde
 
 def test_the_order_depends_on_key_and_epoch_alone():
     def order(key, epoch):
-        sampler = PairSampler(np.arange(100), 0, 10, order=key, epoch=epoch)
+        sampler = PairSampler(np.arange(100), (0,), 10, order=key, epoch=epoch)
         return [pair for batch in sampler for pair in batch]
 
     torch.manual_seed(0)
@@ -117,11 +117,11 @@ def test_the_order_depends_on_key_and_epoch_alone():
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_together_draw_what_one_rank_with_their_batches_draws(world):
     parts = [
-        list(PairSampler(np.arange(48), 0, 4, order=0, epoch=3, rank=r, world_size=world))
+        list(PairSampler(np.arange(48), (0,), 4, order=0, epoch=3, rank=r, world_size=world))
         for r in range(world)
     ]
     together = [[pair for part in step for pair in part] for step in zip(*parts, strict=True)]
-    assert together == list(PairSampler(np.arange(48), 0, 4 * world, order=0, epoch=3))
+    assert together == list(PairSampler(np.arange(48), (0,), 4 * world, order=0, epoch=3))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -130,7 +130,7 @@ def test_ranks_leave_out_less_than_one_global_batch_and_nobody_for_good(n, world
     drawn = set()
     for epoch in range(40):
         ranks = [
-            PairSampler(np.arange(n), 0, 2, order=0, epoch=epoch, rank=r, world_size=world)
+            PairSampler(np.arange(n), (0,), 2, order=0, epoch=epoch, rank=r, world_size=world)
             for r in range(world)
         ]
         now = [sample for rank in ranks for batch in rank for sample, _ in batch]
