@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from logitcache.schema import CHUNK_SAMPLES
 from logitcache.sparse import SparseTeacher
 
 Rows = npt.NDArray[np.uint8]
@@ -114,9 +115,81 @@ class Lmdb(Lookup):
         self._database.close()
 
 
+class Hdf5(Lookup):
+    """One HDF5 data set in chunks of 1,024 rows, not compressed; h5py wants a selection sorted, without repeats."""
+
+    name = "HDF5"
+
+    def open(self, folder: Path, rows: Rows) -> None:
+        """Write the data set, and open it."""
+        import h5py
+
+        with h5py.File(folder / "rows.h5", "w") as file:
+            file.create_dataset("rows", data=rows, chunks=(min(1024, len(rows)), self.width))
+        self._file: Any = h5py.File(folder / "rows.h5", "r")
+
+    def take(self, samples: npt.NDArray[np.int64]) -> Rows:
+        """Read the sorted selection, and put it back into order."""
+        sorted_once, back = np.unique(samples, return_inverse=True)
+        found: Rows = self._file["rows"][sorted_once]
+        return found[back]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class ZarrFancy(Lookup):
+    """The rows as a Zarr array of this project's chunks, read with Zarr's own fancy indexing."""
+
+    name = "Zarr oindex"
+
+    def open(self, folder: Path, rows: Rows) -> None:
+        """Write the array, compressed as Zarr does by default, and open it."""
+        import zarr
+
+        chunks = (min(CHUNK_SAMPLES, len(rows)), self.width)
+        array = zarr.create_array(folder / "rows.zarr", shape=rows.shape, chunks=chunks, dtype=np.uint8)
+        array[:] = rows
+        self._rows: Any = zarr.open_array(folder / "rows.zarr", mode="r")
+
+    def take(self, samples: npt.NDArray[np.int64]) -> Rows:
+        """Read the selection."""
+        return np.asarray(self._rows.oindex[samples])
+
+    def close(self) -> None:
+        """Let go of the array."""
+        del self._rows
+
+
+class FilePerSample(Lookup):
+    """A .pt file for each sample, as torchdistill (to 1.1.4) and FKD keep theirs; of the first 8,192 samples only."""
+
+    name = "file each"
+    most = 8192
+
+    def open(self, folder: Path, rows: Rows) -> None:
+        """Write the files."""
+        self._folder = folder
+        for number, row in enumerate(rows[: self.most]):
+            torch.save(torch.from_numpy(row.copy()), folder / f"{number}.pt")
+
+    def take(self, samples: npt.NDArray[np.int64]) -> Rows:
+        """Load file by file."""
+        found = [
+            torch.load(self._folder / f"{s % self.most}.pt", weights_only=True) for s in samples.tolist()
+        ]
+        return torch.stack(found).numpy()
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 def alternatives() -> list[type[Lookup]]:
     """Return the look-ups that can be measured with the packages that are installed."""
-    return [SeekAndRead, *([Lmdb] if find_spec("lmdb") else []), MappedTake]
+    wanted: dict[type[Lookup], str] = {Lmdb: "lmdb", Hdf5: "h5py"}
+    installed = [kind for kind, package in wanted.items() if find_spec(package)]
+    return [SeekAndRead, *installed, ZarrFancy, FilePerSample, MappedTake]
 
 
 def copy_file(source: Path, target: Path, *, durable: bool) -> None:
