@@ -3,6 +3,7 @@
 Everything is measured while it runs; nothing is looked up. The images are the 1,797 digits that ship.
 """
 
+import dataclasses
 import json
 import shutil
 import statistics
@@ -114,7 +115,8 @@ def demo(
     out = _fresh(Path(out))
     images = digits("train")
     recipe = recipe_named(images.recipe)
-    evaluation = Evaluation(digits("test"), recipe_named(recipe.evaluation))
+    unseen, as_they_are = digits("test"), recipe_named(recipe.evaluation)
+    evaluation = Evaluation(unseen, as_they_are)
     device = choose_device(config.device)
 
     def network(name: str, seed: int, weights: str = "random") -> Model:
@@ -145,6 +147,8 @@ def demo(
         seeds=seeds, top_k=config.top_k, workers=config.workers, device=config.device, precision="float32"
     )
     dumped = dump(cache, images, recipe, teacher, dump_config)
+    dump(out / "test.zarr", unseen, as_they_are, teacher, dataclasses.replace(dump_config, seeds=(0,)))
+    beside_teacher = Evaluation(unseen, as_they_are, CacheReader(out / "test.zarr"))
 
     say(f"3. train {STUDENT} by {', '.join(loss.upper() for loss in RECIPES)}, {config.repeats} times each")
     reader = CacheReader(cache)
@@ -160,7 +164,7 @@ def demo(
             for loss, (expression, lr) in RECIPES.items()
         ]
         stream = Stream.from_cache(reader, images, **stream_options(repeat, config.seeds))
-        for loss, ended in zip(RECIPES, train(runs, stream, evaluation), strict=True):
+        for loss, ended in zip(RECIPES, train(runs, stream, beside_teacher), strict=True):
             assert ended.top1 is not None
             top1[loss].append(ended.top1)
 

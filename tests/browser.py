@@ -53,7 +53,7 @@ class Browser:
 
     def value(self, expression: str) -> Any:
         """Evaluate an expression in the page."""
-        return self("Runtime.evaluate", expression=expression, returnByValue=True)["result"]["value"]
+        return self("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
     def screenshot(self) -> bytes:
         """Take a PNG of the whole page."""

@@ -53,7 +53,7 @@ def _standings(groups: Sequence[Group]) -> Element:
             "Runs that differ only in their random numbers share a row: mean ± sample standard deviation."
         )
     notes.append("Time is that of a run's epochs without evaluation; runs trained side by side share it.")
-    frame = table(None, heads, rows, name="Students side by side")
+    frame = table(None, heads, rows, name="Figures of the students")
     return tag("div", frame, tag("p", " ".join(notes), class_="note"))
 
 
