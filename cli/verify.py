@@ -69,9 +69,10 @@ def _rows(done: "CheckupReport") -> list[tuple[str, str]]:
             ("strays", f"{strays:,} files that belong to no commit: left by a crash, or not a cache's")
         )
     for problem in found.problems[:LINES]:
-        where = f"seed {problem.seed}" + ("" if problem.shard is None else f", shard {problem.shard}")
+        seed = "" if problem.seed is None else f"seed {problem.seed}"
+        where = seed if problem.shard is None else f"{seed}, shard {problem.shard}"
         at = "" if problem.sample is None else f"; the first is sample {problem.sample}"
-        rows.append(("problem", f"{where}: {problem.reason}{at}"))
+        rows.append(("problem", f"{where}{': ' if where else ''}{problem.reason}{at}"))
     if len(found.problems) > LINES:
         rows.append(("", f"and {len(found.problems) - LINES:,} more; --json lists all"))
     if fixed := done.repair:

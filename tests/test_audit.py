@@ -276,6 +276,9 @@ FAULTS = {
     ),
     "metadata lost": ("seed-0/top/zarr.json", lambda f: f.unlink(), (0, None, "metadata")),
     "a group's metadata": ("seed-0/zarr.json", lambda f: f.write_text("[]"), (0, None, "metadata")),
+    "a sample key": ("sample_key/c/1", lambda f: flip(f, 0.5), (None, None, "keys")),
+    "sample keys cut off": ("sample_key/c/0", lambda f: os.truncate(f, 9), (None, None, "keys")),
+    "sample keys' metadata": ("sample_key/zarr.json", lambda f: f.write_text("{"), (None, None, "keys")),
     "commit's metadata lost": ("seed-2/commit/zarr.json", lambda f: f.unlink(), (2, None, "metadata")),
     "commit's metadata empty": (
         "seed-0/commit/zarr.json",

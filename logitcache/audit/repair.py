@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from logitcache.audit.verify import UNREADABLE, VerifyReport, verify
+from logitcache.audit.verify import KEYS, UNREADABLE, VerifyReport, verify
 from logitcache.datasets import Images
 from logitcache.dump import DumpConfig, cache_spec, dump
 from logitcache.errors import FormatError, MismatchError, OptionError, StorageError
@@ -45,8 +45,9 @@ def repair(
 ) -> RepairReport:
     """Dump again what a verification found damaged; all else stays as it is.
 
-    Metadata is made again from the spec. Where shards remain damaged, teacher, images, recipe and views are proved
-    to be the cache's before any is taken back. Killed after that, it is finished by the `dump` that made the cache.
+    Metadata is made again from the spec, sample keys from the images. Where shards remain damaged, teacher, images,
+    recipe and views are proved to be the cache's before any is taken back. Killed after that, it is finished by the
+    `dump` that made the cache.
 
     Args:
         path: of the cache.
@@ -65,21 +66,23 @@ def repair(
     """
     for problem in found.problems:
         if problem.kind == UNREADABLE:
+            where = path if problem.seed is None else f"{path}, seed {problem.seed}"
             raise StorageError(
-                f"{path}, seed {problem.seed}: {problem.reason}; "
-                "mend the disk or the permission first, as the shard may be sound"
+                f"{where}: {problem.reason}; mend the disk or the permission first, as the shard may be sound"
             )
     reader = CacheReader(path)
     if not reader.place.writable:
         raise OptionError(f"{reader.path} is for reading; mend the copy that it is served from")
     writer = CacheWriter(reader.place, reader.spec)
-    damaged = sorted({problem.seed for problem in found.problems})
+    damaged = sorted({problem.seed for problem in found.problems if problem.seed is not None})
     mended = [f"seed-{seed}/{name}" for seed in damaged for name in writer.mend(seed)]
+    if any(problem.kind == KEYS for problem in found.problems):
+        mended += writer.mend_keys(in_cache_order(reader, teacher()[0]).keys())
     reader = CacheReader(path)
     problems = [*found.problems, *(verify(reader, damaged).problems if mended else ())]
     bad: dict[int, dict[int, int]] = {}  # the commit digest before, by seed and shard
     for problem in problems:
-        if problem.shard is None:  # has been mended
+        if problem.seed is None or problem.shard is None:  # has been mended
             continue
         bad.setdefault(problem.seed, {})[problem.shard] = _digest_before(reader, problem.seed, problem.shard)
     if bad:

@@ -18,23 +18,24 @@ Progress = Callable[[int, int], None]
 TOGETHER = 1024  # shards per dask graph: it stays small, however many there are
 
 METADATA, COMMIT, UNREADABLE, DAMAGED, DIGEST = "metadata", "commit", "unreadable", "damaged", "digest"
+KEYS = "keys"
 
 
 @dataclass(frozen=True)
 class Problem(Spec):
-    """What is wrong with one shard (or, without one, with a whole seed).
+    """What is wrong with one shard; without one, with a whole seed; without a seed, with the cache's sample keys.
 
     Attributes:
-        seed: of which seed.
+        seed: of which seed; None where it is the sample keys.
         shard: which; None where it is the seed's metadata.
-        kind: "metadata", "commit" (its entry is damaged), "unreadable" (the disk said no), "damaged" (a checksum
-            or a truncated file), "digest" (not what was committed), or a rule of `audit.rules`.
+        kind: "keys", "metadata", "commit" (its entry is damaged), "unreadable" (the disk said no), "damaged" (a
+            checksum or a truncated file), "digest" (not what was committed), or a rule of `audit.rules`.
         rows: how many rows break the rule; 0 where the whole shard is concerned.
         sample: the first sample that breaks it; None likewise.
         reason: in words.
     """
 
-    seed: int
+    seed: int | None
     shard: int | None
     kind: str
     rows: int
@@ -92,7 +93,7 @@ def verify(
         raise IncompleteError(f"{reader.path} has no {seed_list(missing)}; it has {seed_list(begun)}")
     chosen = begun if seeds is None else sorted(set(seeds))
     started = time.perf_counter()
-    states, problems, views = [], [], 0
+    states, problems, views = [], _key_problems(reader), 0
     for number, seed in enumerate(chosen):
         checked: list[_Checked] = []
         if metadata := _metadata_problem(reader, seed):
@@ -120,6 +121,23 @@ def verify(
         problems=tuple(problems),
         seconds=time.perf_counter() - started,
     )
+
+
+def _key_problems(reader: CacheReader) -> list[Problem]:
+    """Read the sample keys; says what keeps them from telling every image."""
+
+    def bad(kind: str, reason: str) -> list[Problem]:
+        return [Problem(None, None, kind, 0, None, reason)]
+
+    try:
+        keys = reader.keys()
+    except StorageError as error:
+        return bad(UNREADABLE, f"the sample keys cannot be read ({_why(error)})")
+    except FormatError as error:
+        return bad(KEYS, f"the sample keys are damaged ({_why(error)})")
+    if keys is not None and len(np.unique(keys)) < len(keys):
+        return bad(KEYS, "the sample keys are damaged (two samples have the same)")
+    return []
 
 
 @dataclass(frozen=True)

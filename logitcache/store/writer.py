@@ -146,6 +146,20 @@ class CacheWriter:
                 place.put({name: made[name]})
         return other
 
+    def mend_keys(self, keys: Keys) -> list[str]:
+        """Write the files of the sample keys anew where they are not these; returns which.
+
+        Raises:
+            OptionError: there are more or fewer keys than samples.
+            StorageError: the disk or the host said no.
+        """
+        made = _key_files(self.spec, keys)
+        with self.place.storing(), self.place.growing():
+            found = self.place.fetch(made)
+            other = [name for name, file in made.items() if found.get(name) != file]
+            self.place.put({name: made[name] for name in other})
+        return other
+
     def index(self) -> None:
         """Say in seeds.json which seeds there are, for those who will read the cache from a host that does not list.
 
