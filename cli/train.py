@@ -119,6 +119,10 @@ def train(
     precision: PrecisionName = "auto",
     device: Device = "auto",
     workers: Workers = -1,
+    teacher_cache: Annotated[
+        str | None, typer.Option(help="Cache of `dump --split test`: agreement with the teacher by epoch.")
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Curves in the run folders.")] = False,
     json: Json = False,
 ) -> None:
     """Train students from a cache, without the teacher; with --loss ce, from labels alone.
@@ -128,6 +132,7 @@ def train(
 
     Example: logitcache train --student resnet18 --cache caches/vit_l-digits.zarr --loss cmkd
     """
+    from logitcache.board import Board
     from logitcache.lessons import Lesson
     from logitcache.protocols import protocol_named
     from logitcache.study import Study, Supply
@@ -157,17 +162,18 @@ def train(
         spool_folder=spool_dir,
         spool_limit=parse_size(spool_limit),
     )
-    study = Study(tuple(student), lessons, supply, out, weights)
+    study = Study(tuple(student), lessons, supply, out, weights, teacher_cache)
     world = World.here()
     try:
         with stopped_gently() as stop, progress("train", "steps", shown=world.rank == 0) as advance:
+            reporter = _reporter(epochs, advance)
             reports = study.conduct(
                 world,
                 say,
                 resume=resume,
                 checkpoint_every=checkpoint_every,
                 should_stop=stop,
-                on_progress=_reporter(epochs, advance),
+                on_progress=Board(reporter) if tensorboard else reporter,
             )
     except StudentsError as error:
         _show(error.reports, as_json=json)

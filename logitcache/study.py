@@ -17,6 +17,7 @@ from logitcache.pairs import SeedOrder
 from logitcache.runs import free_folder
 from logitcache.sparse import MixSpace
 from logitcache.spool import DEFAULT_LIMIT
+from logitcache.store import CacheReader
 from logitcache.stream import Stream
 from logitcache.train import TrainReport, train
 from logitcache.views import recipe_named
@@ -120,6 +121,7 @@ class Study:
         supply: where batches come from.
         out: run folder, a folder of run folders where there are several; None: runs/STUDENT-LESSON-N.
         weights: as `build` takes them.
+        teacher_cache: path or URL of a cache of the test split, to compare the students with their teacher.
     """
 
     students: tuple[str, ...]
@@ -127,6 +129,7 @@ class Study:
     supply: Supply
     out: Path | None = None
     weights: str = "random"
+    teacher_cache: str | None = None
 
     def conduct(self, world: World, say: Say, **options: Any) -> list[TrainReport]:
         """Open everything and train, with all ranks of the world.
@@ -145,11 +148,12 @@ class Study:
             if world.rank == 0:
                 try:
                     stream, runs = self._open(world, say)
+                    evaluation = self._evaluation(stream, say)
                 except BaseException:
                     world.all_say(None)  # the others need not say so too
                     raise
                 world.all_say([str(run.out) for run in runs])
-                return train(runs, stream, _evaluation(stream, say), **options)
+                return train(runs, stream, evaluation, **options)
             folders = world.all_say(None)[0]
             if folders is None:
                 return []
@@ -176,13 +180,13 @@ class Study:
             return free_folder(Path("runs"), label)
         return self.out / label if len(self.students) * len(self.lessons) > 1 else self.out
 
-
-def _evaluation(stream: Stream, say: Say) -> Evaluation | None:
-    try:
-        return Evaluation.beside(stream)
-    except (DataError, NotFoundError) as error:
-        say(f"note: training without evaluation: {error}")
-        return None
+    def _evaluation(self, stream: Stream, say: Say) -> Evaluation | None:
+        teacher = CacheReader(self.teacher_cache) if self.teacher_cache else None
+        try:
+            return Evaluation.beside(stream, teacher)
+        except (DataError, NotFoundError) as error:
+            say(f"note: training without evaluation: {error}")
+            return None
 
 
 def _numbers(file: Path) -> tuple[int, ...]:

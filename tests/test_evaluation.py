@@ -227,6 +227,12 @@ def test_evaluate_compares_with_the_teacher_by_a_cache_of_test_images(folder: Pa
     found = json.loads(succeeds(*words, cwd=folder))
     assert (found["teacher"], found["agreement"]) == ("digits_small", 1.0)
     assert "no cache in ./caches" in fails("train", "--student", "digits_tiny", cwd=folder)
+    training = ("train", "--student", "digits_tiny", "--loss", "ce", "--epochs", 2, "--teacher-cache")
+    succeeds(*training, cache, "--out", "compared", cwd=folder)
+    rows = [json.loads(line) for line in (folder / "compared" / "metrics.jsonl").read_text().splitlines()]
+    again = json.loads(succeeds("evaluate", "compared", "--weights", "last", *words[4:], cwd=folder))
+    assert (rows[-1]["agreement"], rows[-1]["kl"]) == (again["agreement"], pytest.approx(again["kl"]))
+    assert "no cache at none.zarr" in fails(*training, "none.zarr", "--out", "other", cwd=folder)
 
 
 def test_evaluating_what_is_not_there_is_one_line(folder: Path, tmp_path: Path) -> None:
