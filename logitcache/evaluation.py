@@ -299,8 +299,13 @@ def evaluate(model: ViewModel, evaluation: Evaluation, num_classes: int) -> Eval
 @torch.no_grad()
 def flops(model: ViewModel, views: Tensor) -> int:
     """Count the floating-point operations of a forward: convolutions, matrix products, attention; no others."""
-    with FlopCounterMode(display=False) as counter:
-        model(views)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # torch does not see into its fused attention
+    try:
+        with FlopCounterMode(display=False) as counter:
+            model(views)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return int(counter.get_total_flops())
 
 

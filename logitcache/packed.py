@@ -60,23 +60,27 @@ class PackedViews(Dataset[Item]):
             OptionError: a sample is not one of the images.
         """
         batch = require(self.views.__getitems__(pairs))
+        rows = self._rows(batch.samples.numpy(), batch.seeds.numpy())
         made = batch.views if self.transform is None else [self.transform(view) for view in batch.views]
-        rows = [self._row(*pair) for pair in pairs]
         return list(zip(made, batch.labels.tolist(), rows, strict=True))
 
     def decode(self, rows: Tensor) -> SparseTeacher:
         """Return the teacher's answers that rows, (B, row_bytes) uint8, stand for; on their device."""
         return SparseTeacher.unpack(rows, self.layout)
 
-    def _row(self, sample: int, seed: int) -> Tensor:
-        if seed not in self._mapped:
-            self._mapped[seed] = self._map(seed)
-        row = self._mapped[seed][sample].copy()
-        if np.isnan(row[self.layout.top].view(np.float32)[0]):
+    def _rows(self, samples: npt.NDArray[np.int64], seeds: npt.NDArray[np.int64]) -> Tensor:
+        rows = np.empty((len(samples), self.layout.row_bytes), dtype=np.uint8)
+        for seed in np.unique(seeds).tolist():
+            if seed not in self._mapped:
+                self._mapped[seed] = self._map(seed)
+            rows[seeds == seed] = self._mapped[seed][samples[seeds == seed]]
+        told = ~np.isnan(np.ascontiguousarray(rows[:, self.layout.top]).view(np.float32)[:, 0])
+        if not told.all():
             raise IncompleteError(
-                f"{self.views.images.describe(sample)} has no teacher: it did not decode when the cache was made"
+                f"{self.views.images.describe(int(samples[~told][0]))} has no teacher: "
+                "it did not decode when the cache was made"
             )
-        return torch.from_numpy(row)
+        return torch.from_numpy(rows)
 
     def _map(self, seed: int) -> npt.NDArray[np.uint8]:
         if seed not in self.files:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -22,7 +23,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from logitcache.datasets import ArrayImages, Images
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import DataError, IncompleteError, MismatchError, NonFiniteError
-from logitcache.evaluation import Evaluation, evaluate
+from logitcache.evaluation import Evaluation, evaluate, flops
 from logitcache.forward import ViewModel
 from logitcache.models import Model, build
 from logitcache.store import CacheReader
@@ -122,6 +123,16 @@ def test_operations_of_a_linear_layer_are_two_for_each_weight() -> None:
     linear = Model("own", nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), a_teacher().adapter, 10, "own")
     report = evaluate(ViewModel(linear), Evaluation(few_digits(5, "test"), IDENTITY), 10)
     assert report.flops == 2 * 64 * 10
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "vit_b_16"])
+def test_operations_are_those_that_torchvision_states(name: str) -> None:
+    student = ViewModel(build(name, num_classes=1000, view_size=224, weights="random")).eval()
+    stated = torchvision.models.get_model_weights(name).DEFAULT.meta[
+        "_ops"
+    ]  # 1e9 multiplications and additions
+    counted = flops(student, torch.zeros(1, 3, 224, 224, dtype=torch.uint8)) / 2e9
+    assert counted == pytest.approx(stated, rel=0.01)
 
 
 def test_what_cannot_be_evaluated_is_refused() -> None:
