@@ -17,9 +17,9 @@ builtin that fits, so ``except FileNotFoundError`` in your code keeps working.
     ├── BusyError          (BlockingIOError)      somebody else is writing this seed
     ├── NonFiniteError     (ArithmeticError)      NaN or infinity where a number must be
     ├── ClusterError       (ConnectionError)      a scheduler, worker or rank that cannot be reached, or ended
-    ├── DeviceMemoryError  (RuntimeError)         not even one view fits the device's memory
+    ├── DeviceMemoryError  (RuntimeError)         what does not fit the device's memory
     ├── StoppedError       (RuntimeError)         work that was asked to stop, and did
-    ├── StudentsError      (RuntimeError)         some students of several ended early; `.reports` are the others'
+    ├── StudentsError      (RuntimeError)         some students ended early; `.reports` are the others'
     └── StorageError       (OSError)              the disk said no: full, read-only, gone
 """
 
@@ -113,7 +113,7 @@ class ClusterError(LogitCacheError, ConnectionError):
 
 
 class DeviceMemoryError(LogitCacheError, RuntimeError):
-    """Not even one view fits the device's memory."""
+    """What does not fit the device's memory."""
 
 
 class StoppedError(LogitCacheError, RuntimeError):

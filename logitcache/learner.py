@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from logitcache.errors import OptionError, StorageError
+from logitcache.errors import DeviceMemoryError, OptionError, StorageError
 from logitcache.forward import ViewModel, choose_precision
 from logitcache.holdout import Validation
 from logitcache.ledger import Ledger
@@ -54,40 +54,30 @@ class Learner:
         self.run, self.steps, self.device = run, stream.steps(0), stream.device
         self.world = World(stream.config.rank, stream.config.world_size)
         precision = choose_precision(run.config.precision, self.device)
-        student = _with_heads(run.student, run.objective.heads, run.config.seed)
-        if run.config.grad_checkpointing:
-            _recompute_activations(student)
-        if run.config.sync_batch_norm:
-            student = _with_common_batch_norm(student, self.device)
-        self.model = ViewModel(student, precision, run.config.channels_last).on(self.device)
+        self.student = _prepared(run, self.device)
+        self.model = ViewModel(self.student, precision, run.config.channels_last).on(self.device)
         self.optimizer = optimizer_for(self.model, run.config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
+        self.ledger = Ledger(0, self.device)
         self._parts: dict[str, Stateful] = {
             "model": self.model,
             "optimizer": self.optimizer,
             "scaler": self.scaler,
-            "ledger": (ledger := Ledger(0, self.device)),
+            "ledger": self.ledger,
         }
-        self.ledger = ledger
-        self.kept, self.student = self.model, student
+        self.kept = self.model
         self._average = MovingAverage(self.model, run.config.ema) if run.config.ema is not None else None
         if self._average:
             self._parts["average"] = self._average
             self.kept = self._average.module
-            self.student = dataclasses.replace(student, module=self.kept.module)
+            self.student = dataclasses.replace(self.student, module=self.kept.module)
         if run.config.compile:
             self.model.compile()
         self._network: nn.Module = self.model
         self._validation = _validation(run, stream, self.world)
         self.folder = RunFolder(run.out)
-        record = {
-            "config": run.config.to_dict(),
-            "objective": run.objective.spec(),
-            "student": {"name": run.student.name, "weights": run.student.weights},
-            "stream": stream.about(),
-        }
         if self.world.rank == 0:
-            self.folder.begin(record, resume=resume)
+            self.folder.begin(_record(run, stream), resume=resume)
         if resume:
             self._restore()
 
@@ -101,14 +91,14 @@ class Learner:
     def join_ranks(self) -> None:
         """Share gradients with the same student of other ranks, if there are any; they must join at once."""
         if self.world.size > 1:
-            devices = [self.device.index] if self.device.type == "cuda" else None
-            self._network = DistributedDataParallel(self.model, device_ids=devices)
+            self._network = DistributedDataParallel(self.model)
 
     def step(self, batch: Batch) -> None:
         """Take one step on a batch.
 
         Raises:
             NonFiniteError: a loss or a weight became NaN or infinite, not long ago.
+            DeviceMemoryError: the batch does not fit the device's memory.
         """
         config, done = self.run.config, self.ledger.epoch * self.steps + self.ledger.step
         rank = () if self.world.rank == 0 else (self.world.rank,)
@@ -118,7 +108,14 @@ class Learner:
         if not self._validation or len(batch.views) > 1:  # else too few for batch norm
             for group in self.optimizer.param_groups:
                 group["lr"] = rate(config, done, self.steps)
-            self._update(batch, done / (config.epochs * self.steps))
+            try:
+                self._update(batch, done / (config.epochs * self.steps))
+            except torch.OutOfMemoryError as error:
+                self.optimizer.zero_grad(set_to_none=True)  # room for who trains beside
+                raise DeviceMemoryError(
+                    f"a batch of {len(batch.views)} views does not fit the memory of {self.device}; "
+                    f"run it in pieces with --accumulate {2 * config.accumulate}, or try --precision bfloat16"
+                ) from error
         self.ledger.step += 1
         if self.ledger.step % CHECK_EVERY == 0:
             self.require_finite()
@@ -190,7 +187,8 @@ class Learner:
             NonFiniteError: one became NaN or infinite.
         """
         weights = [w for w in self.model.state_dict().values() if w.is_floating_point()]
-        (spoilt,) = self.world.any_says(not all(weight.isfinite().all() for weight in weights))
+        finite = torch.stack([weight.isfinite().all() for weight in weights]).all()
+        (spoilt,) = self.world.any_says(not finite)
         whole = self.ledger.of_all(self.world)
         whole.require_finite(weights_finite=not spoilt)
         return whole
@@ -216,10 +214,27 @@ def _validation(run: Run, stream: Stream, world: World) -> Validation | None:
     return Validation(stream)
 
 
-def _with_heads(student: Model, heads: int, seed: int) -> Model:
+def _record(run: Run, stream: Stream) -> dict[str, Any]:
+    return {
+        "config": run.config.to_dict(),
+        "objective": run.objective.spec(),
+        "student": {"name": run.student.name, "weights": run.student.weights},
+        "stream": stream.about(),
+    }
+
+
+def _prepared(run: Run, device: torch.device) -> Model:
+    """Return the student as objective and settings want it."""
+    student, heads = run.student, run.objective.heads
     if student.heads > heads:
         raise OptionError(f"{student.name} ({student.weights}) has two heads; train it with dho or dhkd")
-    return student.with_two_heads(seed) if heads == 2 else student
+    if heads == 2:
+        student = student.with_two_heads(run.config.seed)
+    if run.config.grad_checkpointing:
+        _recompute_activations(student)
+    if run.config.sync_batch_norm:
+        student = _with_common_batch_norm(student, device)
+    return student
 
 
 def _recompute_activations(student: Model) -> None:

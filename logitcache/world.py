@@ -43,7 +43,7 @@ class World:
         if self.size == 1:
             yield
             return
-        if self.device("auto").startswith("cuda"):
+        if self.local_rank < torch.cuda.device_count():
             torch.cuda.set_device(self.local_rank)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=LONGEST)

@@ -16,7 +16,7 @@ from test_dump import RECIPE, a_teacher
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from logitcache.errors import OptionError, UnknownNameError
+from logitcache.errors import DeviceMemoryError, OptionError, UnknownNameError
 from logitcache.evaluation import Evaluation
 from logitcache.forward import ViewModel
 from logitcache.learner import Run
@@ -171,6 +171,24 @@ def test_pieces_of_a_batch_give_the_step_of_the_whole(tmp_path: Path, accumulate
     whole = trained(tmp_path / "whole", perceptron(), loss)
     pieces = trained(tmp_path / "pieces", perceptron(), loss, accumulate=accumulate)
     assert_close(whole, pieces, rtol=1e-4, atol=1e-5)
+
+
+class Roomless(Perceptron):
+    """A device with room for 30 views."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 30:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().forward(x)
+
+
+def test_a_batch_that_does_not_fit_says_in_how_many_pieces_to_run_it(tmp_path: Path) -> None:
+    def student() -> Model:
+        return dataclasses.replace(perceptron(), module=Roomless())
+
+    with pytest.raises(DeviceMemoryError, match="60 views does not fit .* --accumulate 2"):
+        trained(tmp_path / "whole", student())
+    trained(tmp_path / "pieces", student(), accumulate=2)
 
 
 def test_no_piece_holds_a_single_row(tmp_path: Path) -> None:
