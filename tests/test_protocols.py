@@ -186,7 +186,7 @@ def test_a_batch_that_does_not_fit_says_in_how_many_pieces_to_run_it(tmp_path: P
     def student() -> Model:
         return dataclasses.replace(perceptron(), module=Roomless())
 
-    with pytest.raises(DeviceMemoryError, match="60 views does not fit .* --accumulate 2"):
+    with pytest.raises(DeviceMemoryError, match=r"60 views does not fit .* --accumulate 2"):
         trained(tmp_path / "whole", student())
     trained(tmp_path / "pieces", student(), accumulate=2)
 
