@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import few_digits
 from test_dump import RECIPE, a_teacher, dump_digits
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.data import DataLoader, TensorDataset
 
 from logitcache import CachedTeacher, CachedViews, SparseTeacher, Stream, ViewSampler
@@ -131,6 +132,16 @@ def test_ranks_share_the_pairs_of_an_epoch(cache: CacheReader, world: int, epoch
     alone.set_epoch(epoch)
     dealt = [part[i] for i in range(N // world) for part in parts]
     assert dealt == list(alone)[: len(dealt)]
+
+
+def test_ranks_are_those_of_torch_distributed(data: CachedViews) -> None:
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=2, world_size=4)
+    try:
+        sampler = ViewSampler(data)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert list(sampler) == list(ViewSampler(data, rank=2, world_size=4))
+    assert len(sampler) == N // 4
 
 
 def test_options_that_cannot_be_honoured(data: CachedViews, cache: CacheReader, tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """torchvision: the shape of its references/classification/train.py, with a cache in place of the loader's images.
 
     python torchvision_reference.py c.zarr
+    torchrun --nproc-per-node 2 torchvision_reference.py c.zarr
 
 `train_one_epoch` is the reference's, without its logging; what differs is marked. Under torchrun `ViewSampler` gives
 each rank its share, as the reference's DistributedSampler does.
 """
 
 import argparse
+import os
 
 import torch
 import torchvision
@@ -41,6 +43,7 @@ def train_one_epoch(model, criterion, optimizer, data_loader, device, args, scal
 
 
 def main(args: argparse.Namespace) -> None:
+    init_distributed_mode(args)
     device = torch.device(args.device)
     transform = v2.Compose(
         [
@@ -56,6 +59,8 @@ def main(args: argparse.Namespace) -> None:
         dataset, batch_size=args.batch_size, sampler=train_sampler, num_workers=args.workers, drop_last=True
     )
     model = torchvision.models.get_model(args.model, num_classes=dataset.num_classes).to(device)
+    if args.distributed:
+        model = nn.parallel.DistributedDataParallel(model, [args.gpu] if device.type == "cuda" else None)
     criterion = Objective.parse(args.loss, label_smoothing=args.label_smoothing)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=args.lr, momentum=0.9, weight_decay=1e-4, nesterov=True
@@ -66,7 +71,20 @@ def main(args: argparse.Namespace) -> None:
         train_sampler.set_epoch(epoch)
         loss = train_one_epoch(model, criterion, optimizer, data_loader, device, args, scaler)
         lr_scheduler.step()
-        print(f"epoch {epoch}: loss {loss:.4f}")
+        if args.rank == 0:
+            print(f"epoch {epoch}: loss {loss:.4f}")
+    if args.distributed:
+        torch.distributed.destroy_process_group()
+
+
+def init_distributed_mode(args: argparse.Namespace) -> None:
+    args.distributed, args.rank, args.gpu = "RANK" in os.environ, 0, 0
+    if args.distributed:
+        args.rank, args.gpu = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+        on_gpu = args.device == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(args.gpu)
+        torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
