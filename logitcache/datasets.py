@@ -127,10 +127,16 @@ def open_images(name: str, split: str = "train") -> Images:
         return FolderImages.labelled(name, Path(rest), split)
     if kind == "folder" and rest:
         return FolderImages.unlabelled(name, Path(rest), split)
-    if rest and kind not in ("imagefolder", "folder", "digits"):
+    if is_code(name):
         return _own_images(name, split)
     known = ["digits", "cifar10", "cifar100", "imagefolder:PATH", "folder:PATH"]
     raise UnknownNameError("data set", name, known, "(or your own as module:function)")
+
+
+def is_code(name: str) -> bool:
+    """Would opening images of this name run code, ``package.module:function``?"""
+    kind, _, rest = name.partition(":")
+    return bool(rest) and kind not in ("digits", "cifar10", "cifar100", "imagefolder", "folder")
 
 
 # In memory ------------------------------------------------------------------------------------------------

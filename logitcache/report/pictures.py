@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from logitcache.audit.stats import StatsReport
-from logitcache.datasets import Images, open_images
+from logitcache.datasets import Images, is_code, open_images
 from logitcache.errors import ImageError, LogitCacheError
 from logitcache.loader import KeyedViews, require
 from logitcache.order import in_cache_order
@@ -23,7 +23,6 @@ from logitcache.store import CacheReader
 
 SIDE = 144  # pixels; larger images are made smaller
 SEEDS, TOP = 6, 5
-BUILT_IN = ("digits", "cifar10", "cifar100", "imagefolder", "folder")
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def open_for(reader: CacheReader, data: str | None = None) -> tuple[Images | Non
         UnknownNameError, NotFoundError, DataError: there is no `data` of that name.
     """
     name, split = reader.spec.dataset.name, reader.spec.dataset.split
-    if data is None and name.partition(":")[0] not in BUILT_IN:
+    if data is None and is_code(name):
         return None, f"Images are not shown: opening them would run code ({name}); allow it with --data."
     found = open_images(data, split) if data else None
     try:

@@ -1,5 +1,6 @@
 """What run folders say: settings, curves and size of each student, and which runs are repeats of one another."""
 
+import functools
 import hashlib
 import json
 import os
@@ -44,7 +45,7 @@ class RunFacts(Spec):
     rows: tuple[dict[str, float], ...]
     left_out: int
 
-    @property
+    @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """Names of what was measured, in the order of the file, but for the epoch."""
         return tuple(dict.fromkeys(name for row in self.rows for name in row if name != "epoch"))
