@@ -23,6 +23,7 @@ from logitcache.datasets import Images, images_of
 from logitcache.errors import OptionError
 from logitcache.loader import Pair
 from logitcache.packed import PackedViews
+from logitcache.pairs import SeedOrder, seeds_of, subset
 from logitcache.replay import proved_views
 from logitcache.spool import DEFAULT_LIMIT, spool_file
 from logitcache.store import CacheReader
@@ -82,14 +83,15 @@ class CachedViews(PackedViews):
         """Number of classes C that a student needs."""
         return self.source.num_classes
 
-    def prepare(self, seeds: Sequence[int]) -> None:
-        """Decode seeds, so that workers find them; the first is there on return, others follow in the background."""
-        self.source.prepare(seeds)
-        self.source.usable(seeds[0])
+    def prepare(self, seeds: Sequence[int], then: Sequence[int] = ()) -> None:
+        """Decode seeds, so that workers find them: these before it returns, those of `then` in the background."""
+        self.source.prepare([*seeds, *then])
+        for seed in seeds:
+            self.source.usable(seed)
 
-    def usable(self, seed: int) -> npt.NDArray[np.int64]:
-        """(m,) int64: the samples whose image decoded when the cache was made."""
-        return np.flatnonzero(self.source.usable(seed))
+    def usable(self, seed: int) -> npt.NDArray[np.bool_]:
+        """(n,) bool: the samples whose image decoded when the cache was made."""
+        return self.source.usable(seed)
 
     def _map(self, seed: int) -> npt.NDArray[np.uint8]:
         if get_worker_info() is None and seed in self.files:
@@ -98,23 +100,37 @@ class CachedViews(PackedViews):
 
 
 class ViewSampler(Sampler[Pair]):
-    """The (sample, seed) pairs of an epoch: a keyed shuffle of all samples, under the epoch's seed, dealt to ranks.
+    """The (sample, seed) pairs of an epoch: a keyed shuffle of the samples, under the epoch's seed, dealt to ranks.
 
-    Epoch e takes the e-th seed modulo their number, and an order that depends on (order, e) alone. Each pass over the
-    sampler is the next epoch; `set_epoch` says another, as `torch.utils.data.DistributedSampler` has it.
+    They are those that a `Stream` takes, in its order. Each pass over the sampler is the next epoch; `set_epoch` says
+    another, as `torch.utils.data.DistributedSampler` has it.
 
     Args:
         data: what is walked.
         order: key of the shuffling.
-        rank: this process among those that train together; by default as `torch.distributed` has them.
-        world_size: how many of them. Every rank gets as many pairs; what is over is left out.
+        seed_order: "mod": epoch e takes seed e modulo their number S; "random": S epochs take all S, shuffled.
+        views_per_image: seeds that an epoch takes at once, each image's views side by side: an image is decoded once
+            where they divide the batch size.
+        fraction: of the samples, drawn by `order`.
+        samples: which to take; None: all.
+        rank, world_size: this process among those that train together; by default as `torch.distributed` has them.
+            Every rank gets as many pairs; what is over is left out.
 
     Raises:
-        OptionError: there is no such rank.
+        OptionError: there is no such rank, or no such samples.
     """
 
     def __init__(
-        self, data: CachedViews, *, order: int = 0, rank: int | None = None, world_size: int | None = None
+        self,
+        data: CachedViews,
+        *,
+        order: int = 0,
+        seed_order: SeedOrder = "mod",
+        views_per_image: int = 1,
+        fraction: float = 1.0,
+        samples: Sequence[int] | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> None:
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank = torch.distributed.get_rank() if rank is None and together else rank or 0
@@ -125,24 +141,40 @@ class ViewSampler(Sampler[Pair]):
             raise OptionError(
                 f"rank must be 0 to {self.world_size - 1} of {self.world_size}, found {self.rank}"
             )
-        self.data, self.order, self.epoch = data, order, 0
+        if not 1 <= views_per_image <= len(data.seeds):
+            raise OptionError(
+                f"views per image must be 1 to {len(data.seeds)}, the number of seeds, found {views_per_image}"
+            )
+        self.data, self.order, self.seed_order, self.views_per_image = (
+            data,
+            order,
+            seed_order,
+            views_per_image,
+        )
+        self.samples = subset(len(data), fraction, samples, order)
+        self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next pass that epoch, from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.data.usable(self._seed(self.epoch))) // self.world_size
+        return len(self._usable(self.epoch)) // self.world_size * self.views_per_image
 
     def __iter__(self) -> Iterator[Pair]:
         epoch, self.epoch = self.epoch, self.epoch + 1
-        seed = self._seed(epoch)
-        self.data.prepare([seed, self._seed(epoch + 1)])
-        samples = self.data.usable(seed)
+        seeds = self._seeds(epoch)
+        self.data.prepare(seeds, then=self._seeds(epoch + 1))
+        samples = self._usable(epoch)
         shuffled = samples[permutation(len(samples), self.order, epoch)]
         shuffled = shuffled[: len(shuffled) // self.world_size * self.world_size]
         for sample in shuffled[self.rank :: self.world_size].tolist():
-            yield sample, seed
+            for seed in seeds:
+                yield sample, seed
 
-    def _seed(self, epoch: int) -> int:
-        return self.data.seeds[epoch % len(self.data.seeds)]
+    def _seeds(self, epoch: int) -> tuple[int, ...]:
+        return seeds_of(epoch, self.data.seeds, self.views_per_image, self.seed_order, self.order)
+
+    def _usable(self, epoch: int) -> npt.NDArray[np.int64]:
+        told = [self.data.usable(seed)[self.samples] for seed in self._seeds(epoch)]
+        return self.samples[np.all(told, axis=0)]

@@ -43,9 +43,12 @@ def assert_same_answers(mine: SparseTeacher, other: SparseTeacher) -> None:
         torch.testing.assert_close(getattr(mine, name), getattr(other, name), rtol=0, atol=0)
 
 
-def assert_is_the_stream(data: CachedViews, cache: CacheReader, **options: Any) -> None:
-    stream = Stream.from_cache(cache, few_digits(N), batch_size=16, workers=0, order=5)
-    sampler = ViewSampler(data, order=5)
+def assert_is_the_stream(
+    data: CachedViews, cache: CacheReader, walk: dict[str, Any] | None = None, **options: Any
+) -> None:
+    walk = {"order": 5, **(walk or {})}
+    stream = Stream.from_cache(cache, few_digits(N), batch_size=16, workers=0, **walk)
+    sampler = ViewSampler(data, **walk)
     loader = DataLoader(data, batch_size=16, sampler=sampler, **options)
     for epoch in range(4):
         for (views, labels, rows), expected in zip(loader, stream.epoch(epoch), strict=True):
@@ -57,6 +60,21 @@ def assert_is_the_stream(data: CachedViews, cache: CacheReader, **options: Any) 
 
 def test_a_plain_loader_gives_the_batches_of_a_stream(data: CachedViews, cache: CacheReader) -> None:
     assert_is_the_stream(data, cache)
+
+
+@pytest.mark.parametrize(
+    "walk",
+    [
+        {"seed_order": "random"},
+        {"views_per_image": 2},
+        {"fraction": 0.5},
+        {"samples": tuple(range(0, 96, 3))},
+    ],
+)
+def test_a_sampler_walks_as_a_stream_does(
+    data: CachedViews, cache: CacheReader, walk: dict[str, Any]
+) -> None:
+    assert_is_the_stream(data, cache, walk)
 
 
 @pytest.mark.parametrize("persistent", [False, True])
@@ -147,6 +165,10 @@ def test_ranks_are_those_of_torch_distributed(data: CachedViews) -> None:
 def test_options_that_cannot_be_honoured(data: CachedViews, cache: CacheReader, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="rank must be 0 to 1 of 2, found 2"):
         ViewSampler(data, rank=2, world_size=2)
+    with pytest.raises(OptionError, match="views per image must be 1 to 3, the number of seeds, found 4"):
+        ViewSampler(data, views_per_image=4)
+    with pytest.raises(OptionError, match="fraction must be above 0"):
+        ViewSampler(data, fraction=0.0)
     with pytest.raises(IncompleteError, match="lacks seed 7"):
         CachedViews(few_digits(N), cache, seeds=(7,))
     with pytest.raises(MismatchError, match=r"dataset\.n"):
