@@ -106,7 +106,7 @@ def train(
                 if stop or due:
                     active = group.each(active, Learner.save)
                     saved = time.monotonic()
-                if stop:
+                if stop and active:
                     return _stopped(world, epoch, step)
             seconds = time.perf_counter() - began
             views += seen

@@ -156,6 +156,11 @@ def test_no_checkpoint_holds_what_is_not_a_number(tmp_path: Path) -> None:
     )
 
 
+def test_what_is_not_a_number_is_said_though_a_stop_was_asked(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError):
+        trained(tmp_path, TrainConfig(lr=1e30, warmup_epochs=0.0), should_stop=after(3))
+
+
 def test_a_full_disk_leaves_the_checkpoint_before(whole: dict[str, tuple[Any, ...]], tmp_path: Path) -> None:
     out = tmp_path / "run"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
