@@ -196,7 +196,8 @@ def _reporter(epochs: int, advance: Advance) -> Any:
             say(f"{event['run']}: epoch {event['epoch'] + 1} of {epochs}, loss {event['loss']:.4f}{score}")
         else:
             done = event["epoch"] * event["steps"] + event["step"]
-            advance(done, epochs * event["steps"], f"{event['views_per_second']:,.0f} views/s")
+            losses = "".join(f", {name} {value:.3f}" for name, value in event["losses"].items())
+            advance(done, epochs * event["steps"], f"{event['views_per_second']:,.0f} views/s{losses}")
 
     return report
 

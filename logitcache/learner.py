@@ -47,7 +47,14 @@ class Run:
 
 
 class Learner:
-    """A student with all that changes while it trains."""
+    """A student with all that changes while it trains.
+
+    Attributes:
+        student: what is kept: the trained network, or the average of it.
+        kept: the same, taking views.
+        ledger: how far it is.
+        recent: mean losses, when they were last looked at.
+    """
 
     def __init__(self, run: Run, stream: Stream, *, resume: bool = False) -> None:
         run.config.check()
@@ -59,6 +66,7 @@ class Learner:
         self.optimizer = optimizer_for(self.model, run.config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
         self.ledger = Ledger(0, self.device)
+        self.recent: dict[str, float] = {}
         self._parts: dict[str, Stateful] = {
             "model": self.model,
             "optimizer": self.optimizer,
@@ -191,6 +199,7 @@ class Learner:
         (spoilt,) = self.world.any_says(not finite)
         whole = self.ledger.of_all(self.world)
         whole.require_finite(weights_finite=not spoilt)
+        self.recent = whole.means()
         return whole
 
     def _write(self, write: Callable[[], None]) -> None:

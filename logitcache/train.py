@@ -66,8 +66,9 @@ def train(
         resume: go on from the folders' checkpoints, with the step after; what comes of it is what would have come.
         checkpoint_every: seconds between checkpoints within an epoch; each epoch ends with one.
         should_stop: asked after every step; when it says so, checkpoints are written and training stops.
-        on_progress: called after every step with {"epoch", "step", "steps", "views_per_second"}, after every epoch
-            with {"run", and what the run's metrics.jsonl gets}, and when a student ends early with {"run", "error"}.
+        on_progress: called after every step with {"epoch", "step", "steps", "views_per_second", "losses"} (the first
+            student's, of this epoch or the one before, when last looked at), after every epoch with {"run", and
+            what the run's metrics.jsonl gets}, and when a student ends early with {"run", "error"}.
 
     Returns:
         A report per run. Of several ranks (`StreamConfig.world_size`) only rank 0 writes, evaluates, tells and
@@ -100,7 +101,9 @@ def train(
                     break
                 seen += len(batch.views) * world.size
                 rate = seen / (time.perf_counter() - began)
-                tell({"epoch": epoch, "step": step + 1, "steps": active[0].steps, "views_per_second": rate})
+                first = active[0]
+                told = {"epoch": epoch, "step": step + 1, "steps": first.steps, "losses": first.recent}
+                tell({**told, "views_per_second": rate})
                 late = world.rank == 0 and time.monotonic() - saved >= checkpoint_every
                 stop, due = world.any_says(should_stop(), late)
                 if stop or due:

@@ -121,3 +121,12 @@ def test_a_failed_variant_ends_in_exit_code_1_and_its_name(
     assert "lr=0.2: epoch 2 of 2" in done.stderr
     assert "logitcache: 1 of 2 students ended early: " in done.stderr
     assert "top-1" in done.stdout
+
+
+def test_progress_tells_the_losses_last_looked_at(tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = []
+    train([a_run(tmp_path, "ce", CONFIG)], plain_stream(), on_progress=told.append)
+    first = next(event for event in told if "run" in event)
+    for event in told:
+        if "step" in event:
+            assert event["losses"] == ({} if event["epoch"] == 0 else {k: first[k] for k in ("loss", "ce")})
