@@ -260,9 +260,9 @@ def test_thinned_lines_keep_their_ends_and_extremes(values: list[float], most: i
     assert (min(values), max(values)) == (min(y for _, y in kept), max(y for _, y in kept))
 
 
-@given(st.lists(FINITE, min_size=1, max_size=20), st.booleans(), st.booleans())
-def test_marks_lie_on_the_axis_in_order(values: list[float], log: bool, whole: bool) -> None:
-    scale = Scale(Axis("x", log=log, whole=whole), values, 0, 100)
+@given(st.lists(FINITE, min_size=1, max_size=20), st.booleans(), st.booleans(), st.booleans())
+def test_marks_lie_on_the_axis_in_order(values: list[float], log: bool, percent: bool, whole: bool) -> None:
+    scale = Scale(Axis("x", log=log, percent=percent, whole=whole), values, 0, 100)
     shown = [value for value in values if value > LEAST or not log]
     assert all(-1e-6 <= scale(value) <= 100 + 1e-6 for value in shown)
     ticks = scale.ticks()

@@ -68,8 +68,9 @@ class Scale:
         low, high = min(values), max(values)
         if high - low <= LEAST + 1e-9 * max(abs(low), abs(high)):  # all the same, as far as can be drawn
             margin = abs(low) / 2 if abs(low) > LEAST else 0.5
+            ends = (min(0.0, low), max(1.0, high)) if axis.percent else (-math.inf, math.inf)
             low, high = (low / 2, high * 2) if axis.log else (low - margin, high + margin)
-            low, high = (max(low, 0.0), min(high, 1.0)) if axis.percent else (low, high)
+            low, high = max(low, ends[0]), min(high, ends[1])
         if axis.log:
             pad = (high / low) ** 0.04
             self.low, self.high = low / pad, high * pad

@@ -20,8 +20,8 @@ from logitcache.schema import Spec
 from logitcache.store import CacheReader
 from logitcache.views import library_versions
 
-# No script, no address: whatever a name in a run may try, the browser asks nobody for anything.
 MOST_IMAGES = 96  # of hardest samples, in all caches
+# No script, no address: whatever a name in a run may try, the browser asks nobody for anything.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -75,12 +75,8 @@ def _found(path: str) -> RunFacts | CacheReader:
     try:
         return CacheReader(path)
     except NotFoundError as error:
-        inside = (
-            sorted(child.name for child in Path(path).iterdir() if RunFolder.holds(child))
-            if Path(path).is_dir()
-            else []
-        )
-        advice = f"; did you mean {path.rstrip('/')}/{inside[0]}, or {path.rstrip('/')}/*?" if inside else ""
+        inside = sorted(file.parent for file in Path(path).glob("*/config.json"))
+        advice = f"; did you mean {inside[0]}, or {path}/*?" if inside else ""
         raise NotFoundError(f"{path} is neither a run folder (config.json) nor a cache{advice}") from error
 
 
@@ -137,8 +133,9 @@ def page(groups: Sequence[Group], caches: Shown, *, on: datetime.date) -> str:
 
 def _title(groups: Sequence[Group], caches: Shown) -> str:
     runs = sum(len(group.runs) for group in groups)
-    data = {str(run.settings.get("stream.data.name")) for group in groups for run in group.runs}
+    data = {run.settings.get("stream.data.name") for group in groups for run in group.runs}
     data |= {cache.about["dataset"]["name"] for cache, _ in caches}
+    data.discard(None)
     parts = [f"{runs} run{'s' if runs > 1 else ''}"] if runs else []
     parts += [f"{len(caches)} cache{'s' if len(caches) > 1 else ''}"] if caches else []
     return ", ".join(parts) + (f" on {data.pop()}" if len(data) == 1 else "")
