@@ -68,7 +68,8 @@ class Evaluation:
             raise DataError(f"{images.name}: no image of its {images.split} split has a label to evaluate on")
         starts = range(0, len(images), batch_size)
         pairs = [[(i, SEED) for i in range(len(images))[start : start + batch_size]] for start in starts]
-        self._loader = view_loader(KeyedViews(images, recipe), pairs, workers=workers, device=device)
+        self.views = KeyedViews(images, recipe)
+        self._loader = view_loader(self.views, pairs, workers=workers, device=device)
 
     @classmethod
     def beside(cls, stream: Stream, teacher: CacheReader | None = None) -> Self:
@@ -97,10 +98,6 @@ class Evaluation:
                 tally.add(batch, self.teacher)
         return tallies
 
-    def views(self) -> Tensor:
-        """Return the first batch of views, (B, C, h, w) uint8."""
-        return next(iter(loaded(self._loader))).views
-
 
 def _taught(cache: CacheReader, images: Images, recipe: RecipeSpec) -> Images:
     """Prove that a cache answers for these views; returns the images in its order."""
@@ -113,7 +110,7 @@ def _taught(cache: CacheReader, images: Images, recipe: RecipeSpec) -> Images:
                     "recipe", recipe.name, found.name if found.name != recipe.name else "another of its name"
                 )
             ],
-            f"make one with `logitcache dump --split test --seeds {SEED}`",
+            f"make one with `logitcache dump --split test --recipe {recipe.name} --seeds {SEED}`",
         )
     cache.require([SEED])
     ordered = in_cache_order(cache, images)
@@ -278,7 +275,8 @@ def evaluate(model: ViewModel, evaluation: Evaluation, num_classes: int) -> Eval
         raise NonFiniteError(
             f"the student's answers on {images.name} hold NaN or infinity; try --precision float32"
         )
-    views = evaluation.views().to(tally.device)
+    alike = evaluation.views.any_view()[None].to(tally.device)
+    views = alike.repeat(min(evaluation.batch_size, len(images)), 1, 1, 1)  # what they show takes no time
     return EvaluationReport(
         data=images.name,
         split=images.split,
