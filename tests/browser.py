@@ -88,8 +88,9 @@ def chromium(folder: Path) -> Iterator[Browser]:
     """Run a browser with its profile in a folder; it ends with the block."""
     assert FOUND is not None
     (theirs_in, ours_out), (ours_in, theirs_out) = os.pipe(), os.pipe()
-    command = [FOUND, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"]
-    command += ["--hide-scrollbars", f"--user-data-dir={folder}", "--no-first-run"]
+    command = [FOUND, "--headless=new", "--no-sandbox", "--disable-gpu"]
+    command += ["--remote-debugging-pipe", "--disable-dev-shm-usage", "--hide-scrollbars"]
+    command += [f"--user-data-dir={folder}", "--no-first-run"]
 
     def place() -> None:  # it reads commands from descriptor 3 and answers on 4
         high_in, high_out = os.dup(theirs_in), os.dup(theirs_out)
