@@ -75,8 +75,8 @@ def _found(path: str) -> RunFacts | CacheReader:
     try:
         return CacheReader(path)
     except NotFoundError as error:
-        inside = sorted(file.parent for file in Path(path).glob("*/config.json"))
-        advice = f"; did you mean {inside[0]}, or {path}/*?" if inside else ""
+        inside = [file.parent for file in Path(path).glob("*/config.json")]
+        advice = f"; did you mean {inside[0] if len(inside) == 1 else f'{path}/*'}?" if inside else ""
         raise NotFoundError(f"{path} is neither a run folder (config.json) nor a cache{advice}") from error
 
 
