@@ -12,6 +12,7 @@ holds or awaits it, and then two would build the same spool, each under a lock f
 
 import hashlib
 import json
+import mmap
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from logitcache.store import CacheReader
 Rows = npt.NDArray[np.uint8]
 DEFAULT_LIMIT = 50_000_000_000
 BLOCK = 1 << 24  # bytes read at a time
+PAGE = mmap.PAGESIZE
 CRC = 4  # bytes of it
 DECODERS = 2  # threads; as many shards are in memory, and the one being written
 
@@ -87,7 +89,9 @@ def open_spool(
                 _build(file, reader, seed, layout)
             _trim(folder, limit, keep=file)
             os.utime(file)
-            return np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
+            rows = np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
+            rows.reshape(-1)[::PAGE].max()  # every page is mapped now, not one by one in the first batches
+            return rows
     except LogitCacheError:  # the cache's own trouble, some of it an OSError too
         raise
     except OSError as error:
