@@ -7,6 +7,7 @@ cache of training views says nothing about them.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from logitcache.datasets import Images, open_images
+from logitcache.datasets import Images, WrappedImages, open_images
 from logitcache.errors import DataError, Difference, MismatchError, NonFiniteError
 from logitcache.forward import ViewModel
 from logitcache.loader import KeyedViews, ViewBatch, loaded, view_loader
@@ -77,12 +78,15 @@ class Evaluation:
 
         Raises:
             NotFoundError, DataError: there is no test split, or the stream trains on it; and as the class does.
+            MismatchError: it has classes that are not trained on.
         """
         name = stream.views.images.name
         if stream.views.images.split == "test":
             raise DataError(f"{name}: its test split is what is trained on, so none is left to evaluate on")
         recipe = recipe_named(stream.views.maker.recipe.evaluation)
         images, workers = open_images(name, "test"), stream.config.workers
+        if (images.num_classes or 0) > stream.num_classes:
+            raise _other_classes(images.num_classes, stream.num_classes, images)
         return cls(images, recipe, teacher, workers=workers, device=stream.device)
 
     def of(self, models: Sequence[ViewModel]) -> list[dict[str, float]]:
@@ -91,25 +95,25 @@ class Evaluation:
 
     @torch.inference_mode()
     def tallies(self, models: Sequence[ViewModel]) -> "list[Tally]":
-        """Show every image to each of the models once."""
-        tallies = [Tally(model) for model in models]
+        """Show every image to each of the models once.
+
+        Raises:
+            MismatchError: a model tells other classes apart than there are.
+        """
+        tallies = [Tally(model, self) for model in models]
         for batch in loaded(self._loader):
             for tally in tallies:
-                tally.add(batch, self.teacher)
+                tally.add(batch)
         return tallies
 
 
 def _taught(cache: CacheReader, images: Images, recipe: RecipeSpec) -> Images:
     """Prove that a cache answers for these views; returns the images in its order."""
-    found = cache.spec.recipe
-    if found != recipe:
+    if cache.spec.recipe != recipe:
+        name = cache.spec.recipe.name
         raise MismatchError(
             f"{cache.path} does not hold the teacher's answers for the views evaluated",
-            [
-                Difference(
-                    "recipe", recipe.name, found.name if found.name != recipe.name else "another of its name"
-                )
-            ],
+            [Difference("recipe", recipe.name, "another of its name" if name == recipe.name else name)],
             f"make one with `logitcache dump --split test --recipe {recipe.name} --seeds {SEED}`",
         )
     cache.require([SEED])
@@ -127,23 +131,28 @@ def _taught(cache: CacheReader, images: Images, recipe: RecipeSpec) -> Images:
 class Tally:
     """What one model answered, summed on its device, so that no batch waits for the one before."""
 
-    def __init__(self, model: ViewModel) -> None:
-        self.model = model.eval()
+    def __init__(self, model: ViewModel, evaluation: Evaluation) -> None:
+        self.model, self.evaluation = model.eval(), evaluation
         self.device = next(model.parameters()).device
-        self._right = torch.zeros(3, dtype=torch.float64, device=self.device)  # top-1, top-5, −log p
-        self._sure = torch.zeros(
-            BINS, dtype=torch.float64, device=self.device
-        )  # Σ right − confidence, by bin
-        self._near = torch.zeros(2, dtype=torch.float64, device=self.device)  # same top class, KL
+        zeros = partial(torch.zeros, dtype=torch.float64, device=self.device)
+        self._right = zeros(3)  # top-1, top-5, −log p
+        self._sure = zeros(BINS)  # Σ right − confidence, by bin
+        self._near = zeros(2)  # same top class, KL
         self._edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64, device=self.device)[1:-1]
         self._labelled, self._taught = 0, 0
         self.labels: list[Tensor] = []
         self.predicted: list[Tensor] = []
 
-    def add(self, batch: ViewBatch, teacher: CachedTeacher | None) -> None:
+    def add(self, batch: ViewBatch) -> None:
         """Count a batch."""
+        images, teacher = self.evaluation.images, self.evaluation.teacher
         views = batch.views.to(self.device, non_blocking=True)
         logits = self.model(views)
+        found = logits.shape[1]
+        if teacher and teacher.num_classes != found:
+            raise _other_classes(teacher.num_classes, found, images)
+        if (images.num_classes or 0) > found:
+            raise _other_classes(images.num_classes, found, images)
         self.labels.append(batch.labels)
         self.predicted.append(logits.argmax(1))
         if (known := batch.labels >= 0).any():
@@ -195,6 +204,14 @@ class Tally:
         cells, counts = np.unique(cells, return_counts=True)
         columns = cells // num_classes, cells % num_classes, counts
         return Confusion(*(tuple(column.tolist()) for column in columns))
+
+
+def _other_classes(expected: int | None, found: int, images: Images) -> MismatchError:
+    return MismatchError(
+        f"the student cannot be evaluated on {images.name}",
+        [Difference("number of classes", expected, found)],
+        "name the data it was trained on with --data",
+    )
 
 
 @dataclass(frozen=True)
@@ -263,12 +280,11 @@ def evaluate(model: ViewModel, evaluation: Evaluation, num_classes: int) -> Eval
         MismatchError: the images have another number of classes.
     """
     images = evaluation.images
-    if images.num_classes not in (None, num_classes):
-        raise MismatchError(
-            f"the student cannot be evaluated on {images.name}",
-            [Difference("number of classes", images.num_classes, num_classes)],
-            "name the data it was trained on with --data",
-        )
+    guessed = isinstance(
+        images, WrappedImages
+    )  # from the labels that occur, where a data set lists no classes
+    if images.num_classes not in (None, num_classes) and not guessed:
+        raise _other_classes(images.num_classes, num_classes, images)
     (tally,) = evaluation.tallies([model])
     scores = tally.scores()
     if not np.isfinite([*scores.values()]).all():

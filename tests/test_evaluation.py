@@ -18,9 +18,10 @@ from small import few_digits
 from test_cli import fails, succeeds
 from test_dump import RECIPE, a_teacher, dump_digits
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from logitcache.datasets import ArrayImages, Images
+from logitcache.datasets import ArrayImages, Images, images_of
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import DataError, IncompleteError, MismatchError, NonFiniteError
 from logitcache.evaluation import Evaluation, evaluate, flops
@@ -145,6 +146,14 @@ def test_what_cannot_be_evaluated_is_refused() -> None:
     other = build("digits_tiny", num_classes=7, view_size=8, weights="random")
     with pytest.raises(MismatchError, match="number of classes: expected 10, found 7"):
         evaluate(ViewModel(other), Evaluation(images, IDENTITY), 7)
+    with pytest.raises(MismatchError, match="number of classes: expected 10, found 7"):
+        Evaluation(images, IDENTITY).of([ViewModel(other)])
+    larger = build("digits_tiny", num_classes=12, view_size=8, weights="random")
+    with pytest.raises(MismatchError, match="number of classes: expected 10, found 12"):
+        evaluate(ViewModel(larger), Evaluation(images, IDENTITY), 12)
+    bare = images_of(TensorDataset(images.images, torch.from_numpy(images.labels.clip(max=8))), "own", "test")
+    ten = build("digits_tiny", num_classes=10, view_size=8, weights="random")
+    assert evaluate(ViewModel(ten), Evaluation(bare, IDENTITY), 10).images == 20
     spoilt = build("digits_tiny", num_classes=10, view_size=8, weights="random")
     with torch.no_grad():
         next(spoilt.module.parameters()).fill_(math.nan)
@@ -203,6 +212,9 @@ def test_a_cache_of_other_views_is_refused(tmp_path: Path) -> None:
     altered = dataclasses.replace(IDENTITY, version=99)
     with pytest.raises(MismatchError, match="another of its name"):
         Evaluation(images, altered, cache)
+    other = ViewModel(build("digits_tiny", num_classes=7, view_size=8, weights="random"))
+    with pytest.raises(MismatchError, match="number of classes: expected 10, found 7"):
+        Evaluation(images, IDENTITY, cache).of([other])
     with pytest.raises(IncompleteError):
         Evaluation(images, IDENTITY, taught(tmp_path / "late.zarr", images, seeds=(1,)))
 

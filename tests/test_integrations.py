@@ -4,10 +4,13 @@ import importlib.util
 import re
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from test_cli import succeeds
+
+from logitcache import ViewSampler
 
 FOLDER = Path(__file__).parent.parent / "docs" / "integrations"
 NEEDED = {
@@ -61,10 +64,18 @@ def test_a_student_learns(
         pytest.skip(f"{missing[0]} is not installed")
     monkeypatch.syspath_prepend(cache.parent)
     monkeypatch.setattr(sys, "argv", [script, str(cache)])
+    epochs, walk = [], ViewSampler.__iter__
+
+    def told(sampler: ViewSampler) -> Iterator[tuple[int, int]]:
+        epochs.append(sampler.epoch)
+        return walk(sampler)
+
+    monkeypatch.setattr(ViewSampler, "__iter__", told)
     runpy.run_path(str(FOLDER / f"{script}.py"), run_name="__main__")
     losses = [
         float(loss)
         for loss in re.findall(r"^epoch \d+: loss ([\d.]+)$", capfd.readouterr().out, re.MULTILINE)
     ]
     assert len(losses) >= 3
+    assert epochs == list(range(len(losses)))
     assert losses[-1] < 0.9 * losses[0]
