@@ -110,7 +110,7 @@ class Learner:
         """
         config, done = self.run.config, self.ledger.epoch * self.steps + self.ledger.step
         rank = () if self.world.rank == 0 else (self.world.rank,)
-        torch.manual_seed(key(config.seed, done, *rank) >> 1)  # dropout's numbers; views have their own keys
+        _draw_from(key(config.seed, done, *rank) >> 1, self.device)  # dropout's numbers; views have their own
         if self._validation:
             batch = self._validation.without(batch)
         if not self._validation or len(batch.views) > 1:  # else too few for batch norm
@@ -213,6 +213,13 @@ class Learner:
         said = self.world.all_say(str(failed) if failed else None)[0]
         if failed or said:
             raise failed or StorageError(said)
+
+
+def _draw_from(seed: int, device: torch.device) -> None:
+    """Seed the generators in use; `torch.manual_seed` keeps a stack trace for each kind of device that is not."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)
 
 
 def _validation(run: Run, stream: Stream, world: World) -> Validation | None:
