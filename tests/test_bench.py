@@ -1,5 +1,6 @@
 """Benchmarks: their shape, not their figures; the contest of losses tunes on one set and scores on another."""
 
+import dataclasses
 import json
 from contextlib import closing
 from pathlib import Path
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 from logitcache.bench import store
 from logitcache.bench.answers import answers
-from logitcache.bench.digits import ContestConfig, Entry, Standing, _split, contest, table
+from logitcache.bench.contest import ContestConfig, Entry, Standing, _split, contest, table
 from logitcache.bench.memory import TASKS, Peak, held, shared_by, told, watched
 from logitcache.bench.records import Lookup, alternatives, divergence, tinyvit_log_probs, true_log_probs
 from logitcache.bench.store import StoreReport
@@ -121,7 +122,7 @@ def test_a_contest_tunes_on_held_out_training_digits_and_scores_on_test_digits(t
         tuning_seeds=2,
         seeds=2,
     )
-    standings, teacher = contest(tmp_path, config)
+    standings, teacher = contest(tmp_path, None, config)
     assert 0 < teacher <= 1
     assert [s.entry.loss for s in standings] == ["ce", "kd", "dho"]
     assert all(len(s.test) == 2 and 0 <= s.validation <= 1 for s in standings)
@@ -133,14 +134,23 @@ def test_a_contest_tunes_on_held_out_training_digits_and_scores_on_test_digits(t
 
 
 def test_a_student_whose_loss_explodes_scores_nothing_and_stops_no_other(tmp_path: Path) -> None:
-    from logitcache.bench.digits import Contest
+    from logitcache.bench.contest import Contest, on_digits
 
     config = ContestConfig(epochs=1, teacher_epochs=1, cached=1)
     held = _split(digits("train"))[1]
     entries = [Entry("ce", 0.0, 0.2), Entry("mse", 1e30, 1e30), Entry("kd", 1.0, 0.2)]
-    scores = Contest(tmp_path, held, held, config).top1(entries, 0)
+    scores = Contest(tmp_path, on_digits(), held, held, config).top1(entries, 0)
     assert scores[1] == 0.0
     assert min(scores[0], scores[2]) > 0.05
+
+
+def test_with_every_logit_cached_and_with_the_teacher_live_students_are_the_same(tmp_path: Path) -> None:
+    from logitcache.bench.contest import Contest, on_digits
+
+    held = _split(digits("train"))[1]
+    contest = Contest(tmp_path, on_digits(), held, held, ContestConfig(epochs=1, teacher_epochs=2, cached=1))
+    entries = [Entry("kd", 1.0, 0.2), Entry("cmkd(difficulty=fixed)", 1.0, 0.2)]
+    assert contest.top1(entries, 0, k=10) == contest.top1(entries, 0, k=0)
 
 
 def test_the_table_compares_seed_by_seed() -> None:
@@ -151,6 +161,21 @@ def test_the_table_compares_seed_by_seed() -> None:
     lines = table(standings).splitlines()
     assert lines[2] == "| `kd` | 1 | 0.4 | 93.0 | 93.0 ± 2.8 | +2.0 ± 1.0 | – |"
     assert lines[3] == "| `ce` | – | 0.8 | 90.0 | 91.0 ± 1.4 | – | -2.0 ± 1.0 |"
+    kd = dataclasses.replace(standings[1], others={"0": (0.9, 0.92), "8": (0.8, 0.82)})
+    lines = table([standings[0], kd]).splitlines()
+    assert lines[0].endswith("| minus KD | live | k = 8 |")
+    assert lines[2].endswith("| – | 91.0 ± 1.4 | 81.0 ± 1.4 |")
+    assert lines[3].endswith("| -2.0 ± 1.0 | – | – |")
+
+
+def test_glyphs_of_the_test_are_in_other_typefaces() -> None:
+    from logitcache.bench.glyphs import glyphs
+
+    train, test = glyphs("train"), glyphs("test")
+    assert (len(train), len(test), train.num_classes) == (4800, 1600, 200)
+    assert np.bincount(test.labels).tolist() == [8] * 200
+    trained_on = {image.numpy().tobytes() for image in train.images}
+    assert sum(image.numpy().tobytes() in trained_on for image in test.images) < 16
 
 
 # The store ------------------------------------------------------------------------------------------------

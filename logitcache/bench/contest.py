@@ -1,0 +1,285 @@
+"""Losses under one budget, weight and learning rate of each tuned: the tables of docs/losses.md and docs/results.md.
+
+    python -m logitcache.bench.contest            # every loss on the digits
+    python -m logitcache.bench.contest glyphs     # some, on letters, by what the cache keeps
+
+The same contest is held twice. To tune, the teacher, its cache and all students see four fifths of the training
+images and are scored on the last fifth, a keyed choice: first every weight and learning rate under a few seeds, then
+the best of each loss under more. Then teacher and cache are made anew from all training images, and each loss trains
+with what won; only these students are scored on the test images, and only once.
+All students of one seed start from the same weights and share one pass over the data, so losses compare in pairs.
+"""
+
+import statistics
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from logitcache.bench.glyphs import glyphs, shifted
+from logitcache.datasets import ArrayImages, digits
+from logitcache.dump import DumpConfig, dump
+from logitcache.errors import NonFiniteError, StudentsError
+from logitcache.evaluation import Evaluation
+from logitcache.forward import ViewModel
+from logitcache.learner import Run
+from logitcache.losses import LOSSES, Objective
+from logitcache.models import Model, build
+from logitcache.protocols import TrainConfig
+from logitcache.schema import RecipeSpec, Spec
+from logitcache.stream import LiveTeacher, Stream
+from logitcache.train import train
+from logitcache.views import permutation, recipe_named
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learnt: images, how they are viewed, names of teacher and student."""
+
+    train: ArrayImages
+    test: ArrayImages
+    recipe: RecipeSpec
+    teacher: str
+    student: str
+
+
+@dataclass(frozen=True)
+class ContestConfig(Spec):
+    """The budget that every loss gets.
+
+    Attributes:
+        losses: as `Objective.parse` reads them, without a weight, besides cross-entropy.
+        weights: to try, times each loss's default.
+        rates: peak learning rates to try.
+        epochs: of a student.
+        teacher_epochs: of the teacher.
+        top_k: logits kept, of the cache that is tuned with and the first that is scored.
+        others: further numbers of logits to score with; 0 is the teacher live.
+        cached: augmentation seeds in the cache; epoch e takes seed e modulo their number.
+        heat_seeds: students per weight and learning rate.
+        finalists: entries of each loss that go on.
+        tuning_seeds: students per finalist, those of the heat included.
+        seeds: students per loss at the end.
+    """
+
+    losses: tuple[str, ...] = tuple(LOSSES)
+    weights: tuple[float, ...] = (0.25, 1.0, 4.0)
+    rates: tuple[float, ...] = (0.2, 0.4, 0.8, 1.6)
+    epochs: int = 8
+    teacher_epochs: int = 25
+    top_k: int = 4
+    others: tuple[int, ...] = ()
+    cached: int = 10
+    heat_seeds: int = 2
+    finalists: int = 4
+    tuning_seeds: int = 10
+    seeds: int = 10
+
+
+@dataclass(frozen=True)
+class Entry(Spec):
+    """A loss with its weight against cross-entropy (0 for "ce" itself) and its peak learning rate."""
+
+    loss: str
+    weight: float
+    lr: float
+
+    @property
+    def expression(self) -> str:
+        """As `Objective.parse` reads it."""
+        return "ce" if self.loss == "ce" else f"{self.loss}:{self.weight:g}"
+
+
+@dataclass(frozen=True)
+class Standing(Spec):
+    """What a loss came to: accuracies in [0, 1], by seed, of the entry that validation chose; so with other k."""
+
+    entry: Entry
+    validation: float
+    test: tuple[float, ...]
+    others: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+class Contest:
+    """A teacher and its cache from some images, and students scored on others."""
+
+    def __init__(
+        self, out: Path, task: Task, images: ArrayImages, scored: ArrayImages, config: ContestConfig
+    ) -> None:
+        self.out, self.task, self.images, self.config = out, task, images, config
+        self.evaluation = Evaluation(scored, recipe_named(task.recipe.evaluation))
+        self.teacher = self._network(task.teacher, 0)
+        taught = Run(out / "teacher", self.teacher, Objective.parse("ce"), TrainConfig(config.teacher_epochs))
+        plain = Stream.plain(images, task.recipe, batch_size=64, seeds=tuple(range(config.teacher_epochs)))
+        self.teacher_top1 = train([taught], plain, self.evaluation)[0].top1
+
+    def stream(self, k: int, seed: int) -> Stream:
+        """Open a cache of k logits, dumped when it is first asked for; of 0, the teacher live with all of them."""
+        kept = k or self.teacher.num_classes
+        path = self.out / f"{kept}.zarr"
+        if not path.exists():
+            profile = "exact" if kept == self.teacher.num_classes else "default"
+            seeds = tuple(range(self.config.cached))
+            options = DumpConfig(seeds=seeds, top_k=kept, profile=profile, precision="float32")
+            dump(path, self.images, self.task.recipe, self.teacher, options)
+        stream = Stream.from_cache(path, self.images, batch_size=64, order=seed)
+        if k:
+            return stream
+        live = LiveTeacher(ViewModel(self.teacher), len(self.images), stream.num_classes, stream.num_classes)
+        return Stream(stream.views, live, stream.config)
+
+    def _network(self, name: str, seed: int) -> Model:
+        side = self.images.images.shape[-1]
+        classes = self.images.num_classes or 0
+        return build(name, num_classes=classes, view_size=side, weights="random", seed=seed)
+
+    def top1(self, entries: Sequence[Entry], seed: int, k: int | None = None) -> list[float]:
+        """Train a student by each entry, side by side; accuracy of each, 0 where its loss became NaN."""
+        k = self.config.top_k if k is None else k
+        with tempfile.TemporaryDirectory(dir=self.out) as folder:
+            runs = [
+                Run(
+                    Path(folder) / f"{number}",
+                    self._network(self.task.student, seed),
+                    Objective.parse(entry.expression),
+                    TrainConfig(self.config.epochs, lr=entry.lr, seed=seed),
+                )
+                for number, entry in enumerate(entries)
+            ]
+            stream = self.stream(k, seed)
+            try:
+                reports = train(runs, stream, self.evaluation)
+            except StudentsError as error:
+                if odd := [e for e in error.errors.values() if not isinstance(e, NonFiniteError)]:
+                    raise odd[0] from error
+                reports = error.reports
+        scores = {report.out: report.top1 or 0.0 for report in reports}
+        return [scores.get(str(run.out), 0.0) for run in runs]
+
+
+def contest(
+    out: Path, task: Task | None = None, config: ContestConfig = ContestConfig()
+) -> tuple[list[Standing], float]:
+    """Tune every loss on held-out training images, then score it on the test images.
+
+    Returns:
+        Standings, cross-entropy first; the teacher's accuracy on the test images.
+    """
+    task = task or on_digits()
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # that k < C breaks some is known
+        fit, held = _split(task.train)
+        entries = [Entry("ce", 0.0, lr) for lr in config.rates]
+        for name in config.losses:
+            weights = [LOSSES[name.partition("(")[0]].weight * w for w in config.weights]
+            entries += [Entry(name, w, lr) for w in weights for lr in config.rates]
+        tuning = Contest(out / "tuning", task, fit, held, config)
+        scores: dict[Entry, list[float]] = {entry: [] for entry in entries}
+        names = ("ce", *config.losses)
+
+        def best(name: str, most: int) -> list[Entry]:
+            ranked = sorted(scores, key=lambda e: -statistics.fmean(scores[e]))
+            return [entry for entry in ranked if entry.loss == name][:most]
+
+        for seed in range(config.tuning_seeds):
+            if seed == config.heat_seeds:
+                entries = [entry for name in names for entry in best(name, config.finalists)]
+                scores = {entry: scores[entry] for entry in entries}
+            for entry, top1 in zip(entries, tuning.top1(entries, 1000 + seed), strict=True):
+                scores[entry].append(top1)
+            _say(f"tuning: {seed + 1} of {config.tuning_seeds} seeds, {len(entries)} students")
+        chosen = [best(name, 1)[0] for name in names]
+        validation = {entry: statistics.fmean(scores[entry]) for entry in chosen}
+        final = Contest(out / "final", task, task.train, task.test, config)
+        tests: dict[int, list[list[float]]] = {}
+        for k in (config.top_k, *config.others):
+            taught = chosen if k == config.top_k else chosen[1:]
+            for seed in range(config.seeds):
+                tests.setdefault(k, []).append(final.top1(taught, seed, k))
+                _say(f"test, k = {k}: {seed + 1} of {config.seeds} seeds, {len(taught)} students")
+    standings = []
+    for number, entry in enumerate(chosen):
+        test = tuple(scores[number] for scores in tests[config.top_k])
+        others = {str(k): tuple(s[number - 1] for s in tests[k]) for k in config.others if number}
+        standings.append(Standing(entry, validation[entry], test, others))
+    return standings, final.teacher_top1 or 0.0
+
+
+def on_digits() -> Task:
+    """The digits that ship, and a student of 868 parameters."""
+    train, test = digits("train"), digits("test")
+    return Task(train, test, recipe_named(train.recipe), "digits_teacher", "digits_tiny")
+
+
+def on_glyphs() -> Task:
+    """200 letters in typefaces that were not trained on, and a student of 7,772 parameters."""
+    return Task(glyphs("train"), glyphs("test"), shifted(), "digits_teacher", "digits_small")
+
+
+GLYPHS = ContestConfig(
+    losses=(
+        "kd", "dkd", "dist", "pld", "cmkd", "cmkd(difficulty=fixed)", "cmkd(hard=pearson)",
+        "cmkd(difficulty=fixed,balance=0.0)",
+    ),
+    weights=(0.5, 2.0), rates=(0.2, 0.4, 0.8), epochs=10, teacher_epochs=20, top_k=200, others=(0, 16, 8),
+    heat_seeds=2, finalists=1, tuning_seeds=2, seeds=5,
+)  # fmt: skip
+
+
+def table(standings: Sequence[Standing]) -> str:
+    """Write standings as a Markdown table; differences are means over seeds of pairs, ± their standard error."""
+    sources = ["live" if k == "0" else f"k = {k}" for k in standings[-1].others]
+    columns = ["loss", "weight", "lr", "validation", "test", "minus CE", "minus KD", *sources]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    others = {s.entry.loss: s.test for s in standings if s.entry.loss in ("ce", "kd")}
+    for s in sorted(standings, key=lambda s: -statistics.fmean(s.test)):
+        minus = [
+            "–" if s.entry.loss == name or name not in others else _difference(s.test, others[name])
+            for name in ("ce", "kd")
+        ]
+        weight = "–" if s.entry.loss == "ce" else f"{s.entry.weight:g}"
+        told = [_spread(scores) for scores in s.others.values()] or ["–"] * len(sources)
+        cells = [f"`{s.entry.loss}`", weight, f"{s.entry.lr:g}", f"{100 * s.validation:.1f}", _spread(s.test)]
+        lines.append(f"| {' | '.join([*cells, *minus, *told])} |")
+    return "\n".join(lines)
+
+
+def _spread(scores: Sequence[float]) -> str:
+    return f"{100 * statistics.fmean(scores):.1f} ± {100 * statistics.stdev(scores):.1f}"
+
+
+def _difference(mine: Sequence[float], theirs: Sequence[float]) -> str:
+    pairs = [100 * (a - b) for a, b in zip(mine, theirs, strict=True)]
+    return f"{statistics.fmean(pairs):+.1f} ± {statistics.stdev(pairs) / len(pairs) ** 0.5:.1f}"
+
+
+def _split(images: ArrayImages) -> tuple[ArrayImages, ArrayImages]:
+    order = permutation(len(images), 2024)
+    parts = (np.sort(rows) for rows in np.split(order, [len(images) * 4 // 5]))
+    classes = images.num_classes or 0
+    fit, held = (
+        ArrayImages(images.name, "train", images.images[rows], images.labels[rows], classes, images.recipe)
+        for rows in map(torch.from_numpy, parts)
+    )
+    return fit, held
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Print a table: of the digits, or of the letters where the command says so."""
+    torch.set_num_threads(1)  # these networks are so small that threads only get in each other's way
+    task, config = (on_glyphs(), GLYPHS) if sys.argv[1:] == ["glyphs"] else (on_digits(), ContestConfig())
+    with tempfile.TemporaryDirectory() as folder:
+        standings, teacher = contest(Path(folder), task, config)
+    print(f"Teacher: {100 * teacher:.1f}\n\n{table(standings)}")
+
+
+if __name__ == "__main__":
+    main()

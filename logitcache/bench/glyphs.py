@@ -1,0 +1,87 @@
+"""Letters in many typefaces, as images: a harder data set than the digits, that any machine can make.
+
+    logitcache train --student resnet8 --loss ce \\
+        --data logitcache.bench.glyphs:glyphs --recipe logitcache.bench.glyphs:shifted
+
+The typefaces are those that matplotlib ships (the extra `pictures`): twelve to train on, and four others to test on.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from logitcache.datasets import ArrayImages
+from logitcache.errors import OptionError
+from logitcache.schema import RecipeSpec, StepSpec
+
+TEST_FACES = ("DejaVuSans-BoldOblique", "DejaVuSansMono", "DejaVuSerif-Italic", "STIXGeneralBol")
+TRAIN_FACES = (
+    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique",
+    "DejaVuSansMono-BoldOblique", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-BoldItalic", "STIXGeneral",
+    "STIXGeneralItalic", "STIXGeneralBolIta",
+)  # fmt: skip
+SIDE, SIZES = 20, (13, 16)  # pixels
+CLASSES = 200
+
+
+def glyphs(split: str = "train") -> ArrayImages:
+    """Return 200 letters in every typeface and two sizes: 4,800 images to train on, 1,600 to test on.
+
+    Raises:
+        OptionError: matplotlib is not installed.
+    """
+    faces = TRAIN_FACES if split == "train" else TEST_FACES
+    letters = _letters()
+    images = np.stack([_drawn(c, face, size) for face in faces for size in SIZES for c in letters])
+    labels = np.tile(np.arange(len(letters)), len(faces) * len(SIZES))
+    name = f"{__name__}:glyphs"
+    return ArrayImages(name, split, torch.from_numpy(images)[:, None], labels, len(letters), "center@20")
+
+
+def shifted() -> RecipeSpec:
+    """Return the recipe of its views: moved by up to two pixels, sometimes with a part erased."""
+    crop = StepSpec("RandomCrop", {"size": SIDE, "padding": 2})
+    erased = StepSpec("RandomErasing", {"p": 0.5, "scale": [0.02, 0.15]})
+    return RecipeSpec("shifted", 1, (crop, erased), "identity")
+
+
+@cache
+def _letters() -> tuple[str, ...]:
+    """The first letters, by code point, that every typeface has and that look like none before them."""
+    from fontTools.ttLib import TTFont
+
+    common = set.intersection(
+        *(set(TTFont(_file(face)).getBestCmap()) for face in (*TRAIN_FACES, *TEST_FACES))
+    )
+    seen: set[bytes] = set()
+    letters: list[str] = []
+    for letter in map(chr, sorted(common)):
+        if letter.isalpha() and len(letters) < CLASSES:
+            looks = _drawn(letter, TRAIN_FACES[0], SIZES[-1]).tobytes()
+            if looks not in seen:
+                letters.append(letter)
+            seen.add(looks)
+    return tuple(letters)
+
+
+def _drawn(letter: str, face: str, size: int) -> npt.NDArray[np.uint8]:
+    """(SIDE, SIDE) uint8, the letter in the middle."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.truetype(_file(face), size)
+    image = Image.new("L", (SIDE, SIDE))
+    ImageDraw.Draw(image).text((SIDE / 2, SIDE / 2 + size / 3), letter, 255, font, anchor="ms")
+    return np.asarray(image)
+
+
+def _file(face: str) -> str:
+    try:
+        from matplotlib import get_data_path
+    except ImportError:
+        raise OptionError(
+            "the glyphs need matplotlib's typefaces; pip install 'logitcache[pictures]'"
+        ) from None
+    return str(Path(get_data_path(), "fonts", "ttf", f"{face}.ttf"))
