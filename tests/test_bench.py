@@ -83,8 +83,7 @@ def test_bench_train_compares_with_labels_alone_and_with_a_live_teacher(
     import logitcache.bench.train as train
 
     monkeypatch.setattr(train, "WAYS", ("ce", "kd"))
-    monkeypatch.setattr(train, "PROCESSES", (1,))
-    monkeypatch.setattr(train, "SPOOLED", 4096)
+    monkeypatch.setattr(train, "told", lambda: False)  # memory is watched in processes of its own, below
     words = ["bench", "train", "--n", "4", "--batch", "2", "--rounds", "1"]
     ended = CliRunner().invoke(app, [*words, "--json"])
     assert ended.exit_code == 0, ended.output
@@ -93,10 +92,7 @@ def test_bench_train_compares_with_labels_alone_and_with_a_live_teacher(
     assert ("kd, cached", "ce, labels") in compared
     assert ("kd, cached", "resnet50 live") in compared
     assert len(compared) == 4
-    if told():
-        assert [peak["loss"] for peak in found["peaks"]] == ["ce", "kd"]
-        assert found["peaks"][0]["mb"] > 45 * 2  # weights of ResNet-18 and their gradients
-        assert [shared["processes"] for shared in found["shared"]] == [1]
+    assert (found["peaks"], found["shared"]) == ([], [])
 
 
 @pytest.mark.skipif(not told(), reason="needs a system that tells what memory is mapped")
