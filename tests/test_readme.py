@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from console import ROOT, blocks, printed, run_python, shape, steps
 
-# The demo, and the big teacher of the README's first lines, do less in a test, by the file that `logitcache init` is for.
+# The demo and the big teacher of the README do less in a test, by the file that `logitcache init` writes.
 SHORTER = "[demo]\nrepeats = 2\nstudent_epochs = 1\nteacher_epochs = 2\n"
 SMALLER = '[dump]\ndata = "few:digits"\n\n[train]\nepochs = 1\n'
 FEW = """
