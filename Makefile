@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test soak check format docs dist clean
+.PHONY: demo test bench soak check format docs dist clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml
@@ -17,6 +17,9 @@ demo: $(READY)          ## the whole story on real digits, in under two minutes
 
 test: $(READY)          ## the test suite
 	$(BIN)/python -m pytest
+
+bench: $(READY)         ## every suite of `logitcache bench`
+	$(BIN)/logitcache bench all
 
 SECONDS ?= 180
 SEED    ?= 0
