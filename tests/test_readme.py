@@ -7,14 +7,14 @@ import pytest
 from console import ROOT, blocks, printed, run_python, shape, steps
 
 # The demo and the big teacher of the README do less in a test, by the file that `logitcache init` writes.
-SHORTER = "[demo]\nrepeats = 2\nstudent_epochs = 1\nteacher_epochs = 2\n"
-SMALLER = '[dump]\ndata = "few:digits"\n\n[train]\nepochs = 1\n'
+SHORTER = "[demo]\nrepeats = 2\nstudent-epochs = 1\nteacher-epochs = 2\n"
+SMALLER = '[dump]\ndata = "few:digits"\nseeds = "0"\n\n[train]\nepochs = 1\n'
 FEW = """
 from logitcache.datasets import ArrayImages, digits as all_of_them
 
 def digits(split):
     images = all_of_them(split)
-    return ArrayImages("few", split, images.images[:40], images.labels[:40], 10, "digits")
+    return ArrayImages("few", split, images.images[:12], images.labels[:12], 10, "digits")
 """
 
 
