@@ -87,7 +87,7 @@ def ending_clearly(command: Callable[_P, None]) -> Callable[_P, None]:
         except Exception as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             say(f"logitcache: torch.compile fails here ({reason}); leave out --compile")
             raise typer.Exit(1) from error
 
@@ -98,7 +98,8 @@ def ending_clearly(command: Callable[_P, None]) -> Callable[_P, None]:
 def stopped_gently() -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether SIGTERM or Ctrl-C came; a second one acts at once.
 
-    Work that then ends with a `StoppedError` ends the program with one line and exit code 128 + the signal's number.
+    Work that then ends with a `StoppedError` ends the program with one line and exit code 128 + the signal's number,
+    SIGTERM's where it was another rank that heard one.
     """
     came: list[int] = []
 
@@ -117,7 +118,7 @@ def stopped_gently() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(came)
     except StoppedError as error:
         say(f"logitcache: {error}")
-        raise typer.Exit(128 + came[0]) from error
+        raise typer.Exit(128 + (came or [signal.SIGTERM])[0]) from error
     finally:
         restore()
 

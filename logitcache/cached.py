@@ -23,7 +23,7 @@ from logitcache.datasets import Images, images_of
 from logitcache.errors import OptionError
 from logitcache.loader import Pair
 from logitcache.packed import PackedViews
-from logitcache.pairs import SeedOrder, seeds_of, subset
+from logitcache.pairs import SeedOrder, require_views, seeds_of, subset
 from logitcache.replay import proved_views
 from logitcache.spool import DEFAULT_LIMIT, spool_file
 from logitcache.store import CacheReader
@@ -117,7 +117,7 @@ class ViewSampler(Sampler[Pair]):
             Every rank gets as many pairs; what is over is left out.
 
     Raises:
-        OptionError: there is no such rank, or no such samples.
+        OptionError: there is no such rank, seed order or samples, or fewer seeds than views of an image.
     """
 
     def __init__(
@@ -141,10 +141,7 @@ class ViewSampler(Sampler[Pair]):
             raise OptionError(
                 f"rank must be 0 to {self.world_size - 1} of {self.world_size}, found {self.rank}"
             )
-        if not 1 <= views_per_image <= len(data.seeds):
-            raise OptionError(
-                f"views per image must be 1 to {len(data.seeds)}, the number of seeds, found {views_per_image}"
-            )
+        require_views(data.seeds, views_per_image, seed_order)
         self.data, self.order, self.seed_order, self.views_per_image = (
             data,
             order,

@@ -107,6 +107,7 @@ class Learner:
         Raises:
             NonFiniteError: a loss or a weight became NaN or infinite, not long ago.
             DeviceMemoryError: the batch does not fit the device's memory.
+            OptionError: it is too small for batch norm.
         """
         config, done = self.run.config, self.ledger.epoch * self.steps + self.ledger.step
         rank = () if self.world.rank == 0 else (self.world.rank,)
@@ -123,6 +124,12 @@ class Learner:
                 raise DeviceMemoryError(
                     f"a batch of {len(batch.views)} views does not fit the memory of {self.device}; "
                     f"run it in pieces with --accumulate {2 * config.accumulate}, or try --precision bfloat16"
+                ) from error
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise OptionError(
+                    "batch norm cannot train on a batch of one view; choose a larger --batch-size, or more samples"
                 ) from error
         self.ledger.step += 1
         if self.ledger.step % CHECK_EVERY == 0:

@@ -35,6 +35,20 @@ def seeds_of(
     return tuple(nth(epoch * views_per_image + view) for view in range(views_per_image))
 
 
+def require_views(seeds: Sequence[int], views_per_image: int, how: str) -> None:
+    """Insist that `seeds_of` can take so many seeds of these, in such an order.
+
+    Raises:
+        OptionError: it cannot.
+    """
+    if how not in ("mod", "random"):
+        raise OptionError(f"seed order must be mod or random, found {how!r}")
+    if not 1 <= views_per_image <= len(seeds):
+        raise OptionError(
+            f"views per image must be 1 to {len(seeds)}, the number of seeds, found {views_per_image}"
+        )
+
+
 def subset(
     n: int, fraction: float = 1.0, samples: Sequence[int] | None = None, order: int = 0
 ) -> npt.NDArray[np.int64]:
@@ -45,13 +59,13 @@ def subset(
     """
     if not 0 < fraction <= 1:
         raise OptionError(f"fraction must be above 0 and at most 1, found {fraction}")
+    if odd := [sample for sample in (() if samples is None else samples) if not 0 <= sample < n][:1]:
+        raise OptionError(f"there are samples 0 to {n - 1}, the list names {odd[0]}")
     chosen = np.arange(n) if samples is None else np.unique(np.asarray(samples, dtype=np.int64))
     if samples is not None and len(chosen) < len(samples):
         raise OptionError(
             f"a list of samples names each once, found {len(samples)} of which {len(chosen)} differ"
         )
-    if odd := [int(sample) for sample in chosen if not 0 <= sample < n][:1]:
-        raise OptionError(f"there are samples 0 to {n - 1}, the list names {odd[0]}")
     if fraction < 1:
         drawn = permutation(len(chosen), order, _SUBSET)[: round(fraction * len(chosen))]
         chosen = chosen[np.sort(drawn)]

@@ -29,6 +29,7 @@ from logitcache.errors import (
 )
 from logitcache.models import Model, save_weights
 from logitcache.views import library_versions
+from logitcache.weights import first_line
 
 
 class Stateful(Protocol):
@@ -130,8 +131,9 @@ class RunFolder:
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
         except Exception as error:  # a damaged file surfaces as any of zip's, pickle's or torch's exceptions
-            problem = str(error).splitlines()[0]
-            raise FormatError(f"{file} is damaged ({problem}); delete {self.path} and train again") from error
+            raise FormatError(
+                f"{file} is damaged ({first_line(error)}); delete {self.path} and train again"
+            ) from error
 
     def rewind(self, epoch: int) -> None:
         """Drop the rows of an epoch and those after it, and files that were half written."""
@@ -213,7 +215,7 @@ def _saving(folder: Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         if isinstance(error, StorageError):
             raise
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise StorageError(
             f"cannot write {folder}: {reason}; what was saved before is intact, "
             "make room and run again with --resume"

@@ -28,7 +28,7 @@ from logitcache.errors import DataError, IncompleteError, OptionError
 from logitcache.forward import choose_device
 from logitcache.loader import KeyedViews, ViewBatch, loaded, view_loader
 from logitcache.mixing import MixedLabels
-from logitcache.pairs import PairSampler, SeedOrder, Switch, seeds_of, subset
+from logitcache.pairs import PairSampler, SeedOrder, Switch, require_views, seeds_of, subset
 from logitcache.replay import Drift, proved_views
 from logitcache.schema import RecipeSpec, RowLayout
 from logitcache.sparse import MixSpace, SparseTeacher
@@ -270,12 +270,7 @@ class Stream:
             raise OptionError(
                 f"rank must be 0 to {config.world_size - 1} of {config.world_size}, found {config.rank}"
             )
-        if config.seed_order not in ("mod", "random"):
-            raise OptionError(f"seed order must be mod or random, found {config.seed_order!r}")
-        if not 1 <= config.views_per_image <= len(config.seeds):
-            raise OptionError(
-                f"{config.views_per_image} views of each image need as many seeds, found {len(config.seeds)}"
-            )
+        require_views(config.seeds, config.views_per_image, config.seed_order)
         self.views, self.teacher, self.config, self.drift = views, teacher, config, drift
         self._samples = subset(len(views), config.fraction, config.samples, config.order)
         self.device = choose_device(config.device)

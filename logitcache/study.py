@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -192,12 +193,13 @@ class Study:
 def _numbers(file: Path) -> tuple[int, ...]:
     """Read a list of samples."""
     try:
-        found = (
-            np.load(file, allow_pickle=False) if file.suffix == ".npy" else np.array(file.read_text().split())
-        )
-        whole = found.ravel().astype(np.int64)
+        if file.suffix != ".npy":
+            return tuple(map(int, file.read_text().split()))
+        found = np.lib.format.read_array(BytesIO(file.read_bytes()), allow_pickle=False)
+        if not np.issubdtype(found.dtype, np.integer):
+            raise ValueError(f"{found.dtype} are no samples")
     except OSError as error:
         raise NotFoundError(f"cannot read the list of samples {file}: {error.strerror or error}") from error
     except ValueError as error:
         raise OptionError(f"{file} is no list of samples: expected whole numbers, in text or .npy") from error
-    return tuple(whole.tolist())
+    return tuple(found.ravel().tolist())

@@ -167,6 +167,8 @@ def test_options_that_cannot_be_honoured(data: CachedViews, cache: CacheReader, 
         ViewSampler(data, rank=2, world_size=2)
     with pytest.raises(OptionError, match="views per image must be 1 to 3, the number of seeds, found 4"):
         ViewSampler(data, views_per_image=4)
+    with pytest.raises(OptionError, match="seed order must be mod or random, found 'shuffled'"):
+        ViewSampler(data, seed_order="shuffled")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="fraction must be above 0"):
         ViewSampler(data, fraction=0.0)
     with pytest.raises(IncompleteError, match="lacks seed 7"):

@@ -75,7 +75,7 @@ def test_a_fraction_is_drawn_by_its_key(n: int, fraction: float, order: int) -> 
         ({"samples": (-1,)}, "the list names -1"),
         ({"samples": (3, 3)}, "names each once"),
         ({"samples": ()}, "no sample is left"),
-        ({"views_per_image": 3}, "3 views of each image need as many seeds, found 2"),
+        ({"views_per_image": 3}, "views per image must be 1 to 2, the number of seeds, found 3"),
         ({"views_per_image": 2, "batch_size": 25}, "cannot hold 2 views of each image"),
         ({"seed_order": "often"}, "mod or random"),
     ],
@@ -150,8 +150,24 @@ def test_a_list_of_samples_on_the_command_line(tmp_path: Path, monkeypatch: pyte
         about.append(json.loads((tmp_path / f"run-{name}" / "config.json").read_text())["stream"])
     assert about[0] == about[1]
     assert about[0]["samples"]["n"] == 50
-    (tmp_path / "odd.txt").write_text("1 two")
-    for name, said in (("none.txt", "cannot read the list"), ("odd.txt", "expected whole numbers")):
+    for name, text in (
+        ("odd.txt", "1 two"),
+        ("half.txt", "1.5"),
+        ("huge.txt", f"{2**70}"),
+        ("empty.npy", ""),
+    ):
+        (tmp_path / name).write_text(text)
+    np.save(tmp_path / "half.npy", np.array([0.5, 1.7]))  # no sample 0 and 1
+    np.save(tmp_path / "huge.npy", np.array([2**64 - 1], np.uint64))  # nor −1
+    with (tmp_path / "many.npy").open("wb") as many:
+        np.savez(many, np.arange(3))
+    odd = "expected whole numbers"
+    for name, said in {
+        "none.txt": "cannot read the list",
+        **dict.fromkeys(["odd.txt", "half.txt", "half.npy", "empty.npy", "many.npy"], odd),
+        "huge.txt": f"the list names {2**70}",
+        "huge.npy": f"the list names {2**64 - 1}",
+    }.items():
         done = CliRunner().invoke(app, [*words, "--samples", name, "--out", "other"])
-        assert done.exit_code == 1
+        assert done.exit_code == 1, done.output
         assert said in done.stderr

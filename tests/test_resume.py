@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small import few_digits
 from test_dump import RECIPE
 from torch import nn
 
-from logitcache.errors import NonFiniteError, StoppedError, StorageError
+from logitcache.errors import FormatError, NonFiniteError, OptionError, StoppedError, StorageError
 from logitcache.evaluation import Evaluation
 from logitcache.learner import Run
 from logitcache.losses import Objective
@@ -32,6 +33,7 @@ from logitcache.schema import AdapterSpec
 from logitcache.stream import Stream
 from logitcache.train import train
 from logitcache.views import recipe_named
+from logitcache_cli.terminal import stopped_gently
 
 EPOCHS, STEPS = 2, 5
 SETTINGS = {
@@ -198,6 +200,27 @@ def test_a_signal_ends_with_a_checkpoint_and_a_line(sent: signal.Signals, tmp_pa
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(rows) == ledger["epoch"]
     assert f"step {ledger['step']} of epoch {ledger['epoch'] + 1}" in said
+
+
+def test_a_signal_to_another_rank_ends_likewise() -> None:
+    with pytest.raises(typer.Exit) as ended, stopped_gently():
+        raise StoppedError("stopped after step 3 of epoch 1")
+    assert ended.value.exit_code == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("left", [0, 1, 1000])
+def test_a_checkpoint_cut_short_is_named(left: int, tmp_path: Path) -> None:
+    trained(tmp_path, SETTINGS["plain"])
+    file = tmp_path / "checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:left])
+    with pytest.raises(FormatError, match=r"checkpoint\.pt is damaged"):
+        trained(tmp_path, SETTINGS["plain"])
+
+
+def test_a_batch_of_one_view_is_refused_by_name(tmp_path: Path) -> None:
+    stream = Stream.plain(few_digits(), RECIPE, seeds=(0,), batch_size=1, workers=0)
+    with pytest.raises(OptionError, match="batch norm cannot train on a batch of one view"):
+        train([Run(tmp_path / "run", with_dropout(), Objective.parse("ce"), SETTINGS["plain"])], stream)
 
 
 def test_an_epoch_can_begin_anywhere() -> None:
