@@ -60,13 +60,16 @@ def export(model: Model, out: str | Path, format: Format = "onnx") -> ExportRepo
         format: "onnx" (needs the extra `onnx`) or "torchscript".
 
     Raises:
-        OptionError: no such format, the packages for it are not installed, or they cannot express the model.
+        OptionError: no such format, the packages for it are not installed, they cannot express the model, or `out`
+            is a folder.
         MismatchError: the file answers otherwise.
         StorageError: the file cannot be written.
     """
     if format not in _FORMATS:
         raise OptionError(f"formats are {', '.join(_FORMATS)}, found {format!r}")
     out, size = Path(out), model.adapter.size
+    if out.is_dir():
+        raise OptionError(f"{out} is a folder; name the file to write, such as {out / f'student.{format}'}")
     shape = (model.adapter.channels, size, size)
     student = ViewModel(replace(model, module=copy.deepcopy(model.module))).cpu().eval()
     try:

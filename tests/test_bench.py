@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from logitcache.bench.memory import TASKS, Peak, held, shared_by, told, watched
 from logitcache.bench.records import Lookup, alternatives, divergence, tinyvit_log_probs, true_log_probs
 from logitcache.bench.store import StoreReport
 from logitcache.datasets import digits
-from logitcache.errors import DataError, NotFoundError
+from logitcache.errors import DataError, NotFoundError, OptionError
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader
 from logitcache_cli.main import app
@@ -172,6 +173,16 @@ def test_glyphs_of_the_test_are_in_other_typefaces() -> None:
     assert np.bincount(test.labels).tolist() == [8] * 200
     trained_on = {image.numpy().tobytes() for image in train.images}
     assert sum(image.numpy().tobytes() in trained_on for image in test.images) < 16
+
+
+def test_glyphs_without_their_typefaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    from logitcache.bench import glyphs
+
+    glyphs._letters.cache_clear()
+    for package in ("matplotlib", "fontTools", "fontTools.ttLib"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(OptionError, match=r"pip install 'logitcache\[pictures\]'"):
+        glyphs.glyphs()
 
 
 # The store ------------------------------------------------------------------------------------------------

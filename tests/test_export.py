@@ -98,6 +98,8 @@ def test_what_keeps_an_export_from_being_made(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="cannot write"):
         export(a_student(), tmp_path / "file" / "f", "torchscript")
+    with pytest.raises(OptionError, match="is a folder; name the file to write"):
+        export(a_student(), tmp_path, "torchscript")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(OptionError, match=r"pip install 'logitcache\[onnx\]'"):
         export(a_student(), tmp_path / "f")

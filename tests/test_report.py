@@ -362,6 +362,7 @@ def test_bad_input_is_one_clear_line(folder: Path, tmp_path: Path) -> None:
     assert "nowhere is neither a run folder" in line("nowhere")
     (tmp_path / "note.txt").write_text("hello")
     assert "note.txt" in line(tmp_path / "note.txt")
+    assert ". is a folder; name the file to write" in fails("report", "runs/slow-0", "--out", ".", cwd=folder)
     shutil.copytree(folder / "runs" / "slow-0", tmp_path / "run")
     metrics = tmp_path / "run" / "metrics.jsonl"
     whole = metrics.read_text()

@@ -51,11 +51,10 @@ def shifted() -> RecipeSpec:
 @cache
 def _letters() -> tuple[str, ...]:
     """The first letters, by code point, that every typeface has and that look like none before them."""
-    from fontTools.ttLib import TTFont
+    files = [_file(face) for face in (*TRAIN_FACES, *TEST_FACES)]
+    from fontTools.ttLib import TTFont  # comes with matplotlib
 
-    common = set.intersection(
-        *(set(TTFont(_file(face)).getBestCmap()) for face in (*TRAIN_FACES, *TEST_FACES))
-    )
+    common = set.intersection(*(set(TTFont(file).getBestCmap()) for file in files))
     seen: set[bytes] = set()
     letters: list[str] = []
     for letter in map(chr, sorted(common)):

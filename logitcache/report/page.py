@@ -52,7 +52,7 @@ def report(
         on_progress: called with (seeds read, seeds to read), cache by cache.
 
     Raises:
-        OptionError: nothing to report on.
+        OptionError: nothing to report on, or `out` is a folder.
         NotFoundError: a path is neither a run folder nor a cache.
         FormatError: something is damaged.
         IncompleteError: a run has no epoch yet, or a cache no complete seed.
@@ -61,6 +61,8 @@ def report(
     named = list(dict.fromkeys(path if "://" in path else os.path.normpath(path) for path in map(str, paths)))
     if not named:
         raise OptionError("a report needs run folders, caches, or both; found none")
+    if Path(out).is_dir():
+        raise OptionError(f"{out} is a folder; name the file to write, such as {Path(out) / 'report.html'}")
     found = [_found(path) for path in named]
     readers = [one for one in found if isinstance(one, CacheReader)]
     groups = grouped([one for one in found if isinstance(one, RunFacts)])
