@@ -90,7 +90,7 @@ class Learner:
             self._restore()
 
     def _restore(self) -> None:
-        self.folder.load(self._parts, self.device)
+        self.folder.load(self._parts)
         if self.world.rank == 0:
             self.folder.rewind(self.ledger.epoch)
         else:

@@ -43,8 +43,8 @@ class Ledger:
             return self
         names = sorted(self._sums)
         device = self._first_bad.device
-        mine = torch.tensor([float(self.views), *(float(self._sums[name]) for name in names)], device=device)
-        total = world.summed(mine.double())
+        mine = [float(self.views), *(float(self._sums[name]) for name in names)]
+        total = world.summed(torch.tensor(mine, dtype=torch.float64, device=device))
         steps = world.all_say(int(self._first_bad))
         whole = Ledger(self.epoch, device)
         whole.step, whole.views = self.step, int(total[0])
@@ -80,9 +80,11 @@ class Ledger:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        """Go on from what `state_dict` returned."""
+        """Go on from what `state_dict` returned, on the device that this one is on."""
         self.epoch, self.step, self.views = state["epoch"], state["step"], state["views"]
-        self._sums, self._first_bad = dict(state["sums"]), state["first_bad"]
+        device = self._first_bad.device
+        self._sums = {name: total.to(device) for name, total in state["sums"].items()}
+        self._first_bad = state["first_bad"].to(device)
 
     def without_sums(self) -> None:
         """Leave the sums so far to another rank, which has them."""

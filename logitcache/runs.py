@@ -98,7 +98,7 @@ class RunFolder:
             FormatError: a line of it is damaged.
         """
         file = self.path / "metrics.jsonl"
-        lines = file.read_bytes().splitlines() if file.exists() else []
+        lines = _read(file).splitlines() if file.exists() else []
         return [_row(file, number, line) for number, line in enumerate(lines, 1)]
 
     def keep(self, row: dict[str, Any], parts: Mapping[str, Stateful], student: Model) -> None:
@@ -117,19 +117,30 @@ class RunFolder:
         with _saving(self.path), _replacing(self.path / "checkpoint.pt") as aside:
             torch.save({name: part.state_dict() for name, part in parts.items()}, aside)
 
-    def load(self, parts: Mapping[str, Stateful], device: torch.device) -> None:
+    def load(self, parts: Mapping[str, Stateful]) -> None:
         """Load the checkpoint, if there is one, into parts as they were saved.
 
         Raises:
             FormatError: the checkpoint is damaged.
+            NotFoundError: it is gone.
+            StorageError: the disk did not let it be read.
         """
         file = self.path / "checkpoint.pt"
         if not file.exists():
+            if (
+                epochs := len(self.metrics())
+            ) > 1:  # the row of the first may have come to the disk before it
+                raise NotFoundError(
+                    f"{self.path} is {epochs} epochs far, but has no checkpoint.pt to go on from; restore it, or "
+                    "train again into another --out"
+                )
             return
         try:
-            saved = torch.load(file, map_location=device, weights_only=True)
+            saved = torch.load(file, map_location="cpu", weights_only=True)  # parts take it where theirs is
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
+        except OSError as error:
+            raise StorageError(f"cannot read {file}: {error.strerror or error}") from error
         except Exception as error:  # a damaged file surfaces as any of zip's, pickle's or torch's exceptions
             raise FormatError(
                 f"{file} is damaged ({first_line(error)}); delete {self.path} and train again"
@@ -159,7 +170,7 @@ def free_folder(parent: Path, name: str) -> Path:
 def _row(file: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         found = error
     if not isinstance(found, dict):
         raise FormatError(
@@ -171,10 +182,17 @@ def _row(file: Path, number: int, line: bytes) -> dict[str, Any]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_bytes())
-    except ValueError as error:
+        found = json.loads(_read(file))
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{file} is damaged ({error}); train again into another --out") from error
     return found if isinstance(found, dict) else {}
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise StorageError(f"cannot read {file}: {error.strerror or error}") from error
 
 
 def _plain(value: object) -> Any:

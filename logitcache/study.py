@@ -148,6 +148,8 @@ class Study:
         with world.meeting():
             if world.rank == 0:
                 try:
+                    if options.get("resume") and self.out is None:
+                        raise OptionError("--resume goes on with a run; name its folder with --out")
                     stream, runs = self._open(world, say)
                     evaluation = self._evaluation(stream, say)
                 except BaseException:

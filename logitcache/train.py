@@ -119,7 +119,10 @@ def train(
                 scores = evaluation.of([x.kept for x in active])
             for learner, score in zip(active, scores, strict=True):
                 measured = {"views_per_second": seen / seconds, "seconds": seconds, **score}
-                group.each([learner], partial(_end, measured, tell))
+                rows: list[dict[str, Any]] = []
+                group.each([learner], partial(_end, measured, rows))
+                for row in rows:  # whom it is told may fail on rank 0 alone, which ends all
+                    tell({"run": str(learner.run.out), **row})
         seconds = time.perf_counter() - started
     if world.rank:
         return []
@@ -205,8 +208,8 @@ def _take(step: int, batch: Batch, learner: Learner) -> None:
         learner.step(batch)
 
 
-def _end(measured: dict[str, float], tell: Progress, learner: Learner) -> None:
-    tell({"run": str(learner.run.out), **learner.end(measured)})
+def _end(measured: dict[str, float], rows: list[dict[str, Any]], learner: Learner) -> None:
+    rows.append(learner.end(measured))
 
 
 def _report(learner: Learner, seconds: float, views_per_second: float) -> TrainReport:

@@ -53,7 +53,7 @@ def read_header(path: Path) -> Header | None:
         raise _unreadable(path, error) from error
     try:
         return None if text is None else Header.from_dict(json.loads(text))
-    except (ValueError, FormatError) as error:
+    except (ValueError, RecursionError, FormatError) as error:
         raise WeightsError(f"{path} has a damaged logitcache header: {first_line(error)}") from error
 
 

@@ -23,12 +23,20 @@ from small import few_digits
 from test_dump import RECIPE
 from torch import nn
 
-from logitcache.errors import FormatError, NonFiniteError, OptionError, StoppedError, StorageError
+from logitcache.errors import (
+    FormatError,
+    NonFiniteError,
+    NotFoundError,
+    OptionError,
+    StoppedError,
+    StorageError,
+)
 from logitcache.evaluation import Evaluation
 from logitcache.learner import Run
 from logitcache.losses import Objective
 from logitcache.models import Model
 from logitcache.protocols import TrainConfig
+from logitcache.report.runs import read_run
 from logitcache.schema import AdapterSpec
 from logitcache.stream import Stream
 from logitcache.train import train
@@ -206,6 +214,32 @@ def test_a_signal_to_another_rank_ends_likewise() -> None:
     with pytest.raises(typer.Exit) as ended, stopped_gently():
         raise StoppedError("stopped after step 3 of epoch 1")
     assert ended.value.exit_code == 128 + signal.SIGTERM
+
+
+def test_a_run_without_its_checkpoint_is_left_as_it_is(tmp_path: Path) -> None:
+    trained(tmp_path, SETTINGS["plain"])
+    (tmp_path / "checkpoint.pt").unlink()
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(NotFoundError, match=r"2 epochs far, but has no checkpoint\.pt"):
+        trained(tmp_path, SETTINGS["plain"])
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "config.json", "metrics.jsonl"])
+def test_what_the_disk_refuses_is_not_taken_for_damage(name: str, tmp_path: Path) -> None:
+    trained(tmp_path, SETTINGS["plain"])
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()  # as a missing permission does
+    with pytest.raises(StorageError, match=rf"cannot read .*{name}"):
+        trained(tmp_path, SETTINGS["plain"])
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
+def test_a_strangers_run_may_nest_as_deeply_as_it_likes(name: str, tmp_path: Path) -> None:
+    trained(tmp_path, SETTINGS["plain"])
+    (tmp_path / name).write_text("[" * 100_000)
+    with pytest.raises(FormatError, match=name):
+        read_run(tmp_path)
 
 
 @pytest.mark.parametrize("left", [0, 1, 1000])

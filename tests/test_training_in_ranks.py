@@ -26,6 +26,7 @@ from logitcache.errors import (
     NonFiniteError,
     OptionError,
     StoppedError,
+    StorageError,
     StudentsError,
 )
 from logitcache.evaluation import Evaluation
@@ -157,6 +158,19 @@ def test_a_lost_rank_ends_all(exact: Path, tmp_path: Path) -> None:
     assert "another rank ended" in str(heard[0])
     heard = in_ranks(lambda world: trained(tmp_path / "run", world, exact, resume=True))
     assert heard[0][0].epochs == 2
+
+
+def test_what_fails_in_telling_ends_all(exact: Path, tmp_path: Path) -> None:
+    """Rank 0 alone tells; were only its student to end, its others would go on with those of another rank."""
+
+    def full(event: dict[str, Any]) -> None:
+        if "epoch" in event and event.get("run", "").endswith("/0"):
+            raise StorageError("the disk is full")
+
+    two = (CONFIG, dataclasses.replace(CONFIG, lr=0.2))
+    heard = in_ranks(lambda world: trained(tmp_path, world, exact, two, on_progress=full))
+    assert isinstance(heard[0], StorageError)
+    assert isinstance(heard[1], ClusterError)
 
 
 def test_what_ends_all_is_said_once(exact: Path, tmp_path: Path) -> None:
