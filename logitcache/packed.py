@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from logitcache.errors import IncompleteError
 from logitcache.loader import KeyedViews, Pair, require
 from logitcache.schema import RowLayout
+from logitcache.sealed import whole
 from logitcache.sparse import SparseTeacher
 
 Item = tuple[Any, int, Tensor]
@@ -85,10 +86,9 @@ class PackedViews(Dataset[Item]):
     def _map(self, seed: int) -> npt.NDArray[np.uint8]:
         if seed not in self.files:
             raise IncompleteError(f"seed {seed} is not one of {sorted(self.files)}")
-        shape = len(self.views), self.layout.row_bytes
-        try:
-            return np.memmap(self.files[seed], dtype=np.uint8, mode="r", shape=shape)
-        except FileNotFoundError:
+        file, shape = self.files[seed], (len(self.views), self.layout.row_bytes)
+        if not whole(file, shape[0] * shape[1]):
             raise IncompleteError(
                 f"seed {seed} is not decoded; iterate a ViewSampler, or call prepare([{seed}]) before the loader"
-            ) from None
+            )
+        return np.memmap(file, dtype=np.uint8, mode="r", shape=shape)

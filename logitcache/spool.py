@@ -29,14 +29,13 @@ from filelock import FileLock, Timeout
 
 from logitcache.errors import LogitCacheError, StorageError
 from logitcache.schema import CacheSpec, RowLayout
+from logitcache.sealed import CRC, begun, whole
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader
 
 Rows = npt.NDArray[np.uint8]
 DEFAULT_LIMIT = 50_000_000_000
-BLOCK = 1 << 24  # bytes read at a time
 PAGE = mmap.PAGESIZE
-CRC = 4  # bytes of it
 DECODERS = 2  # threads; as many shards are in memory, and the one being written
 
 
@@ -82,7 +81,7 @@ def open_spool(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
-            if not _whole(file, shape[0] * shape[1]):
+            if not whole(file, shape[0] * shape[1]):
                 _trim(
                     folder, limit - shape[0] * shape[1] - CRC, keep=file
                 )  # room first: the disk may be no larger
@@ -130,21 +129,10 @@ def _digest(layout: RowLayout) -> str:
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
-def _whole(file: Path, size: int) -> bool:
-    """Is there a spool of rows of so many bytes, as they were written?"""
-    if not file.exists() or file.stat().st_size != size + CRC:
-        return False
-    crc: int = google_crc32c.value(file.stem.encode())
-    with file.open("rb") as rows:
-        for start in range(0, size, BLOCK):
-            crc = google_crc32c.extend(crc, rows.read(min(BLOCK, size - start)))
-        return rows.read() == crc.to_bytes(CRC, "little")
-
-
 def _build(file: Path, reader: CacheReader, seed: int, layout: RowLayout) -> None:
     """Decode a seed into `file`, a few shards at a time; what fails leaves nothing behind."""
     aside = file.with_suffix(".part")
-    crc = google_crc32c.value(file.stem.encode())  # rows under another name are not its own
+    crc = begun(file)
     try:
         with aside.open("wb") as out:
             for rows in _decoded(reader, seed, layout):

@@ -183,6 +183,21 @@ def test_options_that_cannot_be_honoured(data: CachedViews, cache: CacheReader, 
         CachedViews(few_digits(32), tmp_path / "mixed.zarr")
 
 
+@pytest.mark.parametrize(
+    "damaged", [lambda whole: whole[:-9], lambda whole: whole[:9] + b"\0\1" + whole[11:]]
+)
+def test_a_worker_maps_no_damaged_rows(damaged: Any, cache: CacheReader, tmp_path: Path) -> None:
+    data = CachedViews(few_digits(N), cache, spool_folder=tmp_path)
+    data.prepare([0])
+    data.files[0].write_bytes(damaged(data.files[0].read_bytes()))
+    here = pickle.loads(pickle.dumps(data))
+    with pytest.raises(IncompleteError, match=r"call prepare\(\[0\]\)"):
+        _ = here[0, 0]
+    data = CachedViews(few_digits(N), cache, spool_folder=tmp_path)
+    data.prepare([0])  # decodes it anew
+    assert pickle.loads(pickle.dumps(data))[0, 0][1] == data[0, 0][1]
+
+
 def test_workers_do_not_decode(cache: CacheReader, tmp_path: Path) -> None:
     data = CachedViews(few_digits(N), cache, spool_folder=tmp_path / "fresh")
     loader = DataLoader(
