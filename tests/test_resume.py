@@ -20,6 +20,7 @@ import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small import few_digits
+from test_cli import fails
 from test_dump import RECIPE
 from torch import nn
 
@@ -208,6 +209,11 @@ def test_a_signal_ends_with_a_checkpoint_and_a_line(sent: signal.Signals, tmp_pa
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(rows) == ledger["epoch"]
     assert f"step {ledger['step']} of epoch {ledger['epoch'] + 1}" in said
+
+
+def test_going_on_needs_a_folder(tmp_path: Path) -> None:
+    said = fails("train", "--student", "digits_tiny", "--loss", "ce", "--resume", cwd=tmp_path)
+    assert said.endswith("--resume goes on with a run; name its folder with --out")
 
 
 def test_a_signal_to_another_rank_ends_likewise() -> None:
