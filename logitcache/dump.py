@@ -19,7 +19,7 @@ from logitcache.fill import Filler, Progress, Receipt, Work
 from logitcache.forward import InPieces, ViewModel, choose_device, choose_precision
 from logitcache.loader import KeyedViews, OnBadImage
 from logitcache.models import Model
-from logitcache.order import in_cache_order
+from logitcache.order import distinct_keys, in_cache_order
 from logitcache.replay import prove_replay
 from logitcache.schema import DATA, CacheSpec, RecipeSpec, Spec, TeacherSpec
 from logitcache.store import CacheReader, CacheWriter, SeedWriter
@@ -180,7 +180,7 @@ def owned(
             "give weights of as many classes, or view the images without theirs (folder:PATH)",
         )
     images, spec = _arranged(out, images, cache_spec(images, recipe, teacher, config), config)
-    writer = CacheWriter.open(out, spec, images.keys(), grow=config.grow)
+    writer = CacheWriter.open(out, spec, distinct_keys(images), grow=config.grow)
     views = KeyedViews(images, recipe, config.on_bad_image)
     began = time.perf_counter()
     with ExitStack() as stack:

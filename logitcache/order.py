@@ -104,6 +104,18 @@ def in_cache_order(reader: CacheReader, images: Images, *, grow: bool = False) -
     )
 
 
+def distinct_keys(images: Images) -> Keys:
+    """Return the sample keys, (n,) uint64.
+
+    Raises:
+        DataError: two images have the same.
+    """
+    keys = images.keys()
+    if len(np.unique(keys)) < len(keys):
+        raise DataError(f"{images.name}: two images have one stable name, so they cannot be told apart")
+    return keys
+
+
 def _differences(reader: CacheReader, images: Images) -> list[Difference]:
     expected = reader.spec.dataset
     found = images.spec(expected.num_classes)
@@ -120,10 +132,8 @@ def _places(keys: Keys, images: Images) -> tuple[npt.NDArray[np.int64], Differen
     Returns:
         Where each is among the images, then the others, in their own order; and the first that is not there.
     """
-    there = images.keys()
+    there = distinct_keys(images)
     rising, place = np.unique(there, return_index=True)
-    if len(rising) < len(there):
-        raise DataError(f"{images.name}: two images have one stable name, so they cannot be told apart")
     at = np.searchsorted(rising, keys).clip(max=len(rising) - 1)
     order = place[at]
     missing = None

@@ -57,7 +57,7 @@ class RunFolder:
             )
         if file.exists():
             if not resume:
-                raise OptionError(f"{self.path} holds a run already; --resume it, or choose another --out")
+                self.require_free()
             found = _read_json(file)
             differing = [k for k in record if _plain(record[k]) != found.get(k)]
             if fields := [d for k in differing for d in _differences(k, found.get(k), _plain(record[k]))]:
@@ -73,6 +73,15 @@ class RunFolder:
                 file,
                 json.dumps({**record, "versions": library_versions(), "command": sys.argv}, indent=2) + "\n",
             )
+
+    def require_free(self) -> None:
+        """Insist that no run is here yet.
+
+        Raises:
+            OptionError: one is.
+        """
+        if self.holds(self.path):
+            raise OptionError(f"{self.path} holds a run already; --resume it, or choose another --out")
 
     @staticmethod
     def holds(path: Path) -> bool:

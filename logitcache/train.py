@@ -14,6 +14,7 @@ from typing import Any
 from logitcache.errors import (
     LogitCacheError,
     NonFiniteError,
+    NotFoundError,
     OptionError,
     StoppedError,
     StorageError,
@@ -22,6 +23,7 @@ from logitcache.errors import (
 from logitcache.evaluation import Evaluation
 from logitcache.learner import Learner, Run
 from logitcache.loader import deaths_named
+from logitcache.runs import RunFolder
 from logitcache.spec import Spec
 from logitcache.stream import Batch, Stream
 from logitcache.world import World, lost_ranks_named
@@ -139,6 +141,8 @@ def _learners(runs: Sequence[Run], stream: Stream, world: World, resume: bool) -
     """Make ready on all ranks; where one cannot, it alone says why, and there are none."""
     failed: LogitCacheError | None = None
     try:
+        for run in () if resume or world.rank else runs:  # all of them, before anything is written into one
+            RunFolder(run.out).require_free()
         learners = [Learner(run, stream, resume=resume) for run in runs]
     except LogitCacheError as error:
         failed = error
@@ -214,6 +218,10 @@ def _end(measured: dict[str, float], rows: list[dict[str, Any]], learner: Learne
 
 def _report(learner: Learner, seconds: float, views_per_second: float) -> TrainReport:
     rows, student = learner.folder.metrics(), learner.student
+    if not rows:
+        raise NotFoundError(
+            f"{learner.run.out}: the rows of metrics.jsonl are gone, so nothing can be told of it"
+        )
     return TrainReport(
         out=str(learner.run.out),
         student=student.name,

@@ -250,6 +250,18 @@ def test_images_in_another_order_are_viewed_by_whole_batches_too() -> None:
     assert torch.equal(batch.views, views.__getitems__(pairs).views)
 
 
+def test_images_of_one_name_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    class Twins(ArrayImages):
+        def stable_name(self, sample: int) -> bytes:
+            return b"%d" % (sample // 2)
+
+    few = few_digits(20)
+    images = Twins("twins", "train", few.images, few.labels, 10, "digits")
+    with pytest.raises(DataError, match="two images have one stable name"):
+        dump(tmp_path / "c.zarr", images, RECIPE, a_teacher(), DumpConfig(workers=0))
+    assert not (tmp_path / "c.zarr").exists()
+
+
 def test_keys_are_those_of_the_names(tmp_path: Path) -> None:
     old = folder_images(paint(tmp_path / "pets", OLD))
     all_of_them = folder_images(paint(tmp_path / "pets", NEW))

@@ -150,6 +150,20 @@ def test_the_kept_weights_build_the_student_again(exact: CacheReader, tmp_path: 
     assert evaluation.of([ViewModel(again)])[0]["top1"] == report.top1
 
 
+def test_of_several_folders_none_is_begun_when_one_holds_a_run(exact: CacheReader, tmp_path: Path) -> None:
+    train([a_run(tmp_path / "b")], a_stream(exact))
+    with pytest.raises(OptionError, match="b holds a run already"):
+        train([a_run(tmp_path / "a"), a_run(tmp_path / "b")], a_stream(exact))
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_finished_run_without_its_rows_is_one_line(exact: CacheReader, tmp_path: Path) -> None:
+    train([a_run(tmp_path)], a_stream(exact))
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(NotFoundError, match="rows of metrics"):
+        train([a_run(tmp_path)], a_stream(exact), resume=True)
+
+
 def test_a_folder_that_holds_a_run_is_left_alone(exact: CacheReader, tmp_path: Path) -> None:
     train([a_run(tmp_path)], a_stream(exact))
     before = (tmp_path / "last.safetensors").read_bytes()
