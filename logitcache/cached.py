@@ -113,8 +113,8 @@ class ViewSampler(Sampler[Pair]):
             where they divide the batch size.
         fraction: of the samples, drawn by `order`.
         samples: which to take; None: all.
-        rank, world_size: this process among those that train together; by default as `torch.distributed` has them.
-            Every rank gets as many pairs; what is over is left out.
+        rank: this process among those that train together; by default as `torch.distributed` has them.
+        world_size: how many of them. Every rank gets as many pairs; what is over is left out.
 
     Raises:
         OptionError: there is no such rank, seed order or samples, or fewer seeds than views of an image.
