@@ -148,9 +148,7 @@ class _Bench:
         }
         times = in_turns(ways, 2 * rounds, time.perf_counter)
         of = {"stage two": "its loader"}
-        yield Comparison.between(
-            of, "DataLoader", times["stream"], times["plain"], 1.03, len(self.images)
-        )
+        yield Comparison.between(of, "DataLoader", times["stream"], times["plain"], 1.03, len(self.images))
 
     def side_by_side(self, rounds: int) -> Iterator[Comparison]:
         """Two students in one pass over the data, against one after the other."""
