@@ -47,7 +47,7 @@ def bench(
     config = BenchConfig(rounds, batch, n, threads, device, logits, folder)
     found = []
     for name in SUITES if suite == "all" else [suite]:
-        say(f"bench {name}: a minute or two on two cores")
+        say(f"bench {name}: some minutes on two cores")
         found.append(run(name, config))
         for title, rows in {} if json else found[-1].tables.items():
             console.print(_table(title, [row.cells() for row in rows]))

@@ -48,7 +48,8 @@ class CachedViews(PackedViews):
         MismatchError: the images are others than the cache's.
         DriftError: views made here differ from those that the teacher saw.
         IncompleteError: seeds asked for are not complete, or none is.
-        OptionError: the recipe mixes images, whose two labels only a `Stream` gives.
+        OptionError: the recipe mixes images, whose two labels only a `Stream` gives; or two decoded seeds are more
+            than `spool_limit`.
     """
 
     def __init__(
@@ -71,6 +72,11 @@ class CachedViews(PackedViews):
             images = images_of(images, reader.spec.dataset.name, reader.spec.dataset.split)
         views, self.seeds, self.drift = proved_views(reader, images, seeds, allow_drift=allow_drift)
         self.source = CachedTeacher(reader, spool_folder, spool_limit)
+        spool = self.source.layout.row_bytes * reader.spec.dataset.n
+        if len(self.seeds) > 1 and spool_limit < 2 * spool:  # the next is decoded while workers map this one
+            raise OptionError(
+                f"two decoded seeds take {2 * spool:,} bytes, spool_limit allows {spool_limit:,}"
+            )
         files = {seed: spool_file(reader, seed, spool_folder) for seed in self.seeds}
         super().__init__(views, self.source.layout, files, transform)
 

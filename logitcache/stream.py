@@ -325,6 +325,9 @@ class Stream:
         weights: Sequence[float] | None = None,
         space: MixSpace = "probability",
         seeds: tuple[int, ...] = (),
+        allow_drift: bool = False,
+        spool_folder: Path | None = None,
+        spool_limit: int = DEFAULT_LIMIT,
         **options: Any,
     ) -> Self:
         """Stream from the caches of several teachers of the same views, averaged as `sparse.mix` does.
@@ -335,7 +338,10 @@ class Stream:
             weights: one for each cache; even when None.
             space: whether to average probabilities or their logarithms.
             seeds: augmentation seeds; by default those that are complete in every cache.
-            **options: as for `from_cache`.
+            allow_drift: as for `from_cache`; `drift` is then that of the first cache that has any.
+            spool_folder: as for `from_cache`.
+            spool_limit: likewise.
+            **options: fields of `StreamConfig`.
 
         Raises:
             MismatchError: the caches are of different views.
@@ -350,11 +356,11 @@ class Stream:
             raise IncompleteError(
                 f"no seed is complete in every cache ({held}); dump the same --seeds of each"
             )
-        streams = [cls.from_cache(reader, images, seeds=chosen, **options) for reader in readers]
-        first = streams[0]
-        teachers = [stream.teacher for stream in streams if stream.teacher]
-        drift = next((stream.drift for stream in streams if stream.drift), None)
-        return cls(first.views, Ensemble(teachers, weights, space), first.config, drift)
+        proved = [proved_views(reader, images, chosen, allow_drift=allow_drift) for reader in readers]
+        teachers = [CachedTeacher(reader, spool_folder, spool_limit) for reader in readers]
+        drift = next((drift for _, _, drift in proved if drift), None)
+        config = StreamConfig(seeds=chosen, **options)
+        return cls(proved[0][0], Ensemble(teachers, weights, space), config, drift)
 
     @classmethod
     def plain(cls, images: Images, recipe: RecipeSpec, **options: Any) -> Self:

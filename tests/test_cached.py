@@ -198,6 +198,13 @@ def test_a_worker_maps_no_damaged_rows(damaged: Any, cache: CacheReader, tmp_pat
     assert pickle.loads(pickle.dumps(data))[0, 0][1] == data[0, 0][1]
 
 
+def test_a_spool_that_cannot_hold_two_seeds_is_refused_before_workers_need_them(cache: CacheReader) -> None:
+    with pytest.raises(OptionError, match="two decoded seeds"):
+        CachedViews(few_digits(cache.spec.dataset.n), cache, spool_limit=1000)
+    one = CachedViews(few_digits(cache.spec.dataset.n), cache, seeds=[0], spool_limit=1000)
+    assert one.seeds == (0,)
+
+
 def test_workers_do_not_decode(cache: CacheReader, tmp_path: Path) -> None:
     data = CachedViews(few_digits(N), cache, spool_folder=tmp_path / "fresh")
     loader = DataLoader(
