@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import sys
+import time
+from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from typer.testing import CliRunner
 
 from logitcache.bench import store
 from logitcache.bench.answers import answers
+from logitcache.bench.compare import in_turns
 from logitcache.bench.contest import ContestConfig, Entry, Standing, _split, contest, table
 from logitcache.bench.memory import TASKS, Peak, held, shared_by, told, watched
 from logitcache.bench.records import Lookup, alternatives, divergence, tinyvit_log_probs, true_log_probs
@@ -60,6 +64,25 @@ def test_bench_views_compares_the_ways_to_make_them(monkeypatch: pytest.MonkeyPa
     text = CliRunner().invoke(app, words, env={"COLUMNS": "80"}).stdout
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("ways", ["ab", "abc", "abcd"])
+def test_ways_take_every_place_in_a_round_equally_often_and_are_timed_once_a_round(ways: str) -> None:
+    turns: dict[int, list[str]] = {}
+    rounds = 2 * len(ways)
+
+    def way(name: str) -> Callable[[int], None]:
+        return lambda number: turns.setdefault(number, []).append(name)
+
+    times = in_turns({name: way(name) for name in ways}, rounds, time.perf_counter)
+    assert sorted(turns) == list(range(rounds + 1))  # the first is not counted
+    assert {name: len(seconds) for name, seconds in times.items()} == dict.fromkeys(ways, rounds)
+    places = [Counter(turns[number][place] for number in range(rounds)) for place in range(len(ways))]
+    assert places == [dict.fromkeys(ways, 2)] * len(ways)
+    again = Counter(
+        turns[number][0] for number in range(1, rounds + 1) if turns[number][0] == turns[number - 1][-1]
+    )
+    assert again == dict.fromkeys(ways, 1)
 
 
 def test_bench_dump_compares_stage_one_with_a_bare_loop(monkeypatch: pytest.MonkeyPatch) -> None:

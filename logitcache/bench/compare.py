@@ -1,11 +1,13 @@
 """One thing against another: timed in turns, so that both share the machine's load, and told as a ratio."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from logitcache.schema import Spec
 
@@ -72,7 +74,10 @@ class Comparison(Spec):
 def in_turns(
     ways: Mapping[str, Callable[[int], object]], rounds: int, clock: Callable[[], float]
 ) -> dict[str, Seconds]:
-    """Time each way once a round, every other round in the opposite order; the first round is not counted.
+    """Time each way once a round; the first round is not counted.
+
+    Every other round takes the ways in the opposite order, and every pair of rounds begins with another of them, so
+    that each is equally often first, last, and right after itself.
 
     Args:
         ways: each is called with the number of the round.
@@ -83,10 +88,25 @@ def in_turns(
         (rounds,) seconds of each.
     """
     times: dict[str, list[float]] = {name: [] for name in ways}
+    names = list(ways)
     for number in range(rounds + 1):
-        for name, way in sorted(ways.items(), reverse=bool(number % 2)):
+        first = number // 2 % len(names)
+        turn = names[first:] + names[:first]
+        for name in reversed(turn) if number % 2 else turn:
             start = clock()
-            way(number)
+            ways[name](number)
             if number:
                 times[name].append(clock() - start)
     return {name: np.array(seconds) for name, seconds in times.items()}
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Return a clock in seconds that waits for the device."""
+    if device.type != "cuda":
+        return time.perf_counter
+
+    def after_the_device() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return after_the_device

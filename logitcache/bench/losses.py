@@ -1,6 +1,5 @@
 """How much a loss costs, against the plain dense one: forward and backward on the same student logits."""
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -8,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from logitcache.bench.compare import Comparison, Seconds, in_turns
+from logitcache.bench.compare import Comparison, Seconds, clock_of, in_turns
 from logitcache.losses import blondel_ranks, cmkd, kd, laplace_ranks, soft_spearman
 from logitcache.sparse import SparseTeacher
 
@@ -36,7 +35,7 @@ def measure(
         device: where.
     """
     rows: list[Comparison] = []
-    clock = _clock(torch.device(device))
+    clock = clock_of(torch.device(device))
     generator = torch.Generator().manual_seed(0)
     for c in classes:
         student = (torch.randn(batch, c, generator=generator) * 2).to(device)
@@ -126,17 +125,6 @@ def _step(loss: Callable[[Tensor], Tensor], inputs: Tensor) -> Callable[[int], N
         loss(leaf).backward()  # type: ignore[no-untyped-call]
 
     return step
-
-
-def _clock(device: torch.device) -> Callable[[], float]:
-    if device.type != "cuda":
-        return time.perf_counter
-
-    def after_the_device() -> float:
-        torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    return after_the_device
 
 
 def _row(times: dict[str, Seconds], name: str, against: str, c: int, k: int, wanted: float) -> Comparison:

@@ -1,12 +1,11 @@
 """What distilling from a cache adds to plain training, and what it saves of training with the teacher live.
 
-Every way trains the same student on the same JPEG files through the same loader, an epoch a round, by `train` itself:
-checkpoints and metrics included.
+Every way trains the same student on the same JPEG files through a loader of its own, as `train` steps it: views,
+the teacher's answers, forward, backward, update.
 """
 
-import dataclasses
+import itertools
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +15,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from logitcache.bench.compare import Comparison, in_turns
+from logitcache.bench.compare import Comparison, clock_of, in_turns
 from logitcache.bench.dump import CLASSES, TOP_K, idle_teacher, pictures_in
 from logitcache.bench.memory import Shared, held, shared_by, told
 from logitcache.bench.store import write_cache
 from logitcache.datasets import Images
 from logitcache.dump import DumpConfig, dump
 from logitcache.forward import ViewModel, choose_precision
-from logitcache.learner import Run
+from logitcache.learner import Learner, Run
 from logitcache.loader import choose_workers
 from logitcache.losses import Objective
-from logitcache.models import build
+from logitcache.models import Model, build
 from logitcache.protocols import TrainConfig
 from logitcache.schema import RecipeSpec, Spec
 from logitcache.stream import LiveTeacher, Stream
@@ -37,6 +36,9 @@ STUDENT = "resnet18"
 PROCESSES = (1, 4, 8)
 SPOOLED = 131_072  # views of the spool that they share
 WAYS = ("ce", "kd", "cmkd")
+STEADY = 8  # rounds of training by each loss, for one of slower things
+
+Round = Callable[[int], object]
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,17 @@ class Peak(Spec):
 
 
 def measure(
-    *, pictures: int = 512, rounds: int = 4, batch: int = 64, workers: int = -1, device: torch.device
+    *, pictures: int = 256, rounds: int = 4, batch: int = 64, workers: int = -1, device: torch.device
 ) -> TrainReport:
-    """Time epochs of training from labels, from a cache and with the teacher live, in turns; then their memory.
+    """Time training from labels, from a cache and with the teacher live, in turns; then measure memory.
 
     The student is ResNet-18 of 1,000 classes, k = 16; at 64 pixels with ResNet-50 as the live teacher on the CPU, at
     224 with ViT-L/16 on CUDA.
 
     Args:
         pictures: how many JPEG files to make and to train on.
-        rounds: how often each way trains an epoch; one more is not counted.
+        rounds: how often each slow thing is timed, and eight times as often a round of training by each loss (a
+            step on the CPU, whose views no worker makes meanwhile; on CUDA an epoch); one more is not counted.
         batch: views per step.
         workers: processes that make views, as for `train`.
         device: where to train.
@@ -109,7 +112,7 @@ class _Bench:
             folder / "cache.zarr",
             images,
             recipe,
-            idle_teacher(build(STUDENT, num_classes=CLASSES, view_size=64, weights="random")),
+            idle_teacher(_student(STUDENT)),
             config,
         )
         return cls(folder, images, recipe, batch, workers, device)
@@ -118,21 +121,26 @@ class _Bench:
 
     def losses(self, rounds: int) -> Iterator[Comparison]:
         """Training by each loss, and with the teacher live."""
-        streams = {loss: self.stream(loss) for loss in (*WAYS, "live")}
-        ways = {
-            loss: self.epoch_of(stream, "kd" if loss == "live" else loss) for loss, stream in streams.items()
-        }
-        times = in_turns(ways, rounds, time.perf_counter)
-        views = len(self.images)
+        clock, on_cpu = clock_of(self.device), self.device.type == "cpu"
+        workers = 0 if on_cpu else self.workers
+        views = min(self.batch, len(self.images)) if on_cpu else len(self.images)
+
+        def way(loss: str, by: str) -> Round:
+            stream = self.stream(loss, workers)
+            return self.steps_of(stream, by, 1 if on_cpu else stream.steps(0))
+
+        ways = {loss: way(loss, loss) for loss in WAYS}
+        times = in_turns(ways, STEADY * rounds, clock)
         for loss in WAYS[1:]:
             of = {"stage two": f"{loss}, cached"}
             yield Comparison.between(of, "ce, labels", times[loss], times["ce"], 1.03, views)
+        times = in_turns({"kd": ways["kd"], "live": way("live", "kd")}, rounds, clock)
         live = f"{self._teacher} live"
         yield Comparison.between({"stage two": "kd, cached"}, live, times["kd"], times["live"], None, views)
 
     def loaders(self, rounds: int) -> Iterator[Comparison]:
         """Batches with the teacher's answers, against those of a plain loader of the same transforms."""
-        stream = self.stream("kd")
+        stream = self.stream("kd", self.workers)
         workers = choose_workers(self.workers, self.images, self.device)
         plain = DataLoader(
             _Plain(self.images, self.recipe),
@@ -142,24 +150,24 @@ class _Bench:
             persistent_workers=workers > 0,
             pin_memory=self.device.type == "cuda",
         )
-        ways: dict[str, Callable[[int], object]] = {
+        ways: dict[str, Round] = {
             "stream": lambda number: sum(len(batch.views) for batch in stream.epoch(number)),
             "plain": lambda _: sum(len(views.to(self.device)) for views, _ in plain),
         }
-        times = in_turns(ways, 2 * rounds, time.perf_counter)
+        times = in_turns(ways, 2 * rounds, clock_of(self.device))
         of = {"stage two": "its loader"}
         yield Comparison.between(of, "DataLoader", times["stream"], times["plain"], 1.03, len(self.images))
 
     def side_by_side(self, rounds: int) -> Iterator[Comparison]:
         """Two students in one pass over the data, against one after the other."""
-        stream, names = self.stream("kd"), (STUDENT, "mobilenet_v3_small")
+        stream, names = self.stream("kd", self.workers), (STUDENT, "mobilenet_v3_small")
         both, one, other = (self.epoch_of(stream, "kd", some) for some in (names, names[:1], names[1:]))
 
         def apart(number: int) -> None:
             one(number)
             other(number)
 
-        times = in_turns({"both": both, "apart": apart}, rounds, time.perf_counter)
+        times = in_turns({"both": both, "apart": apart}, rounds, clock_of(self.device))
         yield Comparison.between(
             {"stage two": "2 students"},
             "one by one",
@@ -173,11 +181,11 @@ class _Bench:
     def _teacher(self) -> str:
         return "vit_l_16" if self.device.type == "cuda" else "resnet50"
 
-    def stream(self, loss: str) -> Stream:
+    def stream(self, loss: str, workers: int) -> Stream:
         """Open what training by a loss needs: labels, a cache, or a live teacher."""
         options: dict[str, Any] = {
             "batch_size": self.batch,
-            "workers": self.workers,
+            "workers": workers,
             "device": str(self.device),
         }
         if loss == "ce":
@@ -192,20 +200,25 @@ class _Bench:
             return Stream(stream.views, live, stream.config)
         return stream
 
-    def epoch_of(
-        self, stream: Stream, loss: str, students: Sequence[str] = (STUDENT,)
-    ) -> Callable[[int], object]:
-        """Return what trains an epoch of new students, each time it is called."""
+    def steps_of(self, stream: Stream, loss: str, count: int) -> Round:
+        """Return what takes a new student some steps further, each time it is called."""
+        run = Run(Path(tempfile.mkdtemp(dir=self.folder)) / "run", _student(STUDENT), Objective.parse(loss))
+        learner = Learner(run, stream)
+        batches = (batch for epoch in itertools.count() for batch in stream.epoch(epoch))
+
+        def steps(number: int) -> None:
+            for batch in itertools.islice(batches, count):
+                learner.step(batch)
+
+        return steps
+
+    def epoch_of(self, stream: Stream, loss: str, students: Sequence[str] = (STUDENT,)) -> Round:
+        """Return what trains an epoch of new students by `train`, each time it is called."""
         out = Path(tempfile.mkdtemp(dir=self.folder))
 
         def epoch(number: int) -> None:
             runs = [
-                Run(
-                    out / f"{number}-{name}",
-                    build(name, num_classes=CLASSES, view_size=64, weights="random"),
-                    Objective.parse(loss),
-                    TrainConfig(epochs=1),
-                )
+                Run(out / f"{number}-{name}", _student(name), Objective.parse(loss), TrainConfig(epochs=1))
                 for name in students
             ]
             train(runs, stream)
@@ -219,8 +232,7 @@ class _Bench:
         if self.device.type == "cuda":
             found = {loss: _on_device(self, loss) for loss in WAYS}
         elif told():
-            alone = dataclasses.replace(self, workers=0)
-            found = {loss: held(_train_once, (alone, loss)) for loss in WAYS}
+            found = {loss: held(_train_once, (self, loss, 0)) for loss in WAYS}
         else:
             return
         for loss, mb in found.items():
@@ -236,13 +248,17 @@ class _Bench:
             yield shared_by(count, cache, self.folder / "spool")
 
 
-def _train_once(bench: _Bench, loss: str) -> None:
-    bench.epoch_of(bench.stream(loss), loss)(0)
+def _student(name: str) -> Model:
+    return build(name, num_classes=CLASSES, view_size=64, weights="random")
+
+
+def _train_once(bench: _Bench, loss: str, workers: int) -> None:
+    bench.epoch_of(bench.stream(loss, workers), loss)(0)
 
 
 def _on_device(bench: _Bench, loss: str) -> float:
     torch.cuda.reset_peak_memory_stats(bench.device)
-    _train_once(bench, loss)
+    _train_once(bench, loss, bench.workers)
     return torch.cuda.max_memory_allocated(bench.device) / 1e6
 
 
