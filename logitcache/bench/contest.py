@@ -1,7 +1,10 @@
 """Losses under one budget, weight and learning rate of each tuned: the tables of docs/losses.md and docs/results.md.
 
-    python -m logitcache.bench.contest            # every loss on the digits
-    python -m logitcache.bench.contest glyphs     # some, on letters, by what the cache keeps
+    python -m logitcache.bench.contest                  # every loss on the digits
+    python -m logitcache.bench.contest glyphs           # some, on letters, by what the cache keeps
+    python -m logitcache.bench.contest glyphs-k16       # tuned with 16 logits of 200
+    python -m logitcache.bench.contest glyphs-weak      # with a teacher that learnt less
+    python -m logitcache.bench.contest glyphs-strong    # with one that learnt more
 
 The same contest is held twice. To tune, the teacher, its cache and all students see four fifths of the training
 images and are scored on the last fifth, a keyed choice: first every weight and learning rate under a few seeds, then
@@ -14,14 +17,14 @@ import statistics
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from logitcache.bench.glyphs import glyphs, shifted
+from logitcache.bench.glyphs import CLASSES, glyphs, shifted
 from logitcache.datasets import ArrayImages, digits
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import NonFiniteError, StudentsError
@@ -220,14 +223,20 @@ def on_glyphs() -> Task:
     return Task(glyphs("train"), glyphs("test"), shifted(), "digits_teacher", "digits_small")
 
 
-GLYPHS = ContestConfig(
-    losses=(
-        "kd", "dkd", "dist", "pld", "cmkd", "cmkd(difficulty=fixed)", "cmkd(hard=pearson)",
-        "cmkd(difficulty=fixed,balance=0.0)",
-    ),
-    weights=(0.5, 2.0), rates=(0.2, 0.4, 0.8), epochs=10, teacher_epochs=20, top_k=200, others=(0, 16, 8),
+_LETTERS = ContestConfig(
+    weights=(0.5, 1.0, 2.0, 4.0), rates=(0.4, 0.8, 1.6), epochs=10, teacher_epochs=20, top_k=CLASSES,
     heat_seeds=2, finalists=1, tuning_seeds=2, seeds=5,
 )  # fmt: skip
+_SOME = ("kd", "dist", "cmkd", "cmkd(difficulty=fixed)", "cmkd(difficulty=fixed,balance=0.0)")
+_MORE = ("dkd", "pld", "cmkd(hard=pearson)", "cmkd(support=topk+tail)")
+
+CONTESTS: dict[str, tuple[Callable[[], Task], ContestConfig]] = {
+    "digits": (on_digits, ContestConfig()),
+    "glyphs": (on_glyphs, replace(_LETTERS, losses=(*_SOME, *_MORE), others=(0, 32, 16, 8))),
+    "glyphs-k16": (on_glyphs, replace(_LETTERS, losses=(*_SOME, *_MORE), top_k=16)),
+    "glyphs-weak": (on_glyphs, replace(_LETTERS, losses=_SOME, teacher_epochs=10)),
+    "glyphs-strong": (on_glyphs, replace(_LETTERS, losses=_SOME, teacher_epochs=60)),
+}
 
 
 def table(standings: Sequence[Standing]) -> str:
@@ -273,11 +282,14 @@ def _say(text: str) -> None:
 
 
 def main() -> None:
-    """Print a table: of the digits, or of the letters where the command says so."""
+    """Print the table of a contest."""
     torch.set_num_threads(1)  # these networks are so small that threads only get in each other's way
-    task, config = (on_glyphs(), GLYPHS) if sys.argv[1:] == ["glyphs"] else (on_digits(), ContestConfig())
+    (name,) = sys.argv[1:] or ["digits"]
+    if name not in CONTESTS:
+        sys.exit(f"no contest {name!r}; there are {', '.join(CONTESTS)}")
+    task, config = CONTESTS[name]
     with tempfile.TemporaryDirectory() as folder:
-        standings, teacher = contest(Path(folder), task, config)
+        standings, teacher = contest(Path(folder), task(), config)
     print(f"Teacher: {100 * teacher:.1f}\n\n{table(standings)}")
 
 

@@ -36,6 +36,7 @@ STUDENT = "resnet18"
 PROCESSES = (1, 4, 8)
 SPOOLED = 131_072  # views of the spool that they share
 WAYS = ("ce", "kd", "cmkd")
+VIEWS = 4  # of an image in one batch
 STEADY = 8  # rounds of training by each loss, for one of slower things
 
 Round = Callable[[int], object]
@@ -88,7 +89,8 @@ def measure(
     """
     with tempfile.TemporaryDirectory(prefix="logitcache-bench-") as name:
         bench = _Bench.made(Path(name), pictures, batch, workers, device)
-        times = [*bench.losses(rounds), *bench.loaders(rounds), *bench.side_by_side(rounds)]
+        suites = (bench.losses, bench.loaders, bench.several_views, bench.side_by_side)
+        times = [row for suite in suites for row in suite(rounds)]
         return TrainReport(tuple(times), tuple(bench.peaks()), tuple(bench.shared()))
 
 
@@ -151,12 +153,31 @@ class _Bench:
             pin_memory=self.device.type == "cuda",
         )
         ways: dict[str, Round] = {
-            "stream": lambda number: sum(len(batch.views) for batch in stream.epoch(number)),
+            "stream": lambda number: _views_in(stream, number),
             "plain": lambda _: sum(len(views.to(self.device)) for views, _ in plain),
         }
         times = in_turns(ways, 2 * rounds, clock_of(self.device))
         of = {"stage two": "its loader"}
         yield Comparison.between(of, "DataLoader", times["stream"], times["plain"], 1.03, len(self.images))
+
+    def several_views(self, rounds: int) -> Iterator[Comparison]:
+        """Batches that show an image under several seeds, decoded once, against as many passes over the images."""
+        seeds = tuple(range(VIEWS))
+        options = {
+            "seeds": seeds,
+            "batch_size": self.batch,
+            "workers": self.workers,
+            "device": str(self.device),
+        }
+        together = Stream.plain(self.images, self.recipe, views_per_image=VIEWS, **options)
+        apart = Stream.plain(self.images, self.recipe, **options)
+        ways: dict[str, Round] = {
+            "together": lambda number: _views_in(together, number),
+            "apart": lambda number: sum(_views_in(apart, VIEWS * number + seed) for seed in seeds),
+        }
+        times = in_turns(ways, rounds, clock_of(self.device))
+        of, views = {"stage two": f"{VIEWS} views an image"}, VIEWS * len(self.images)
+        yield Comparison.between(of, f"{VIEWS} passes", times["together"], times["apart"], None, views)
 
     def side_by_side(self, rounds: int) -> Iterator[Comparison]:
         """Two students in one pass over the data, against one after the other."""
@@ -246,6 +267,10 @@ class _Bench:
         write_cache(cache, SPOOLED, TOP_K)
         for count in PROCESSES:
             yield shared_by(count, cache, self.folder / "spool")
+
+
+def _views_in(stream: Stream, epoch: int) -> int:
+    return sum(len(batch.views) for batch in stream.epoch(epoch))
 
 
 def _student(name: str) -> Model:
