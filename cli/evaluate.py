@@ -54,7 +54,8 @@ def evaluate(
     cache = CacheReader(teacher_cache) if teacher_cache else None
     options = {"batch_size": batch_size, "workers": workers}
     evaluation = Evaluation(images, made_by, cache, **options, device=where)
-    built = trained.model(architecture, images.num_classes, max(evaluation.views.any_view().shape[1:]))
+    classes = trained.num_classes or images.num_classes  # `evaluate` says where they differ
+    built = trained.model(architecture, classes, max(evaluation.views.any_view().shape[1:]))
     model = ViewModel(built, choose_precision(precision, where)).on(where)
     found = evaluated(model, evaluation, built.num_classes)
     about = {"student": built.name, "weights": str(trained.file)}

@@ -141,7 +141,6 @@ def train(
     settings = protocol_named(protocol)
     lesson = Lesson(loss, settings.config.changed(given(context.params)), ce_weight, label_smoothing)
     lessons = tuple(lesson.varied(text) for text in variant or ()) or (lesson,)
-    epochs = max(lesson.config.epochs for lesson in lessons)
     needs_teacher = any(lesson.objective.needs_teacher for lesson in lessons)
     supply = Supply(
         caches=tuple(cache or ([the_only_cache()] if needs_teacher else [])),
@@ -166,7 +165,7 @@ def train(
     world = World.here()
     try:
         with stopped_gently() as stop, progress("train", "steps", shown=world.rank == 0) as advance:
-            reporter = _reporter(epochs, advance)
+            reporter = _reporter(advance)
             reports = study.conduct(
                 world,
                 say,
@@ -187,17 +186,18 @@ def _show(reports: "Sequence[TrainReport]", *, as_json: bool) -> None:
     show({"runs": [report.to_dict() for report in reports]}, rows, as_json=as_json)
 
 
-def _reporter(epochs: int, advance: Advance) -> Any:
+def _reporter(advance: Advance) -> Any:
     def report(event: dict[str, Any]) -> None:
         if "error" in event:
             say(f"{event['run']}: ended early: {event['error']}")
         elif "run" in event:
             score = f", top-1 {100 * event['top1']:.1f} %" if "top1" in event else ""
-            say(f"{event['run']}: epoch {event['epoch'] + 1} of {epochs}, loss {event['loss']:.4f}{score}")
+            done = f"epoch {event['epoch'] + 1} of {event['epochs']}"
+            say(f"{event['run']}: {done}, loss {event['loss']:.4f}{score}")
         else:
             done = event["epoch"] * event["steps"] + event["step"]
             losses = "".join(f", {name} {value:.3f}" for name, value in event["losses"].items())
-            advance(done, epochs * event["steps"], f"{event['views_per_second']:,.0f} views/s{losses}")
+            advance(done, event["epochs"] * event["steps"], f"{event['views_per_second']:,.0f} views/s{losses}")
 
     return report
 

@@ -12,7 +12,7 @@ from logitcache.world import World
 
 
 class Ledger:
-    """Steps and losses of one epoch, summed on the device so that no step waits for it.
+    """Steps and losses of one epoch, summed in float64 on the device so that no step waits for it.
 
     Attributes:
         epoch: the epoch, from 0.
@@ -29,7 +29,9 @@ class Ledger:
         """Add losses, each a mean over so many views of the step at hand."""
         self.views += views
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.float() * views
+            if name not in self._sums:
+                self._sums[name] = torch.zeros_like(value, dtype=_exact(value.device))
+            self._sums[name].add_(value, alpha=views)
         bad = (self._first_bad < 0) & ~torch.isfinite(self._sums["loss"])
         self._first_bad = torch.where(bad, self.step, self._first_bad)
 
@@ -44,11 +46,11 @@ class Ledger:
         names = sorted(self._sums)
         device = self._first_bad.device
         mine = [float(self.views), *(float(self._sums[name]) for name in names)]
-        total = world.summed(torch.tensor(mine, dtype=torch.float64, device=device))
+        total = world.summed(torch.tensor(mine, dtype=_exact(device), device=device))
         steps = world.all_say(int(self._first_bad))
         whole = Ledger(self.epoch, device)
         whole.step, whole.views = self.step, int(total[0])
-        whole._sums = dict(zip(names, total[1:].float(), strict=True))
+        whole._sums = dict(zip(names, total[1:], strict=True))
         whole._first_bad = torch.tensor(min((s for s in steps if s >= 0), default=-1), device=device)
         return whole
 
@@ -83,9 +85,13 @@ class Ledger:
         """Go on from what `state_dict` returned, on the device that this one is on."""
         self.epoch, self.step, self.views = state["epoch"], state["step"], state["views"]
         device = self._first_bad.device
-        self._sums = {name: total.to(device) for name, total in state["sums"].items()}
+        self._sums = {name: total.to(device, _exact(device)) for name, total in state["sums"].items()}
         self._first_bad = state["first_bad"].to(device)
 
     def without_sums(self) -> None:
         """Leave the sums so far to another rank, which has them."""
         self.views, self._sums = 0, {name: torch.zeros_like(total) for name, total in self._sums.items()}
+
+
+def _exact(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64  # which Metal has not

@@ -120,9 +120,15 @@ class TrainConfig(Spec):
         try:
             config = TrainConfig.from_dict({**self.to_dict(), **values})
         except FormatError as error:
-            raise OptionError(str(error).removeprefix("TrainConfig.")) from error
+            said = str(error).removeprefix("TrainConfig.")
+            if wrong := next((name for name in _LISTS if said.startswith(name)), None):
+                said = f"{wrong}: expected {_LISTS[wrong]}, found {changes[wrong]!r}"
+            raise OptionError(said) from error
         config.check()
         return config
+
+
+_LISTS = {"betas": "two numbers such as 0.9,0.999", "milestones": "numbers such as 150,180,210"}
 
 
 def _read(hint: Any, value: object) -> object:

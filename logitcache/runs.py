@@ -156,12 +156,16 @@ class RunFolder:
             ) from error
 
     def rewind(self, epoch: int) -> None:
-        """Drop the rows of an epoch and those after it, and files that were half written."""
-        for left in self.path.glob("*.part"):
-            left.unlink()
-        for left in self.path.glob(".*.safetensors.*"):
-            shutil.rmtree(left)
+        """Drop the rows of an epoch and those after it, and files that were half written.
+
+        Raises:
+            StorageError: the disk said no.
+        """
         with _saving(self.path):
+            for left in self.path.glob("*.part"):
+                left.unlink()
+            for left in self.path.glob(".*.safetensors.*"):
+                shutil.rmtree(left)
             self._write_metrics([row for row in self.metrics() if row["epoch"] < epoch])
 
     def _write_metrics(self, rows: list[dict[str, Any]]) -> None:

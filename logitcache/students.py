@@ -69,11 +69,11 @@ class Trained:
 
         Args:
             student: its architecture, where the file does not say.
-            num_classes: C, where the file does not say.
+            num_classes: C, where the file does not say; where it does, the same.
             view_size: side of its views in pixels, where the file does not say what size it takes.
 
         Raises:
-            OptionError: nobody says which architecture, or how many classes.
+            OptionError: nobody says which architecture, or how many classes, or the file says another number.
             WeightsError: the weights are of another one.
         """
         name, classes = student or self.name, self.num_classes or num_classes
@@ -83,6 +83,10 @@ class Trained:
             )
         if classes is None:
             raise OptionError(f"{self.file} does not say how many classes it tells apart; give --num-classes")
+        if num_classes not in (None, classes):
+            raise OptionError(
+                f"{self.file} tells {classes} classes apart, --num-classes says {num_classes}; leave it out"
+            )
         return build(name, num_classes=classes, view_size=view_size, weights=str(self.file))
 
 

@@ -68,9 +68,10 @@ def train(
         resume: go on from the folders' checkpoints, with the step after; what comes of it is what would have come.
         checkpoint_every: seconds between checkpoints within an epoch; each epoch ends with one.
         should_stop: asked after every step; when it says so, checkpoints are written and training stops.
-        on_progress: called after every step with {"epoch", "step", "steps", "views_per_second", "losses"} (the first
-            student's, of this epoch or the one before, when last looked at), after every epoch with {"run", and
-            what the run's metrics.jsonl gets}, and when a student ends early with {"run", "error"}.
+        on_progress: called after every step with {"epoch", "epochs", "step", "steps", "views_per_second", "losses"}
+            (epochs of the pass; losses of the first student, of this epoch or the one before, when last looked at),
+            after every epoch with {"run", "epochs" of that run, and what its metrics.jsonl gets}, and when a
+            student ends early with {"run", "error"}.
 
     Returns:
         A report per run. Of several ranks (`StreamConfig.world_size`) only rank 0 writes, evaluates, tells and
@@ -93,7 +94,8 @@ def train(
     with lost_ranks_named():
         group = Group(_learners(runs, stream, world, resume), tell, world)
         started, views, saved = time.perf_counter(), 0, time.monotonic()
-        for epoch in group.epochs():
+        epochs = group.epochs()
+        for epoch in epochs:
             active = group.at(epoch)
             began, seen = time.perf_counter(), 0
             start = min((learner.ledger.step for learner in active), default=0)
@@ -104,8 +106,8 @@ def train(
                 seen += len(batch.views) * world.size
                 rate = seen / (time.perf_counter() - began)
                 first = active[0]
-                told = {"epoch": epoch, "step": step + 1, "steps": first.steps, "losses": first.recent}
-                tell({**told, "views_per_second": rate})
+                done = {"epoch": epoch, "epochs": epochs.stop, "step": step + 1, "steps": first.steps}
+                tell({**done, "views_per_second": rate, "losses": first.recent})
                 late = world.rank == 0 and time.monotonic() - saved >= checkpoint_every
                 stop, due = world.any_says(should_stop(), late)
                 if stop or due:
@@ -124,7 +126,7 @@ def train(
                 rows: list[dict[str, Any]] = []
                 group.each([learner], partial(_end, measured, rows))
                 for row in rows:  # whom it is told may fail on rank 0 alone, which ends all
-                    tell({"run": str(learner.run.out), **row})
+                    tell({"run": str(learner.run.out), "epochs": learner.run.config.epochs, **row})
         seconds = time.perf_counter() - started
     if world.rank:
         return []

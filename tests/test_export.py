@@ -115,3 +115,6 @@ def test_export_by_command(tmp_path: Path) -> None:
         "export", "run/last.safetensors", "--format", "torchscript", "--out", "x.pt", cwd=tmp_path
     )
     assert "no run folder or weights file" in fails("export", "none", cwd=tmp_path)
+    said = fails("export", "run", "--num-classes", 7, cwd=tmp_path)
+    assert "run/best.safetensors tells 10 classes apart, --num-classes says 7; leave it out" in said
+    succeeds("export", "run", "--num-classes", 10, "--format", "torchscript", cwd=tmp_path)

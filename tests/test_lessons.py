@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,10 @@ def test_variants_on_the_command_line(tmp_path: Path, monkeypatch: pytest.Monkey
         "digits_small-seed=1,epochs=2",
     ]
     assert [report["epochs"] for report in reports] == [1, 2, 1, 2]
+    assert [re.findall(rf"/{Path(r['out']).name}: epoch (. of .)", done.stderr) for r in reports] == 2 * [
+        ["1 of 1"],
+        ["1 of 2", "2 of 2"],
+    ]
     config = json.loads((tmp_path / "runs" / "digits_tiny-lr=0.2" / "config.json").read_text())
     assert config["config"]["lr"] == 0.2
 

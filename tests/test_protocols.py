@@ -128,6 +128,10 @@ def test_a_protocol_can_be_trained_with_and_every_value_changed(name: str) -> No
         ({"accumulate": 0}, "accumulate must be"),
         ({"betas": (0.9, 1.0)}, "betas must be"),
         ({"lr": "nan"}, "lr"),
+        ({"betas": "0.9,x"}, "betas: expected two numbers such as 0.9,0.999, found '0.9,x'"),
+        ({"betas": "0.9"}, "betas: expected two numbers such as 0.9,0.999, found '0.9'"),
+        ({"milestones": "10;20"}, "milestones: expected numbers such as 150,180,210, found '10;20'"),
+        ({"milestones": ("a",)}, "milestones: expected numbers such as 150,180,210, found"),
     ],
 )
 def test_settings_that_cannot_be_trained_with(changes: dict[str, Any], said: str) -> None:

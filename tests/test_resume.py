@@ -240,6 +240,13 @@ def test_what_the_disk_refuses_is_not_taken_for_damage(name: str, tmp_path: Path
         trained(tmp_path, SETTINGS["plain"])
 
 
+def test_what_a_crash_left_and_the_disk_keeps_is_one_line(tmp_path: Path) -> None:
+    trained(tmp_path, SETTINGS["plain"])
+    (tmp_path / "checkpoint.pt.part").mkdir()  # as a folder without permission does
+    with pytest.raises(StorageError, match="cannot write"):
+        trained(tmp_path, SETTINGS["plain"])
+
+
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
 def test_a_strangers_run_may_nest_as_deeply_as_it_likes(name: str, tmp_path: Path) -> None:
     trained(tmp_path, SETTINGS["plain"])
