@@ -197,7 +197,9 @@ def _reporter(advance: Advance) -> Any:
         else:
             done = event["epoch"] * event["steps"] + event["step"]
             losses = "".join(f", {name} {value:.3f}" for name, value in event["losses"].items())
-            advance(done, event["epochs"] * event["steps"], f"{event['views_per_second']:,.0f} views/s{losses}")
+            advance(
+                done, event["epochs"] * event["steps"], f"{event['views_per_second']:,.0f} views/s{losses}"
+            )
 
     return report
 

@@ -21,15 +21,18 @@ from logitcache.forward import ViewModel
 from logitcache.loader import KeyedViews, ViewBatch, loaded, view_loader
 from logitcache.losses.kd import kl_rows
 from logitcache.order import in_cache_order
+from logitcache.pairs import Switch
 from logitcache.replay import prove_replay
 from logitcache.schema import RecipeSpec, Spec
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader
 from logitcache.stream import CachedTeacher, Stream
 from logitcache.views import recipe_named
+from logitcache.world import World
 
 SEED = 0  # the only one that a recipe without randomness has any use for
 BINS = 15  # of confidence, equally wide
+ALONE = World()
 
 
 class Evaluation:
@@ -68,9 +71,12 @@ class Evaluation:
         elif not (images.labels >= 0).any():
             raise DataError(f"{images.name}: no image of its {images.split} split has a label to evaluate on")
         starts = range(0, len(images), batch_size)
-        pairs = [[(i, SEED) for i in range(len(images))[start : start + batch_size]] for start in starts]
+        self._batches = [
+            [(i, SEED) for i in range(len(images))[start : start + batch_size]] for start in starts
+        ]
+        self._switch = Switch()
         self.views = KeyedViews(images, recipe)
-        self._loader = view_loader(self.views, pairs, workers=workers, device=device)
+        self._loader = view_loader(self.views, self._switch, workers=workers, device=device)
 
     @classmethod
     def beside(cls, stream: Stream, teacher: CacheReader | None = None) -> Self:
@@ -89,17 +95,29 @@ class Evaluation:
             raise _other_classes(images.num_classes, stream.num_classes, images)
         return cls(images, recipe, teacher, workers=workers, device=stream.device)
 
-    def of(self, models: Sequence[ViewModel]) -> list[dict[str, float]]:
-        """Return the scores of each, as `Tally.scores`; the models are in evaluation mode afterwards."""
-        return [tally.scores() for tally in self.tallies(models)]
+    def of(self, models: Sequence[ViewModel], world: World = ALONE) -> list[dict[str, float]]:
+        """Return the scores of each, as `Tally.scores`; the models are in evaluation mode afterwards.
+
+        Args:
+            models: on their device.
+            world: the ranks that share the batches, all of which call this with the same models, and get the same
+                scores: one process's, since each batch is still seen whole, and once.
+
+        Raises:
+            MismatchError: a model tells other classes apart than there are.
+            ClusterError: another rank has ended.
+        """
+        world.share_buffers(models)
+        return [tally.of_all(world).scores() for tally in self.tallies(models, world)]
 
     @torch.inference_mode()
-    def tallies(self, models: Sequence[ViewModel]) -> "list[Tally]":
-        """Show every image to each of the models once.
+    def tallies(self, models: Sequence[ViewModel], world: World = ALONE) -> "list[Tally]":
+        """Show every image to each of the models once; of several ranks, each its share of the batches.
 
         Raises:
             MismatchError: a model tells other classes apart than there are.
         """
+        self._switch.current = self._batches[world.rank :: world.size]
         tallies = [Tally(model, self) for model in models]
         for batch in loaded(self._loader):
             for tally in tallies:
@@ -177,6 +195,15 @@ class Tally:
         kl = kl_rows(logits.double(), teacher.to(self.device, torch.float64), 1.0, "ghost")
         self._near += torch.stack([same.sum(), kl.sum()])
         self._taught += len(logits)
+
+    def of_all(self, world: World) -> Self:
+        """Add what all ranks have summed, and return this; counts are whole numbers, so their sums are exact."""
+        sums = (self._right, self._sure, self._near)
+        counts = torch.tensor([self._labelled, self._taught], dtype=torch.float64, device=self.device)
+        summed = world.summed(torch.cat([*sums, counts]))
+        self._right, self._sure, self._near, counts = torch.split(summed, [*map(len, sums), len(counts)])
+        self._labelled, self._taught = map(int, counts.tolist())
+        return self
 
     def scores(self) -> dict[str, float]:
         """Means over images, by name.

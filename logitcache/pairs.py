@@ -119,7 +119,7 @@ class PairSampler:
 class Switch:
     """A batch sampler that can be exchanged between epochs while DataLoader workers live on."""
 
-    current: PairSampler
+    current: PairSampler | Sequence[list[Pair]]
 
     def __iter__(self) -> Iterator[list[Pair]]:
         return iter(self.current)

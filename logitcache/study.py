@@ -162,7 +162,7 @@ class Study:
                 return []
             stream, runs = self._open(world, lambda line: None)
             runs = [replace(run, out=Path(out)) for run, out in zip(runs, folders, strict=True)]
-            return train(runs, stream, **options)
+            return train(runs, stream, self._evaluation(stream, lambda line: None), **options)
 
     def _open(self, world: World, say: Say) -> tuple[Stream, list[Run]]:
         stream = self.supply.stream(max(lesson.config.epochs for lesson in self.lessons), world, say)

@@ -64,7 +64,8 @@ def train(
     Args:
         runs: what to train.
         stream: batches of views, labels and the teacher's answers, on the device to train on.
-        evaluation: the test set, evaluated after each epoch; None trains without.
+        evaluation: the test set, evaluated after each epoch; None trains without. Ranks that all have one share
+            the work; where some have none, rank 0 does it alone.
         resume: go on from the folders' checkpoints, with the step after; what comes of it is what would have come.
         checkpoint_every: seconds between checkpoints within an epoch; each epoch ends with one.
         should_stop: asked after every step; when it says so, checkpoints are written and training stops.
@@ -74,7 +75,7 @@ def train(
             student ends early with {"run", "error"}.
 
     Returns:
-        A report per run. Of several ranks (`StreamConfig.world_size`) only rank 0 writes, evaluates, tells and
+        A report per run. Of several ranks (`StreamConfig.world_size`) only rank 0 writes, tells and
         reports; the others return nothing, also when something ends all of them, which rank 0 raises.
 
     Raises:
@@ -92,6 +93,7 @@ def train(
     world.require_meeting()
     tell = on_progress if on_progress and world.rank == 0 else _silent
     with lost_ranks_named():
+        shared = all(world.all_say(evaluation is not None))
         group = Group(_learners(runs, stream, world, resume), tell, world)
         started, views, saved = time.perf_counter(), 0, time.monotonic()
         epochs = group.epochs()
@@ -119,8 +121,8 @@ def train(
             views += seen
             active = group.each(active, Learner.mix_heads)
             scores: list[dict[str, float]] = [{} for _ in active]
-            if evaluation and active and world.rank == 0:
-                scores = evaluation.of([x.kept for x in active])
+            if evaluation and active and (shared or world.rank == 0):
+                scores = evaluation.of([x.kept for x in active], world if shared else World())
             for learner, score in zip(active, scores, strict=True):
                 measured = {"views_per_second": seen / seconds, "seconds": seconds, **score}
                 rows: list[dict[str, Any]] = []

@@ -3,14 +3,14 @@
 import datetime
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from logitcache.errors import ClusterError, OptionError
 
@@ -97,6 +97,17 @@ class World:
         with lost_ranks_named():
             dist.all_reduce(said, dist.ReduceOp.MAX)
         return said.bool().tolist()
+
+    def share_buffers(self, modules: Iterable[nn.Module]) -> None:
+        """Give every rank rank 0's buffers, such as a batch norm's running statistics, of the same modules.
+
+        Raises:
+            ClusterError: a rank has ended.
+        """
+        if self.size > 1:
+            with lost_ranks_named():
+                for buffer in (buffer for module in modules for buffer in module.buffers()):
+                    dist.broadcast(buffer, 0)
 
     def summed(self, numbers: Tensor) -> Tensor:
         """Return the sum over all ranks.

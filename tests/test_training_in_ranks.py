@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from small import few_digits
 from test_cluster import free_port
 from test_dump import RECIPE, a_teacher, dump_digits
+from test_evaluation import taught
 from test_protocols import perceptron
 from test_resume import outcome
 from test_train import rows_of
@@ -33,6 +34,7 @@ from logitcache.evaluation import Evaluation
 from logitcache.forward import ViewModel
 from logitcache.learner import Run
 from logitcache.losses import Objective
+from logitcache.models import Model, build
 from logitcache.protocols import TrainConfig
 from logitcache.stream import LiveTeacher, Stream, StreamConfig
 from logitcache.train import train
@@ -42,6 +44,7 @@ from logitcache_cli.main import app
 
 CONFIG = TrainConfig(2, lr=0.1)
 BATCH = 60  # 300 digits: five whole batches
+SUMS = ("nll", "ece", "kl")  # scores that are no counts
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +55,22 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trained(
-    out: Path, world: World, cache: Path, configs: tuple[TrainConfig, ...] = (CONFIG,), **options: Any
+    out: Path,
+    world: World,
+    cache: Path,
+    configs: tuple[TrainConfig, ...] = (CONFIG,),
+    student: Model | None = None,
+    **options: Any,
 ) -> Any:
     """Train from a cache, as one of the world's ranks."""
     config = {"batch_size": BATCH // world.size, "rank": world.rank, "world_size": world.size, "workers": 0}
     stream = Stream.from_cache(cache, few_digits(), **config)
-    evaluation = Evaluation(few_digits(60, "test"), recipe_named("identity"))
+    evaluation = Evaluation(few_digits(60, "test"), recipe_named("identity"), batch_size=20)
     folders = [out] if len(configs) == 1 else [out / str(number) for number in range(len(configs))]
-    runs = [Run(f, perceptron(), Objective.parse("kd"), c) for f, c in zip(folders, configs, strict=True)]
+    runs = [
+        Run(f, student or perceptron(), Objective.parse("kd"), c)
+        for f, c in zip(folders, configs, strict=True)
+    ]
     return train(runs, stream, evaluation, **options)
 
 
@@ -115,6 +126,48 @@ def test_ranks_take_the_steps_of_one_process_with_the_teacher_live(
     mine, theirs = weights_of(tmp_path / "ranks"), weights_of(tmp_path / "alone")
     for name, value in mine.items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [32, 256])  # seven batches for three ranks, and one
+def test_ranks_that_share_an_evaluation_score_as_one_process(batch_size: int, tmp_path: Path) -> None:
+    images = few_digits(200, "test")
+    cache = taught(tmp_path / "c.zarr", images)
+
+    def scores(world: World) -> Any:
+        students = [
+            ViewModel(build("digits_tiny", num_classes=10, view_size=8, weights="random")),
+            ViewModel(perceptron()),
+        ]
+        if world.rank:  # as ranks that each remember their own batches
+            next(students[0].buffers()).mul_(0.5)
+        evaluation = Evaluation(images, recipe_named("identity"), cache, batch_size=batch_size)
+        seen: list[int] = []
+        students[1].register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+        return evaluation.of(students, world), sum(seen)
+
+    alone, n = scores(World())
+    heard = in_ranks(scores, 3)
+    assert sum(seen for _, seen in heard.values()) == n == 200
+    for found, _ in heard.values():
+        assert found == heard[0][0]
+        for mine, theirs in zip(found, alone, strict=True):
+            assert {**mine, **dict.fromkeys(SUMS)} == {**theirs, **dict.fromkeys(SUMS)}
+            assert mine == pytest.approx(theirs, rel=1e-12)
+
+
+def test_what_ranks_score_is_what_the_weights_kept_score(exact: Path, tmp_path: Path) -> None:
+    def train_one(world: World) -> Any:
+        student = build("digits_tiny", num_classes=10, view_size=8, weights="random")
+        return trained(tmp_path / "run", world, exact, student=student)
+
+    in_ranks(train_one)
+    weights = str(tmp_path / "run" / "last.safetensors")
+    kept = build("digits_tiny", num_classes=10, view_size=8, weights=weights)
+    (score,) = Evaluation(few_digits(60, "test"), recipe_named("identity"), batch_size=20).of(
+        [ViewModel(kept)]
+    )
+    row = rows_of(tmp_path / "run")[-1]
+    assert {name: row[name] for name in score} == pytest.approx(score, rel=1e-12)
 
 
 def test_ranks_that_are_stopped_go_on_as_if_they_had_not_been(exact: Path, tmp_path: Path) -> None:
