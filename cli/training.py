@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -18,8 +17,6 @@ def _of(panel: str, name: str, text: str) -> Any:
         help=text, rich_help_panel=f"{panel} (defaults: of --protocol digits)", show_default=shown
     )
 
-
-_DATA = "What is trained on"
 
 ProtocolName = Annotated[str, typer.Option(help=f"Settings by name: {', '.join(PROTOCOLS)}.")]
 
@@ -62,20 +59,8 @@ SyncBatchNorm = Annotated[
     bool | None, _of("Memory and speed", "sync_batch_norm", "Batch norm over all ranks, on GPUs.")
 ]
 
-SeedOrderName = Annotated[
-    Literal["mod", "random"],
-    typer.Option(help="Seeds in turn, or shuffled in rounds.", rich_help_panel=_DATA),
-]
-ViewsPerImage = Annotated[
-    int, typer.Option(help="Seeds of an image in one batch, decoded once.", rich_help_panel=_DATA)
-]
-Fraction = Annotated[float, typer.Option(help="Of the samples to train on.", rich_help_panel=_DATA)]
-Samples = Annotated[
-    Path | None, typer.Option(help="List of samples: numbers in text, or .npy.", rich_help_panel=_DATA)
-]
 
-
-def given(options: Mapping[str, object]) -> dict[str, object]:
-    """Return those of a command's options that are settings of a training and were given."""
-    names = {field.name for field in fields(TrainConfig)}
+def given(options: Mapping[str, object], kind: type[Any] = TrainConfig) -> dict[str, Any]:
+    """Return those of a command's options that are fields of a configuration and were given."""
+    names = {field.name for field in fields(kind)}
     return {name: value for name, value in options.items() if name in names and value is not None}

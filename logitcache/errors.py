@@ -19,7 +19,7 @@ builtin that fits, so ``except FileNotFoundError`` in your code keeps working.
     ├── ClusterError       (ConnectionError)      a scheduler, worker or rank that cannot be reached, or ended
     ├── DeviceMemoryError  (RuntimeError)         what does not fit the device's memory
     ├── StoppedError       (RuntimeError)         work that was asked to stop, and did
-    ├── StudentsError      (RuntimeError)         some students ended early; `.reports` are the others'
+    ├── StudentsError      (RuntimeError)         some students failed; `.reports` are of who came to the end
     └── StorageError       (OSError)              the disk said no: full, read-only, gone
 """
 
@@ -121,12 +121,22 @@ class StoppedError(LogitCacheError, RuntimeError):
 
 
 class StudentsError(LogitCacheError, RuntimeError):
-    """Some students of several ended early; `errors` says why, by run folder, `reports` are of the others."""
+    """Some students of several ended early, or came to their end but not further; `reports` are of those who did.
 
-    def __init__(self, errors: Mapping[str, LogitCacheError], reports: Sequence[Any]) -> None:
+    `errors` says why, by run folder, and `how` in two words.
+    """
+
+    def __init__(
+        self,
+        errors: Mapping[str, LogitCacheError],
+        reports: Sequence[Any],
+        total: int | None = None,
+        how: str = "ended early",
+    ) -> None:
         self.errors, self.reports = dict(errors), list(reports)
-        count = f"{len(self.errors)} of {len(self.errors) + len(self.reports)} students ended early"
-        super().__init__(f"{count}: {'; '.join(map(str, self.errors.values()))}")
+        of = len(self.errors) + len(self.reports) if total is None else total
+        reasons = "; ".join(map(str, self.errors.values()))
+        super().__init__(f"{len(self.errors)} of {of} students {how}: {reasons}")
 
 
 class StorageError(LogitCacheError, OSError):

@@ -11,8 +11,9 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -65,8 +66,7 @@ def export(model: Model, out: str | Path, format: Format = "onnx") -> ExportRepo
         MismatchError: the file answers otherwise.
         StorageError: the file cannot be written.
     """
-    if format not in _FORMATS:
-        raise OptionError(f"formats are {', '.join(_FORMATS)}, found {format!r}")
+    format_named(format)
     out, size = Path(out), model.adapter.size
     if out.is_dir():
         raise OptionError(f"{out} is a folder; name the file to write, such as {out / f'student.{format}'}")
@@ -82,6 +82,20 @@ def export(model: Model, out: str | Path, format: Format = "onnx") -> ExportRepo
     except OSError as error:
         raise StorageError(f"cannot write {out}: {error.strerror or first_line(error)}") from error
     return ExportReport(str(out), format, out.stat().st_size, shape, model.num_classes, difference)
+
+
+def format_named(name: str) -> Format:
+    """Return the format called `name`, which can be written here.
+
+    Raises:
+        OptionError: there is none, or the packages for it are not installed.
+    """
+    if name not in _FORMATS:
+        raise OptionError(f"formats are {', '.join(_FORMATS)}, found {name!r}")
+    needed = ("onnx", "onnxscript", "onnxruntime") if name == "onnx" else ()
+    if lacking := next((name for name in needed if find_spec(name) is None), None):
+        raise OptionError(f"exporting to ONNX needs {lacking}; pip install 'logitcache[onnx]'")
+    return cast(Format, name)
 
 
 def _about(model: Model) -> str:
@@ -125,11 +139,8 @@ def _difference(student: ViewModel, answers: Answers, views: Tensor) -> float:
 
 
 def _onnx(student: ViewModel, views: Tensor, file: Path, about: str) -> Answers:
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  torch's exporter needs it
-    except ImportError as error:
-        raise OptionError(f"exporting to ONNX needs {error.name}; pip install 'logitcache[onnx]'") from None
+    import onnxruntime
+
     batch = torch.export.Dim("batch", min=1)
     names: dict[str, Any] = {"input_names": ["views"], "output_names": ["logits"]}
     try:

@@ -1,6 +1,6 @@
 """Stage two by the names of the command line, on one process or on all that torchrun started."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from logitcache.datasets import open_images
-from logitcache.errors import DataError, NotFoundError, OptionError
+from logitcache.errors import DataError, LogitCacheError, NotFoundError, OptionError, StudentsError
 from logitcache.evaluation import Evaluation
+from logitcache.export import export, format_named
 from logitcache.learner import Run
 from logitcache.lessons import Lesson
 from logitcache.models import Model, build
@@ -20,6 +21,7 @@ from logitcache.sparse import MixSpace
 from logitcache.spool import DEFAULT_LIMIT
 from logitcache.store import CacheReader
 from logitcache.stream import Stream
+from logitcache.students import Trained
 from logitcache.train import TrainReport, train
 from logitcache.views import recipe_named
 from logitcache.world import World
@@ -123,6 +125,7 @@ class Study:
         out: run folder, a folder of run folders where there are several; None: runs/STUDENT-LESSON-N.
         weights: as `build` takes them.
         teacher_cache: path or URL of a cache of the test split, to compare the students with their teacher.
+        exports: formats, as `export` takes them, to write the best weights in besides, into the run folders.
     """
 
     students: tuple[str, ...]
@@ -131,6 +134,7 @@ class Study:
     out: Path | None = None
     weights: str = "random"
     teacher_cache: str | None = None
+    exports: tuple[str, ...] = ()
 
     def conduct(self, world: World, say: Say, **options: Any) -> list[TrainReport]:
         """Open everything and train, with all ranks of the world.
@@ -144,10 +148,13 @@ class Study:
 
         Raises:
             LogitCacheError: whatever opening and `train` raise.
+            StudentsError: some students failed, or could not be exported.
         """
         with world.meeting():
             if world.rank == 0:
                 try:
+                    for format in self.exports:  # before hours of training
+                        format_named(format)
                     if options.get("resume") and self.out is None:
                         raise OptionError("--resume goes on with a run; name its folder with --out")
                     stream, runs = self._open(world, say)
@@ -156,13 +163,32 @@ class Study:
                     world.all_say(None)  # the others need not say so too
                     raise
                 world.all_say([str(run.out) for run in runs])
-                return train(runs, stream, evaluation, **options)
+                return self._trained(runs, stream, evaluation, **options)
             folders = world.all_say(None)[0]
             if folders is None:
                 return []
             stream, runs = self._open(world, lambda line: None)
             runs = [replace(run, out=Path(out)) for run, out in zip(runs, folders, strict=True)]
             return train(runs, stream, self._evaluation(stream, lambda line: None), **options)
+
+    def _trained(self, runs: list[Run], stream: Stream, *others: Any, **options: Any) -> list[TrainReport]:
+        """Train, then export who came to the end."""
+        errors: dict[str, LogitCacheError] = {}
+        try:
+            reports = train(runs, stream, *others, **options)
+        except StudentsError as error:
+            errors, reports = error.errors, error.reports
+        how = "ended early"
+        for number, report in enumerate(reports):
+            try:
+                if self.exports:
+                    reports[number] = replace(report, exported=_export(report.out, self.exports))
+            except LogitCacheError as error:
+                errors[report.out] = error.said_by(report.out)
+                how = "ended early, or were not exported"
+        if errors:
+            raise StudentsError(errors, reports, len(runs), how)
+        return reports
 
     def _open(self, world: World, say: Say) -> tuple[Stream, list[Run]]:
         stream = self.supply.stream(max(lesson.config.epochs for lesson in self.lessons), world, say)
@@ -190,6 +216,12 @@ class Study:
         except (DataError, NotFoundError) as error:
             say(f"note: training without evaluation: {error}")
             return None
+
+
+def _export(out: str, formats: Iterable[str]) -> tuple[str, ...]:
+    trained = Trained.find(out)
+    model, files = trained.model(), {format: trained.file.with_suffix(f".{format}") for format in formats}
+    return tuple(export(model, file, format_named(format)).path for format, file in files.items())
 
 
 def _numbers(file: Path) -> tuple[int, ...]:

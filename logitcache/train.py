@@ -31,7 +31,10 @@ from logitcache.world import World, lost_ranks_named
 
 @dataclass(frozen=True)
 class TrainReport(Spec):
-    """What a run came to; accuracies in [0, 1], None without a test set. Seconds are of the whole pass."""
+    """What a run came to; accuracies in [0, 1], None without a test set. Seconds are of the whole pass.
+
+    `exported` are the files that the best weights were written to besides.
+    """
 
     out: str
     student: str
@@ -43,6 +46,7 @@ class TrainReport(Spec):
     best_top1: float | None
     seconds: float
     views_per_second: float
+    exported: tuple[str, ...] = ()
 
 
 Progress = Callable[[dict[str, Any]], None]

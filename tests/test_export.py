@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from test_cli import fails, succeeds
+from test_cli import fails, logitcache, succeeds
 from torch import Tensor, nn
 
 from logitcache.errors import MismatchError, OptionError, StorageError
@@ -118,3 +118,43 @@ def test_export_by_command(tmp_path: Path) -> None:
     said = fails("export", "run", "--num-classes", 7, cwd=tmp_path)
     assert "run/best.safetensors tells 10 classes apart, --num-classes says 7; leave it out" in said
     succeeds("export", "run", "--num-classes", 10, "--format", "torchscript", cwd=tmp_path)
+
+
+def test_training_exports_the_best_weights(tmp_path: Path) -> None:
+    words = ("train", "--student", "digits_tiny", "--loss", "ce", "--epochs", 1, "--out", "run", "--json")
+    (report,) = json.loads(succeeds(*words, "--export", "torchscript", cwd=tmp_path))["runs"]
+    assert report["exported"] == ["run/best.torchscript"]
+    found, about = read_torchscript(tmp_path / "run" / "best.torchscript", some_views(3))
+    weights = str(tmp_path / "run" / "best.safetensors")
+    student = ViewModel(build("digits_tiny", num_classes=10, view_size=8, weights=weights)).eval()
+    np.testing.assert_allclose(found, student(some_views(3)).detach(), rtol=1e-4, atol=1e-5)
+    assert json.loads(about)["name"] == "digits_tiny"
+    assert "formats are onnx, torchscript, found 'tflite'" in fails(
+        "train",
+        "--student",
+        "digits_tiny",
+        "--loss",
+        "ce",
+        "--out",
+        "none",
+        "--export",
+        "tflite",
+        cwd=tmp_path,
+    )
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_student_that_cannot_be_exported_is_named_and_the_others_are(tmp_path: Path) -> None:
+    (tmp_path / "counting.py").write_text(
+        "from test_export import AdapterSpec, Counting\n"
+        "def net(num_classes):\n    return Counting(), AdapterSpec(1, 8, (0.5,), (0.5,))\n"
+    )
+    words = ("train", "--student", "counting:net", "--student", "digits_tiny", "--loss", "ce", "--epochs", 1)
+    ended = logitcache(*words, "--out", "runs", "--export", "torchscript", cwd=tmp_path)
+    assert ended.exit_code == 1
+    last = ended.stderr.splitlines()[-1]
+    assert (
+        "1 of 2 students ended early, or were not exported: runs/counting_net-ce: the exported file" in last
+    )
+    assert ended.stdout.count("top-1") == 2
+    assert [path.parent.name for path in tmp_path.glob("runs/*/best.torchscript")] == ["digits_tiny-ce"]
