@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .options import Json
-from .terminal import progress, show, size
+from .terminal import progress, say, show, size
 
 
 def report(
@@ -14,12 +14,17 @@ def report(
         list[str], typer.Argument(help="Run folders and caches, any number; caches may be URLs.")
     ],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
-    data: Annotated[str, typer.Option(help="The caches' images, if their name is another here.")] = "auto",
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The caches' images, several times for several; no others are shown but the digits."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write one self-contained HTML page: students, curves, settings that differ, what caches hold, hard samples.
 
-    Example: logitcache report runs/* caches/vit_l-digits.zarr --out report.html
+    Example: logitcache report runs/* caches/vit_l-pets.zarr --data imagefolder:/data/pets
     """
     from logitcache.report.page import report as write_report
 
@@ -27,13 +32,15 @@ def report(
         found = write_report(
             out,
             paths,
-            data=None if data == "auto" else data,
+            data=data or (),
             on_progress=lambda done, total: advance(done, total, ""),
         )
-    runs = sum(len(group.runs) for group in found.groups)
+    for note in found.notes:
+        say(f"note: {note}")
+    runs, kinds = sum(len(group.runs) for group in found.groups), len(found.groups)
     rows = [
         ("page", f"{out}, {size(out.stat().st_size)}"),
-        ("runs", f"{runs}, of {len(found.groups)} kinds" if runs else "none"),
+        ("runs", f"{runs}, of {kinds} kind{'s' if kinds > 1 else ''}" if runs else "none"),
         ("caches", str(len(found.caches) or "none")),
     ]
     show({"page": str(out), **found.to_dict()}, rows, as_json=json)

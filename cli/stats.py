@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from logitcache.errors import DataError, NotFoundError
-
 from .options import Json, parse_seeds
 from .terminal import progress, say, show
 
@@ -19,7 +17,10 @@ BARS = " ▁▂▃▄▅▆▇█"
 def stats(
     cache: Annotated[str, typer.Argument(help="Cache: a path or URL.")],
     seeds: Annotated[str, typer.Option(help="Augmentation seeds; all complete ones by default.")] = "auto",
-    data: Annotated[str, typer.Option(help="The cache's images, if their name is another here.")] = "auto",
+    data: Annotated[
+        str | None,
+        typer.Option(help="The cache's images, for labels and names; no others are opened but the digits."),
+    ] = None,
     most: Annotated[int, typer.Option(min=1, help="Neighbours and hard samples to list.")] = 8,
     pictures: Annotated[Path | None, typer.Option(help="Folder for stats.png and hardest.png.")] = None,
     json: Json = False,
@@ -30,18 +31,13 @@ def stats(
     """
     from logitcache.audit.pictures import draw
     from logitcache.audit.stats import stats as read_stats
-    from logitcache.datasets import open_images
+    from logitcache.order import how_to_show, images_to_show
     from logitcache.store import CacheReader
 
     reader = CacheReader(cache)
-    spec = reader.spec.dataset
-    try:
-        images = open_images(spec.name if data == "auto" else data, spec.split)
-    except (DataError, NotFoundError) as error:
-        if data != "auto":
-            raise
-        say(f"note: without labels and names: {error}")
-        images = None
+    images = images_to_show(reader, [data] if data else [])
+    if images is None:
+        say(f"note: without labels and names: {how_to_show(reader)}")
     chosen = parse_seeds(seeds) if seeds != "auto" else ()
     with progress("stats", "seeds") as advance:
         found = read_stats(

@@ -7,6 +7,7 @@ import abc
 import hashlib
 import importlib.resources
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Images(abc.ABC):
         split: "train" or "test".
         labels: (n,) int64; −1 where there is no label.
         num_classes: C; None when unlabelled images leave it to the teacher.
+        class_names: what to call the classes, for people; empty where nobody said.
         recipe: name of the recipe that fits such images when none is asked for.
         left_out: how many further images the data has by now, where these are the samples of a cache.
     """
@@ -41,6 +43,7 @@ class Images(abc.ABC):
     split: str
     labels: Labels
     num_classes: int | None
+    class_names: Sequence[str] = ()
     recipe: str = "imagenet"
     left_out: int = 0
 
@@ -212,7 +215,9 @@ def cifar(kind: str, root: str, split: str) -> ArrayImages:
         ) from error
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2)
     labels = np.asarray(data.targets, dtype=np.int64)
-    return ArrayImages(f"{kind}:{root}" if root else kind, split, images, labels, len(data.classes), "cifar")
+    found = ArrayImages(f"{kind}:{root}" if root else kind, split, images, labels, len(data.classes), "cifar")
+    found.class_names = data.classes
+    return found
 
 
 # In folders -----------------------------------------------------------------------------------------------
@@ -263,7 +268,9 @@ class FolderImages(Images):
             labels += [label] * len(found)
         if not files:
             raise DataError(f"{printable(folder)}: no images; expected files in {_SUFFIX_LIST}")
-        return cls(name, split, folder, files, np.asarray(labels, dtype=np.int64), len(classes))
+        opened = cls(name, split, folder, files, np.asarray(labels, dtype=np.int64), len(classes))
+        opened.class_names = [printable(Path(name_of_class)) for name_of_class in classes]
+        return opened
 
     @classmethod
     def unlabelled(cls, name: str, root: Path, split: str) -> "FolderImages":
@@ -390,7 +397,8 @@ class WrappedImages(Images):
             targets = data.targets if hasattr(data, "targets") else [data[i][1] for i in range(len(data))]
         except (TypeError, LookupError, OSError) as error:
             raise DataError(f"{name}: an item is not an (image, label) pair: {error!r}") from error
-        classes = len(data.classes) if hasattr(data, "classes") else None
+        self.class_names = [str(one) for one in getattr(data, "classes", ())]
+        classes = len(self.class_names) or None
         self.labels = _checked_labels(name, targets, len(data), classes)
         self.num_classes = classes or int(self.labels.max()) + 1 or None
         self._fingerprint = self.fingerprint_of(slice(None))

@@ -4,6 +4,7 @@ A folder lists new files between old ones; a cache appends them. Sample keys, wh
 image is which, and the fingerprint proves it.
 """
 
+import shlex
 from bisect import bisect_right
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from logitcache.datasets import Images, Samples
+from logitcache.datasets import Images, Samples, open_images
 from logitcache.errors import DataError, Difference, MismatchError
 from logitcache.store import CacheReader
 
@@ -32,6 +33,7 @@ class OrderedImages(Images):
         self.images, self.order, self.counts = images, order, list(counts)
         self.name, self.split, self.recipe = images.name, images.split, images.recipe
         self.labels, self.num_classes = images.labels[order], images.num_classes
+        self.class_names = images.class_names
         self.left_out = len(images) - len(order)
         self._fingerprint = images.fingerprint_of(order)
 
@@ -64,6 +66,41 @@ class OrderedImages(Images):
     def describe(self, sample: int) -> str:
         """Say which image this is, for messages."""
         return self.images.describe(int(self.order[sample]))
+
+
+def images_to_show(reader: CacheReader, named: Sequence[str] = ()) -> Images | None:
+    """Open a cache's images to show them: those that the user named, or the digits that ship.
+
+    The cache's own word is not enough: a stranger's may name code, or any folder of this disk, whose images would
+    then be shown and sent on.
+
+    Args:
+        reader: the cache.
+        named: data sets as `open_images` takes them; the first that fits is taken.
+
+    Returns:
+        The images in the cache's order; None where none were named.
+
+    Raises:
+        UnknownNameError, NotFoundError: there is no data set of such a name.
+        MismatchError, DataError: none of those that were named is the cache's.
+    """
+    spec = reader.spec.dataset
+    found: DataError | MismatchError | None = None
+    for name in [*named, *(["digits"] if spec.name == "digits" else [])]:
+        try:
+            return in_cache_order(reader, open_images(name, spec.split))
+        except (DataError, MismatchError) as error:
+            found = found or error
+    if found:
+        raise found
+    return None
+
+
+def how_to_show(reader: CacheReader) -> str:
+    """Say what lets a cache's images be shown where none were named."""
+    name = reader.spec.dataset.name
+    return f"only data sets that you name are opened; the cache says --data {shlex.quote(name)}"
 
 
 def in_cache_order(reader: CacheReader, images: Images, *, grow: bool = False) -> Images:

@@ -1,5 +1,6 @@
 """The report: a page that parses, asks nobody for anything, and says what the files say."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -19,19 +20,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from small import few_digits
-from test_cli import fails, succeeds
-from test_dump import RECIPE, a_teacher
+from test_cli import fails, logitcache, succeeds
+from test_dump import RECIPE, a_teacher, picture_folder
 
-from logitcache.datasets import ArrayImages, digits
+from logitcache.datasets import ArrayImages, digits, open_images
 from logitcache.dump import DumpConfig, dump
+from logitcache.models import build
 from logitcache.report.caches import read_cache
 from logitcache.report.charts import LEAST, Axis, Scale, thinned
-from logitcache.report.page import report
+from logitcache.report.page import POLICY, report
 from logitcache.report.runs import grouped, read_run
 from logitcache.sparse import SparseTeacher
 from logitcache.spool import decode
 from logitcache.store import CacheReader
+from logitcache.views import recipe_named
 
+EVIL = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;\x00\ud800"
+EVIL_CLASS = "<i onclick=alert(3)>'\"&amp;"  # as a folder may be called
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
@@ -70,7 +75,7 @@ class Page(HTMLParser):
         where = self.open[-1] if self.open else ""
         self.text[where] = self.text.get(where, "") + data + "\n"
         if {"td", "th"} & set(self.open) and "title" not in self.open:
-            self.rows[-1][-1] += data
+            self.rows[-1][-1] += data.replace("\N{NO-BREAK SPACE}", " ")
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
@@ -206,9 +211,8 @@ def test_tables_hold_what_the_runs_measured(folder: Path, page: Path) -> None:
 
 
 def test_names_from_runs_stay_text(tmp_path: Path) -> None:
-    evil = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;\x00\ud800"
     rows = [{"epoch": 0, "loss": 1.0, "top1": 0.5, "<b>": 2.0}]
-    a_run(tmp_path / '<i>"&', rows, student=evil, note=evil)
+    a_run(tmp_path / '<i>"&', rows, student=EVIL, note=EVIL)
     a_run(tmp_path / "other", rows, student="net")
     report(tmp_path / "r.html", [tmp_path / '<i>"&', tmp_path / "other"])
     found = Page(tmp_path / "r.html")
@@ -232,6 +236,10 @@ def test_colours_can_be_told_from_the_paper(page: Path) -> None:
             ratio = (high + 0.05) / (low + 0.05)
             least = 4.5 if name in ("ink", "muted", "link") else 3.0
             assert ratio >= least or name in ("paper", "rule", "faint"), (name, ratio)
+        ink, bar, paper, faint = (luminance(colours[name]) for name in ("ink", "bar", "paper", "faint"))
+        for ground in (0.35 * bar + 0.65 * paper, faint):  # behind the teacher's answers
+            low, high = sorted((ink, ground))
+            assert (high + 0.05) / (low + 0.05) >= 4.5
 
 
 def test_many_long_runs_stay_small(tmp_path: Path) -> None:
@@ -242,6 +250,7 @@ def test_many_long_runs_stay_small(tmp_path: Path) -> None:
     found = Page(tmp_path / "r.html")
     table = found.tables["Numbers of: Loss"]
     assert (table[1][0], table[-1][0]) == ("1", "1200")
+    assert found.tables["Settings that differ"][0] == ["student", "config.lr"]
     assert "metrics.jsonl has all" in found.source
 
 
@@ -323,21 +332,78 @@ def test_what_fewer_logits_lose_is_what_dense_arithmetic_says(tmp_path: Path) ->
     assert sum(facts.array_bytes.values()) * 200 == pytest.approx(sum(f.stat().st_size for f in files))
 
 
-def test_images_that_do_not_open_leave_a_note(tmp_path: Path) -> None:
-    images = few_digits(300)
-    own = ArrayImages("boom:go", "train", images.images, images.labels, 10, "digits")
-    config = DumpConfig(seeds=(0,), top_k=4, workers=0, precision="float32")
-    dump(tmp_path / "own.zarr", own, RECIPE, a_teacher(), config)
-    (tmp_path / "boom.py").write_text("raise SystemExit('a report must not run what a cache names')\n")
-    succeeds("report", "own.zarr", "--out", "r.html", cwd=tmp_path)
+# Whose images -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pictures in pets/ and secret/, and a cache of each of three kinds of data set."""
+    folder = tmp_path_factory.mktemp("gallery")
+    config = DumpConfig(seeds=(0, 1), top_k=2, workers=0, precision="float32")
+    with contextlib.chdir(folder):
+        picture_folder(Path("pets"))
+        shutil.copytree(Path("pets") / "train" / "dog", "secret")
+        for split in ("train", "val"):
+            (Path("pets") / split / "cat").rename(Path("pets") / split / EVIL_CLASS)
+        for cache, name, classes in (("pets", "imagefolder:pets", 2), ("secret", "folder:secret", 1000)):
+            teacher = build("digits_tiny", num_classes=classes, view_size=8, weights="random")
+            dump(f"{cache}.zarr", open_images(name), recipe_named("center@8"), teacher, config)
+        images = few_digits(300)
+        own = ArrayImages("boom:go", "train", images.images, images.labels, 10, "digits")
+        dump("own.zarr", own, RECIPE, a_teacher(), dataclasses.replace(config, top_k=4))
+        Path("boom.py").write_text("raise SystemExit('a report must not run what a cache names')\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("cache", "named"),
+    [("pets.zarr", "imagefolder:pets"), ("secret.zarr", "folder:secret"), ("own.zarr", "boom:go")],
+)
+def test_a_caches_word_opens_no_images(gallery: Path, tmp_path: Path, cache: str, named: str) -> None:
+    ended = logitcache("report", cache, "--out", tmp_path / "r.html", cwd=gallery)
+    assert ended.exit_code == 0, ended.output
     found = Page(tmp_path / "r.html")
-    assert "opening them would run code (boom:go)" in found.source
     assert not found.all("img")
-    other = ArrayImages("digits", "train", images.images.flip(0), images.labels, 10, "digits")
-    dump(tmp_path / "other.zarr", other, RECIPE, a_teacher(), config)
-    succeeds("report", "other.zarr", "--out", "r.html", cwd=tmp_path)
-    assert "Images are not shown: " in (tmp_path / "r.html").read_text()
-    assert "nowhere" in fails("report", "other.zarr", "--data", "folder:nowhere", cwd=tmp_path)
+    assert "data:image" not in found.source.replace(POLICY, "")
+    assert f"only data sets that you name are opened; the cache says --data {named}" in found.source
+    assert f"--data {named}" in ended.stderr
+    assert ".jpg" not in found.source
+    assert EVIL_CLASS not in found.source
+
+
+def test_images_are_those_that_the_user_named(gallery: Path, tmp_path: Path) -> None:
+    words = ("report", "pets.zarr", "secret.zarr", "--out", tmp_path / "r.html", "--data", "imagefolder:pets")
+    found = json.loads(succeeds(*words, "--json", cwd=gallery))
+    assert [note.partition(": ")[0] for note in found["notes"]] == ["secret.zarr"]
+    first = len(Page(tmp_path / "r.html").all("img"))
+    assert first > 8
+    assert json.loads(succeeds(*words, "--data", "folder:secret", "--json", cwd=gallery))["notes"] == []
+    assert len(Page(tmp_path / "r.html").all("img")) > first
+    words = ("report", "pets.zarr", "--out", tmp_path / "r.html", "--data")
+    assert (
+        "made of other images"
+        in json.loads(succeeds(*words, "folder:secret", "--json", cwd=gallery))["notes"][0]
+    )
+    assert not Page(tmp_path / "r.html").all("img")
+    assert "nowhere" in fails(*words, "folder:nowhere", cwd=gallery)
+
+
+def test_names_from_caches_and_images_stay_text(gallery: Path, tmp_path: Path) -> None:
+    with contextlib.chdir(gallery):
+        images = open_images("imagefolder:pets")
+        images.name = f"folder:{EVIL[:-2]}"
+        teacher = build("digits_tiny", num_classes=2, view_size=8, weights="random")
+        config = DumpConfig(seeds=(0,), top_k=2, workers=0, precision="float32")
+        dump(tmp_path / EVIL_CLASS, images, recipe_named("center@8"), teacher, config)
+    words = ("report", tmp_path / EVIL_CLASS, "--out", tmp_path / "r.html")
+    for named in ((), ("--data", "imagefolder:pets")):
+        succeeds(*words, *named, cwd=gallery)
+        found = Page(tmp_path / "r.html")
+        assert not {"script", "i"} & {tag for tag, _ in found.elements}
+        assert "<script>alert(1)</script>" in found.text["h2"]
+        assert all(str(image["src"]).startswith("data:image/") for image in found.all("img"))
+    assert any(EVIL_CLASS in str(image["alt"]) for image in found.all("img"))
+    assert EVIL_CLASS in {row[0] for row in found.tables["Confused classes"]}
 
 
 # The command ----------------------------------------------------------------------------------------------
@@ -389,6 +455,22 @@ def test_bad_input_is_one_clear_line(folder: Path, tmp_path: Path) -> None:
 
 # In a browser ---------------------------------------------------------------------------------------------
 
+LEAST_CONTRAST = r"""(() => {
+  const light = colour => colour.match(/[\d.]+/g).slice(0, 3).map(Number).map(part => part / 255)
+    .map(part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, part, number) => sum + part * [0.2126, 0.7152, 0.0722][number], 0);
+  const texts = [...document.querySelectorAll('body *')].filter(element =>
+    element.tagName != 'title' && [...element.childNodes].some(node => node.nodeType == 3 && node.data.trim()));
+  return Math.min(...texts.map(element => {
+    const style = getComputedStyle(element);
+    let behind = element;
+    while (getComputedStyle(behind).backgroundColor == 'rgba(0, 0, 0, 0)') behind = behind.parentElement;
+    const two = [style[element instanceof SVGElement ? 'fill' : 'color'], getComputedStyle(behind).backgroundColor];
+    const [low, high] = two.map(light).sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+  }));
+})()"""
+
 
 @pytest.mark.skipif(browser.FOUND is None, reason="needs Chromium: apt-get install chromium")
 def test_a_browser_shows_it_on_phones_and_desks_in_light_and_dark(page: Path, tmp_path: Path) -> None:
@@ -408,5 +490,6 @@ def test_a_browser_shows_it_on_phones_and_desks_in_light_and_dark(page: Path, tm
                 assert tab.value(drawn) > 20
                 assert tab.value("[...document.images].every(image => image.naturalWidth > 0)")
                 assert tab.value("getComputedStyle(document.querySelector('.line')).stroke") != "none"
+                assert tab.value(LEAST_CONTRAST) >= 4.5
                 corner = Image.open(BytesIO(tab.screenshot())).convert("L").getpixel((2, 2))
                 assert (corner > 200) == (scheme == "light")

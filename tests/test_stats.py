@@ -118,3 +118,17 @@ def test_the_command_says_so_in_words_and_in_json(tmp_path: Path) -> None:
     found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert len(found["hardest"]) == 3
     assert found["seeds"][0]["views"] == 1437
+
+
+def test_a_caches_word_opens_no_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = open_images(f"imagefolder:{picture_folder(Path('pictures'))}")
+    config = DumpConfig(seeds=(0,), top_k=2, workers=0, precision="float32")
+    teacher = build("digits_tiny", num_classes=2, view_size=8, weights="random")
+    dump("c.zarr", images, RECIPE, teacher, config)
+    told = CliRunner().invoke(app, ["stats", "c.zarr"])
+    assert told.exit_code == 0
+    assert ".jpg" not in told.output
+    assert "note: without labels and names: only data sets that you name are opened" in told.stderr
+    advice = told.stderr.split("the cache says ")[1].split()
+    assert ".jpg, label" in CliRunner().invoke(app, ["stats", "c.zarr", *advice]).stdout

@@ -1,6 +1,7 @@
 """The half of the page about caches: what the teacher says, what the top k keep, hard samples, views by seed."""
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from xml.etree.ElementTree import Element
 
@@ -21,8 +22,8 @@ def about_cache(ids: Ids, cache: CacheFacts, shown: Pictures) -> tuple[str, Elem
     about = cache.about
     heading = f"Cache: {about['teacher']['name']} on {about['dataset']['name']}"
     charts = tag("div", list(_charts(ids, cache)), class_="charts")
-    parts = [_facts(cache), charts, _confused(cache.stats), _hardest(cache.stats, shown)]
-    return heading, tag("div", parts, [_by_seed(sample) for sample in shown.samples], _note(shown))
+    parts = [_facts(cache), charts, _confused(cache.stats, shown), _hardest(cache.stats, shown)]
+    return heading, tag("div", parts, [_by_seed(sample, shown) for sample in shown.samples], _note(shown))
 
 
 def _facts(cache: CacheFacts) -> Element:
@@ -81,9 +82,9 @@ def _charts(ids: Ids, cache: CacheFacts) -> Iterator[Element]:
     if cache.array_bytes:
         named = [(name, size, f"{size:.2f}") for name, size in cache.array_bytes.items()]
         numbers = Numbers(("array", "bytes a view"), tuple((name, text) for name, _, text in named))
-        yield bars(
-            ids, "Bytes by array", "Bytes of a view in the shards of one seed, compressed.", named, numbers
-        )
+        total = sum(cache.array_bytes.values())
+        note = f"Bytes of a view in the shards of one seed, compressed; {total:.1f} together."
+        yield bars(ids, "Bytes by array", note, named, numbers)
     if len(found.seeds) > 1:
         yield _seeds(ids, found)
 
@@ -106,7 +107,7 @@ def _mass(ids: Ids, cache: CacheFacts) -> Element:
 def _error(ids: Ids, cache: CacheFacts) -> Element:
     fewer = cache.kept[:-1]
     note = (
-        f"KL in nats from what this cache holds to what one of fewer would (`derive --top-k`), "
+        f"KL in nats from what this cache holds to what one of fewer would (derive --top-k), "
         f"the tail spread evenly; mean of {cache.tried:,} views, logarithmic scale."
     )
     rows = tuple((str(kept.k), *(f"{kl:.3g}" for kl in kept.kl)) for kept in fewer)
@@ -145,11 +146,14 @@ def _binned(edges: Sequence[float], counts: Sequence[int], quantity: str) -> Num
 # Classes and samples --------------------------------------------------------------------------------------
 
 
-def _confused(found: StatsReport) -> Element | None:
+def _confused(found: StatsReport, shown: Pictures) -> Element | None:
     pairs = found.neighbours[:MOST_PAIRS]
     if not pairs:
         return None
-    rows = [[str(pair.of), str(pair.other), f"{100 * pair.probability:.2f} %"] for pair in pairs]
+    rows = [
+        [shown.name_of(pair.of), shown.name_of(pair.other), f"{100 * pair.probability:.2f} %"]
+        for pair in pairs
+    ]
     heads = ["class", "taken for", "mean probability"]
     return tag(
         "div", tag("h3", "What the teacher confuses"), table(None, heads, rows, name="Confused classes")
@@ -160,44 +164,64 @@ def _hardest(found: StatsReport, shown: Pictures) -> Element | None:
     if not found.hardest:
         return None
     labelled = any(hard.label >= 0 for hard in found.hardest)
+    folder = _folder([hard.name for hard in found.hardest])
     cards = []
     for hard in found.hardest:
-        image = shown.hardest.get(hard.sample)
-        label = f"label {hard.label}, " if hard.label >= 0 else ""
+        image, says = shown.hardest.get(hard.sample), shown.name_of(hard.teacher)
+        label = shown.name_of(hard.label) if hard.label >= 0 else None
+        alt = f"{hard.name}, {f'label {label}, ' if label else ''}taken for {says}"
         cards.append(
             tag(
                 "li",
-                _image(image, f"{hard.name}, {label}taken for {hard.teacher}") if image else None,
-                tag("b", f"{label}p = {hard.probability:.2g}"),
-                tag("span", f"teacher says {hard.teacher}"),
-                tag("span", hard.name),
+                _image(image, alt) if image else None,
+                label and tag("b", f"label {label}"),
+                tag("span", f"p = {hard.probability:.2g}, teacher says {says}"),
+                tag("span", hard.name.removeprefix(folder).removeprefix(f"{label}/"), title=hard.name),
             )
         )
     what = "their label has" if labelled else "their likeliest class has"
-    lede = f"Samples by the mean probability that {what} over the seeds; the teacher's word is that of the last seed."
+    lede = f"Samples by p, the mean probability that {what} over the seeds; the teacher's word is the last seed's."
+    where = f" Files are below {folder}" if folder else ""
     return tag(
-        "div", tag("h3", "Hardest samples"), tag("p", lede, class_="note"), tag("ol", cards, class_="cards")
+        "div",
+        tag("h3", "Hardest samples"),
+        tag("p", lede + where, class_="note"),
+        tag("ol", cards, class_="cards"),
     )
 
 
-def _by_seed(sample: Sample) -> Element:
-    label = f", label {sample.label}" if sample.label >= 0 else ""
-    original = tag("li", _image(sample.picture, f"{sample.name} as it is"), tag("b", "the image"))
-    cards = [original]
+def _by_seed(sample: Sample, shown: Pictures) -> Element:
+    label = f", label {shown.name_of(sample.label)}" if sample.label >= 0 else ""
+    cards = [tag("li", _image(sample.picture, f"{sample.name} as it is"), tag("b", "the image"))]
     for look in sample.looks:
         answers = [
-            tag("li", tag("span", str(name)), tag("span", f"{100 * p:.1f} %"), style=f"--p:{p:.4f}")
-            for name, p in look.answers
+            tag(
+                "li",
+                tag("span", shown.name_of(class_), title=shown.name_of(class_)),
+                tag("span", _share(p)),
+                style=f"--p:{p:.4f}",
+            )
+            for class_, p in look.answers
         ]
         picture = _image(look.picture, f"{sample.name} viewed under seed {look.seed}")
         cards.append(tag("li", picture, tag("b", f"seed {look.seed}"), tag("ol", answers, class_="answers")))
-    lede = f"{sample.name}{label}, {sample.why}; below each view the teacher's first classes and their probabilities."
+    lede = f"{sample.name}{label}; below each view the teacher's first classes and their probabilities."
     return tag(
         "div",
-        tag("h3", "One sample under several seeds"),
+        tag("h3", f"{sample.why.capitalize()} under several seeds"),
         tag("p", lede, class_="note"),
         tag("ul", cards, class_="cards"),
     )
+
+
+def _folder(names: Sequence[str]) -> str:
+    """Return the folders that all of these names begin with."""
+    shared = os.path.commonpath({os.path.dirname(name) for name in names})
+    return shared and os.path.join(shared, "")
+
+
+def _share(p: float) -> str:
+    return f"{100 * p:.1f} %" if p >= 0.01 else f"{100 * p:.1g} %" if p >= 1e-6 else "0 %"
 
 
 def _note(shown: Pictures) -> Element | None:

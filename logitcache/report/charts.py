@@ -13,8 +13,19 @@ from logitcache.report.html import Child, Ids, table, tag
 
 WIDTH, HEIGHT = 380, 240
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 36
-STYLES = 8  # colours of series in the style sheet; further ones come again with other dashes
+STYLES = 8  # colours of series in the style sheet; further ones come again with other dashes and marks
 LEAST = 1e-140  # what is smaller counts as 0
+# Marks that tell series apart without colour, around (0, 0): none is a circle, the others polygons.
+MARKS: tuple[tuple[tuple[float, float], ...], ...] = (
+    (),
+    ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+    ((0, -1.2), (1.1, 0.8), (-1.1, 0.8)),
+    ((0, -1.3), (1.2, 0), (0, 1.3), (-1.2, 0)),
+    ((0, 1.2), (1.1, -0.8), (-1.1, -0.8)),
+    ((-1.2, 0), (0.8, -1.1), (0.8, 1.1)),
+    ((1.2, 0), (-0.8, -1.1), (-0.8, 1.1)),
+    ((0, -1.4), (0.4, -0.4), (1.4, 0), (0.4, 0.4), (0, 1.4), (-0.4, 0.4), (-1.4, 0), (-0.4, -0.4)),
+)
 
 Point = tuple[float, float]
 
@@ -48,7 +59,7 @@ class Series:
         points: (x, y), by rising x.
         style: number of its colour.
         thin: drawn fine and pale, behind the others.
-        marks: a dot at each point.
+        marks: a mark at each point; else at the last one, where it is not thin.
     """
 
     name: str
@@ -165,7 +176,7 @@ def lines(
     *,
     named: bool = False,
 ) -> Element:
-    """Draw lines, or dots where a series has a single point; `named` says beside the title which is which."""
+    """Draw lines that end in a mark; `named` says beside the title which is which."""
     plot = _Plot(x, y, [point for one in series for point in one.points])
     for one in sorted(series, key=lambda one: not one.thin):
         where = [(plot.x(a), plot.y(b)) for a, b in one.points if plot.shows(a, b)]
@@ -173,8 +184,8 @@ def lines(
         if len(where) > 1:
             path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in where)
             plot.add(tag("path", tag("title", one.name), d=path, class_=kind))
-        if len(where) == 1 or one.marks:
-            plot.add([_dot(a, b, one.name, one.style, 2.6) for a, b in where])
+        ends = where[-1:] if len(where) == 1 or not one.thin else []
+        plot.add([_mark(a, b, one.style, 3.0, one.name) for a, b in (where if one.marks else ends)])
     names = {one.style: one.name for one in series} if named else {}
     return _figure(ids, title, note, plot.svg, numbers, legend(names) if names else None)
 
@@ -182,11 +193,11 @@ def lines(
 def points(
     ids: Ids, title: str, note: str, x: Axis, y: Axis, series: Sequence[Series], numbers: Numbers
 ) -> Element:
-    """Draw a dot for every point, and nothing between them."""
+    """Draw a mark for every point, and nothing between them."""
     plot = _Plot(x, y, [point for one in series for point in one.points])
     for one in series:
         shown = [(a, b) for a, b in one.points if plot.shows(a, b)]
-        plot.add([_dot(plot.x(a), plot.y(b), one.name, one.style, 4.5) for a, b in shown])
+        plot.add([_mark(plot.x(a), plot.y(b), one.style, 4.5, one.name) for a, b in shown])
     return _figure(ids, title, note, plot.svg, numbers)
 
 
@@ -234,9 +245,11 @@ def legend(names: Mapping[int, Child]) -> Element:
 
 
 def swatch(number: int) -> Element:
-    """Draw a short piece of a series' line, for legends."""
+    """Draw a short piece of a series' line with its mark, for legends."""
     line = tag("path", d="M1 5H25", class_=f"line {style(number)}")
-    return tag("svg", line, viewBox="0 0 26 10", class_="swatch", aria_hidden="true")
+    return tag(
+        "svg", line, _mark(13, 5, number, 4.0), viewBox="0 0 26 10", class_="swatch", aria_hidden="true"
+    )
 
 
 # Inside ---------------------------------------------------------------------------------------------------
@@ -279,10 +292,14 @@ def _svg(height: int) -> Element:
     return tag("svg", viewBox=f"0 0 {WIDTH} {height}", role="img")
 
 
-def _dot(x: float, y: float, name: str, number: int, radius: float) -> Element:
-    return tag(
-        "circle", tag("title", name), cx=f"{x:.1f}", cy=f"{y:.1f}", r=radius, class_=f"dot {style(number)}"
-    )
+def _mark(x: float, y: float, number: int, radius: float, name: str | None = None) -> Element:
+    """Draw the mark of a series: no two of the first 64 have both colour and shape in common."""
+    shape = MARKS[(number + number // STYLES) % len(MARKS)]
+    title, kind = name and tag("title", name), f"dot {style(number)}"
+    if not shape:
+        return tag("circle", title, cx=f"{x:.1f}", cy=f"{y:.1f}", r=radius, class_=kind)
+    corners = "L".join(f"{x + radius * a:.1f} {y + radius * b:.1f}" for a, b in shape)
+    return tag("path", title, d=f"M{corners}Z", class_=kind)
 
 
 def _figure(ids: Ids, title: str, note: str, svg: Element, numbers: Numbers, key: Child = None) -> Element:
@@ -300,6 +317,8 @@ def _figure(ids: Ids, title: str, note: str, svg: Element, numbers: Numbers, key
 
 
 def _step(rough: float) -> float:
-    """Round up to 1, 2 or 5 times a power of ten."""
+    """Round to 1, 2 or 5 times a power of ten, by ratio."""
     power = 10.0 ** math.floor(math.log10(rough))
-    return next(f * power for f in (1, 2, 5, 10) if f * power >= rough * 0.999)
+    return power * next(
+        step for step, below in ((1, 2), (2, 10), (5, 50), (10, math.inf)) if (rough / power) ** 2 < below
+    )

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
-from logitcache.report.charts import Axis, Numbers, Series, legend, lines, spaced, thinned
-from logitcache.report.html import Child, Ids
+from logitcache.report.charts import STYLES, Axis, Numbers, Series, legend, lines, spaced, thinned
+from logitcache.report.html import Child, Ids, tag
 from logitcache.report.metrics import measure
 from logitcache.report.runs import Group, short_paths
 
@@ -25,10 +25,12 @@ class Curves:
         self.epochs = max(2, min(MOST_EPOCHS, CELLS_IN_ALL // max(1, len(runs) * len(self.measured))))
         self.paths = short_paths(runs)
 
-    def section(self, section: str) -> list[Element]:
+    def section(self, section: str) -> Element | None:
         """Draw every measure that belongs to a section: the loss first, the learning rate last."""
         names = [name for name in self.measured if measure(name).section == section]
-        return [self.chart(name) for name in sorted(names, key=lambda name: (name == "lr", name != "loss"))]
+        names.sort(key=lambda name: (name == "lr", name != "loss"))
+        charts = [self.chart(name) for name in names]
+        return tag("div", self._legend(names), tag("div", charts, class_="charts")) if charts else None
 
     def chart(self, name: str) -> Element:
         """Draw one measure of all runs that have it; of repeats the mean too."""
@@ -62,11 +64,20 @@ class Curves:
         x, y = Axis("epoch", whole=True, low=low, high=high), Axis(percent=what.share, log=steep)
         return lines(self.ids, what.title, " ".join(notes), x, y, series, self._numbers(name, curves))
 
-    def legend(self) -> Element | None:
-        """Say which line stands for which group, where there are several."""
-        many = {n: f" ({len(group.runs)} runs)" for n, group in enumerate(self.groups) if len(group.runs) > 1}
-        names: dict[int, Child] = {n: [group.name, many.get(n)] for n, group in enumerate(self.groups)}
-        return legend(names) if len(names) > 1 else None
+    def _legend(self, names: Sequence[str]) -> Element | None:
+        """Say which line stands for which group, of those that have one of these measures."""
+        having = [
+            (number, group)
+            for number, group in enumerate(self.groups)
+            if any(name in run.names for run in group.runs for name in names)
+        ]
+        many = {n: f" ({len(group.runs)} runs)" for n, group in having if len(group.runs) > 1}
+        told: dict[int, Child] = {n: [group.name, many.get(n)] for n, group in having}
+        if len(told) <= STYLES:
+            return legend(told) if len(self.groups) > 1 else None
+        return tag(
+            "details", tag("summary", f"Which of the {len(told)} lines is which"), legend(told), class_="key"
+        )
 
     def _line(
         self, name: str, curve: Sequence[tuple[float, float]], number: int, *, thin: bool = False

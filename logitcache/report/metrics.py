@@ -46,9 +46,9 @@ class Measure:
         if found is None or runs == 1:
             return self.text(found and found[0])
         mean, deviation = found
-        return (
-            f"{100 * mean:.1f} ± {100 * deviation:.1f} %" if self.share else f"{mean:.3g} ± {deviation:.2g}"
-        )
+        if self.share:
+            return f"{100 * mean:.1f} ±\N{NO-BREAK SPACE}{100 * deviation:.1f}\N{NO-BREAK SPACE}%"
+        return f"{mean:.3g} ±\N{NO-BREAK SPACE}{deviation:.2g}"
 
 
 JUDGED = (
@@ -109,5 +109,5 @@ def measure(name: str) -> Measure:
 
 
 def percent(value: float) -> str:
-    """Write a share."""
-    return f"{100 * value:.2f} %"
+    """Write a share, as one word to a line breaker."""
+    return f"{100 * value:.2f}\N{NO-BREAK SPACE}%"

@@ -27,10 +27,11 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 @dataclass(frozen=True)
 class ReportFacts(Spec):
-    """What a report says, without its pictures."""
+    """What a report says, without its pictures; `notes` says, cache by cache, what could not be shown and why."""
 
     groups: tuple[Group, ...]
     caches: tuple[CacheFacts, ...]
+    notes: tuple[str, ...]
 
 
 Shown = Sequence[tuple[CacheFacts, Pictures]]
@@ -40,7 +41,7 @@ def report(
     out: str | Path,
     paths: Sequence[str | Path],
     *,
-    data: str | None = None,
+    data: Sequence[str] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> ReportFacts:
     """Write a page about runs and caches.
@@ -48,12 +49,12 @@ def report(
     Args:
         out: the file to write, .html.
         paths: run folders and caches; caches may be URLs.
-        data: images of the caches, as `open_images` takes them; None opens what the caches name.
+        data: images of the caches, as `open_images` takes them; no others are opened, but the digits that ship.
         on_progress: called with (seeds read, seeds to read), cache by cache.
 
     Raises:
         OptionError: nothing to report on, or `out` is a folder.
-        NotFoundError: a path is neither a run folder nor a cache.
+        NotFoundError, UnknownNameError: a path is neither a run folder nor a cache, or there is no such `data`.
         FormatError: something is damaged.
         IncompleteError: a run has no epoch yet, or a cache no complete seed.
         StorageError: the page cannot be written.
@@ -68,7 +69,8 @@ def report(
     groups = grouped([one for one in found if isinstance(one, RunFacts)])
     shown = [_cache(reader, data, max(4, MOST_IMAGES // len(readers)), on_progress) for reader in readers]
     _write(Path(out), page(groups, shown, on=datetime.date.today()))
-    return ReportFacts(groups, tuple(cache for cache, _ in shown))
+    notes = tuple(f"{cache.about['path']}: {seen.note}" for cache, seen in shown if seen.note)
+    return ReportFacts(groups, tuple(cache for cache, _ in shown), notes)
 
 
 def _found(path: str) -> RunFacts | CacheReader:
@@ -83,7 +85,7 @@ def _found(path: str) -> RunFacts | CacheReader:
 
 
 def _cache(
-    reader: CacheReader, data: str | None, most: int, on_progress: Callable[[int, int], None] | None
+    reader: CacheReader, data: Sequence[str], most: int, on_progress: Callable[[int, int], None] | None
 ) -> tuple[CacheFacts, Pictures]:
     images, note = open_for(reader, data)
     facts = read_cache(reader, images, most=min(most, 12), on_progress=on_progress)

@@ -1,21 +1,21 @@
 """What the page shows of a cache's images: the hardest samples, and one sample as the teacher saw it, seed by seed.
 
-Images are opened by the cache's word only where that runs nobody's code; views are shown only after proof that they
-are those that the teacher saw.
+Views are shown only after proof that they are those that the teacher saw.
 """
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
 from torch import Tensor
 
 from logitcache.audit.stats import StatsReport
-from logitcache.datasets import Images, is_code, open_images
-from logitcache.errors import ImageError, LogitCacheError
+from logitcache.datasets import Images
+from logitcache.errors import DataError, ImageError, LogitCacheError, MismatchError
 from logitcache.loader import KeyedViews, require
-from logitcache.order import in_cache_order
+from logitcache.order import how_to_show, images_to_show
 from logitcache.replay import prove_replay
 from logitcache.report.charts import spaced
 from logitcache.spool import decode
@@ -61,26 +61,24 @@ class Pictures:
     hardest: dict[int, Picture]
     samples: tuple[Sample, ...]
     note: str = ""
+    class_names: Sequence[str] = ()
+
+    def name_of(self, class_: int) -> str:
+        """Call a class by its name, or its number where it has none."""
+        return self.class_names[class_] if class_ < len(self.class_names) else str(class_)
 
 
-def open_for(reader: CacheReader, data: str | None = None) -> tuple[Images | None, str]:
-    """Open the images of a cache, in its order, or say why not.
-
-    Args:
-        reader: the cache.
-        data: what the user calls them; None asks the cache, whose word runs no code.
+def open_for(reader: CacheReader, named: Sequence[str] = ()) -> tuple[Images | None, str]:
+    """Open the images of a cache among those that the user named (`images_to_show`), or say why not.
 
     Raises:
-        UnknownNameError, NotFoundError, DataError: there is no `data` of that name.
+        UnknownNameError, NotFoundError: there is no data set of such a name.
     """
-    name, split = reader.spec.dataset.name, reader.spec.dataset.split
-    if data is None and is_code(name):
-        return None, f"Images are not shown: opening them would run code ({name}); allow it with --data."
-    found = open_images(data, split) if data else None
     try:
-        return in_cache_order(reader, found or open_images(name, split)), ""
-    except LogitCacheError as error:
+        images = images_to_show(reader, named)
+    except (DataError, MismatchError) as error:
         return None, f"Images are not shown: {error}"
+    return images, "" if images else f"Images are not shown: {how_to_show(reader)}"
 
 
 def pictures(reader: CacheReader, images: Images, found: StatsReport) -> Pictures:
@@ -92,10 +90,10 @@ def pictures(reader: CacheReader, images: Images, found: StatsReport) -> Picture
         found: what `stats` says of the cache.
     """
     hardest = {hard.sample: shot for hard in found.hardest if (shot := _taken(images, hard.sample))}
+    names = images.class_names
     if any(":" in step.transform for step in reader.spec.recipe.steps):
-        return Pictures(
-            hardest, (), "Its views are made by code of someone's own, which a report does not run."
-        )
+        note = "Its views are made by code of someone's own, which a report does not run."
+        return Pictures(hardest, (), note, names)
     seeds = spaced([seed.seed for seed in found.seeds], SEEDS)
     views = KeyedViews(images, reader.spec.recipe, "skip")
     try:
@@ -104,8 +102,8 @@ def pictures(reader: CacheReader, images: Images, found: StatsReport) -> Picture
         chosen = {**{h.sample: "the hardest sample" for h in found.hardest[:1]}, first: "the first sample"}
         samples = tuple(_sample(reader, views, sample, why, seeds) for sample, why in chosen.items())
     except LogitCacheError as error:
-        return Pictures(hardest, (), f"Views could not be made again: {error}")
-    return Pictures(hardest, tuple(sample for sample in samples if sample))
+        return Pictures(hardest, (), f"Views could not be made again: {error}", names)
+    return Pictures(hardest, tuple(sample for sample in samples if sample), class_names=names)
 
 
 def _sample(reader: CacheReader, views: KeyedViews, sample: int, why: str, seeds: list[int]) -> Sample | None:

@@ -175,6 +175,7 @@ def _settings(record: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Va
     for key, value in record.items():
         name = f"{at}{key}"
         if name == "objective.expression":
+            yield "objective", _loss(str(value))
             yield from _objective(str(value))
         elif name == "stream.seeds" and isinstance(value, list):
             yield name, _brief(seed_list([seed for seed in value if isinstance(seed, int)]))

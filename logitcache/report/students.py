@@ -10,6 +10,8 @@ from logitcache.report.metrics import JUDGED, SECTIONS, measure, percent
 from logitcache.report.runs import Group, RunFacts, differences
 
 COLUMNS = (*JUDGED, measure("loss"))
+MANY = 6  # students
+TIMES = ((7200, 3600, "hours"), (120, 60, "minutes"), (0, 1, "seconds"))  # from so many seconds on
 
 
 def about_runs(ids: Ids, groups: Sequence[Group]) -> Iterator[tuple[str, Element]]:
@@ -17,8 +19,8 @@ def about_runs(ids: Ids, groups: Sequence[Group]) -> Iterator[tuple[str, Element
     curves = Curves(ids, groups)
     yield "Students side by side", tag("div", _standings(groups), _trades(ids, curves), _each_run(curves))
     for section, (heading, lede) in SECTIONS.items():
-        if charts := curves.section(section):
-            yield heading, tag("div", tag("p", lede), curves.legend(), tag("div", charts, class_="charts"))
+        if (charts := curves.section(section)) is not None:
+            yield heading, tag("div", tag("p", lede), charts)
     if len(groups) > 1:
         yield "What differs between the runs", _differing(groups)
 
@@ -59,15 +61,21 @@ def _standings(groups: Sequence[Group]) -> Element:
 
 def _trades(ids: Ids, curves: Curves) -> Element | None:
     """Draw accuracy against size, and against time."""
+    longest = max(run.seconds for group in curves.groups for run in group.runs)
+    each, unit = next((each, unit) for least, each, unit in TIMES if longest >= least)
     charts = [
         _against(ids, curves, "Accuracy against size", "parameters", lambda run: float(run.weights or 0)),
         _against(
-            ids, curves, "Accuracy against training time", "seconds of its epochs", lambda run: run.seconds
+            ids,
+            curves,
+            "Accuracy against training time",
+            f"{unit} of its epochs",
+            lambda run: run.seconds / each,
         ),
     ]
     if not any(chart is not None for chart in charts):
         return None
-    return tag("div", curves.legend(), tag("div", charts, class_="charts"))
+    return tag("div", charts, class_="charts")
 
 
 def _against(
@@ -88,7 +96,7 @@ def _against(
         name = f"{curves.groups[number].name}, {path}: {percent(top1)}, {told} {label}"
         series.append(Series(name, ((at, top1),), number))
         rows.append((path, told, percent(top1)))
-    note = "Top-1 of the last epoch; each dot is a run."
+    note = "Top-1 of the last epoch; each mark is a run, as in the table above."
     x = Axis(label, log=max(costs) > 8 * min(costs))
     return points(
         ids, title, note, x, Axis(percent=True), series, Numbers(("run", label, "top-1"), tuple(rows))
@@ -122,23 +130,43 @@ def _differing(groups: Sequence[Group]) -> Element:
     firsts = [group.runs[0] for group in groups]
     names = differences(firsts)
     partial = [name for name in names if _agree(name, firsts)]
+    differing = [name for name in names if name not in partial]
     same = [name for name in firsts[0].settings if name not in names]
-
-    def rows(chosen: Sequence[str], runs: Sequence[RunFacts] = firsts) -> list[list[Child]]:
-        return [[name, *(_setting(run, name) for run in runs)] for name in chosen]
-
-    heads: list[Child] = ["setting", *(_named(number, group) for number, group in enumerate(groups))]
-    differing = rows([name for name in names if name not in partial])
-    some = table(None, heads, rows(partial), name="Settings that only some have")
-    shared = table(None, ["setting", "value"], rows(same, firsts[:1]), name="Settings that all share")
+    shared = table(
+        None,
+        ["setting", "value"],
+        [[name, _setting(firsts[0], name)] for name in same],
+        name="Settings that all share",
+    )
     return tag(
         "div",
         tag("p", "By their names in config.json; seeds of repeats are left out."),
-        table(None, heads, differing, name="Settings that differ") if differing else tag("p", "None differ."),
-        tag("details", tag("summary", f"{len(partial)} that only some have"), some) if partial else None,
+        _compared(groups, differing, "Settings that differ") if differing else tag("p", "None differ."),
+        partial
+        and tag(
+            "details",
+            tag("summary", f"{len(partial)} that only some have"),
+            _compared(groups, partial, "Settings that only some have"),
+        ),
         tag("details", tag("summary", f"{len(same)} that all share"), shared),
         class_="settings",
     )
+
+
+def _compared(groups: Sequence[Group], settings: Sequence[str], name: str) -> Element:
+    """A row for each setting, or for each student where they are many: a table is to be long, not wide."""
+    students = [_named(number, group) for number, group in enumerate(groups)]
+    firsts = [group.runs[0] for group in groups]
+    cells = [[_setting(run, setting) for setting in settings] for run in firsts]
+    if len(groups) > max(len(settings), MANY):
+        return table(
+            None,
+            ["student", *settings],
+            [[one, *row] for one, row in zip(students, cells, strict=True)],
+            name=name,
+        )
+    by_setting = zip(settings, zip(*cells, strict=True), strict=True)
+    return table(None, ["setting", *students], [[setting, *row] for setting, row in by_setting], name=name)
 
 
 def _agree(name: str, runs: Sequence[RunFacts]) -> bool:
@@ -166,6 +194,5 @@ def _range(texts: Iterable[str]) -> str:
 
 
 def _time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    each, unit = next((each, unit) for least, each, unit in TIMES if seconds >= least)
+    return f"{seconds / each:.1f} {'min' if unit == 'minutes' else unit[0]}"
