@@ -107,17 +107,19 @@ def test_bench_train_compares_with_labels_alone_and_with_a_live_teacher(
     import logitcache.bench.train as train
 
     monkeypatch.setattr(train, "WAYS", ("ce", "kd"))
+    monkeypatch.setattr(train, "STEADY", 1)
     monkeypatch.setattr(train, "told", lambda: False)  # memory is watched in processes of its own, below
-    words = ["bench", "train", "--n", "4", "--batch", "2", "--rounds", "1"]
-    ended = CliRunner().invoke(app, [*words, "--json"])
-    assert ended.exit_code == 0, ended.output
-    found = json.loads(ended.stdout)
-    compared = [(row["of"]["stage two"], row["against"]) for row in found["times"]]
-    assert ("kd, cached", "ce, labels") in compared
-    assert ("kd, cached", "resnet50 live") in compared
-    assert ("4 views an image", "4 passes") in compared
-    assert len(compared) == 5
-    assert (found["peaks"], found["shared"]) == ([], [])
+    found = train.measure(pictures=4, rounds=1, batch=4, workers=0, device=torch.device("cpu"))
+    compared = [(row.of["stage two"], row.against) for row in found.times]
+    assert compared == [
+        ("kd, cached", "ce, labels"),
+        ("kd, cached", "resnet50 live"),
+        ("its loader", "DataLoader"),
+        ("4 views an image", "4 passes"),
+        ("2 students", "one by one"),
+    ]
+    assert all(row.ratio > 0 for row in found.times)
+    assert (found.peaks, found.shared) == ((), ())
 
 
 @pytest.mark.skipif(not told(), reason="needs a system that tells what memory is mapped")

@@ -224,7 +224,7 @@ def on_glyphs() -> Task:
 
 
 _LETTERS = ContestConfig(
-    weights=(0.5, 1.0, 2.0, 4.0), rates=(0.4, 0.8, 1.6), epochs=10, teacher_epochs=20, top_k=CLASSES,
+    weights=(1.0, 4.0), rates=(0.4, 0.8, 1.6), epochs=10, teacher_epochs=20, top_k=CLASSES,
     heat_seeds=2, finalists=1, tuning_seeds=2, seeds=5,
 )  # fmt: skip
 _SOME = ("kd", "dist", "cmkd", "cmkd(difficulty=fixed)", "cmkd(difficulty=fixed,balance=0.0)")
