@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from logitcache.units import size
+
 from .options import Json, parse_seeds
-from .terminal import progress, show, size
+from .terminal import progress, show
 
 if TYPE_CHECKING:
     from logitcache.copy import CopyReport
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 def copy(
     source: Annotated[str, typer.Argument(help="Cache to copy: a path or URL.")],
     destination: Annotated[str, typer.Argument(help="Where to: a path, s3://…, gs://….")],
-    seeds: Annotated[str, typer.Option(help="Seeds to copy, such as 0-3; all by default.")] = "auto",
+    seeds: Annotated[str | None, typer.Option(help="Seeds to copy, such as 0-3; all by default.")] = None,
     workers: Annotated[int, typer.Option(help="Shards that are copied at once.")] = 4,
     json: Json = False,
 ) -> None:
@@ -26,14 +28,14 @@ def copy(
     """
     from logitcache.copy import copy as copy_cache
 
-    chosen = parse_seeds(seeds) if seeds != "auto" else ()
+    chosen = parse_seeds(seeds) if seeds else ()
     with progress("copy", "shards") as advance:
         done = copy_cache(
             source,
             destination,
             seeds=chosen,
             workers=workers,
-            on_progress=lambda shards, total: advance(shards, total, ""),
+            on_progress=advance,
         )
     show(done.to_dict(), _rows(done), as_json=json)
 

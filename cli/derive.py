@@ -17,7 +17,9 @@ def derive(
     profile: Annotated[
         str | None, typer.Option(help="How to store the gaps; by default as the source.")
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Augmentation seeds; all complete ones by default.")] = "auto",
+    seeds: Annotated[
+        str | None, typer.Option(help="Augmentation seeds; all complete ones by default.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Make a cache of fewer logits, or in a smaller profile, from another one: the teacher is not needed.
@@ -28,7 +30,7 @@ def derive(
     """
     from logitcache.derive import derive as derive_cache
 
-    chosen = parse_seeds(seeds) if seeds != "auto" else ()
+    chosen = parse_seeds(seeds) if seeds else ()
     with progress("derive", "views") as advance:
         done = derive_cache(
             source,
@@ -36,7 +38,7 @@ def derive(
             top_k=top_k,
             profile=profile,
             seeds=chosen,
-            on_progress=lambda views, total: advance(views, total, ""),
+            on_progress=advance,
         )
     rows = [
         ("cache", done.path),

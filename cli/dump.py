@@ -1,54 +1,53 @@
 """``logitcache dump``: stage one, the teacher's logits into a cache."""
 
-import time
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .options import Device, Json, PrecisionName, Workers, cache_path, parse_seeds
+from . import asked
+from .options import MACHINE, Device, Json, PrecisionName, Workers, cache_path, parse_seeds
 from .terminal import progress, say, show
 
 if TYPE_CHECKING:
     from logitcache.dump import DumpReport
 
 
+def _kept(text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel="What is kept")
+
+
+def _run(text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=MACHINE)
+
+
 def dump(
-    teacher: Annotated[str, typer.Option(help="vit_l, resnet50, wrn_40_2, timm:NAME, module:function …")],
-    weights: Annotated[str, typer.Option(help="auto, default, random, or a file.")] = "auto",
-    data: Annotated[
-        str, typer.Option(help="digits, cifar10, cifar100, imagefolder:PATH, folder:PATH, module:function.")
-    ] = "digits",
-    split: Annotated[
-        Literal["train", "test"],
-        typer.Option(help="Which images; test: to compare students with the teacher."),
-    ] = "train",
+    teacher: asked.Teacher,
+    weights: asked.Weights = "auto",
+    data: asked.Data = "digits",
+    split: asked.Split = "train",
+    recipe: asked.Recipe = "auto",
+    num_classes: asked.NumClasses = 1000,
     seeds: Annotated[
-        str,
-        typer.Option(help="Augmentation seeds, such as 0-9 or 0,3,7; by default 0-3, of the test split 0."),
-    ] = "auto",
-    top_k: Annotated[int, typer.Option(help="Logits to keep per view.")] = 16,
+        str | None, _kept("Augmentation seeds, such as 0-9 or 0,3,7; by default 0-3, of the test split 0.")
+    ] = None,
+    top_k: Annotated[int, _kept("Logits to keep per view.")] = 16,
     profile: Annotated[
-        str, typer.Option(help="default, compact (8-bit gaps), archive (pcodec), exact (all).")
+        str, _kept("default, compact (8-bit gaps), archive (pcodec), exact (all).")
     ] = "default",
-    recipe: Annotated[
-        str, typer.Option(help="How views are made: digits, cifar, imagenet[@SIZE], imagenet-ra, FILE.toml …")
-    ] = "auto",
-    out: Annotated[str | None, typer.Option(help="Cache; caches/TEACHER-DATA.zarr by default.")] = None,
-    num_classes: Annotated[int, typer.Option(help="Classes of the teacher, for unlabelled images.")] = 1000,
-    batch_size: Annotated[int, typer.Option(help="Views per forward; 0: 64 on the CPU, 256 on CUDA.")] = 0,
+    out: Annotated[str | None, _kept("Cache; caches/TEACHER-DATA.zarr by default.")] = None,
+    shard_samples: Annotated[int, _kept("Samples per shard; 0: fitted to the data.")] = 0,
+    grow: Annotated[bool, _kept("Append images that the cache has not yet.", "--grow")] = False,
+    on_bad_image: Annotated[
+        Literal["error", "skip"], _kept("Stop, or leave the sample without a teacher.")
+    ] = "error",
+    batch_size: asked.BatchSize = 0,
     precision: PrecisionName = "auto",
     device: Device = "auto",
-    compile: Annotated[bool, typer.Option("--compile", help="Compile the teacher by torch.compile.")] = False,
+    compile: Annotated[bool, _run("Compile the teacher by torch.compile.", "--compile")] = False,
     workers: Workers = -1,
-    seeds_per_pass: Annotated[int, typer.Option(help="Seeds that share one decoding of each image.")] = 1,
-    on_bad_image: Annotated[
-        Literal["error", "skip"], typer.Option(help="Stop, or leave the sample without a teacher.")
-    ] = "error",
-    shard_samples: Annotated[int, typer.Option(help="Samples per shard; 0: fitted to the data.")] = 0,
-    grow: Annotated[bool, typer.Option("--grow", help="Append images that the cache has not yet.")] = False,
+    seeds_per_pass: Annotated[int, _run("Seeds that share one decoding of each image.")] = 1,
     dask: Annotated[
-        str | None,
-        typer.Option(help="Processes that share the work: local:N, or a scheduler's tcp://HOST:PORT."),
+        str | None, _run("Processes that share the work: local:N, or a scheduler's tcp://HOST:PORT.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -67,7 +66,7 @@ def dump(
 
     sources = Sources(teacher, weights, data, recipe, num_classes, split)
     config = DumpConfig(
-        seeds=parse_seeds(seeds if seeds != "auto" else "0-3" if split == "train" else "0"),
+        seeds=parse_seeds(seeds or ("0-3" if split == "train" else "0")),
         top_k=top_k,
         profile=profile,
         batch_size=batch_size,
@@ -83,10 +82,6 @@ def dump(
     path = out or cache_path(teacher, data, split)
     world = World.here()
     with progress(f"dump {teacher}", "views", shown=world.rank == 0) as advance:
-        began = time.perf_counter()
-
-        def on_progress(views: int, total: int) -> None:
-            advance(views, total, f"{views / (time.perf_counter() - began):,.0f} views/s")
 
         def on_note(text: str) -> None:
             say(f"note: {text}")
@@ -94,9 +89,9 @@ def dump(
         if dask:
             from logitcache.cluster import dump_on_dask
 
-            done: DumpReport | None = dump_on_dask(dask, path, sources, config, on_progress, on_note)
+            done: DumpReport | None = dump_on_dask(dask, path, sources, config, advance, on_note)
         else:
-            done = dump_in_ranks(world, path, sources, config, on_progress, on_note)
+            done = dump_in_ranks(world, path, sources, config, advance, on_note)
     if done:
         show(done.to_dict(), _rows(done), as_json=json)
 

@@ -5,8 +5,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from logitcache.units import size
+
 from .options import Json
-from .terminal import show, size
+from .terminal import show
 
 
 def export(

@@ -4,8 +4,10 @@ from typing import Annotated, Any
 
 import typer
 
+from logitcache.units import size
+
 from .options import Json
-from .terminal import show, size
+from .terminal import show
 
 
 def info(

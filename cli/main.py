@@ -13,6 +13,7 @@ from .copy import copy
 from .demo import demo
 from .derive import derive
 from .dump import dump
+from .ending import ending_clearly
 from .evaluate import evaluate
 from .export import export
 from .info import info
@@ -20,7 +21,6 @@ from .init import init
 from .plan import plan
 from .report import report
 from .stats import stats
-from .terminal import ending_clearly
 from .train import train
 from .verify import verify
 

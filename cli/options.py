@@ -12,9 +12,16 @@ CACHES = Path("caches")
 OF_TEST = ".test.zarr"
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-PrecisionName = Annotated[str, typer.Option(help="auto (bfloat16 on CUDA), float32, bfloat16 or float16.")]
-Workers = Annotated[int, typer.Option(help="Processes that make views; -1: as fits data and machine.")]
+MACHINE = "Machine"
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MACHINE)]
+PrecisionName = Annotated[
+    str,
+    typer.Option(help="auto (bfloat16 on CUDA), float32, bfloat16 or float16.", rich_help_panel=MACHINE),
+]
+Workers = Annotated[
+    int,
+    typer.Option(help="Processes that make views; -1: as fits data and machine.", rich_help_panel=MACHINE),
+]
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -42,20 +49,6 @@ def parse_numbers(text: str) -> tuple[float, ...]:
         return tuple(float(word) for word in text.split(","))
     except ValueError as error:
         raise OptionError(f"expected numbers such as 2,1, found {text!r}") from error
-
-
-def parse_size(text: str) -> int:
-    """Read a number of bytes such as "20GB", "500 MB" or "1.5TiB".
-
-    Raises:
-        OptionError: the text is not one.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", text.strip())
-    if not match or not (
-        count := float(match[1]) * (1024 if match[3] else 1000) ** " kMGT".index(match[2] or " ")
-    ):
-        raise OptionError(f"a size reads like 20GB or 500MiB, found {text!r}")
-    return int(count)
 
 
 def cache_path(teacher: str, data: str, split: str = "train") -> Path:

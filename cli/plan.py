@@ -6,27 +6,32 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from .options import Device, Json, PrecisionName, Workers, parse_seeds, parse_size
-from .terminal import console, show, size
+from logitcache.units import parse_size, size, span
+
+from . import asked
+from .options import Device, Json, PrecisionName, Workers, parse_seeds
+from .terminal import console, show
 
 if TYPE_CHECKING:
     from logitcache.plan import Plan
 
+LEAST = 1e-12  # what is less is rounding
+
 
 def plan(
-    teacher: Annotated[str, typer.Option(help="vit_l, resnet50, timm:NAME, module:function …")],
-    weights: Annotated[str, typer.Option(help="auto, default, random, or a file.")] = "auto",
-    data: Annotated[str, typer.Option(help="Images, as for dump.")] = "digits",
+    teacher: asked.Teacher,
+    weights: asked.Weights = "auto",
+    data: asked.Data = "digits",
+    recipe: asked.Recipe = "auto",
+    num_classes: asked.NumClasses = 1000,
     seeds: Annotated[str, typer.Option(help="Augmentation seeds that the cache will hold.")] = "0-9",
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of one student run.")] = 100,
     images: Annotated[int, typer.Option(min=1, help="Images to try.")] = 512,
-    top_k: Annotated[str, typer.Option(help="Numbers of logits to compare, as 4,8,16.")] = "4,8,16,32,64,128",
+    top_k: Annotated[str, typer.Option(help="Numbers of logits to compare.")] = "4,8,16,32,64,128",
     budget: Annotated[
-        str | None, typer.Option(help="Pick the best cache of at most this size: 20GB.")
+        str | None, typer.Option(help="Pick the best cache of at most this size, such as 20GB.")
     ] = None,
-    recipe: Annotated[str, typer.Option(help="How views are made, as for dump.")] = "auto",
-    num_classes: Annotated[int, typer.Option(help="Classes of the teacher, for unlabelled images.")] = 1000,
-    batch_size: Annotated[int, typer.Option(help="Views per forward; 0: 64 on the CPU, 256 on CUDA.")] = 0,
+    batch_size: asked.BatchSize = 0,
     precision: PrecisionName = "auto",
     device: Device = "auto",
     workers: Workers = -1,
@@ -59,7 +64,7 @@ def plan(
 
 def _table(found: "Plan") -> Table:
     title = f"{found.n:,} images under {found.seeds} seeds, measured on {found.views:,} views"
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=title, box=SIMPLE_HEAD, padding=0, pad_edge=False)
     for name in ("k", "profile", "B/view", "in all", "KL T=1", "T=2", "T=4", "1 − r", "order", "tail"):
         table.add_column(name, justify="left" if name == "profile" else "right", no_wrap=True)
     for c in found.choices:
@@ -79,27 +84,21 @@ def _rows(found: "Plan", budget: int | None) -> list[tuple[str, str]]:
         advice = (
             f"--top-k {c.k} --profile {c.profile}, {size(c.bytes_in_all)}"
             if c
-            else "nothing: take fewer seeds"
+            else "nothing fits: take fewer seeds"
         )
         chosen = [(f"in {size(budget)}", advice)]
-    hours = ", ".join(f"{number}: {_time(h)}" for number, h in found.hours.items())
+    hours = ", ".join(f"{number}: {span(3600 * h)}" for number, h in found.hours.items())
     return [
         *chosen,
         ("teacher", f"{found.views_per_second:,.0f} views/s on this device"),
         ("to dump", f"on so many of them, {hours}"),
         (
             "pays",
-            f"from student run {found.pays_from} of {found.epochs} epochs on: {_time(found.cache_hours)} of the "
-            f"teacher once, against {_time(found.live_hours)} in each run with it live",
+            f"from student run {found.pays_from} of {found.epochs} epochs on: {span(3600 * found.cache_hours)} "
+            f"of the teacher once, against {span(3600 * found.live_hours)} in each run with it live",
         ),
     ]
 
 
 def _small(value: float) -> str:
-    return f"{max(0.0, value):.1e}".replace("e-0", "e-") if value > 0 else "0"
-
-
-def _time(hours: float) -> str:
-    if hours < 1 / 60:
-        return f"{hours * 3600:.1f} s"
-    return f"{hours * 60:.1f} min" if hours < 1 else f"{hours:,.1f} h"
+    return f"{value:.1e}".replace("e-0", "e-") if value > LEAST else "0"

@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
+from logitcache.units import size
+
 from .options import Json
-from .terminal import progress, say, show, size
+from .terminal import progress, say, show
 
 
 def report(
@@ -33,7 +35,7 @@ def report(
             out,
             paths,
             data=data or (),
-            on_progress=lambda done, total: advance(done, total, ""),
+            on_progress=advance,
         )
     for note in found.notes:
         say(f"note: {note}")

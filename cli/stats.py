@@ -16,7 +16,9 @@ BARS = " ▁▂▃▄▅▆▇█"
 
 def stats(
     cache: Annotated[str, typer.Argument(help="Cache: a path or URL.")],
-    seeds: Annotated[str, typer.Option(help="Augmentation seeds; all complete ones by default.")] = "auto",
+    seeds: Annotated[
+        str | None, typer.Option(help="Augmentation seeds; all complete ones by default.")
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(help="The cache's images, for labels and names; no others are opened but the digits."),
@@ -38,11 +40,9 @@ def stats(
     images = images_to_show(reader, [data] if data else [])
     if images is None:
         say(f"note: without labels and names: {how_to_show(reader)}")
-    chosen = parse_seeds(seeds) if seeds != "auto" else ()
+    chosen = parse_seeds(seeds) if seeds else ()
     with progress("stats", "seeds") as advance:
-        found = read_stats(
-            reader, images, chosen, most=most, on_progress=lambda done, total: advance(done, total, "")
-        )
+        found = read_stats(reader, images, chosen, most=most, on_progress=advance)
     drawn = draw(found, pictures, images) if pictures else []
     rows = [*_rows(found), *(("picture", str(file)) for file in drawn)]
     show({**found.to_dict(), "pictures": [str(file) for file in drawn]}, rows, as_json=json)

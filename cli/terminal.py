@@ -1,132 +1,117 @@
-"""What people see: tables, progress bars on a terminal, plain lines elsewhere; figures as JSON on request."""
+"""What people see: tables and progress bars on a terminal, plain lines elsewhere; figures as JSON on request."""
 
-import functools
 import json
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ParamSpec
+from typing import Any, Protocol
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from logitcache.errors import LogitCacheError, StoppedError
+from logitcache.units import span
 
-console = Console(highlight=False)
-notes = Console(stderr=True, highlight=False)
+# Names and paths are anybody's: brackets and colons in them are no markup.
+console = Console(highlight=False, markup=False, emoji=False)
+notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
-Advance = Callable[[int, int, str], None]
 SECONDS_BETWEEN_LINES = 10.0
+
+
+class Advance(Protocol):
+    """Where work tells how far it is."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """So much is done of so much; the note is shown in place of the rate."""
 
 
 def say(text: str) -> None:
     """Tell the user something that is not a result."""
-    notes.print(text, markup=False, soft_wrap=True)
+    notes.print("\n".join(map(printable, text.split("\n"))), soft_wrap=True)
 
 
 def show(report: dict[str, Any], rows: list[tuple[str, str]], *, as_json: bool) -> None:
-    """Print a result: as JSON, or as rows of a name and a value."""
+    """Print a result: as JSON, or as rows of a name and a value, wrapped on a terminal alone."""
     if as_json:
         print(json.dumps(report, indent=2))
-        return
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, value)
-    console.print(table)
+    elif console.is_terminal:
+        table = Table(show_header=False, box=None, pad_edge=False)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in rows:
+            table.add_row(name, printable(value))
+        console.print(table)
+    else:
+        widest = max(len(name) for name, _ in rows)
+        for name, value in rows:
+            print(f"{name:<{widest}}  {printable(value)}".rstrip())
+
+
+def printable(text: str) -> str:
+    """Write what a terminal would take for an order as its escape: a stranger's cache may be called anything."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextmanager
 def progress(what: str, unit: str, *, shown: bool = True) -> Iterator[Advance]:
-    """Yield ``advance(done, total, note)``: a bar on a terminal, a line now and then elsewhere."""
+    """Yield what is to be told the progress: a bar on a terminal, a line now and then elsewhere.
+
+    Both say the time left and, where nothing else is noted, the rate.
+    """
     if not shown:
-        yield lambda done, total, note: None
-        return
-    if not sys.stderr.isatty():
+        yield lambda done, total, note="": None
+    elif not sys.stderr.isatty():
         yield _plain_lines(what, unit)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    with Progress(*columns, TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=notes) as bar:
-        task = bar.add_task(what, total=None, note="")
-        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
+    else:
+        texts = [TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[note]")]
+        columns = (
+            texts[0],
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            texts[1],
+            TimeRemainingColumn(),
+        )
+        pace = _Pace(unit)
+        with Progress(*columns, console=notes) as bar:
+            task = bar.add_task(what, total=None, note="")
+
+            def advance(done: int, total: int, note: str = "") -> None:
+                pace.tell(done)
+                bar.update(task, completed=done, total=total, note=note or str(pace))
+
+            yield advance
 
 
 def _plain_lines(what: str, unit: str) -> Advance:
-    said = time.monotonic()
+    pace, said = _Pace(unit), time.monotonic()
 
-    def advance(done: int, total: int, note: str) -> None:
+    def advance(done: int, total: int, note: str = "") -> None:
         nonlocal said
+        pace.tell(done)
         if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
             said = time.monotonic()
-            say(f"{what}: {done:,} of {total:,} {unit} {note}")
+            left = f"{span((total - done) / pace.rate)} left" if pace.rate else ""
+            say(
+                f"{what}: {', '.join(filter(None, (f'{done:,} of {total:,} {unit}', note or str(pace), left)))}"
+            )
 
     return advance
 
 
-_P = ParamSpec("_P")
+class _Pace:
+    """How fast work goes, from when it was first heard of."""
 
+    def __init__(self, unit: str) -> None:
+        self.unit, self.rate = unit, 0.0
+        self._first: tuple[int, float] | None = None
 
-def ending_clearly(command: Callable[_P, None]) -> Callable[_P, None]:
-    """Let a command end with one line and exit code 1 on an expected error, 130 on Ctrl-C; never a traceback."""
+    def tell(self, done: int) -> None:
+        now = time.monotonic()
+        first, began = self._first = self._first or (done, now)
+        self.rate = (done - first) / max(now - began, 1e-9)
 
-    @functools.wraps(command)
-    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except LogitCacheError as error:
-            say(f"logitcache: {error}")
-            raise typer.Exit(1) from error
-        except KeyboardInterrupt as interruption:
-            say("logitcache: interrupted; run the same command again to go on")
-            raise typer.Exit(130) from interruption
-        except Exception as error:
-            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            say(f"logitcache: torch.compile fails here ({reason}); leave out --compile")
-            raise typer.Exit(1) from error
-
-    return wrapped
-
-
-@contextmanager
-def stopped_gently() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether SIGTERM or Ctrl-C came; a second one acts at once.
-
-    Work that then ends with a `StoppedError` ends the program with one line and exit code 128 + the signal's number,
-    SIGTERM's where it was another rank that heard one.
-    """
-    came: list[int] = []
-
-    def hear(number: int, _: object) -> None:
-        came.append(number)
-        restore()
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        signal.signal(number, hear)
-    try:
-        yield lambda: bool(came)
-    except StoppedError as error:
-        say(f"logitcache: {error}")
-        raise typer.Exit(128 + (came or [signal.SIGTERM])[0]) from error
-    finally:
-        restore()
-
-
-def size(count: float) -> str:
-    """Write a number of bytes for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"
+    def __str__(self) -> str:
+        return f"{self.rate:{',.0f' if self.rate >= 10 else '.2g'}} {self.unit}/s" if self.rate else ""

@@ -6,9 +6,11 @@ from typing import Annotated
 import typer
 
 from logitcache.errors import StudentsError
+from logitcache.units import parse_size
 
 from . import supply as on
 from . import training as by
+from .ending import stopped_gently
 from .options import (
     Device,
     Json,
@@ -16,11 +18,10 @@ from .options import (
     Workers,
     parse_numbers,
     parse_seeds,
-    parse_size,
     the_only_cache,
 )
 from .runs import reporter, show_runs
-from .terminal import progress, say, stopped_gently
+from .terminal import progress, say
 
 
 def train(

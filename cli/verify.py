@@ -1,6 +1,6 @@
 """``logitcache verify``: is a cache sound, and does its teacher still say so."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,19 +13,21 @@ if TYPE_CHECKING:
 LINES = 20
 
 
+def _again(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel="The teacher, for --repair and --replay")
+
+
 def verify(
-    cache: Annotated[str, typer.Argument(help="Path of the cache.")],
-    seeds: Annotated[str, typer.Option(help="Augmentation seeds; all by default.")] = "auto",
+    cache: Annotated[str, typer.Argument(help="Cache: a path or URL.")],
+    seeds: Annotated[str | None, typer.Option(help="Augmentation seeds; all by default.")] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Dump damaged shards again.")] = False,
     replay: Annotated[int, typer.Option(help="Run the teacher again on so many random views.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of the choice that --replay makes.")] = 0,
-    teacher: Annotated[str, typer.Option(help="The cache's teacher, if its name is another here.")] = "auto",
-    weights: Annotated[str, typer.Option(help="Its weights; to be named where they are a file.")] = "auto",
-    data: Annotated[str, typer.Option(help="The cache's images, if their name is another here.")] = "auto",
-    batch_size: Annotated[int, typer.Option(help="Views per forward, as `dump` had it.")] = 0,
-    on_bad_image: Annotated[
-        Literal["error", "skip"], typer.Option(help="In a repair: as `dump` had it.")
-    ] = "error",
+    teacher: Annotated[str | None, _again("The cache's teacher, if its name is another here.")] = None,
+    weights: Annotated[str | None, _again("Its weights; to be named where they are a file.")] = None,
+    data: Annotated[str | None, _again("The cache's images, if their name is another here.")] = None,
+    seed: Annotated[int, _again("Of the choice that --replay makes.")] = 0,
+    batch_size: Annotated[int, _again("Views per forward, as `dump` had it; 0: as `dump` chooses.")] = 0,
+    on_bad_image: Annotated[Literal["error", "skip"], _again("In a repair: as `dump` had it.")] = "error",
     device: Device = "auto",
     workers: Workers = -1,
     json: Json = False,
@@ -34,28 +36,27 @@ def verify(
 
     With --repair, damaged shards are dumped again; with --replay, the teacher is asked again and compared.
 
-    Example: logitcache verify caches/vit_l-digits.zarr --replay 100
+    Example: logitcache verify caches/vit_l-digits.zarr
+
+    Example: logitcache verify caches/vit_l-pets.zarr --repair --replay 100 --weights vit_l.safetensors
     """
     from logitcache.audit.checkup import CheckupConfig, checkup
 
-    def named(text: str) -> str | None:
-        return None if text == "auto" else text
-
     config = CheckupConfig(
-        seeds=parse_seeds(seeds) if named(seeds) else None,
+        seeds=parse_seeds(seeds) if seeds else None,
         repair=repair,
         replay=replay,
         seed=seed,
-        teacher=named(teacher),
-        weights=named(weights),
-        data=named(data),
+        teacher=teacher,
+        weights=weights,
+        data=data,
         batch_size=batch_size,
         on_bad_image=on_bad_image,
         device=device,
         workers=workers,
     )
-    with progress("verify", "") as advance:
-        done = checkup(cache, config, lambda now, total: advance(now, total, ""))
+    with progress("verify", "pieces") as advance:
+        done = checkup(cache, config, advance)
     show(done.to_dict(), _rows(done), as_json=json)
     if not done.clean:
         raise typer.Exit(1)

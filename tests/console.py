@@ -38,7 +38,7 @@ def shape(text: str) -> list[str]:
 
 def without_progress(output: str) -> str:
     """Leave out the lines that say now and then how far long work is."""
-    progress = re.compile(r"(dump|train)\b.*: [\d,]+ of ")
+    progress = re.compile(r"[a-z]+\b.*: [\d,]+ of [\d,]+ \w+(, |$)")
     return "".join(f"{line.rstrip()}\n" for line in output.splitlines() if not progress.match(line))
 
 

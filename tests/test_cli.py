@@ -3,6 +3,8 @@
 import contextlib
 import importlib.metadata
 import json
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,11 +16,14 @@ from typing import Any
 
 import pytest
 from test_dump import picture_folder
+from typer.main import get_command
 from typer.testing import CliRunner
 
+from logitcache_cli import terminal
 from logitcache_cli.main import app
 
 SCRIPT = Path(sys.executable).with_name("logitcache")
+COMMANDS: list[str] = list(get_command(app).commands)  # type: ignore[attr-defined]
 
 
 def logitcache(*words: object, cwd: Path) -> Any:
@@ -57,24 +62,7 @@ def test_the_script_is_declared_where_it_is_loaded_from() -> None:
     assert callable(script.load())
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "init",
-        "demo",
-        "plan",
-        "dump",
-        "derive",
-        "copy",
-        "train",
-        "evaluate",
-        "export",
-        "info",
-        "report",
-        "verify",
-        "bench",
-    ],
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_helps_with_an_example(command: str, tmp_path: Path) -> None:
     text = succeeds(command, "--help", cwd=tmp_path)
     assert f"Example: logitcache {command}" in " ".join(text.split())
@@ -82,12 +70,12 @@ def test_every_command_helps_with_an_example(command: str, tmp_path: Path) -> No
 
 def test_help_imports_neither_torch_nor_zarr(tmp_path: Path) -> None:
     code = (
-        "import sys\nsys.argv = ['logitcache', '--help']\nfrom logitcache_cli.main import run\n"
-        "try:\n    run()\nexcept SystemExit:\n    pass\n"
-        "print([m for m in ('torch', 'torchvision', 'zarr', 'numpy') if m in sys.modules])"
+        "import sys\nfrom typer.testing import CliRunner\nfrom logitcache_cli.main import app\n"
+        f"for command in {COMMANDS}:\n    assert CliRunner().invoke(app, [command, '--help']).exit_code == 0\n"
+        "print([m for m in ('torch', 'torchvision', 'zarr', 'numpy', 'PIL') if m in sys.modules])"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert ended.stdout.splitlines()[-1] == "[]"
+    assert ended.stdout == "[]\n", ended.stderr
 
 
 def test_a_cluster_that_is_none_or_needs_a_package_is_one_line(
@@ -200,22 +188,7 @@ def test_pictures_of_your_own_from_dump_to_student(tmp_path: Path) -> None:
 def test_init_writes_a_file_that_reads_back(tmp_path: Path) -> None:
     succeeds("init", cwd=tmp_path)
     file = tmp_path / "logitcache.toml"
-    tables = [
-        "demo",
-        "plan",
-        "dump",
-        "derive",
-        "copy",
-        "train",
-        "evaluate",
-        "export",
-        "info",
-        "stats",
-        "report",
-        "verify",
-        "bench",
-    ]
-    assert tomllib.loads(file.read_text()) == {table: {} for table in tables}
+    assert tomllib.loads(file.read_text()) == {command: {} for command in COMMANDS if command != "init"}
     assert "is there already" in fails("init", cwd=tmp_path)
     lines = [line.removeprefix("# ") if " = " in line else line for line in file.read_text().splitlines()]
     every = tomllib.loads("\n".join(lines))
@@ -286,6 +259,72 @@ def test_an_unfinished_cache_says_what_is_complete(tmp_path: Path, folder: Path)
     assert "no complete seed (begun: seed 0)" in line
     again = json.loads(succeeds(*words, "--seeds", 0, "--json", cwd=tmp_path))
     assert again["shards_written"] == 1
+
+
+# What people see ------------------------------------------------------------------------------------------
+
+ODD = "[/x] [bold]old[/bold] :smile: \x1b[31m red " + "a_long_name_" * 8
+
+
+def on_terminal(*words: object, cwd: Path, **env: str) -> list[str]:
+    """Run a command that succeeds on a terminal of 80 columns; returns its lines without bold and colours."""
+    with contextlib.chdir(cwd):
+        ended = CliRunner().invoke(app, [*map(str, words)], env={"COLUMNS": "80", "FORCE_COLOR": "1", **env})
+    assert ended.exit_code == 0, (ended.output, ended.exception)
+    return re.sub(r"\x1b\[[0-9;]*m", "", ended.stdout).splitlines()
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "stats"])
+def test_whatever_a_cache_is_called_is_shown_as_it_is_in_80_columns(
+    folder: Path, tmp_path: Path, command: str
+) -> None:
+    shutil.copytree(folder / "caches" / "digits_small-digits.zarr", tmp_path / ODD)
+    shown = on_terminal(command, ODD, cwd=tmp_path)
+    assert max(map(len, shown)) <= 80
+    told = ODD.replace("\x1b", "\\x1b").replace(" ", "")
+    assert told in "".join(" ".join(shown).split())
+    ended = logitcache(command, ODD, cwd=tmp_path)
+    assert "\x1b" not in ended.output
+    assert told in ended.stdout.splitlines()[0].replace(" ", "")  # a row is a line, however long
+    assert ended.stderr == ""
+
+
+def test_progress_elsewhere_is_a_plain_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 0.0)
+    with terminal.progress("dump [/x]", "views") as advance:
+        for done in (1000, 3000):
+            time.sleep(0.01)
+            advance(done, 4000)
+        advance(4000, 4000, "loss 0.5")
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "dump [/x]: 1,000 of 4,000 views"
+    assert re.fullmatch(r"dump \[/x\]: 3,000 of 4,000 views, [\d,]+ views/s, 0\.\d s left", told[1])
+    assert told[2].startswith("dump [/x]: 4,000 of 4,000 views, loss 0.5, ")
+
+
+def test_progress_on_a_terminal_is_a_bar_with_rate_and_time_left_without_colour_where_none_is_wanted() -> (
+    None
+):
+    code = (
+        "import time\nfrom logitcache_cli.terminal import progress\n"
+        "with progress('dump [/x]', 'views') as advance:\n"
+        "    for done in (1, 2, 3):\n        advance(done, 4)\n        time.sleep(0.2)\n"
+    )
+    ours, theirs = os.openpty()
+    env = {**os.environ, "NO_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "80"}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=theirs, stderr=theirs, env=env) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # its end closes the terminal
+            while part := os.read(ours, 1 << 16):
+                shown += part
+        assert process.wait() == 0
+    os.close(ours)
+    last = shown.decode().split("dump [/x]")[-1]
+    assert re.search(r"3/4 views \S+ views/s 0:00:0\d", last)
+    assert not re.search(rb"\x1b\[[0-9;]*3\d", shown)
 
 
 # Caches elsewhere -----------------------------------------------------------------------------------------

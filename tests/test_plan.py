@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from small import few_digits
+from test_cli import on_terminal
 from test_dump import RECIPE, a_teacher
 from typer.testing import CliRunner
 
@@ -16,8 +17,8 @@ from logitcache.forward import ViewModel
 from logitcache.loader import KeyedViews, require
 from logitcache.plan import Plan, PlanConfig, plan
 from logitcache.sparse import SparseTeacher
+from logitcache.units import parse_size
 from logitcache_cli.main import app
-from logitcache_cli.options import parse_size
 
 CONFIG = PlanConfig(seeds=3, epochs=2, images=300, ks=(2, 4, 99), budget=20_000, workers=0)
 
@@ -87,13 +88,12 @@ def test_nothing_to_plan_is_refused() -> None:
         plan(few_digits(), RECIPE, a_teacher(), PlanConfig(ks=(0,)))
 
 
-def test_the_command_fits_a_terminal_and_speaks_json() -> None:
+def test_the_command_fits_a_terminal_and_speaks_json(tmp_path: Path) -> None:
     words = ["plan", "--teacher", "digits_tiny", "--images", "20", "--top-k", "2,8", "--workers", "0"]
-    text = CliRunner().invoke(app, [*words, "--budget", "1GB"], env={"COLUMNS": "80"})
-    assert text.exit_code == 0, text.output
-    assert "…" not in text.stdout
-    assert max(map(len, text.stdout.splitlines())) <= 80
-    assert "--top-k 10 --profile" in text.stdout
+    text = "\n".join(on_terminal(*words, "--budget", "1GB", cwd=tmp_path))
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "--top-k 10 --profile" in text
     found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert {c["profile"] for c in found["choices"]} >= {"default", "compact", "exact"}
 

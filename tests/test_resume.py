@@ -42,7 +42,7 @@ from logitcache.schema import AdapterSpec
 from logitcache.stream import Stream
 from logitcache.train import train
 from logitcache.views import recipe_named
-from logitcache_cli.terminal import stopped_gently
+from logitcache_cli.ending import stopped_gently
 
 EPOCHS, STEPS = 2, 5
 SETTINGS = {

@@ -13,6 +13,7 @@ from logitcache.report.charts import Axis, Numbers, Series, bars, histogram, lin
 from logitcache.report.html import Ids, table, tag
 from logitcache.report.pictures import Picture, Pictures, Sample
 from logitcache.store import seed_list
+from logitcache.units import size
 
 MOST_PAIRS = 10
 
@@ -29,7 +30,7 @@ def about_cache(ids: Ids, cache: CacheFacts, shown: Pictures) -> tuple[str, Elem
 def _facts(cache: CacheFacts) -> Element:
     about = cache.about
     teacher, data, recipe = about["teacher"], about["dataset"], about["recipe"]
-    size = about["bytes_on_disk"]
+    held = about["bytes_on_disk"]
     rows = [
         ("cache", about["path"]),
         ("teacher", f"{teacher['name']}, weights {teacher['weights']}, {teacher['precision']}"),
@@ -40,8 +41,8 @@ def _facts(cache: CacheFacts) -> Element:
         (
             "size",
             "not told by its host"
-            if size is None
-            else f"{_size(size)}, {about['bytes_per_sample_view']:.1f} bytes a view",
+            if held is None
+            else f"{size(held)}, {about['bytes_per_sample_view']:.1f} bytes a view",
         ),
     ]
     return tag("dl", [[tag("dt", name), tag("dd", value)] for name, value in rows])
@@ -80,7 +81,7 @@ def _charts(ids: Ids, cache: CacheFacts) -> Iterator[Element]:
         yield _mass(ids, cache)
         yield _error(ids, cache)
     if cache.array_bytes:
-        named = [(name, size, f"{size:.2f}") for name, size in cache.array_bytes.items()]
+        named = [(name, count, f"{count:.2f}") for name, count in cache.array_bytes.items()]
         numbers = Numbers(("array", "bytes a view"), tuple((name, text) for name, _, text in named))
         total = sum(cache.array_bytes.values())
         note = f"Bytes of a view in the shards of one seed, compressed; {total:.1f} together."
@@ -248,11 +249,3 @@ def _of_seeds(cache: CacheFacts) -> str:
 
 def _at(temperature: float) -> str:
     return f"T = {temperature:g}"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"

@@ -8,10 +8,10 @@ from logitcache.report.curves import Curves
 from logitcache.report.html import Child, Ids, table, tag
 from logitcache.report.metrics import JUDGED, SECTIONS, measure, percent
 from logitcache.report.runs import Group, RunFacts, differences
+from logitcache.units import span, span_unit
 
 COLUMNS = (*JUDGED, measure("loss"))
 MANY = 6  # students
-TIMES = ((7200, 3600, "hours"), (120, 60, "minutes"), (0, 1, "seconds"))  # from so many seconds on
 
 
 def about_runs(ids: Ids, groups: Sequence[Group]) -> Iterator[tuple[str, Element]]:
@@ -44,7 +44,7 @@ def _standings(groups: Sequence[Group]) -> Element:
         row += [measure("top1").text(max(best, default=None))] if judged else []
         row += [_range(f"{run.weights:,}" if run.weights else "–" for run in group.runs)]
         row += [_range(str(len(run.rows)) for run in group.runs)]
-        row += [_time(sum(run.seconds for run in group.runs) / many)]
+        row += [span(sum(run.seconds for run in group.runs) / many)]
         rate = group.spread("views_per_second")
         row += [f"{rate[0]:,.0f}" if rate else "–"]
         rows.append(row)
@@ -61,8 +61,7 @@ def _standings(groups: Sequence[Group]) -> Element:
 
 def _trades(ids: Ids, curves: Curves) -> Element | None:
     """Draw accuracy against size, and against time."""
-    longest = max(run.seconds for group in curves.groups for run in group.runs)
-    each, unit = next((each, unit) for least, each, unit in TIMES if longest >= least)
+    each, unit = span_unit(max(run.seconds for group in curves.groups for run in group.runs))
     charts = [
         _against(ids, curves, "Accuracy against size", "parameters", lambda run: float(run.weights or 0)),
         _against(
@@ -114,7 +113,7 @@ def _each_run(curves: Curves) -> Element | None:
             group.name,
             *(what.text(run.last(what.name)) for what in told),
             str(len(run.rows)),
-            _time(run.seconds),
+            span(run.seconds),
         ]
         for group, run in runs
     ]
@@ -191,8 +190,3 @@ def _named(number: int, group: Group) -> Element:
 def _range(texts: Iterable[str]) -> str:
     found = list(dict.fromkeys(texts))
     return found[0] if len(found) == 1 else f"{found[0]} … {found[-1]}"
-
-
-def _time(seconds: float) -> str:
-    each, unit = next((each, unit) for least, each, unit in TIMES if seconds >= least)
-    return f"{seconds / each:.1f} {'min' if unit == 'minutes' else unit[0]}"
