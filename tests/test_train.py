@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from small import few_digits
 from test_dump import RECIPE, a_teacher, dump_digits
 
-from logitcache.errors import MismatchError, NonFiniteError, NotFoundError, OptionError
+from logitcache.errors import MismatchError, NonFiniteError, NotFoundError, OptionError, StoppedError
 from logitcache.evaluation import Evaluation
 from logitcache.forward import ViewModel
 from logitcache.holdout import held_out
@@ -61,6 +61,16 @@ def assert_same_weights(run: Path, other: Path, **tolerance: float) -> None:
         torch.testing.assert_close(value, theirs[name], **(tolerance or {"rtol": 0, "atol": 0}))
 
 
+def apart(run: Path, other: Path, start: dict[str, torch.Tensor]) -> float:
+    """How far the weights of two runs came apart, as a share of how far they came."""
+    mine, theirs = (load_file(folder / "last.safetensors") for folder in (run, other))
+    names = [name for name, value in start.items() if value.is_floating_point()]
+    between, gone = (
+        torch.stack([(theirs[n] - values[n]).square().sum() for n in names]).sum() for values in (mine, start)
+    )
+    return float((between / gone).sqrt())
+
+
 @pytest.mark.parametrize("loss", ["kd", "cmkd", "kd:0.5+cmkd(support='topk+tail'):1"])
 def test_training_from_an_exact_cache_is_training_with_the_teacher(
     exact: CacheReader, tmp_path: Path, loss: str
@@ -73,6 +83,35 @@ def test_training_from_an_exact_cache_is_training_with_the_teacher(
     for mine, theirs in zip(rows_of(tmp_path / "cached"), rows_of(tmp_path / "live"), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4)
     assert_same_weights(tmp_path / "cached", tmp_path / "live", rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"precision": "bfloat16"},
+        {"precision": "float16"},
+        {"accumulate": 3, "clip_norm": 1.0},
+        {"optimizer": "adamw", "lr": 0.01, "ema": 0.8},
+    ],
+    ids=["bfloat16", "float16", "pieces", "average"],
+)
+def test_a_resumed_run_from_an_exact_cache_is_an_uninterrupted_one_with_the_teacher(
+    exact: CacheReader, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    config = dataclasses.replace(CONFIG, **settings)
+    cached = a_stream(exact)
+    live = Stream(cached.views, LiveTeacher(ViewModel(a_teacher()), 300, 10, 10), cached.config)
+    train([a_run(tmp_path / "live", config=config)], live)
+    asked = iter(range(13))  # to stop, which is said in the second epoch
+    with pytest.raises(StoppedError):
+        train(
+            [a_run(tmp_path / "cached", config=config)], cached, should_stop=lambda: next(asked, None) is None
+        )
+    train([a_run(tmp_path / "cached", config=config)], a_stream(exact), resume=True)
+    start = {name: value.clone() for name, value in a_run(tmp_path).student.module.state_dict().items()}
+    assert apart(tmp_path / "cached", tmp_path / "live", start) < (1e-2 if "precision" in settings else 1e-4)
+    for mine, theirs in zip(rows_of(tmp_path / "cached"), rows_of(tmp_path / "live"), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-2 if "precision" in settings else 1e-4)
 
 
 def test_the_steps_of_cached_and_live_are_equal_to_float32(exact: CacheReader) -> None:

@@ -16,9 +16,10 @@ from small import few_digits
 from test_cluster import free_port
 from test_dump import RECIPE, a_teacher, dump_digits
 from test_evaluation import taught
+from test_mixing import BOTH, a_recipe
 from test_protocols import perceptron
 from test_resume import outcome
-from test_train import rows_of
+from test_train import apart, rows_of
 from typer.testing import CliRunner
 
 from logitcache.errors import (
@@ -153,6 +154,18 @@ def test_ranks_that_share_an_evaluation_score_as_one_process(batch_size: int, tm
         for mine, theirs in zip(found, alone, strict=True):
             assert {**mine, **dict.fromkeys(SUMS)} == {**theirs, **dict.fromkeys(SUMS)}
             assert mine == pytest.approx(theirs, rel=1e-12)
+
+
+def test_ranks_in_half_precision_on_mixed_views_train_as_one_process_with_the_teacher(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, precision="bfloat16")
+    dump_digits(tmp_path / "c.zarr", recipe=a_recipe(*BOTH), profile="exact")
+    cached = Stream.from_cache(tmp_path / "c.zarr", few_digits(), batch_size=BATCH, workers=0)
+    live = Stream(cached.views, LiveTeacher(ViewModel(a_teacher()), 300, 10, 10), cached.config)
+    train([Run(tmp_path / "alone", perceptron(), Objective.parse("kd"), config)], live)
+    in_ranks(lambda world: trained(tmp_path / "ranks", world, tmp_path / "c.zarr", (config,)))
+    assert apart(tmp_path / "ranks", tmp_path / "alone", perceptron().module.state_dict()) < 0.02
+    for mine, theirs in zip(rows_of(tmp_path / "ranks"), rows_of(tmp_path / "alone"), strict=True):
+        assert {name: mine[name] for name in theirs} == pytest.approx(theirs, rel=1e-2)
 
 
 def test_what_ranks_score_is_what_the_weights_kept_score(exact: Path, tmp_path: Path) -> None:
