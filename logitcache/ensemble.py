@@ -1,7 +1,7 @@
 """Several teachers of the same views, answering as one."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,13 +78,21 @@ def require_same_views(readers: Sequence[CacheReader]) -> None:
     expected = _views_of(first)
     for other in others:
         found = _views_of(other)
-        if fields := [Difference(k, v, found[k]) for k, v in expected.items() if v != found[k]]:
+        if fields := list(_differences(expected, found)):
             raise MismatchError(
                 f"{other.path} is of other views than {first.path}",
                 fields,
                 "teachers can be averaged where they saw the same views; dump one of them again with the "
                 "other's --data and --recipe",
             )
+
+
+def _differences(expected: dict[str, Any], found: dict[str, Any]) -> Iterator[Difference]:
+    for name, value in expected.items():
+        other = found[name]
+        if value != other:
+            named = name == "recipe" and value["name"] != other["name"]  # then the names say enough
+            yield Difference(name, value["name"], other["name"]) if named else Difference(name, value, other)
 
 
 def _views_of(reader: CacheReader) -> dict[str, Any]:

@@ -88,7 +88,9 @@ class MismatchError(LogitCacheError, ValueError):
 
     def __init__(self, what: str, fields: Iterable[Difference], advice: str) -> None:
         self.fields = tuple(fields)
-        rows = "; ".join(f"{f.field}: expected {f.expected}, found {f.found}" for f in self.fields)
+        rows = "; ".join(
+            f"{f.field}: expected {_brief(f.expected)}, found {_brief(f.found)}" for f in self.fields
+        )
         super().__init__(f"{what}: {rows}; {advice}")
 
 
@@ -149,6 +151,11 @@ def _again(kind: type[_E], text: str, state: dict[str, object]) -> _E:
     error.args = (text,)
     error.__dict__.update(state)
     return error
+
+
+def _brief(value: object, most: int = 250) -> str:
+    text = str(value)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _either(names: list[str]) -> str:

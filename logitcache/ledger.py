@@ -67,7 +67,7 @@ class Ledger:
         if wrong:
             step = (at if at >= 0 else self.step - 1) + 1
             raise NonFiniteError(
-                f"{wrong[0]} in epoch {self.epoch + 1}, step {step}; the checkpoint from before is kept; "
+                f"{wrong[0]} in epoch {self.epoch + 1}, step {step}; any checkpoint from before is kept; "
                 "try a smaller --lr, --clip-norm 1, or --precision float32"
             )
 

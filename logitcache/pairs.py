@@ -45,7 +45,8 @@ def require_views(seeds: Sequence[int], views_per_image: int, how: str) -> None:
         raise OptionError(f"seed order must be mod or random, found {how!r}")
     if not 1 <= views_per_image <= len(seeds):
         raise OptionError(
-            f"views per image must be 1 to {len(seeds)}, the number of seeds, found {views_per_image}"
+            f"views per image must be 1 to {len(seeds)}, the number of seeds, found {views_per_image}; dump or name "
+            "more seeds, or take fewer views"
         )
 
 

@@ -161,12 +161,13 @@ class RunFolder:
         Raises:
             StorageError: the disk said no.
         """
+        rows = [row for row in self.metrics() if row["epoch"] < epoch]
         with _saving(self.path):
             for left in self.path.glob("*.part"):
                 left.unlink()
             for left in self.path.glob(".*.safetensors.*"):
                 shutil.rmtree(left)
-            self._write_metrics([row for row in self.metrics() if row["epoch"] < epoch])
+            self._write_metrics(rows)
 
     def _write_metrics(self, rows: list[dict[str, Any]]) -> None:
         _replace(self.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
@@ -244,10 +245,10 @@ def _saving(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        if isinstance(error, StorageError):
-            raise
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise StorageError(
-            f"cannot write {folder}: {reason}; what was saved before is intact, "
-            "make room and run again with --resume"
-        ) from error
+        if "unexpected pos" in reason:  # torch's word for it
+            reason = "the disk took a part only (is it full?)"
+        said = str(error) if isinstance(error, StorageError) else f"cannot write {folder}: {reason}"
+        saved = "what was saved before is intact, make room and run again with --resume"
+        advice = saved if RunFolder.holds(folder) else "make room, or choose another --out"
+        raise StorageError(f"{said}; {advice}") from error

@@ -88,6 +88,7 @@ def _parse(hint: Any, value: object, where: str) -> Any:
     elif hint in (bool, int, str) and type(value) is hint:
         return value
     expected = " or ".join(map(repr, args)) if origin is Literal else getattr(hint, "__name__", str(hint))
+    expected = f"finite {expected}" if isinstance(value, float) and not math.isfinite(value) else expected
     raise FormatError(f"{where}: expected {expected}, found {_short(value)}")
 
 

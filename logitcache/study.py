@@ -67,7 +67,7 @@ class Supply:
         """Open a rank's part of the stream, of which so many epochs will be wanted; say what the user should know.
 
         Raises:
-            OptionError: batches cannot be dealt to so many ranks.
+            OptionError: batches cannot be dealt to so many ranks, or a recipe is named where the cache has one.
             LogitCacheError: see `Stream.from_cache`, `Stream.from_caches` and `open_images`.
         """
         if self.batch_size % world.size:
@@ -92,6 +92,11 @@ class Supply:
             made_by = recipe_named(self.recipe if self.recipe != "auto" else images.recipe)
             return Stream.plain(
                 images, made_by, seeds=self.seeds or tuple(range(epochs * self.views_per_image)), **options
+            )
+        if self.recipe != "auto":
+            raise OptionError(
+                f"the views of {self.caches[0]} are made by its own recipe, found --recipe {self.recipe}; leave it "
+                "out, or `logitcache dump` another cache with it"
             )
         named = open_images(self.data) if self.data != "auto" else None
         options |= {

@@ -223,6 +223,11 @@ def test_the_file_gives_defaults_and_the_command_line_wins(tmp_path: Path) -> No
         ),
         (("dump", "--teacher", "digits_tiny", "--seeds", "3-1"), "seeds read like 0-3,7"),
         (("dump", "--teacher", "digits_tiny", "--recipe", "digit"), "did you mean digits"),
+        (
+            ("train", "--student", "digits_tiny", "--recipe", "identity"),
+            "made by its own recipe, found --recipe",
+        ),
+        (("train", "--student", "nets:seven:v[2]"), "nets:seven:v[2]"),
         (("dump", "--teacher", "digits_tiny", "--profile", "tiny"), "unknown profile 'tiny'"),
         (("dump", "--teacher", "digits_tiny", "--top-k", "0"), "top-k must be at least 1"),
         (("dump", "--teacher", "digits_tiny", "--device", "cuda:99"), "device 'cuda:99' is not there"),

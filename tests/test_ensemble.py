@@ -73,7 +73,7 @@ def test_what_made_the_mixture_is_told(caches: list[Path]) -> None:
 def test_caches_of_other_views_are_refused(caches: list[Path], tmp_path: Path) -> None:
     config = DumpConfig(seeds=(1,), workers=0)
     dump(tmp_path / "recipe", few_digits(100), recipe_named("identity"), a_teacher(), config)
-    with pytest.raises(MismatchError, match="recipe"):
+    with pytest.raises(MismatchError, match="recipe: expected digits, found identity;"):
         stream([caches[0], tmp_path / "recipe"])
     dump(tmp_path / "images", few_digits(90), recipe_named("digits"), a_teacher(), config)
     with pytest.raises(MismatchError, match="images"):

@@ -50,6 +50,7 @@ def test_a_variant_changes_what_it_names() -> None:
         ("rate=0.1", UnknownNameError, "setting"),
         ("batch_size=3", UnknownNameError, "setting"),
         ("lr=fast", OptionError, "lr: expected float"),
+        ("lr=Infinity", OptionError, "lr: expected finite float, found inf"),
         ("ce_weight=much", OptionError, "ce_weight must be a number"),
         ("ce_weight=-1", OptionError, "ce_weight must be 0 or more"),
         ("epochs=0", OptionError, "epochs must be at least 1"),
