@@ -7,7 +7,8 @@ import typer
 from logitcache.units import size
 
 from .options import Json, parse_seeds
-from .terminal import progress, show
+from .progress import progress
+from .terminal import show
 
 if TYPE_CHECKING:
     from logitcache.copy import CopyReport

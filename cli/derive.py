@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from .options import Json, parse_seeds
-from .terminal import progress, show
+from .progress import progress
+from .terminal import show
 
 
 def derive(

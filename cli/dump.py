@@ -6,7 +6,8 @@ import typer
 
 from . import asked
 from .options import MACHINE, Device, Json, PrecisionName, Workers, cache_path, parse_seeds
-from .terminal import progress, say, show
+from .progress import progress
+from .terminal import say, show
 
 if TYPE_CHECKING:
     from logitcache.dump import DumpReport

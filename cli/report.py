@@ -8,7 +8,8 @@ import typer
 from logitcache.units import size
 
 from .options import Json
-from .terminal import progress, say, show
+from .progress import progress
+from .terminal import say, show
 
 
 def report(

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .terminal import Advance, say, show
+from .progress import Advance
+from .terminal import say, show
 
 if TYPE_CHECKING:
     from logitcache.train import TrainReport

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import Json, parse_seeds
-from .terminal import progress, say, show
+from .progress import progress
+from .terminal import say, show
 
 if TYPE_CHECKING:
     from logitcache.audit.stats import StatsReport

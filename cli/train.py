@@ -20,8 +20,9 @@ from .options import (
     parse_seeds,
     the_only_cache,
 )
+from .progress import progress
 from .runs import reporter, show_runs
-from .terminal import progress, say
+from .terminal import say
 
 
 def train(

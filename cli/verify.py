@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from .options import Device, Json, Workers, parse_seeds
-from .terminal import progress, show
+from .progress import progress
+from .terminal import show
 
 if TYPE_CHECKING:
     from logitcache.audit.checkup import CheckupReport
@@ -69,11 +70,7 @@ def _rows(done: "CheckupReport") -> list[tuple[str, str]]:
         rows.append(
             ("strays", f"{strays:,} files that belong to no commit: left by a crash, or not a cache's")
         )
-    for problem in found.problems[:LINES]:
-        seed = "" if problem.seed is None else f"seed {problem.seed}"
-        where = seed if problem.shard is None else f"{seed}, shard {problem.shard}"
-        at = "" if problem.sample is None else f"; the first is sample {problem.sample}"
-        rows.append(("problem", f"{where}{': ' if where else ''}{problem.reason}{at}"))
+    rows += [("problem", str(problem)) for problem in found.problems[:LINES]]
     if len(found.problems) > LINES:
         rows.append(("", f"and {len(found.problems) - LINES:,} more; --json lists all"))
     if fixed := done.repair:

@@ -19,7 +19,7 @@ from test_dump import picture_folder
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from logitcache_cli import terminal
+from logitcache_cli import progress
 from logitcache_cli.main import app
 
 SCRIPT = Path(sys.executable).with_name("logitcache")
@@ -297,8 +297,8 @@ def test_whatever_a_cache_is_called_is_shown_as_it_is_in_80_columns(
 def test_progress_elsewhere_is_a_plain_line_now_and_then(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 0.0)
-    with terminal.progress("dump [/x]", "views") as advance:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    with progress.progress("dump [/x]", "views") as advance:
         for done in (1000, 3000):
             time.sleep(0.01)
             advance(done, 4000)
@@ -313,7 +313,7 @@ def test_progress_on_a_terminal_is_a_bar_with_rate_and_time_left_without_colour_
     None
 ):
     code = (
-        "import time\nfrom logitcache_cli.terminal import progress\n"
+        "import time\nfrom logitcache_cli.progress import progress\n"
         "with progress('dump [/x]', 'views') as advance:\n"
         "    for done in (1, 2, 3):\n        advance(done, 4)\n        time.sleep(0.2)\n"
     )

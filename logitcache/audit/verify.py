@@ -42,6 +42,12 @@ class Problem(Spec):
     sample: int | None
     reason: str
 
+    def __str__(self) -> str:
+        seed = "" if self.seed is None else f"seed {self.seed}"
+        where = seed if self.shard is None else f"{seed}, shard {self.shard}"
+        first = "" if self.sample is None else f"; the first is sample {self.sample}"
+        return f"{where}{': ' if where else ''}{self.reason}{first}"
+
 
 @dataclass(frozen=True)
 class SeedState(Spec):
