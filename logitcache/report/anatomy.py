@@ -23,8 +23,9 @@ def about_cache(ids: Ids, cache: CacheFacts, shown: Pictures) -> tuple[str, Elem
     about = cache.about
     heading = f"Cache: {about['teacher']['name']} on {about['dataset']['name']}"
     charts = tag("div", list(_charts(ids, cache)), class_="charts")
-    parts = [_facts(cache), charts, _confused(cache.stats, shown), _hardest(cache.stats, shown)]
-    return heading, tag("div", parts, [_by_seed(sample, shown) for sample in shown.samples], _note(shown))
+    told = [_confused(cache.stats, shown), _note(shown), _hardest(cache.stats, shown)]
+    seen = [_by_seed(sample, shown) for sample in shown.samples]
+    return heading, tag("div", _facts(cache), charts, told, seen)
 
 
 def _facts(cache: CacheFacts) -> Element:
