@@ -16,7 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")))
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"([A-Z_]+=\S+ )*(logitcache|torchrun|dask|python|make|pip|tensorboard) .")
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
@@ -30,10 +33,21 @@ def steps(block: str) -> list[tuple[str, str]]:
     return [(part.partition("\n")[0], part.partition("\n")[2]) for part in parts]
 
 
+def shown(page: str) -> list[str]:
+    """List the commands that stand without their output: lines of code blocks, then code within the text."""
+    listings = [found[2] for found in FENCED.finditer(page) if found[1] != "python" and not steps(found[2])]
+    text = FENCED.sub("", page)
+    listings += re.findall(r"^ {4}(.*)", text, re.MULTILINE)
+    lines = "\n".join(listings).replace("\\\n", " ").splitlines()
+    code = [*(line.partition("  #")[0] for line in lines), *re.findall(r"`([^`]+)`", text)]
+    return list(dict.fromkeys(command for one in code if COMMAND.match(command := " ".join(one.split()))))
+
+
 def shape(text: str) -> list[str]:
-    """Words of an output with every number the same: what must agree with the page."""
+    """Rows of an output with every number the same, each once: what must agree with the page."""
     without_bars = re.sub(r"[─━│┃┏┓┗┛┡┩└┘├┤┬┴┼╇┳┻╋╭╮╰╯]+", " ", text)
-    return re.sub(r"\d[\d,.]*(e-?\d+)?", "#", without_bars).split()
+    rows = re.sub(r"\d[\d,.]*(e-?\d+)?", "#", re.sub(r"\n\s+", " ", without_bars)).splitlines()
+    return list(dict.fromkeys(" ".join(row.split()) for row in rows))
 
 
 def without_progress(output: str) -> str:
@@ -42,13 +56,13 @@ def without_progress(output: str) -> str:
     return "".join(f"{line.rstrip()}\n" for line in output.splitlines() if not progress.match(line))
 
 
-def printed(command: str, folder: Path) -> str:
-    """Run a command of a page in a folder; returns what it printed."""
+def printed(command: str, folder: Path, less: str = "") -> str:
+    """Run a command of a page in a folder, with options that make less of it; returns what it printed."""
     from typer.testing import CliRunner
 
     from logitcache_cli.main import app
 
-    words = shlex.split(command)
+    words = shlex.split(f"{command} {less}")
     assert words[0] == "logitcache", command
     with contextlib.chdir(folder):
         ended = CliRunner().invoke(app, words[1:])

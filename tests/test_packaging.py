@@ -1,13 +1,16 @@
-"""The wheel: two packages, the digits inside, and a demo that runs far from any checkout."""
+"""The wheel: all packages, the digits inside, and both stages far from any checkout."""
 
-import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import logitcache
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,14 +26,23 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(out.glob("*.whl"))
 
 
-def test_the_wheel_holds_two_packages_and_the_digits(wheel: Path) -> None:
-    names = zipfile.ZipFile(wheel).namelist()
-    tops = {name.split("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"logitcache", "logitcache_cli"}
-    assert {"logitcache/data/digits.npz", "logitcache/py.typed", "logitcache/losses/cmkd.py"} <= set(names)
+def test_the_wheel_holds_every_module_and_what_goes_with_them(wheel: Path) -> None:
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    listing = ["git", "-C", str(ROOT), "ls-tree", "-r", "--name-only", "HEAD", "logitcache", "cli"]
+    kept = subprocess.run(listing, check=True, capture_output=True, text=True).stdout.split()
+    modules = {re.sub("^cli/", "logitcache_cli/", name) for name in kept if name.endswith(".py")}
+    others = {"data/digits.npz", "data/README.md", "py.typed", "report/page.css"}
+    assert held == modules | {f"logitcache/{name}" for name in others}
 
 
-def test_the_demo_runs_from_the_installed_wheel(wheel: Path, tmp_path: Path) -> None:
+def test_what_is_released_has_one_version() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert logitcache.__version__ == declared
+    assert f"\nversion: {declared}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == declared
+
+
+def test_both_stages_run_from_the_installed_wheel(wheel: Path, tmp_path: Path) -> None:
     site, work = tmp_path / "site", tmp_path / "work"
     work.mkdir()
     command = [
@@ -45,19 +57,22 @@ def test_the_demo_runs_from_the_installed_wheel(wheel: Path, tmp_path: Path) -> 
         str(wheel),
     ]
     subprocess.run(command, check=True, capture_output=True)
-    words = ["demo", "--teacher-epochs", "1", "--student-epochs", "1", "--repeats", "1", "--json"]
     code = (
         f"import logitcache; assert {str(site)!r} in logitcache.__file__\n"
-        "from logitcache_cli.main import run; run()"
+        "from logitcache_cli.main import app\n"
+        "for line in sys.argv[1:]: app(line.split(), standalone_mode=False)"
+    )
+    commands = (
+        "dump --teacher digits_tiny --weights random --split test --out c.zarr --workers 0",
+        "train --student digits_tiny --loss ce --epochs 1 --workers 0 --out run",
     )
     ended = subprocess.run(
-        [sys.executable, "-c", code, *words],
+        [sys.executable, "-c", f"import sys; {code}", *commands],
         cwd=work,
         env={**os.environ, "PYTHONPATH": str(site)},
         capture_output=True,
         text=True,
     )
     assert ended.returncode == 0, ended.stderr
-    report = json.loads(ended.stdout)
-    assert [result["loss"] for result in report["results"]] == ["ce", "kd", "cmkd"]
-    assert report["cached_views"] == 14_370
+    assert "360 now, 360 in the cache" in ended.stdout
+    assert (work / "run" / "best.safetensors").is_file()
