@@ -11,13 +11,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from logitcache.cached import CachedViews, ViewSampler
-    from logitcache.datasets import Images, open_images
+    from logitcache.datasets import open_images
     from logitcache.errors import LogitCacheError
+    from logitcache.images import Images
     from logitcache.loader import KeyedViews
     from logitcache.losses import Objective
     from logitcache.sparse import SparseTeacher
     from logitcache.store import CacheReader
-    from logitcache.stream import CachedTeacher, Stream
+    from logitcache.stream import Stream
+    from logitcache.teachers import CachedTeacher
     from logitcache.views import ViewMaker, recipe_named
 
 __all__ = [
@@ -39,9 +41,9 @@ __all__ = [
 
 _HOMES = {
     "CacheReader": "store",
-    "CachedTeacher": "stream",
+    "CachedTeacher": "teachers",
     "CachedViews": "cached",
-    "Images": "datasets",
+    "Images": "images",
     "KeyedViews": "loader",
     "LogitCacheError": "errors",
     "Objective": "losses",

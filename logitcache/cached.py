@@ -23,11 +23,11 @@ from logitcache.datasets import Images, images_of
 from logitcache.errors import OptionError
 from logitcache.loader import Pair
 from logitcache.packed import PackedViews
-from logitcache.pairs import SeedOrder, require_views, seeds_of, subset
+from logitcache.pairs import SeedOrder, require_rank, require_views, seeds_of, subset
 from logitcache.replay import proved_views
 from logitcache.spool import DEFAULT_LIMIT, spool_file
 from logitcache.store import CacheReader
-from logitcache.stream import CachedTeacher
+from logitcache.teachers import CachedTeacher
 from logitcache.views import permutation
 
 
@@ -143,10 +143,7 @@ class ViewSampler(Sampler[Pair]):
         self.world_size = (
             torch.distributed.get_world_size() if world_size is None and together else world_size or 1
         )
-        if not 0 <= self.rank < self.world_size:
-            raise OptionError(
-                f"rank must be 0 to {self.world_size - 1} of {self.world_size}, found {self.rank}"
-            )
+        require_rank(self.rank, self.world_size)
         require_views(data.seeds, views_per_image, seed_order)
         self.data, self.order, self.seed_order, self.views_per_image = (
             data,

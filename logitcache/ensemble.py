@@ -13,7 +13,7 @@ from logitcache.sparse import MixSpace, SparseTeacher, mix
 from logitcache.store import CacheReader
 
 if TYPE_CHECKING:
-    from logitcache.stream import Teacher
+    from logitcache.teachers import Teacher
 
 
 class Ensemble:

@@ -26,7 +26,8 @@ from logitcache.replay import prove_replay
 from logitcache.schema import RecipeSpec, Spec
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader
-from logitcache.stream import CachedTeacher, Stream
+from logitcache.stream import Stream
+from logitcache.teachers import CachedTeacher
 from logitcache.views import recipe_named
 from logitcache.world import World
 

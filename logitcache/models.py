@@ -5,17 +5,13 @@ A name is torchvision's (``resnet18``, ``vit_l_16``), a short form people say (`
 pretrained, from a file, or random from a seed. `InputAdapter` turns uint8 views into what the module takes.
 """
 
-import contextlib
 import hashlib
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
-from urllib.parse import urlparse
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -28,14 +24,14 @@ from logitcache.errors import (
     UnknownNameError,
     WeightsError,
 )
-from logitcache.nets import DIGITS_NETS, NETS, TwoHeads, two_heads
-from logitcache.plugin import load_callable
+from logitcache.nets import TwoHeads, two_heads
+from logitcache.plans import SHORT_NAMES as SHORT_NAMES
+from logitcache.plans import Plan, plan_of, seeded
+from logitcache.plans import names as names
 from logitcache.schema import AdapterSpec
 from logitcache.weights import (
-    WITH_AUXILIARY_HEADS,
     Header,
     State,
-    downloaded,
     first_line,
     load_weights,
     other_head,
@@ -44,21 +40,6 @@ from logitcache.weights import (
     write_weights,
 )
 
-SHORT_NAMES = {
-    "vit_b": "vit_b_16",
-    "vit_l": "vit_l_16",
-    "vit_h": "vit_h_14",
-    **{f"convnext_{size[0]}": f"convnext_{size}" for size in ("tiny", "small", "base", "large")},
-    **{f"effnet_b{i}": f"efficientnet_b{i}" for i in range(8)},
-    **{f"effnet_v2_{size}": f"efficientnet_v2_{size}" for size in "sml"},
-    "mobilenet_v3_s": "mobilenet_v3_small",
-    "mobilenet_v3_l": "mobilenet_v3_large",
-    "shufflenet_v2": "shufflenet_v2_x1_0",
-}
-
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_CIFAR = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
-_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, what Pillow's "L" uses
 
 
@@ -95,7 +76,7 @@ class Model:
         """
         if self.heads == 2:
             return self
-        with _seeded(seed):
+        with seeded(seed):
             grown = replace(self, module=two_heads(self.module, self.num_classes))
         _check_forward(grown)
         return grown
@@ -108,13 +89,6 @@ class Model:
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
-
-
-def names() -> list[str]:
-    """List the names that `build` knows: torchvision's classifiers and `logitcache.nets`, sorted."""
-    import torchvision.models
-
-    return sorted({*torchvision.models.list_models(torchvision.models), *NETS})
 
 
 def build(
@@ -136,7 +110,7 @@ def build(
     """
     if num_classes < 2 or view_size < 1:
         raise OptionError(f"need 2 classes and 1 pixel at least, found {num_classes} and {view_size}")
-    plan = _plan(name, num_classes, view_size, seed)
+    plan = plan_of(name, num_classes, view_size, seed)
     if weights == "auto":
         weights = "default" if plan.default and plan.default.classes == num_classes else "random"
     if weights == "random":
@@ -145,7 +119,7 @@ def build(
         source = _pretrained(plan, weights, num_classes)
     else:
         source = _from_file(plan, weights, num_classes)
-    with _seeded(seed):
+    with seeded(seed):
         module = plan.make(num_classes, source.adapter)
         module = two_heads(module, num_classes) if source.heads == 2 else module
     if source.state is not None:
@@ -207,155 +181,6 @@ class InputAdapter(nn.Module):
         return x * self.scale + self.shift  # (B, 1, …) becomes (B, 3, …) here
 
 
-# What is known of a model before it is built --------------------------------------------------------------
-
-
-class _Pretrained(NamedTuple):
-    """Weights somebody published. `read` returns None where the module already holds them."""
-
-    classes: int
-    adapter: AdapterSpec
-    read: Callable[[], State | None]
-    file: str = ""
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """How to build one model: `adapter` at its own input size, `fitted` at the size for the views."""
-
-    name: str
-    make: Callable[[int, AdapterSpec], nn.Module]
-    adapter: AdapterSpec
-    fitted: AdapterSpec
-    pretrained: Mapping[str, _Pretrained] = field(default_factory=dict)  # the default ones first
-
-    @property
-    def default(self) -> _Pretrained | None:
-        return next(iter(self.pretrained.values()), None)
-
-
-def _plan(name: str, num_classes: int, view_size: int, seed: int) -> _Plan:
-    if name.startswith("timm:"):
-        return _timm_plan(name, view_size)
-    if ":" in name:
-        return _own_plan(name, num_classes, view_size, seed)
-    plain = name.lower().replace("-", "_")
-    plain = SHORT_NAMES.get(plain, plain)
-    if plain in NETS:
-        return _net_plan(plain)
-    known = names()
-    if plain not in known:
-        hint = "(timm:NAME and your own module:function work too)"
-        raise UnknownNameError("model", name, [*known, *SHORT_NAMES], hint)
-    return _torchvision_plan(plain, view_size)
-
-
-def _net_plan(name: str) -> _Plan:
-    digits = name in DIGITS_NETS
-    adapter = AdapterSpec(1, 8, (0.5,), (0.5,)) if digits else AdapterSpec(3, 32, *_CIFAR)
-    return _Plan(name, lambda num_classes, _: NETS[name](num_classes), adapter, adapter)
-
-
-def _torchvision_plan(name: str, view_size: int) -> _Plan:
-    import torchvision.models
-
-    enum = torchvision.models.get_model_weights(name)
-    pretrained = {}
-    for member in sorted(enum, key=lambda member: member is not enum.DEFAULT):
-        file, made = Path(urlparse(member.url).path).name, member.transforms()
-        # Published weights of these renormalise inside (transform_input): the same as this mean and std.
-        mean, std = _HALF if name in WITH_AUXILIARY_HEADS else (tuple(made.mean), tuple(made.std))
-        adapter = AdapterSpec(3, made.crop_size[0], mean, std, made.interpolation.value)
-        read = partial(downloaded, member.url, file)
-        pretrained[member.name] = _Pretrained(len(member.meta["categories"]), adapter, read, file)
-    adapter = pretrained[enum.DEFAULT.name].adapter
-    smallest = max(enum.DEFAULT.meta["min_size"])
-    if name == "maxvit_t":  # its windows fit 224 pixels and nothing near
-        size = adapter.size
-    elif name == "vit_h_14":
-        size = _fitted_size(view_size, adapter.size, unit=14, smallest=28)
-    else:  # a smallest size of 224 is that of the weights, not of the architecture
-        size = _fitted_size(view_size, adapter.size, smallest=smallest if smallest < 224 else 32)
-    return _Plan(name, partial(_torchvision_module, name), adapter, replace(adapter, size=size), pretrained)
-
-
-def _torchvision_module(name: str, num_classes: int, adapter: AdapterSpec) -> nn.Module:
-    import torchvision.models
-
-    options: dict[str, Any] = {}
-    if name.startswith("vit_"):
-        options = {"image_size": adapter.size}
-    elif name == "maxvit_t":
-        options = {"input_size": (adapter.size, adapter.size)}
-    elif name in WITH_AUXILIARY_HEADS:
-        options = {"aux_logits": False, "init_weights": True}
-    module: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
-    return module
-
-
-def _timm_plan(name: str, view_size: int) -> _Plan:
-    try:
-        import timm
-    except ImportError:
-        raise OptionError(f"{name} needs timm; pip install 'logitcache[timm]'") from None
-    plain = name.removeprefix("timm:")
-    if not timm.is_model(plain):
-        raise UnknownNameError("timm model", plain, timm.list_models())
-    config: Any = timm.get_pretrained_cfg(plain)
-    channels, height, _ = config.input_size
-    mean, std = tuple(config.mean), tuple(config.std)
-    bicubic = config.interpolation == "bicubic"
-    adapter = AdapterSpec(channels, height, mean, std, "bicubic" if bicubic else "bilinear")
-    size = height if config.fixed_input_size else _fitted_size(view_size, height)
-
-    def make(num_classes: int, _: AdapterSpec) -> nn.Module:
-        module: nn.Module = timm.create_model(plain, pretrained=False, num_classes=num_classes)
-        return module
-
-    def read() -> State:
-        try:
-            state: State = timm.create_model(plain, pretrained=True).state_dict()
-        except Exception as error:  # the hub has errors of its own for each way of not being there
-            advice = "give the weights with --weights FILE, or --weights random"
-            raise WeightsError(f"cannot get the weights of {name}: {first_line(error)}; {advice}") from error
-        return state
-
-    tag = config.tag or "default"
-    published = {tag: _Pretrained(config.num_classes, adapter, read)} if config.has_weights else {}
-    return _Plan(name, make, adapter, replace(adapter, size=size), published)
-
-
-def _own_plan(name: str, num_classes: int, view_size: int, seed: int) -> _Plan:
-    function = load_callable(name)
-    try:
-        with _seeded(seed):
-            made = function(num_classes=num_classes)
-    except Exception as error:
-        raise OptionError(f"{name}(num_classes={num_classes}) failed: {first_line(error)}") from error
-    match made:
-        case nn.Module():
-            module, adapter = made, AdapterSpec(3, _fitted_size(view_size, 224), *_IMAGENET)
-        case (nn.Module(), AdapterSpec()):
-            module, adapter = made
-        case _:
-            found = type(made).__name__
-            raise OptionError(f"{name} must return an nn.Module or (nn.Module, AdapterSpec), found {found}")
-    own = {"own": _Pretrained(num_classes, adapter, lambda: None)}
-    return _Plan(name, lambda *_: module, adapter, adapter, own)
-
-
-def _fitted_size(view_size: int, largest: int, *, unit: int = 32, smallest: int = 32) -> int:
-    return min(largest, -(-max(view_size, smallest) // unit) * unit)
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Make the CPU's RNG start at `seed`, and be afterwards as if nothing had happened."""
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
 # Weights --------------------------------------------------------------------------------------------------
 
 
@@ -368,7 +193,7 @@ class _Source(NamedTuple):
     heads: int = 1
 
 
-def _pretrained(plan: _Plan, weights: str, num_classes: int) -> _Source:
+def _pretrained(plan: Plan, weights: str, num_classes: int) -> _Source:
     if not plan.pretrained:
         advice = "use random, or a file: --weights FILE"
         raise WeightsError(f"there are no pretrained weights for {plan.name}; {advice}")
@@ -380,7 +205,7 @@ def _pretrained(plan: _Plan, weights: str, num_classes: int) -> _Source:
     return _Source(label, chosen.adapter, chosen.read())
 
 
-def _from_file(plan: _Plan, weights: str, num_classes: int) -> _Source:
+def _from_file(plan: Plan, weights: str, num_classes: int) -> _Source:
     path = Path(weights).expanduser()
     if not path.is_file():
         if re.fullmatch(r"[A-Z0-9_]+", weights):
@@ -407,7 +232,7 @@ def _check_forward(model: Model) -> None:
     shape = (1, model.adapter.channels, model.adapter.size, model.adapter.size)
     modes = [(part, part.training) for part in model.module.modules()]
     try:
-        with _seeded(0), torch.no_grad():
+        with seeded(0), torch.no_grad():
             logits = model.module.eval()(torch.zeros(shape))
     except Exception as error:
         raise OptionError(f"{model.name} fails on a {shape} float image: {first_line(error)}") from error

@@ -50,6 +50,16 @@ def require_views(seeds: Sequence[int], views_per_image: int, how: str) -> None:
         )
 
 
+def require_rank(rank: int, world_size: int) -> None:
+    """Insist that there is such a rank among so many.
+
+    Raises:
+        OptionError: there is none.
+    """
+    if not 0 <= rank < world_size:
+        raise OptionError(f"rank must be 0 to {world_size - 1} of {world_size}, found {rank}")
+
+
 def subset(
     n: int, fraction: float = 1.0, samples: Sequence[int] | None = None, order: int = 0
 ) -> npt.NDArray[np.int64]:

@@ -6,19 +6,26 @@ else in the library knows these. `docs/format.md` says the same in prose, for ot
 
 import dataclasses
 import functools
-import hashlib
-import itertools
-import json
 import math
 import reprlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, Literal, Self
 
-from logitcache.errors import Difference, FormatError, OptionError, UnknownNameError
+from logitcache.errors import Difference, FormatError, OptionError
+from logitcache.identity import PROFILES as PROFILES
+from logitcache.identity import AdapterSpec as AdapterSpec
+from logitcache.identity import DatasetSpec as DatasetSpec
+from logitcache.identity import PartSpec as PartSpec
+from logitcache.identity import Precision as Precision
+from logitcache.identity import Profile as Profile
+from logitcache.identity import RecipeSpec as RecipeSpec
+from logitcache.identity import StepSpec as StepSpec
+from logitcache.identity import TeacherSpec as TeacherSpec
+from logitcache.identity import profile_named as profile_named
 from logitcache.spec import Spec as Spec
+from logitcache.spec import require
 
 FORMAT_VERSION = 1
 CHUNK_SAMPLES = 65_536
@@ -28,183 +35,7 @@ SHARD_BYTES = 1 << 28  # before compression: a writer holds a shard or two in me
 CANARIES = 8
 MOST_PARTS = 256
 
-Precision = Literal["float32", "bfloat16", "float16"]
 Codec = Literal["bitshuffle", "shuffle", "pcodec", "zstd"]
-
-
-def _require(condition: bool, problem: str) -> None:
-    if not condition:
-        raise FormatError(problem)
-
-
-@dataclass(frozen=True)
-class AdapterSpec(Spec):
-    """How one model wants its input: uint8 views of any size become float images of this form.
-
-    `size` is the side in pixels; `mean` and `std` are per channel, for pixels scaled to [0, 1].
-    """
-
-    channels: int
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-
-    def __post_init__(self) -> None:
-        _require(self.channels in (1, 3), f"channels must be 1 or 3, found {self.channels}")
-        _require(1 <= self.size <= 65_536, f"size must be 1 to 65536 pixels, found {self.size}")
-        _require(
-            len(self.mean) == len(self.std) == self.channels and all(s > 0 for s in self.std),
-            f"mean and std must hold {self.channels} values, std positive; found {self.mean} and {self.std}",
-        )
-
-
-@dataclass(frozen=True)
-class TeacherSpec(Spec):
-    """Which teacher: `weights_sha256` identifies it, `weights` only says where they came from."""
-
-    name: str
-    weights: str
-    weights_sha256: str
-    precision: Precision
-    adapter: AdapterSpec
-
-
-@dataclass(frozen=True)
-class DatasetSpec(Spec):
-    """Which images, in which order. `fingerprint` identifies them; `name` only says where to find them."""
-
-    name: str
-    split: str
-    n: int
-    num_classes: int
-    fingerprint: str
-
-    def __post_init__(self) -> None:
-        _require(1 <= self.n <= 1 << 40, f"n must be 1 to 2^40 samples, found {self.n}")
-        _require(2 <= self.num_classes <= 1 << 31, f"num_classes must be 2 to 2^31, found {self.num_classes}")
-
-
-@dataclass(frozen=True)
-class PartSpec(Spec):
-    """How far a data set had grown: its first `n` samples, in the order of the cache, have this fingerprint."""
-
-    n: int
-    fingerprint: str
-
-
-@dataclass(frozen=True)
-class StepSpec(Spec):
-    """One step of a recipe: a torchvision v2 transform by name, or your own ``module:function``."""
-
-    transform: str
-    args: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-MIXES = ("MixUp", "CutMix")
-
-
-@dataclass(frozen=True)
-class RecipeSpec(Spec):
-    """A named, versioned list of view transforms; `evaluation` names the recipe that test images get.
-
-    Steps that mix a view with another image's come last.
-    """
-
-    name: str
-    version: int
-    steps: tuple[StepSpec, ...]
-    evaluation: str = "center"
-
-    def __post_init__(self) -> None:
-        names = [step.transform for step in self.steps]
-        late = next((name for name in names[len(self.own_steps) :] if name not in MIXES), None)
-        _require(late is None, f"MixUp and CutMix must be a recipe's last steps, found {late} behind them")
-
-    @property
-    def own_steps(self) -> tuple[StepSpec, ...]:
-        """Steps that see one image alone."""
-        return tuple(itertools.takewhile(lambda step: step.transform not in MIXES, self.steps))
-
-    @property
-    def mix_steps(self) -> tuple[StepSpec, ...]:
-        """Steps that mix a view with another image's."""
-        return self.steps[len(self.own_steps) :]
-
-    @property
-    def sha256(self) -> str:
-        """Digest of the steps: two recipes with equal digests make equal views."""
-        steps = json.dumps([step.to_dict() for step in self.steps], sort_keys=True)
-        return hashlib.sha256(steps.encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Profile(Spec):
-    """How numbers are rounded, coded and compressed.
-
-    Attributes:
-        name: what people call it.
-        gap_dtype: what a gap is rounded to.
-        gap_coding: what is stored: gaps, or their differences from rank to rank (of the bits, for float16).
-        scalar_bits: explicit bits of mantissa kept of `top` and the tail's numbers; 23 is all of float32.
-        codec: "blosc" every Zarr v3 reader has; "pcodec" is smaller, and fewer have it.
-        gap_step: gap = whole number × step, for uint8.
-    """
-
-    name: str
-    gap_dtype: Literal["float16", "float32", "uint8"]
-    gap_coding: Literal["values", "differences"]
-    scalar_bits: int
-    codec: Literal["blosc", "pcodec"]
-    gap_step: float | None = None
-
-    def __post_init__(self) -> None:
-        _require(
-            (self.gap_step is not None) == (self.gap_dtype == "uint8")
-            and (self.gap_step is None or self.gap_step > 0),
-            f"uint8 gaps need a positive gap_step and others none, found {self.gap_dtype}, {self.gap_step}",
-        )
-        _require(1 <= self.scalar_bits <= 23, f"scalar_bits must be 1 to 23, found {self.scalar_bits}")
-        _require(
-            self.gap_coding == "values" or self.gap_dtype != "float32",
-            "float32 gaps are stored as values, found differences",
-        )
-        _require(
-            self.codec == "blosc" or self.gap_dtype != "uint8",
-            "pcodec has no uint8: expected gap_dtype float16 or float32",
-        )
-
-    @property
-    def installed(self) -> bool:
-        """Is the package of its codec there?"""
-        return self.codec != "pcodec" or find_spec("pcodec") is not None
-
-    @property
-    def stored_gap(self) -> str:
-        """The dtype of the array `gap`."""
-        return "uint16" if (self.gap_dtype, self.gap_coding) == ("float16", "differences") else self.gap_dtype
-
-
-PROFILES = {
-    profile.name: profile
-    for profile in (
-        Profile("default", "float16", "values", scalar_bits=10, codec="blosc"),
-        Profile("compact", "uint8", "differences", scalar_bits=7, codec="blosc", gap_step=0.0625),
-        Profile("archive", "float16", "differences", scalar_bits=10, codec="pcodec"),
-        Profile("exact", "float32", "values", scalar_bits=23, codec="blosc"),
-    )
-}
-
-
-def profile_named(name: str) -> Profile:
-    """Return the profile called `name`.
-
-    Raises:
-        UnknownNameError: there is no such profile.
-    """
-    if name not in PROFILES:
-        raise UnknownNameError("profile", name, PROFILES)
-    return PROFILES[name]
 
 
 @dataclass(frozen=True)
@@ -243,26 +74,26 @@ class CacheSpec(Spec):
 
     def __post_init__(self) -> None:
         classes = self.dataset.num_classes
-        _require(self.format_version == FORMAT_VERSION, f"format_version must be {FORMAT_VERSION}")
-        _require(1 <= self.k <= classes, f"k must be 1 to {classes} (the number of classes), found {self.k}")
-        _require(
+        require(self.format_version == FORMAT_VERSION, f"format_version must be {FORMAT_VERSION}")
+        require(1 <= self.k <= classes, f"k must be 1 to {classes} (the number of classes), found {self.k}")
+        require(
             1 <= self.chunk_samples <= self.shard_samples <= 1 << 24
             and self.shard_samples % self.chunk_samples == 0,
             f"a shard must be a whole number of chunks, found {self.shard_samples} / {self.chunk_samples}",
         )
-        _require(1 <= self.canaries <= 1024, f"canaries must be 1 to 1024, found {self.canaries}")
-        _require(
+        require(1 <= self.canaries <= 1024, f"canaries must be 1 to 1024, found {self.canaries}")
+        require(
             self.recipe_sha256 == self.recipe.sha256,
             f"recipe_sha256 must be {self.recipe.sha256}, found {self.recipe_sha256}",
         )
-        _require(
+        require(
             self.profile.name != "exact" or self.k == classes,
             f"profile exact keeps every class: k must be {classes}, found {self.k}",
         )
         counts = [part.n for part in self.parts]
         now = PartSpec(self.dataset.n, self.dataset.fingerprint)
         grew = 2 <= len(counts) <= MOST_PARTS and counts[0] > 0 and counts == sorted(set(counts))
-        _require(
+        require(
             not counts or (grew and self.parts[-1] == now),
             f"parts must grow, from 2 to {MOST_PARTS} of them, to what the data set is now ({now.n} samples), "
             f"found {reprlib.repr(counts)}",

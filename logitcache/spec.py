@@ -33,6 +33,16 @@ class Spec:
         return _parse_spec(cls, data, cls.__name__)
 
 
+def require(condition: bool, problem: str) -> None:
+    """Insist on what a spec's fields must fulfil together.
+
+    Raises:
+        FormatError: they do not.
+    """
+    if not condition:
+        raise FormatError(problem)
+
+
 _S = TypeVar("_S", bound=Spec)
 
 

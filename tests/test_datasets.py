@@ -16,17 +16,7 @@ import torch
 import torchvision.datasets as tv
 from PIL import Image, ImageOps
 
-from logitcache.datasets import (
-    IMAGE_SUFFIXES,
-    UNLABELLED_CLASSES,
-    ArrayImages,
-    FolderImages,
-    Images,
-    decode,
-    digits_file,
-    open_images,
-    printable,
-)
+from logitcache.datasets import ArrayImages, digits_file, open_images
 from logitcache.errors import (
     DataError,
     ImageError,
@@ -35,6 +25,8 @@ from logitcache.errors import (
     OptionError,
     UnknownNameError,
 )
+from logitcache.folders import IMAGE_SUFFIXES, FolderImages, decode, printable
+from logitcache.images import UNLABELLED_CLASSES, Images
 
 
 def refused(kind: type[LogitCacheError], call: Callable[[], Any], *words: str) -> None:

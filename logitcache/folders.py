@@ -1,0 +1,179 @@
+"""Images that are files below one folder, and how a file becomes pixels."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from logitcache.errors import DataError, ImageError, NotFoundError
+from logitcache.images import Images, Labels, Samples, digest_of
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+
+
+class FolderImages(Images):
+    """Images that are files below one folder, ordered by path.
+
+    The fingerprint covers relative paths, file sizes and labels. Contents are proved by the canaries of a
+    cache: to read them all would take as long as a pass over the data.
+    """
+
+    def __init__(
+        self, name: str, split: str, root: Path, files: list[str], labels: Labels, num_classes: int | None
+    ) -> None:
+        self.name, self.split, self.root = name, split, root
+        self.files, self.labels, self.num_classes = files, labels, num_classes
+        self._sizes = np.array([_size(root / file) for file in files], dtype=np.int64)
+        self._fingerprint = self.fingerprint_of(slice(None))
+
+    @classmethod
+    def labelled(cls, name: str, root: Path, split: str) -> "FolderImages":
+        """Open train/ or val/ of a folder, each with one folder per class."""
+        folder = root / ("train" if split == "train" else "val")
+        _require_folder(folder, f"{name}: expected {root}/train and {root}/val, each with a folder per class")
+        classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        if split != "train" and (root / "train").is_dir():
+            trained = sorted(entry.name for entry in os.scandir(root / "train") if entry.is_dir())
+            if extra := sorted(set(classes) - set(trained)):
+                raise DataError(
+                    f"{printable(folder)}: class folder {extra[0]!r} is not in {printable(root)}/train"
+                )
+            classes = trained
+        if len(classes) < 2:
+            raise DataError(
+                f"{printable(folder)}: expected at least 2 class folders, found {len(classes)}; "
+                "for images without classes use folder:PATH"
+            )
+        files: list[str] = []
+        labels: list[int] = []
+        for label, name_of_class in enumerate(classes):
+            found = _image_files(folder, name_of_class)
+            if not found and split == "train":
+                raise DataError(
+                    f"{printable(folder / name_of_class)}: no images; expected files in {_SUFFIX_LIST}"
+                )
+            files += found
+            labels += [label] * len(found)
+        if not files:
+            raise DataError(f"{printable(folder)}: no images; expected files in {_SUFFIX_LIST}")
+        opened = cls(name, split, folder, files, np.asarray(labels, dtype=np.int64), len(classes))
+        opened.class_names = [printable(Path(name_of_class)) for name_of_class in classes]
+        return opened
+
+    @classmethod
+    def unlabelled(cls, name: str, root: Path, split: str) -> "FolderImages":
+        """Open every image below a folder, without labels."""
+        _require_folder(root, f"{name}: expected a folder of images")
+        if split != "train":
+            raise DataError(f"{name}: images without labels have no test split to evaluate on")
+        files = _image_files(root, "")
+        if not files:
+            raise DataError(f"{printable(root)}: no images; expected files in {_SUFFIX_LIST}")
+        return cls(name, split, root, files, np.full(len(files), -1, dtype=np.int64), None)
+
+    def image(self, sample: int) -> Tensor:
+        """Decode one file to (3, H, W) uint8."""
+        return decode(self.root / self.files[sample])
+
+    def describe(self, sample: int) -> str:
+        """Return the file's path."""
+        return printable(self.root / self.files[sample])
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of relative paths, sizes and labels."""
+        return self._fingerprint
+
+    def fingerprint_of(self, samples: Samples) -> str:
+        """Digest of relative paths, sizes and labels of some samples."""
+        chosen = range(len(self))[samples] if isinstance(samples, slice) else samples.tolist()
+        parts = (f"{self._sizes[i]}\0".encode() + os.fsencode(self.files[i]) + b"\0" for i in chosen)
+        return digest_of(b"".join(parts), self.labels[samples].data)
+
+    def stable_name(self, sample: int) -> bytes:
+        """Return the relative path, with "/" between folders."""
+        return os.fsencode(self.files[sample].replace(os.sep, "/"))
+
+
+def decode(path: Path) -> Tensor:
+    """Decode an image file to (3, H, W) uint8 RGB: its first frame, turned as its EXIF orientation says.
+
+    Raises:
+        ImageError: it cannot be read or decoded; the message names the file.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            wide = file.format == "PPM" and file.mode == "I"  # Pillow scales such pixels to 16 bits
+            image = ImageOps.exif_transpose(file)
+        pixels = from_pillow(image.convert("I;16") if wide else image)
+    except Exception as error:  # whatever a decoder raises, the file is what is wrong
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, UnidentifiedImageError):
+            reason = "it is empty" if path.stat().st_size == 0 else "it is not an image that Pillow knows"
+        raise ImageError(
+            f"{printable(path)} does not decode ({reason}); mend or remove it, "
+            "or leave it out with --on-bad-image skip"
+        ) from error
+    return pixels.expand(3, -1, -1).contiguous()
+
+
+_SUFFIX_LIST = " ".join(IMAGE_SUFFIXES)
+
+
+def from_pillow(image: Any) -> Tensor:
+    """Convert a PIL image of any mode to (1, H, W) uint8 if it is gray, else (3, H, W) uint8."""
+    if image.mode.startswith("I;16"):
+        array = (np.asarray(image) >> 8).astype(np.uint8)  # Pillow would clip at 255
+    elif image.mode in ("1", "L", "LA"):
+        array = np.array(image.convert("L"))
+    elif image.mode == "P":
+        array = np.array(image.convert("RGBA").convert("RGB"))  # straight to RGB warns of transparency
+    else:
+        array = np.array(image.convert("RGB"))
+    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+
+
+def _image_files(root: Path, below: str) -> list[str]:
+    """List image files below root/below as paths relative to root, sorted by their bytes.
+
+    Links are followed, but each folder is read once, and none that lies above: a link in a class folder that leads
+    back up would put all classes into it.
+    """
+    found = []
+    seen = {os.fspath(above) for above in (root / below).resolve().parents}
+    for folder, inside, names in os.walk(root / below, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            inside.clear()
+            continue
+        seen.add(real)
+        inside.sort(key=os.fsencode)  # which of two ways to a folder comes first is not left to the disk
+        relative = os.path.relpath(folder, root)
+        found += [
+            os.path.normpath(os.path.join(relative, name))
+            for name in names
+            if name.lower().endswith(IMAGE_SUFFIXES)
+        ]
+    return sorted(found, key=lambda path: os.fsencode(path.replace(os.sep, "/")))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a broken link, say: `decode` will name it
+        return -1
+
+
+def _require_folder(folder: Path, expected: str) -> None:
+    if not folder.is_dir():
+        raise NotFoundError(f"{expected}; {printable(folder)} is not a folder")
+
+
+def printable(path: Path) -> str:
+    """Return a path as one line of text that any terminal takes, whatever its bytes."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

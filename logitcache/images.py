@@ -1,0 +1,119 @@
+"""Images in a stable order, with a fingerprint: what every data set is to the rest of the library."""
+
+import abc
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from logitcache.errors import DataError
+from logitcache.schema import DatasetSpec
+
+Labels = npt.NDArray[np.int64]
+Samples = npt.NDArray[np.int64] | slice
+UNLABELLED_CLASSES = 1000
+
+
+class Images(abc.ABC):
+    """Images in a stable order; subclass it for your own data.
+
+    Attributes:
+        name: what the user called it.
+        split: "train" or "test".
+        labels: (n,) int64; −1 where there is no label.
+        num_classes: C; None when unlabelled images leave it to the teacher.
+        class_names: what to call the classes, for people; empty where nobody said.
+        recipe: name of the recipe that fits such images when none is asked for.
+        left_out: how many further images the data has by now, where these are the samples of a cache.
+    """
+
+    name: str
+    split: str
+    labels: Labels
+    num_classes: int | None
+    class_names: Sequence[str] = ()
+    recipe: str = "imagenet"
+    left_out: int = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abc.abstractmethod
+    def image(self, sample: int) -> Tensor:
+        """Return one image, (C, H, W) uint8 with C of 1 or 3.
+
+        Raises:
+            ImageError: it does not decode; the message names it.
+        """
+
+    def pixels(self) -> Tensor | None:
+        """Return all images, (n, C, H, W) uint8, if they lie in memory, so that `image` only looks one up."""
+        return None
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Hex digest of what the images are and of their order."""
+
+    def fingerprint_of(self, samples: Samples) -> str:
+        """Hex digest of some of the images in this order: what `fingerprint` was when there were only these.
+
+        Args:
+            samples: (m,) int64, or a slice.
+
+        Raises:
+            DataError: these images do not say.
+        """
+        raise DataError(
+            f"{self.name}: the data has grown, or changed its order, since the cache was made; give "
+            f"{type(self).__name__} a fingerprint_of(samples), so that the old samples can be told"
+        )
+
+    def stable_name(self, sample: int) -> bytes:
+        """Name an image so that it keeps its name when others come; here: by its place, so others come after."""
+        return str(sample).encode()
+
+    def keys(self) -> npt.NDArray[np.uint64]:
+        """Return the sample keys, (n,) uint64: BLAKE2b-64 of each stable name, little-endian."""
+        names = (self.stable_name(sample) for sample in range(len(self)))
+        digests = b"".join(hashlib.blake2b(name, digest_size=8).digest() for name in names)
+        return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+    def population(self, sample: int) -> int:
+        """Return how many samples there were when this one came: whom it may be mixed with, whatever came later."""
+        return len(self)
+
+    def describe(self, sample: int) -> str:
+        """Say which image this is, for messages."""
+        return f"sample {sample} of {self.name}"
+
+    def spec(self, num_classes: int | None = None) -> DatasetSpec:
+        """Return what a cache records of these images."""
+        classes = self.num_classes or num_classes or UNLABELLED_CLASSES
+        return DatasetSpec(self.name, self.split, len(self), classes, self.fingerprint)
+
+
+def checked_labels(name: str, labels: Any, n: int, num_classes: int | None) -> Labels:
+    """Return labels as (n,) int64, or say what they are instead."""
+    found = np.asarray(labels)
+    if found.shape != (n,) or not n or found.dtype.kind not in "iu":
+        raise DataError(
+            f"{name}: expected one class number per image, found {found.dtype} labels of shape {found.shape} "
+            f"for {n} images"
+        )
+    last = num_classes - 1 if num_classes else int(found.max())
+    if odd := [int(label) for label in (found.min(), found.max()) if not -1 <= label <= last]:
+        raise DataError(f"{name}: labels must be 0 to {last} (or -1 for none), found {odd[0]}")
+    return np.ascontiguousarray(found, dtype=np.int64)
+
+
+def digest_of(*parts: Any) -> str:
+    """Return a fingerprint, in hex: SHA-256 over buffers, the length of each before it."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(memoryview(part).cast("B")).to_bytes(8, "little"))
+        digest.update(memoryview(part).cast("B"))
+    return digest.hexdigest()

@@ -1,0 +1,158 @@
+"""Who answers for views: the teacher from a cache, or the teacher itself."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from logitcache.errors import IncompleteError, OptionError
+from logitcache.schema import RowLayout
+from logitcache.sparse import SparseTeacher
+from logitcache.spool import DEFAULT_LIMIT, Rows, open_spool
+from logitcache.store import CacheReader
+
+
+class Teacher(Protocol):
+    """Answers for views: from a cache, or live."""
+
+    num_classes: int
+
+    def about(self, seeds: Sequence[int]) -> dict[str, Any]:
+        """Return JSON values that identify the teacher's answers under these seeds."""
+
+    def prepare(self, seeds: Sequence[int]) -> None:
+        """Make ready for these seeds, in this order; may return before it is done."""
+
+    def usable(self, seed: int) -> npt.NDArray[np.bool_]:
+        """(n,) bool: the samples that this teacher can answer for under a seed."""
+
+    def answer(self, views: Tensor, samples: Tensor, seeds: Tensor) -> SparseTeacher:
+        """Answer for B views, on the views' device."""
+
+
+class CachedTeacher:
+    """The teacher from a cache: decoded seeds, mapped; the next one is decoded in the background.
+
+    Args:
+        cache: the cache, or its local path or fsspec URL.
+        spool_folder: see `spool.open_spool`.
+        spool_limit: likewise.
+    """
+
+    def __init__(
+        self,
+        cache: str | Path | CacheReader,
+        spool_folder: Path | None = None,
+        spool_limit: int = DEFAULT_LIMIT,
+    ) -> None:
+        self.reader = reader = cache if isinstance(cache, CacheReader) else CacheReader(cache)
+        self.spool_folder, self.spool_limit = spool_folder, spool_limit
+        self.layout = RowLayout.of(reader.spec)
+        self.num_classes = reader.spec.dataset.num_classes
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
+        self._spools: dict[int, Future[Rows]] = {}
+
+    def about(self, seeds: Sequence[int]) -> dict[str, Any]:
+        """Identify the cache: its teacher, and what it holds of each seed."""
+        held = {str(seed): self.reader.identity(seed) for seed in seeds}
+        return {**self.reader.spec.teacher.to_dict(), "k": self.reader.spec.k, "cached": held}
+
+    def prepare(self, seeds: Sequence[int]) -> None:
+        """Keep these seeds mapped, let go of others; those not decoded yet follow in the background.
+
+        What failed (a full disk, say) is tried again.
+        """
+        self._spools = {s: f for s, f in self._spools.items() if s in seeds and not _failed(f)}
+        for seed in seeds:
+            if seed not in self._spools:
+                self._spools[seed] = self._thread.submit(
+                    open_spool, self.reader, seed, self.spool_folder, self.spool_limit
+                )
+
+    def usable(self, seed: int) -> npt.NDArray[np.bool_]:
+        """(n,) bool: the samples whose image decoded when the cache was made."""
+        rows = self._rows(seed)[:, self.layout.top]
+        return ~np.isnan(np.ascontiguousarray(rows).view(np.float32)[:, 0])
+
+    def take(self, samples: Tensor | Sequence[int], seed: int | Tensor) -> SparseTeacher:
+        """Look up B samples under one seed, or each under its own; the result is on the CPU.
+
+        Args:
+            samples: (B,) int64.
+            seed: one, or (B,) int64.
+
+        Raises:
+            IncompleteError: one of the samples has no teacher: its image did not decode; or the seed is not there.
+            OptionError: one of the samples is not one of the cache's.
+        """
+        samples = torch.as_tensor(samples, dtype=torch.int64)
+        seeds = torch.as_tensor(seed, dtype=torch.int64).expand(samples.shape)
+        teacher = SparseTeacher.unpack(self._take(samples, seeds), self.layout)
+        _refuse_invalid(teacher, samples)
+        return teacher
+
+    def answer(self, views: Tensor, samples: Tensor, seeds: Tensor) -> SparseTeacher:
+        """Look up B (sample, seed) pairs and decode them on the views' device."""
+        rows = self._take(samples, seeds)
+        if views.is_cuda:
+            rows = rows.pin_memory()
+        return SparseTeacher.unpack(rows.to(views.device, non_blocking=True), self.layout)
+
+    def _take(self, samples: Tensor, seeds: Tensor) -> Tensor:
+        rows = torch.empty((len(samples), self.layout.row_bytes), dtype=torch.uint8)
+        for seed in set(seeds.tolist()):
+            here = seeds == seed
+            rows[here] = self._take_rows(samples[here], seed)
+        return rows
+
+    def _take_rows(self, samples: Tensor, seed: int) -> Tensor:
+        n = self.reader.spec.dataset.n
+        if (odd := samples[(samples < 0) | (samples >= n)]).numel():  # NumPy would count from the end
+            raise OptionError(f"{self.reader.path} has samples 0 to {n - 1}, asked for {int(odd[0])}")
+        return torch.from_numpy(
+            np.take(self._rows(seed), samples.numpy(), axis=0, mode="clip")
+        )  # none is outside
+
+    def _rows(self, seed: int) -> Rows:
+        if seed not in self._spools or _failed(self._spools[seed]):
+            self.prepare([*self._spools, seed])
+        return self._spools[seed].result()
+
+
+def _failed(spool: Future[Rows]) -> bool:
+    return spool.done() and spool.exception() is not None
+
+
+class LiveTeacher:
+    """The teacher itself, run on every batch: what a cache saves, and what it is checked against."""
+
+    def __init__(self, model: nn.Module, n: int, k: int, num_classes: int) -> None:
+        self.model, self.n, self.k, self.num_classes = model.eval(), n, k, num_classes
+
+    def about(self, seeds: Sequence[int]) -> dict[str, Any]:
+        """Say that the teacher is live."""
+        return {"live": type(self.model).__name__, "k": self.k}
+
+    def prepare(self, seeds: Sequence[int]) -> None:
+        """Nothing to prepare."""
+
+    def usable(self, seed: int) -> npt.NDArray[np.bool_]:
+        """Every sample."""
+        return np.ones(self.n, dtype=bool)
+
+    @torch.no_grad()
+    def answer(self, views: Tensor, samples: Tensor, seeds: Tensor) -> SparseTeacher:
+        """Run the model, uint8 views in, logits out, and keep the top k."""
+        return SparseTeacher.from_logits(self.model(views), self.k)
+
+
+def _refuse_invalid(teacher: SparseTeacher, samples: Tensor) -> None:
+    if (bad := teacher.top.isnan()).any():
+        raise IncompleteError(
+            f"sample {int(samples[bad][0])} has no teacher: its image did not decode when the cache was made"
+        )
