@@ -1,6 +1,8 @@
-"""The alternatives to a cache, written as one would for speed: how a record is looked up, and what it keeps."""
+"""The alternatives to a cache, written as one would for speed: a record per sample, looked up by its number.
 
-import os
+All hold the same records, a structured array with a row for each sample, so that some keep bytes and others columns.
+"""
+
 import struct
 from abc import ABC, abstractmethod
 from importlib.util import find_spec
@@ -10,31 +12,33 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from logitcache.schema import CHUNK_SAMPLES
-from logitcache.sparse import SparseTeacher
 
-Rows = npt.NDArray[np.uint8]
-LEAST = 1e-8  # the tail's mass where the record's rounded probabilities leave none
+Records = npt.NDArray[np.void]
+Samples = npt.NDArray[np.int64]
 
 
 class Lookup(ABC):
-    """Records of n rows of equal size on disk, looked up by their numbers."""
+    """Records in a folder of their own, which need not be there, looked up by the numbers of samples."""
 
     name: str
+    record: str  # whose records these are, or what they lie in
+    most: int | None = None  # so many are written at most
 
-    def __init__(self, folder: Path, rows: Rows) -> None:
-        self.width = rows.shape[1]
-        self.open(folder, rows)
+    def __init__(self, folder: Path, records: Records) -> None:
+        self.folder, self.dtype = folder, records.dtype
+        self.n = len(records[: self.most])
+        folder.mkdir(parents=True)
+        self.open(records[: self.most])
 
     @abstractmethod
-    def open(self, folder: Path, rows: Rows) -> None:
-        """Write the rows, and open what was written."""
+    def open(self, records: Records) -> None:
+        """Write the records, and open what was written."""
 
     @abstractmethod
-    def take(self, samples: npt.NDArray[np.int64]) -> Rows:
-        """Return the rows of these samples, (B, width)."""
+    def take(self, samples: Samples) -> Records:
+        """Return the records of these samples, (B,)."""
 
     @abstractmethod
     def close(self) -> None:
@@ -44,20 +48,20 @@ class Lookup(ABC):
 class SeekAndRead(Lookup):
     """One file of fixed-size records; a seek and a read for each sample, as TinyViT's saved logits are read."""
 
-    name = "seek + read"
+    name, record = "seek + read", "TinyViT's"
 
-    def open(self, folder: Path, rows: Rows) -> None:
+    def open(self, records: Records) -> None:
         """Write one file; open it without Python's buffer, which would read 8 kB for each record."""
-        rows.tofile(folder / "records")
-        self._file = (folder / "records").open("rb", buffering=0)
+        records.tofile(self.folder / "records.bin")
+        self._file = (self.folder / "records.bin").open("rb", buffering=0)
 
-    def take(self, samples: npt.NDArray[np.int64]) -> Rows:
+    def take(self, samples: Samples) -> Records:
         """Seek and read, sample by sample."""
-        found = []
+        found, width = [], self.dtype.itemsize
         for sample in samples.tolist():
-            self._file.seek(sample * self.width)
-            found.append(self._file.read(self.width))
-        return np.frombuffer(b"".join(found), np.uint8).reshape(len(samples), self.width)
+            self._file.seek(sample * width)
+            found.append(self._file.read(width))
+        return np.frombuffer(b"".join(found), self.dtype)
 
     def close(self) -> None:
         """Close the file."""
@@ -65,16 +69,16 @@ class SeekAndRead(Lookup):
 
 
 class MappedTake(Lookup):
-    """The same file, mapped, and NumPy's take: what a look-up cannot be quicker than by much."""
+    """An .npy file, mapped, and NumPy's take: what a look-up cannot be quicker than by much."""
 
-    name = "memmap.take"
+    name, record = "memmap.take", "memmap"
 
-    def open(self, folder: Path, rows: Rows) -> None:
+    def open(self, records: Records) -> None:
         """Write one file and map it."""
-        rows.tofile(folder / "mapped")
-        self._rows = np.memmap(folder / "mapped", np.uint8, "r", shape=rows.shape)
+        np.save(self.folder / "records.npy", records)
+        self._rows = np.load(self.folder / "records.npy", mmap_mode="r")
 
-    def take(self, samples: npt.NDArray[np.int64]) -> Rows:
+    def take(self, samples: Samples) -> Records:
         """Take all at once."""
         return np.take(self._rows, samples, axis=0)
 
@@ -86,29 +90,29 @@ class MappedTake(Lookup):
 class Lmdb(Lookup):
     """LMDB, keys of 8 bytes in the order of the samples; a batch is one transaction, values are not copied twice."""
 
-    name = "LMDB"
+    name = record = "LMDB"
 
-    def open(self, folder: Path, rows: Rows) -> None:
-        """Write all rows in one transaction, in order, appended."""
+    def open(self, records: Records) -> None:
+        """Write all records in one transaction, in order, appended."""
         import lmdb
 
         self._database: Any = lmdb.open(
-            str(folder / "lmdb"),
-            map_size=max(1 << 24, 4 * rows.nbytes),
+            str(self.folder),
+            map_size=max(1 << 24, 4 * records.nbytes),
             readahead=False,
             sync=False,
             lock=False,
         )
         with self._database.begin(write=True) as transaction, transaction.cursor() as cursor:
             cursor.putmulti(
-                ((struct.pack(">Q", i), row.tobytes()) for i, row in enumerate(rows)), append=True
+                ((struct.pack(">Q", i), row.tobytes()) for i, row in enumerate(records)), append=True
             )
 
-    def take(self, samples: npt.NDArray[np.int64]) -> Rows:
+    def take(self, samples: Samples) -> Records:
         """Get each from a read transaction, joined once."""
         with self._database.begin(buffers=True) as transaction:
             found = [transaction.get(struct.pack(">Q", sample)) for sample in samples.tolist()]
-            return np.frombuffer(b"".join(found), np.uint8).reshape(len(samples), self.width)
+            return np.frombuffer(b"".join(found), self.dtype)
 
     def close(self) -> None:
         """Close the database."""
@@ -118,20 +122,20 @@ class Lmdb(Lookup):
 class Hdf5(Lookup):
     """One HDF5 data set in chunks of 1,024 rows, not compressed; h5py wants a selection sorted, without repeats."""
 
-    name = "HDF5"
+    name = record = "HDF5"
 
-    def open(self, folder: Path, rows: Rows) -> None:
-        """Write the data set, and open it."""
+    def open(self, records: Records) -> None:
+        """Write the data set, of a compound type, and open it."""
         import h5py
 
-        with h5py.File(folder / "rows.h5", "w") as file:
-            file.create_dataset("rows", data=rows, chunks=(min(1024, len(rows)), self.width))
-        self._file: Any = h5py.File(folder / "rows.h5", "r")
+        with h5py.File(self.folder / "records.h5", "w") as file:
+            file.create_dataset("records", data=records, chunks=(min(1024, len(records)),))
+        self._file: Any = h5py.File(self.folder / "records.h5", "r")
 
-    def take(self, samples: npt.NDArray[np.int64]) -> Rows:
+    def take(self, samples: Samples) -> Records:
         """Read the sorted selection, and put it back into order."""
         sorted_once, back = np.unique(samples, return_inverse=True)
-        found: Rows = self._file["rows"][sorted_once]
+        found: Records = self._file["records"][sorted_once]
         return found[back]
 
     def close(self) -> None:
@@ -139,23 +143,67 @@ class Hdf5(Lookup):
         self._file.close()
 
 
+class Parquet(Lookup):
+    """One Parquet file, a column for each field, Zstandard, row groups of 65,536; `Dataset.take` finds rows by number.
+
+    Of row groups of 1,024 rows to a million, and of no compression, Snappy and Zstandard, none was read twice as fast,
+    and only other row groups as small.
+    """
+
+    name = record = "Parquet"
+
+    def open(self, records: Records) -> None:
+        """Write the file, and open it as a data set."""
+        import pyarrow as pa
+        import pyarrow.dataset
+        import pyarrow.parquet
+
+        def column(values: npt.NDArray[Any]) -> Any:
+            flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+            return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+        table = pa.table({name: column(records[name]) for name in self.dtype.names or ()})
+        file = self.folder / "records.parquet"
+        pyarrow.parquet.write_table(
+            table, file, row_group_size=1 << 16, compression="zstd", use_dictionary=False
+        )
+        self._set: Any = pyarrow.dataset.dataset(file)
+
+    def take(self, samples: Samples) -> Records:
+        """Take the rows, and put the columns together."""
+        table = self._set.take(samples)
+        found = np.empty(len(samples), self.dtype)
+        for name in self.dtype.names or ():
+            column = table.column(name).combine_chunks()
+            values = column if found[name].ndim == 1 else column.flatten()
+            found[name] = values.to_numpy().reshape(found[name].shape)
+        return found
+
+    def close(self) -> None:
+        """Let go of the file."""
+        del self._set
+
+
 class ZarrFancy(Lookup):
-    """The rows as a Zarr array of this project's chunks, read with Zarr's own fancy indexing."""
+    """The records' bytes as a Zarr array of this project's chunks, read with Zarr's own fancy indexing."""
 
-    name = "Zarr oindex"
+    name, record = "Zarr oindex", "Zarr, bytes"
 
-    def open(self, folder: Path, rows: Rows) -> None:
+    def open(self, records: Records) -> None:
         """Write the array, compressed as Zarr does by default, and open it."""
         import zarr
 
-        chunks = (min(CHUNK_SAMPLES, len(rows)), self.width)
-        array = zarr.create_array(folder / "rows.zarr", shape=rows.shape, chunks=chunks, dtype=np.uint8)
+        rows = records.view(np.uint8).reshape(len(records), -1)
+        chunks = (min(CHUNK_SAMPLES, len(rows)), rows.shape[1])
+        path = self.folder / "records.zarr"
+        array = zarr.create_array(path, shape=rows.shape, chunks=chunks, dtype=np.uint8)
         array[:] = rows
-        self._rows: Any = zarr.open_array(folder / "rows.zarr", mode="r")
+        self._rows: Any = zarr.open_array(path, mode="r")
 
-    def take(self, samples: npt.NDArray[np.int64]) -> Rows:
+    def take(self, samples: Samples) -> Records:
         """Read the selection."""
-        return np.asarray(self._rows.oindex[samples])
+        found = np.ascontiguousarray(self._rows.oindex[samples])
+        return found.view(self.dtype)[:, 0]
 
     def close(self) -> None:
         """Let go of the array."""
@@ -163,23 +211,25 @@ class ZarrFancy(Lookup):
 
 
 class FilePerSample(Lookup):
-    """A .pt file for each sample, as torchdistill (to 1.1.4) and FKD keep theirs; of the first 8,192 samples only."""
+    """A pickled .pt file for each sample, a dictionary of tensors, as torchdistill (to 1.1.4) keeps them; 4,096 of them."""
 
-    name = "file each"
-    most = 8192
+    name = record = "file each"
+    most = 4096
 
-    def open(self, folder: Path, rows: Rows) -> None:
+    def open(self, records: Records) -> None:
         """Write the files."""
-        self._folder = folder
-        for number, row in enumerate(rows[: self.most]):
-            torch.save(torch.from_numpy(row.copy()), folder / f"{number}.pt")
+        for number, record in enumerate(records):
+            fields = {name: torch.from_numpy(np.array(record[name])) for name in self.dtype.names or ()}
+            torch.save(fields, self.folder / f"{number}.pt")
 
-    def take(self, samples: npt.NDArray[np.int64]) -> Rows:
+    def take(self, samples: Samples) -> Records:
         """Load file by file."""
-        found = [
-            torch.load(self._folder / f"{s % self.most}.pt", weights_only=True) for s in samples.tolist()
-        ]
-        return torch.stack(found).numpy()
+        found = np.empty(len(samples), self.dtype)
+        for row, sample in enumerate(samples.tolist()):
+            fields = torch.load(self.folder / f"{sample % self.n}.pt", weights_only=True)
+            for name, value in fields.items():
+                found[row][name] = value.numpy()
+        return found
 
     def close(self) -> None:
         """There is nothing to close."""
@@ -187,48 +237,6 @@ class FilePerSample(Lookup):
 
 def alternatives() -> list[type[Lookup]]:
     """Return the look-ups that can be measured with the packages that are installed."""
-    wanted: dict[type[Lookup], str] = {Lmdb: "lmdb", Hdf5: "h5py"}
+    wanted: dict[type[Lookup], str] = {Lmdb: "lmdb", Hdf5: "h5py", Parquet: "pyarrow"}
     installed = [kind for kind, package in wanted.items() if find_spec(package)]
     return [SeekAndRead, *installed, ZarrFancy, FilePerSample, MappedTake]
-
-
-def copy_file(source: Path, target: Path, *, durable: bool) -> None:
-    """Copy a file plainly, in large pieces; `durable` flushes it to the disk, as shards are and spools are not."""
-    with source.open("rb") as read, target.open("wb") as written:
-        while piece := read.read(1 << 24):
-            written.write(piece)
-        if durable:
-            written.flush()
-            os.fsync(written.fileno())
-
-
-# What a record tells of the distribution ------------------------------------------------------------------
-
-
-def true_log_probs(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
-    """(B, k + 1) log-probabilities at T of the listed classes and of all others together, in float64."""
-    log_p = (logits.double() / temperature).log_softmax(1)
-    tail = log_p.scatter(1, ids, -torch.inf).logsumexp(1)
-    return torch.cat([log_p.gather(1, ids), tail[:, None]], 1)
-
-
-def sparse_log_probs(teacher: SparseTeacher, temperature: float) -> Tensor:
-    """(B, k + 1) the same, as a cache's rows tell them."""
-    soft = teacher.at(temperature)
-    return torch.cat([soft.log_probs, soft.log_tail_mass[:, None]], 1).double()
-
-
-def tinyvit_log_probs(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
-    """(B, k + 1) the same, from k float16 probabilities at T = 1, the rest spread evenly over the other classes."""
-    p = logits.double().softmax(1).gather(1, ids).half().double()
-    rest = logits.shape[1] - ids.shape[1]
-    share = (1 - p.sum(1, keepdim=True)).clamp(min=LEAST) / rest
-    heads = p.clamp(min=2.0**-25).log() / temperature
-    tail = share.log() / temperature + np.log(rest)
-    both = torch.cat([heads, tail], 1)
-    return both - both.logsumexp(1, keepdim=True)
-
-
-def divergence(p: Tensor, q: Tensor) -> Tensor:
-    """(B,) KL(p ‖ q) in nats of log-probabilities over the same classes."""
-    return (p.exp() * (p - q)).sum(1)

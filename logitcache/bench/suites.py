@@ -87,7 +87,7 @@ def _store(config: BenchConfig, device: torch.device) -> Found:
     found = store.measure(
         n=config.n or store.VIEWS,
         batch=config.batch or store.BATCH,
-        rounds=config.rounds or 20,
+        rounds=config.rounds or 8,
         logits=config.logits,
         folder=config.folder,
     )

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from logitcache.bench.compare import Comparison, clock_of, in_turns
 from logitcache.bench.dump import CLASSES, TOP_K, idle_teacher, pictures_in
 from logitcache.bench.memory import Shared, held, shared_by, told
-from logitcache.bench.store import write_cache
+from logitcache.bench.made import write_cache
 from logitcache.datasets import Images
 from logitcache.dump import DumpConfig, dump
 from logitcache.forward import ViewModel, choose_precision

@@ -1,0 +1,185 @@
+"""How fast whole seeds are written and decoded, and random samples looked up, against plain alternatives.
+
+Speeds are ratios, timed in turns within a round, so that both share the machine's load.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from logitcache.bench.answers import answers
+from logitcache.bench.made import Made
+from logitcache.bench.records import Lookup
+from logitcache.schema import Spec
+from logitcache.spool import open_spool
+from logitcache.store import CacheReader
+from logitcache.stream import CachedTeacher
+
+SEEDS = 300
+WANTED_SPEEDS = {"seek + read": "≥ 50", "LMDB": "≥ 20", "memmap.take": "≥ ⅓"}
+
+
+@dataclass(frozen=True)
+class Speed(Spec):
+    """One comparison: medians in milliseconds, how many times as fast as the other (median and quartiles), the rate.
+
+    `rate` is million views per second, and `cpu_rate` per second of one processor's work, which what other processes
+    take away changes little.
+    """
+
+    what: str
+    against: str
+    ms: float
+    ms_against: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    rate: float | None
+    cpu_rate: float | None
+    wanted: str
+
+    def cells(self) -> dict[str, str]:
+        """Return columns and what to print in them."""
+        low, middle, high = (_brief(x) for x in (self.ratio_low, self.ratio, self.ratio_high))
+        cells = {
+            "what": self.what,
+            "against": self.against,
+            "ms": _brief(self.ms),
+            "times as fast": f"{middle} ({low}–{high})" if self.against else "",
+            "M/s": "" if self.rate is None else _brief(self.rate),
+            "/CPU": "" if self.cpu_rate is None else _brief(self.cpu_rate),
+        }
+        column = "M/s" if self.rate is not None else "times as fast" if self.against else "ms"
+        return {**cells, column: f"{cells[column]} {self.wanted}".rstrip()}
+
+
+def _brief(x: float) -> str:
+    if x >= 99.5:
+        return f"{x:.0f}"
+    return f"{x:.2g}" if x >= 0.1 else f"{x:.2f}"
+
+
+def whole_seeds(work: Path, made: Made, cache: Path, rounds: int) -> Iterator[Speed]:
+    """Write a seed, decode it into a spool, and copy the same bytes plainly, in turns.
+
+    Args:
+        work: where to write.
+        made: the answers.
+        cache: one that holds them under seed 0.
+        rounds: how often.
+    """
+    reader, spools = CacheReader(cache), work / "spool"
+    open_spool(reader, 0, spools)
+    (packed,) = spools.glob("*.spool")
+    fresh = work / "fresh"
+    times = _in_turns(
+        {
+            "write": lambda: made.write(fresh / "c.zarr", "default"),
+            "decode": lambda: open_spool(reader, 0, fresh),
+            "copy": lambda: _copy(packed, fresh / "copy", durable=False),
+            "durable": lambda: _copy(packed, fresh / "durable", durable=True),
+        },
+        rounds,
+        before=lambda: shutil.rmtree(fresh, ignore_errors=True),
+    )
+    yield _speed("write", "durable copy", times["write"], times["durable"], "≥ 1.5", made.n)
+    yield _speed("decode", "plain copy", times["decode"], times["copy"], "≥ 4", made.n)
+
+
+def lookups(
+    work: Path, cache: Path, others: Mapping[str, Lookup], batch: int, rounds: int
+) -> Iterator[Speed]:
+    """Look random samples up in the spool of a cache, and where others hold the same answers, in turns.
+
+    Each look-up follows one of its own kind, for other samples: some read 100 MB for 1,024 rows, and whatever came
+    after them would find its page tables in no cache.
+    """
+    reader = CacheReader(cache)
+    rows = open_spool(reader, 0, work / "spool")
+    teacher = CachedTeacher(reader, work / "spool")
+    teacher.prepare([0])
+    rng, samples = np.random.default_rng(0), np.zeros(batch, np.int64)
+    ways: dict[str, Callable[[], object]] = {name: partial(way.take, samples) for name, way in others.items()}
+    ways["spool"] = lambda: np.take(rows, samples, axis=0, mode="clip")  # as `CachedTeacher` does
+    ways["decoded"] = lambda: teacher.take(torch.from_numpy(samples), 0)
+
+    def other_samples() -> None:
+        samples[:] = rng.integers(0, len(rows), batch)
+
+    times = _in_turns(ways, rounds, after_another=other_samples)
+    for name in others:
+        yield _speed("take", name, times["spool"], times[name], WANTED_SPEEDS.get(name, ""))
+    yield _speed("take, unpack", "seek + read", times["decoded"], times["seek + read"], "")
+
+
+def opening(work: Path, rounds: int) -> Speed:
+    """Open a cache of 300 seeds, and list them."""
+    path = work / "seeds.zarr"
+    Made.of(answers(256, "folder"), 16).write(path, "default")
+    for seed in range(1, SEEDS):
+        shutil.copytree(path / "seed-0", path / f"seed-{seed}")
+    times = _in_turns({"open": lambda: CacheReader(path).seeds()}, rounds)["open"]
+    return _speed(f"open {SEEDS} seeds", "", times, times, "< 50")
+
+
+def _copy(source: Path, target: Path, *, durable: bool) -> None:
+    """Copy a file plainly, in large pieces; `durable` flushes it to the disk, as shards are and spools are not."""
+    with source.open("rb") as read, target.open("wb") as written:
+        while piece := read.read(1 << 24):
+            written.write(piece)
+        if durable:
+            written.flush()
+            os.fsync(written.fileno())
+
+
+# Time -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Times:
+    """Seconds of each round: by the clock, and of this process's work."""
+
+    clock: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+
+def _in_turns(
+    work: dict[str, Callable[[], object]],
+    rounds: int,
+    before: Callable[[], object] = lambda: None,
+    after_another: Callable[[], object] | None = None,
+) -> dict[str, _Times]:
+    """Do each piece of work once a round, one after the other; the first round is not counted.
+
+    Where it is to be timed `after_another` of its own kind, that is done first, and what then changes the subject.
+    """
+    times = {name: _Times() for name in work}
+    for number in range(rounds + 1):
+        before()
+        for name, do in work.items():
+            if after_another:
+                do()
+                after_another()
+            clock, cpu = time.perf_counter(), time.process_time()
+            do()
+            if number:
+                times[name].clock.append(time.perf_counter() - clock)
+                times[name].cpu.append(time.process_time() - cpu)
+    return times
+
+
+def _speed(
+    what: str, against: str, mine: _Times, other: _Times, wanted: str, views: int | None = None
+) -> Speed:
+    ratios = np.array(other.clock) / np.array(mine.clock)
+    low, middle, high = (float(q) for q in np.quantile(ratios, [0.25, 0.5, 0.75]))
+    ms, ms_against, cpu = (float(np.median(t)) * 1e3 for t in (mine.clock, other.clock, mine.cpu))
+    rate, cpu_rate = (None, None) if views is None else (views / ms / 1e3, views / cpu / 1e3)
+    return Speed(what, against, ms, ms_against, middle, low, high, rate, cpu_rate, wanted)
