@@ -1,6 +1,7 @@
 """Benchmarks: their shape, not their figures; the contest of losses tunes on one set and scores on another."""
 
 import dataclasses
+import importlib.util
 import json
 import sys
 import time
@@ -14,12 +15,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from logitcache.bench import store
+from logitcache.bench import made, memory, speeds
 from logitcache.bench.answers import answers
 from logitcache.bench.compare import in_turns
 from logitcache.bench.contest import ContestConfig, Entry, Standing, _split, contest, table
-from logitcache.bench.memory import TASKS, Peak, held, shared_by, told, watched
-from logitcache.bench.records import Lookup, alternatives, divergence, tinyvit_log_probs, true_log_probs
+from logitcache.bench.kept import divergence, spread_log_probs, true_log_probs
+from logitcache.bench.memory import TASKS, held, shared_by, told, watched
+from logitcache.bench.records import FilePerSample, Lookup, alternatives
 from logitcache.bench.store import StoreReport
 from logitcache.datasets import digits
 from logitcache.errors import DataError, NotFoundError, OptionError
@@ -214,36 +216,49 @@ def test_glyphs_without_their_typefaces(monkeypatch: pytest.MonkeyPatch) -> None
 # The store ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def found() -> StoreReport:
-    """Few views, two shards, and no memory watched: that takes processes of their own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "SEEDS", 3)
-        patch.setattr(store, "SHARD_SAMPLES", 4096)
-        patch.setattr(store, "peaks", lambda folder: [Peak("dump", 1, 2, 3.0, 4.0)])
-        return store.measure(n=6000, rounds=2, batch=64)
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several shards of few views, few seeds, and no memory watched: that takes processes of their own."""
+    monkeypatch.setattr(made, "SHARD_SAMPLES", 1024)
+    monkeypatch.setattr(speeds, "SEEDS", 3)
+    monkeypatch.setattr(FilePerSample, "most", 100)
+    monkeypatch.setattr(memory, "TASKS", {})
 
 
-def test_bench_store_measures_every_profile_and_alternative(found: StoreReport) -> None:
+def test_bench_store_measures_every_profile_and_alternative(small: None) -> None:
+    words = ["bench", "store", "--n", "1500", "--rounds", "2", "--batch", "64", "--json"]
+    ended = CliRunner().invoke(app, words)
+    assert ended.exit_code == 0, ended.output
+    values = json.loads(ended.stdout)
+    found = StoreReport.from_dict(
+        {field.name: values[field.name] for field in dataclasses.fields(StoreReport)}
+    )
+    assert (found.views, found.k, found.peaks) == (1500, 16, ())
     sizes = {(row.record, row.order): row for row in found.sizes}
-    assert set(sizes) == {
-        *((name, order) for name in ("default", "compact", "archive") for order in ("folder", "shuffled")),
-        ("TinyViT's", "any"),
-    }
-    for (name, _), row in sizes.items():
-        if name != "TinyViT's":
-            assert row.wanted_kl is not None
-            assert 0 <= row.kl[0] <= row.wanted_kl
-            assert row.bytes_per_view < 68
-            assert row.kl[1] < sizes["TinyViT's", "any"].kl[1]
-    assert {row.against for row in found.speeds} == {
-        "plain copy",
-        "durable copy",
-        *(kind.name for kind in alternatives()),
-        "",
-    }
+    ours = {(name, order) for name in ("default", "compact", "archive") for order in ("folder", "shuffled")}
+    others = {kind.record for kind in alternatives()} | {"FKD's, k = 5", "file each, all"}
+    assert set(sizes) == ours | {(record, "folder") for record in others}
+    tinyvit = sizes["TinyViT's", "folder"]
+    assert tinyvit.bytes_per_view == 4 + 16 * (2 + 2)  # a seed, and per class an id and a probability
+    for row in (sizes[one] for one in ours):
+        assert row.wanted_kl is not None
+        assert 0 <= row.kl[0] <= row.wanted_kl
+        assert row.kl[1] < tinyvit.kl[1]
+    assert sizes["file each, all", "folder"].kl == (0, 0, 0)
+    assert sizes["FKD's, k = 5", "folder"].kl > tinyvit.kl
+    for row in sizes.values():
+        assert row.blocks_per_view >= 0.9 * row.bytes_per_view > 0
+    names = {kind.name for kind in alternatives()}
+    assert {row.against for row in found.speeds} == {"plain copy", "durable copy", "", *names}
     assert all(0 < row.ratio_low <= row.ratio <= row.ratio_high and row.ms > 0 for row in found.speeds)
-    assert StoreReport.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_bench_store_by_command_fits_a_terminal(small: None) -> None:
+    words = ["bench", "store", "--n", "300", "--rounds", "1", "--batch", "8"]
+    text = CliRunner().invoke(app, words, env={"COLUMNS": "80"}).stdout
+    assert "300 views, k = 16" in text
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_the_made_up_teacher_has_the_means_of_a_vit() -> None:
@@ -252,18 +267,6 @@ def test_the_made_up_teacher_has_the_means_of_a_vit() -> None:
     assert 0.05 < teacher.tail_mass().mean() < 0.1
     assert 2 < teacher.gap[:, 1].median() < 3
     assert 6 < teacher.gap[:, -1].mean() < 8
-
-
-def test_bench_store_by_command_fits_a_terminal(found: StoreReport, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {}
-    monkeypatch.setattr(store, "measure", lambda **options: asked.update(options) or found)
-    text = CliRunner().invoke(app, ["bench", "store", "--n", "77"], env={"COLUMNS": "80"}).stdout
-    assert asked["n"] == 77
-    assert "6,000 views, k = 16" in text
-    assert "…" not in text
-    assert max(map(len, text.splitlines())) <= 80
-    ended = CliRunner().invoke(app, ["bench", "store", "--json"])
-    assert StoreReport.from_dict({k: json.loads(ended.stdout)[k] for k in found.to_dict()}) == found
 
 
 def test_recorded_logits_take_the_place_of_made_up_ones(tmp_path: Path) -> None:
@@ -283,27 +286,36 @@ def test_recorded_logits_take_the_place_of_made_up_ones(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", alternatives())
-def test_an_alternative_returns_the_rows_that_it_was_given(kind: type[Lookup], tmp_path: Path) -> None:
-    rows = np.random.default_rng(0).integers(0, 256, (300, 80), np.uint8)
+def test_an_alternative_returns_the_records_that_it_was_given(kind: type[Lookup], tmp_path: Path) -> None:
+    records = made.Made.of(answers(300, "shuffled"), 16).records
+    records["seed"] = np.arange(300)
     samples = np.array([299, 0, 7, 7, 256])
-    with closing(kind(tmp_path, rows)) as lookup:
-        assert np.array_equal(lookup.take(samples), rows[samples])
+    with closing(kind(tmp_path / "new", records)) as lookup:
+        assert np.array_equal(lookup.take(samples), records[samples])
 
 
-def test_a_tinyvit_record_tells_probabilities_and_spreads_the_rest() -> None:
+def test_alternatives_whose_packages_are_missing_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr("logitcache.bench.records.find_spec", lambda name: name != "pyarrow" and real(name))
+    assert "Parquet" not in {kind.name for kind in alternatives()}
+    assert "seek + read" in {kind.name for kind in alternatives()}
+
+
+def test_what_a_record_of_probabilities_lacks_is_spread_evenly() -> None:
     logits = torch.randn(20, 50, generator=torch.Generator().manual_seed(0)) * 3
     ids = logits.topk(5).indices
+    p = logits.softmax(1).gather(1, ids)
     for temperature in (1.0, 2.0):
-        told = tinyvit_log_probs(logits, ids, temperature)
-        torch.testing.assert_close(told.exp().sum(1), torch.ones(20).double())
+        for k in (3, 5):
+            told = spread_log_probs(p[:, :k].half(), 5, 50, temperature)
+            torch.testing.assert_close(told.exp().sum(1), torch.ones(20).double())
     truth = true_log_probs(logits, ids, 1.0)
     torch.testing.assert_close(truth.exp().sum(1), torch.ones(20).double())
-    assert 0 <= float(divergence(truth, tinyvit_log_probs(logits, ids, 1.0)).mean()) < 1e-5
-    even = torch.cat([logits.gather(1, ids), torch.full((20, 45), 2.0)], 1)  # its guess is right
+    assert 0 <= float(divergence(truth, spread_log_probs(p.half(), 5, 50, 1.0)).mean()) < 1e-5
+    even = torch.cat([logits.gather(1, ids[:, :3]), torch.full((20, 47), 2.0)], 1)  # its guess is right
     first = torch.arange(5).expand(20, 5)
-    assert (
-        float(divergence(true_log_probs(even, first, 3.0), tinyvit_log_probs(even, first, 3.0)).mean()) < 1e-4
-    )
+    told = spread_log_probs(even.softmax(1)[:, :3], 5, 50, 3.0)
+    assert float(divergence(true_log_probs(even, first, 3.0), told).mean()) < 1e-4
 
 
 @pytest.mark.skipif(not told(), reason="needs a system that tells anonymous memory")

@@ -51,12 +51,16 @@ class Answers(Protocol):
 
 @dataclass(frozen=True)
 class MadeUp:
-    """Logits of `n` views of an imaginary teacher of 1,000 classes; the same for the same fields."""
+    """Logits of the first `n` views of a folder of so many images; the same for the same fields.
+
+    Strengths are set for ImageNet's 1,000 classes: of more, the same teacher is less sure.
+    """
 
     n: int
     order: Order = "folder"
     seed: int = 0
     num_classes: int = CLASSES
+    images: int = IMAGENET
     dimensions: int = 192
     scale: float = 20.0
     noise: float = 1.4
@@ -75,7 +79,7 @@ class MadeUp:
         fading = fading / fading.norm()
         for start in range(0, self.n, BLOCK):
             count = min(BLOCK, self.n - start)
-            labels = (torch.arange(start, start + count) * self.num_classes) // IMAGENET
+            labels = (torch.arange(start, start + count) * self.num_classes) // self.images
             if self.order == "shuffled":
                 labels = torch.randint(self.num_classes, (count,), generator=generator)
             clear = 0.35 + 0.75 * torch.rand(count, 1, generator=generator) ** 0.7

@@ -25,7 +25,7 @@ from logitcache.store import CacheWriter
 
 Arrays = dict[str, npt.NDArray[Any]]
 Records = npt.NDArray[np.void]
-SAMPLED = 16  # blocks of answers, evenly spaced, are kept whole, to compare distributions with
+SAMPLED = 8  # blocks of answers, evenly spaced, are kept whole, to compare distributions with
 FIELDS = ("ids", "gap", "top", "tail_lse", "tail_mean", "tail_var")
 
 

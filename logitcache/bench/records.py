@@ -144,10 +144,9 @@ class Hdf5(Lookup):
 
 
 class Parquet(Lookup):
-    """One Parquet file, a column for each field, Zstandard, row groups of 65,536; `Dataset.take` finds rows by number.
+    """One Parquet file, a column for each field, Zstandard, row groups of 65,536; `Dataset.take` finds rows.
 
-    Of row groups of 1,024 rows to a million, and of no compression, Snappy and Zstandard, none was read twice as fast,
-    and only other row groups as small.
+    Neither smaller nor larger row groups, nor Snappy, nor no compression was read twice as fast; each was larger.
     """
 
     name = record = "Parquet"
@@ -211,7 +210,7 @@ class ZarrFancy(Lookup):
 
 
 class FilePerSample(Lookup):
-    """A pickled .pt file for each sample, a dictionary of tensors, as torchdistill (to 1.1.4) keeps them; 4,096 of them."""
+    """A pickled .pt file of tensors for each sample, as torchdistill (to 1.1.4) keeps them; 4,096 of them."""
 
     name = record = "file each"
     most = 4096

@@ -23,6 +23,7 @@ TEMPERATURES = (1.0, 2.0, 4.0)
 WANTED_BYTES = {"default": 48.0, "compact": 33.0, "archive": 38.0}
 WANTED_KL = {"default": 1e-6, "compact": 1e-4, "archive": 1e-6}
 FKD_CROPS, FKD_K = 500, 5  # as its generator makes them by default
+READ = 64  # files of all logits that are read again
 BLOCK_UNIT = 512  # bytes; what `st_blocks` counts in
 
 Told = Callable[[float], Tensor]  # of a temperature
@@ -55,8 +56,9 @@ class Size(Spec):
 
     def cells(self) -> dict[str, str]:
         """Return columns and what to print in them."""
-        first, *others = (f"{value:.1e}" if value else "0" for value in self.kl)
-        bytes_wanted, kl_wanted = (f" ≤ {x:g}" if x else "" for x in (self.wanted_bytes, self.wanted_kl))
+        first, *others = map(_brief, self.kl)
+        bytes_wanted = f" ≤ {self.wanted_bytes:g}" if self.wanted_bytes else ""
+        kl_wanted = f" ≤ {_brief(self.wanted_kl, 0)}" if self.wanted_kl else ""
         return {
             "record": self.record,
             "order": self.order,
@@ -65,6 +67,10 @@ class Size(Spec):
             "KL at T=1": f"{first}{kl_wanted}",
             **dict(zip((f"T={t:g}" for t in TEMPERATURES[1:]), others, strict=True)),
         }
+
+
+def _brief(value: float, digits: int = 1) -> str:
+    return f"{value:.{digits}e}".replace("e-0", "e-") if value else "0"
 
 
 def sizes(work: Path, made: Made, order: str, others: Mapping[str, Lookup]) -> Iterator[Size]:
@@ -84,8 +90,8 @@ def sizes(work: Path, made: Made, order: str, others: Mapping[str, Lookup]) -> I
     unrounded = SparseTeacher.from_logits(made.logits.double(), made.spec.k)
 
     def kl(told: Told) -> tuple[float, ...]:
-        pairs = zip(truth, TEMPERATURES, strict=True)
-        return tuple(max(0.0, float(divergence(p, told(t)).mean())) for p, t in pairs)
+        pairs = ((p, told(t)) for p, t in zip(truth, TEMPERATURES, strict=True))
+        return tuple(max(0.0, float(divergence(p[: len(q)], q).mean())) for p, q in pairs)
 
     def size(record: str, folder: Path, views: int, told: tuple[float, ...], cut: tuple[float, ...]) -> Size:
         size, blocks = (total / views for total in on_disk(folder))
@@ -115,7 +121,8 @@ def sizes(work: Path, made: Made, order: str, others: Mapping[str, Lookup]) -> I
     logits = made.logits.numpy()
     records = logits.view([("logits", logits.dtype, (logits.shape[1],))])[:, 0]
     with closing(FilePerSample(work / "logits", records)) as files:
-        everything = kl(partial(true_log_probs, made.logits, ids))
+        again = torch.from_numpy(files.take(np.arange(min(READ, files.n)))["logits"])
+        everything = kl(partial(true_log_probs, again, ids[: len(again)]))
         yield size("file each, all", files.folder, files.n, everything, everything)
 
 

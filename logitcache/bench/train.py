@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from logitcache.bench.compare import Comparison, clock_of, in_turns
 from logitcache.bench.dump import CLASSES, TOP_K, idle_teacher, pictures_in
-from logitcache.bench.memory import Shared, held, shared_by, told
 from logitcache.bench.made import write_cache
+from logitcache.bench.memory import Shared, held, shared_by, told
 from logitcache.datasets import Images
 from logitcache.dump import DumpConfig, dump
 from logitcache.forward import ViewModel, choose_precision
