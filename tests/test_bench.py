@@ -9,19 +9,21 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from logitcache.bench import made, memory, speeds
+from logitcache.bench import made, memory, scale, speeds
 from logitcache.bench.answers import answers
 from logitcache.bench.compare import in_turns
 from logitcache.bench.contest import ContestConfig, Entry, Standing, _split, contest, table
 from logitcache.bench.kept import divergence, spread_log_probs, true_log_probs
 from logitcache.bench.memory import TASKS, held, shared_by, told, watched
 from logitcache.bench.records import FilePerSample, Lookup, alternatives
+from logitcache.bench.scale import ScaleReport
 from logitcache.bench.store import StoreReport
 from logitcache.datasets import digits
 from logitcache.errors import DataError, NotFoundError, OptionError
@@ -267,6 +269,57 @@ def test_the_made_up_teacher_has_the_means_of_a_vit() -> None:
     assert 0.05 < teacher.tail_mass().mean() < 0.1
     assert 2 < teacher.gap[:, 1].median() < 3
     assert 6 < teacher.gap[:, -1].mean() < 8
+
+
+# Growth ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small points, and in this process: to start others takes longer than to measure them."""
+    sizes = {"LEAST": 600, "BLOCK": 4096, "OF_SEEDS": 100, "OF_K": 200, "OF_21K": 64, "CLASSES_21K": 2000}
+    for name, value in sizes.items():
+        monkeypatch.setattr(scale, name, value)
+    monkeypatch.setattr(scale, "SEEDS", (1, 3))
+    monkeypatch.setattr(scale, "KS", (4, 16))
+    monkeypatch.setattr(scale, "apart", scale.series)
+
+
+def test_bench_scale_measures_caches_of_every_size_and_says_what_it_extrapolates(
+    few: None, tmp_path: Path
+) -> None:
+    words = ["bench", "scale", "--n", "6001", "--rounds", "1", "--plot", str(tmp_path / "scale.svg")]
+    ended = CliRunner().invoke(app, [*words, "--json"])
+    assert ended.exit_code == 0, ended.output
+    values = json.loads(ended.stdout)
+    found = ScaleReport.from_dict({name: values[name] for name in ("points", "estimates")})
+    assert [point.samples for point in found.along("samples")] == [600, 6000, 6001]
+    assert [point.seeds for point in found.along("seeds")] == [1, 3]
+    assert [point.k for point in found.along("k")] == [4, 16]
+    per_shard = 9  # eight arrays, and the lock of those who write it
+    first, *_, last = found.along("samples")
+    assert last.files - first.files == per_shard * (last.shards - first.shards)
+    one, three = found.along("seeds")
+    of_seed = (three.files - one.files) // 2
+    estimates = {estimate.of: estimate for estimate in found.estimates}
+    assert estimates["files"].value == f"{300 * (of_seed + per_shard * 108):,}"
+    assert estimates["views"].value == "4.26 · 10⁹"
+    for point in found.points:
+        assert min(point.write, point.decode, point.verify, point.open_ms, point.bytes_per_view) > 0
+    picture = ElementTree.parse(tmp_path / "scale.svg").getroot()
+    assert len(picture.findall("{*}svg")) == 6
+    assert sum(path.get("class", "").startswith("line") for path in picture.iter()) == 3 * 3 + 3
+
+
+def test_bench_scale_fits_a_terminal(few: None, tmp_path: Path) -> None:
+    text = (
+        CliRunner()
+        .invoke(app, ["bench", "scale", "--n", "700", "--rounds", "1"], env={"COLUMNS": "80"})
+        .stdout
+    )
+    assert "ImageNet-21k" in text
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_recorded_logits_take_the_place_of_made_up_ones(tmp_path: Path) -> None:

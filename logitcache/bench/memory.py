@@ -105,13 +105,13 @@ def held(work: Callable[..., object], arguments: Sequence[Any]) -> float:
 
 def watched(work: Callable[..., object], *arguments: Any) -> float:
     """Do some work; return by how many MB memory rose at most, looked at every few milliseconds."""
-    most = before = _anonymous()
+    most = before = anonymous()
     done = threading.Event()
 
     def watch() -> None:
         nonlocal most
         while not done.is_set():
-            most = max(most, _anonymous())
+            most = max(most, anonymous())
             time.sleep(0.003)
 
     watcher = threading.Thread(target=watch)
@@ -124,8 +124,8 @@ def watched(work: Callable[..., object], *arguments: Any) -> float:
     return most - before
 
 
-def _anonymous() -> float:
-    """MB of anonymous memory of this process now."""
+def anonymous() -> float:
+    """Return MB of anonymous memory of this process now."""
     return _kilobytes(STATUS, "RssAnon") / 1e3
 
 

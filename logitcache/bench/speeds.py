@@ -47,20 +47,21 @@ class Speed(Spec):
 
     def cells(self) -> dict[str, str]:
         """Return columns and what to print in them."""
-        low, middle, high = (_brief(x) for x in (self.ratio_low, self.ratio, self.ratio_high))
+        low, middle, high = (brief(x) for x in (self.ratio_low, self.ratio, self.ratio_high))
         cells = {
             "what": self.what,
             "against": self.against,
-            "ms": _brief(self.ms),
+            "ms": brief(self.ms),
             "times as fast": f"{middle} ({low}–{high})" if self.against else "",
-            "M/s": "" if self.rate is None else _brief(self.rate),
-            "/CPU": "" if self.cpu_rate is None else _brief(self.cpu_rate),
+            "M/s": "" if self.rate is None else brief(self.rate),
+            "/CPU": "" if self.cpu_rate is None else brief(self.cpu_rate),
         }
         column = "M/s" if self.rate is not None else "times as fast" if self.against else "ms"
         return {**cells, column: f"{cells[column]} {self.wanted}".rstrip()}
 
 
-def _brief(x: float) -> str:
+def brief(x: float) -> str:
+    """Write a number for people: two digits, or all before the point."""
     if x >= 99.5:
         return f"{x:.0f}"
     return f"{x:.2g}" if x >= 0.1 else f"{x:.2f}"
