@@ -22,10 +22,7 @@ def bench(
     threads: Annotated[int, typer.Option(min=0, help="Threads on the CPU; 0: as torch chooses.")] = 0,
     device: Device = "cpu",
     n: Annotated[
-        int,
-        typer.Option(
-            "--n", min=0, help="Views (store), samples (scale), pictures (dump, train); 0: as fits."
-        ),
+        int, typer.Option("--n", min=0, help="Views, samples (scale), pictures (dump, train); 0: as fits.")
     ] = 0,
     logits: Annotated[Path | None, typer.Option(help="store: an .npz of real logits (n, C).")] = None,
     folder: Annotated[Path | None, typer.Option(help="store, scale: where to write.", exists=True)] = None,
@@ -52,10 +49,9 @@ def bench(
     from logitcache.bench.suites import EXPECTED, SUITES, BenchConfig, run
 
     config = BenchConfig(rounds, batch, n, threads, device, logits, folder, plot)
-    suites = list(SUITES) if suite == "all" else [suite]
-    total = sum(EXPECTED[name] for name in suites) / 60
-    say(f"bench {suite}: by itself about {total:.1f} minutes on two cores that do nothing else")
-    found = []
+    suites, found = list(SUITES) if suite == "all" else [suite], []
+    minutes = sum(EXPECTED[name] for name in suites) / 60
+    say(f"bench {suite}: about {minutes:.1f} minutes on two cores that do nothing else")
     for name in suites:
         found.append(run(name, config))
         for title, rows in {} if json else found[-1].tables.items():

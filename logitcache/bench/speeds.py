@@ -61,7 +61,9 @@ class Speed(Spec):
 
 
 def brief(x: float) -> str:
-    """Write a number for people: two digits, or all before the point."""
+    """Write a number for people: two digits, or all before the point, or thousands."""
+    if x >= 9_999.5:
+        return f"{x / 1000:.0f}k"
     if x >= 99.5:
         return f"{x:.0f}"
     return f"{x:.2g}" if x >= 0.1 else f"{x:.2f}"
