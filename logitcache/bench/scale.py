@@ -23,6 +23,7 @@ from logitcache.bench.made import FIELDS, Arrays, cache_spec, joined, shard_of
 from logitcache.bench.memory import anonymous, told, watched
 from logitcache.bench.sizes import on_disk
 from logitcache.bench.speeds import brief
+from logitcache.errors import OptionError
 from logitcache.schema import SHARD_SAMPLES, CacheSpec, RowLayout, Spec
 from logitcache.sparse import SparseTeacher
 from logitcache.spool import open_spool
@@ -114,13 +115,16 @@ def measure(*, n: int = MOST, rounds: int = 3, folder: Path | None = None) -> Sc
     """Measure caches of growing numbers of samples, seeds and k.
 
     Args:
-        n: samples of the largest; the others are powers of ten from 10,000 on.
+        n: samples of the largest, at least 100,000; the others are powers of ten from 10,000 on.
         rounds: how often each is written, decoded and verified; medians count.
         folder: where to write, on the disk to be measured; the system's temporary folder by default.
 
     Raises:
+        OptionError: `n` is too small to see growth.
         StorageError: the disk said no.
     """
+    if n < 10 * LEAST:
+        raise OptionError(f"n must be at least {10 * LEAST:,} samples, found {n:,}")
     with tempfile.TemporaryDirectory(dir=folder, prefix="logitcache-scale-") as name:
         points = tuple(_points(Path(name), n, rounds))
     return ScaleReport(points, tuple(_extrapolated(points)))
@@ -275,6 +279,6 @@ def _extrapolated(points: Sequence[Point]) -> Iterator[Estimate]:
 
 
 def _slope(points: Sequence[tuple[int, int]]) -> float:
-    """Say by how much the second number rises with the first; 0 of a single point."""
-    (x0, y0), (x1, y1) = points[0], points[-1]
-    return (y1 - y0) / (x1 - x0) if x1 > x0 else 0.0
+    """Say by how much the second number rises with the first."""
+    (x0, y0), (x1, y1) = min(points), max(points)
+    return (y1 - y0) / (x1 - x0)
