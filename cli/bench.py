@@ -51,7 +51,7 @@ def bench(
     config = BenchConfig(rounds, batch, n, threads, device, logits, folder, plot)
     suites, found = list(SUITES) if suite == "all" else [suite], []
     minutes = sum(EXPECTED[name] for name in suites) / 60
-    say(f"bench {suite}: about {minutes:.1f} minutes on two cores that do nothing else")
+    say(f"bench {suite}: expected to take {minutes:.1f} minutes on two cores that do nothing else")
     for name in suites:
         found.append(run(name, config))
         for title, rows in {} if json else found[-1].tables.items():

@@ -129,7 +129,7 @@ def _scale(config: BenchConfig, device: torch.device) -> Found:
     return tables, found.to_dict()
 
 
-# About so many seconds on two quiet cores, where nothing is asked for but the suite.
+# Seconds on two quiet cores, where nothing is asked for but the suite: reckoned from runs beside other work.
 EXPECTED = {"losses": 30, "views": 40, "store": 90, "scale": 75, "dump": 100, "train": 180}
 
 SUITES: dict[str, Callable[[BenchConfig, torch.device], Found]] = {
