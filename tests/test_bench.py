@@ -29,7 +29,9 @@ from logitcache.datasets import digits
 from logitcache.errors import DataError, NotFoundError, OptionError
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader
+from logitcache_cli.bench import _table
 from logitcache_cli.main import app
+from logitcache_cli.terminal import console
 
 
 def fits(text: str) -> bool:
@@ -325,6 +327,15 @@ def test_bench_scale_fits_a_terminal(few: None, tmp_path: Path) -> None:
     assert "ImageNet-21k" in text
     assert "…" not in text
     assert fits(text)
+
+
+def test_a_point_of_many_samples_fits_a_terminal() -> None:
+    point = scale.Point(
+        "samples", 10_000_000, 300, 200, 21_841, 77, 107.0, 43.2, 36.1, 34.0, 469.53, 5701, 322.0
+    )
+    with console.capture() as shown:
+        console.print(_table("points", [point.cells()]), width=80)
+    assert "…" not in shown.get()
 
 
 def test_recorded_logits_take_the_place_of_made_up_ones(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def _scale(config: BenchConfig, device: torch.device) -> Found:
     if config.plot:
         plot.draw(found, config.plot)
     tables: dict[str, Sequence[Cells]] = {
-        "µs per view and step, peak MB of memory": found.points,
+        "a view: µs of each step, bytes; ms to open, files, peak MB of memory": found.points,
         "not measured: ImageNet-21k under 300 seeds, k = 16": found.estimates,
     }
     return tables, found.to_dict()
