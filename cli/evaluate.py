@@ -1,5 +1,6 @@
 """``logitcache evaluate``: what a trained student is worth, and what it costs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -59,23 +60,31 @@ def evaluate(
     model = ViewModel(built, choose_precision(precision, where)).on(where)
     found = evaluated(model, evaluation, built.num_classes)
     about = {"student": built.name, "weights": str(trained.file)}
-    rows = [("student", f"{built.name}, {trained.file}"), *_rows(found, most)]
+    rows = [
+        ("student", f"{built.name}, {trained.file}"),
+        *_rows(found, most, images.class_names, built.num_classes),
+    ]
     show(about | found.to_dict(), rows, as_json=json)
 
 
-def _rows(found: "EvaluationReport", most: int) -> list[tuple[str, str]]:
+def _rows(
+    found: "EvaluationReport", most: int, names: Sequence[str], num_classes: int
+) -> list[tuple[str, str]]:
+    from logitcache.images import called
+
     rows = [("data", f"{found.data}, {found.split}: {found.images:,} images by {found.recipe}")]
     if found.top1 is not None and found.top5 is not None:
-        rows.append(("right", f"top-1 {100 * found.top1:.2f} %, top-5 {100 * found.top5:.2f} %"))
+        of_five = f", top-5 {100 * found.top5:.2f} %" if num_classes > 5 else ""
+        rows.append(("right", f"top-1 {100 * found.top1:.2f} %{of_five}"))
         rows.append(("sure", f"NLL {found.nll:.4f}, calibration error (ECE) {100 * (found.ece or 0):.2f} %"))
     if found.agreement is not None:
-        rows.append(
-            ("teacher", f"{found.teacher} agrees in {100 * found.agreement:.2f} %, KL {found.kl:.4f}")
-        )
+        right = f" right in {100 * found.teacher_top1:.2f} %," if found.teacher_top1 is not None else ""
+        agrees = f"agrees in {100 * found.agreement:.2f} %, KL {found.kl:.4f}"
+        rows.append(("teacher", f"{found.teacher}{right} {agrees}"))
     unit, name = next((u, n) for u, n in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (0, "k")) if found.flops >= u)
     flops = f"{found.flops / (unit or 1e3):.3g} {name}FLOPs"
     rows.append(("size", f"{found.parameters:,} parameters, {flops} a view"))
     speed = f"{found.images_per_second:,.0f} images/s on {found.device} in batches of {found.batch_size}"
     rows.append(("speed", f"{speed}, {found.precision}"))
     confused = found.confusion.most(most)
-    return rows + [("confused", f"{label} as {named}: {count}") for label, named, count in confused]
+    return rows + [("confused", f"{called(names, a)} as {called(names, b)}: {n}") for a, b, n in confused]

@@ -1,5 +1,6 @@
 """How far long work is: a bar on a terminal, plain lines elsewhere."""
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(what: str, unit: str, *, shown: bool = True) -> Iterator[Advance]:
-    """Yield what is to be told the progress: a bar on a terminal, a line now and then elsewhere.
+    """Yield what is to be told the progress: a bar on a terminal; elsewhere a line at first, and now and then.
 
     Both say the time left and, where nothing else is noted, the rate.
     """
@@ -54,12 +55,13 @@ def progress(what: str, unit: str, *, shown: bool = True) -> Iterator[Advance]:
 
 
 def _plain_lines(what: str, unit: str) -> Advance:
-    pace, said = _Pace(unit), time.monotonic()
+    pace, said = _Pace(unit), -math.inf
 
     def advance(done: int, total: int, note: str = "") -> None:
         nonlocal said
         pace.tell(done)
-        if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+        begun = said > -math.inf or done < total  # what is done at once needs no line
+        if begun and time.monotonic() - said >= SECONDS_BETWEEN_LINES:
             said = time.monotonic()
             left = f"{span((total - done) / pace.rate)} left" if pace.rate else ""
             say(

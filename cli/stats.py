@@ -1,9 +1,12 @@
 """``logitcache stats``: what the teacher says of the data."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from logitcache.units import share
 
 from .options import Json, parse_seeds
 from .progress import progress
@@ -45,11 +48,13 @@ def stats(
     with progress("stats", "seeds") as advance:
         found = read_stats(reader, images, chosen, most=most, on_progress=advance)
     drawn = draw(found, pictures, images) if pictures else []
-    rows = [*_rows(found), *(("picture", str(file)) for file in drawn)]
+    rows = [*_rows(found, images.class_names if images else ()), *(("picture", str(file)) for file in drawn)]
     show({**found.to_dict(), "pictures": [str(file) for file in drawn]}, rows, as_json=json)
 
 
-def _rows(found: "StatsReport") -> list[tuple[str, str]]:
+def _rows(found: "StatsReport", names: Sequence[str]) -> list[tuple[str, str]]:
+    from logitcache.images import called
+
     rows = [("cache", found.path)]
     for seed in found.seeds:
         right = "" if seed.top1 is None else f"top-1 {100 * seed.top1:.2f} %, "
@@ -62,10 +67,16 @@ def _rows(found: "StatsReport") -> list[tuple[str, str]]:
     rows.append(("entropy", f"0 [{_bars(found.entropy_bins)}] log C"))
     if found.tail_bins:
         rows.append(("tail mass", f"1e-10 [{_bars(found.tail_bins)}] 1"))
-    rows += [("confused", f"{p.of} with {p.other}: {p.probability:.3g}") for p in found.neighbours]
+    for p in found.neighbours:
+        pair = f"{called(names, p.of)} with {called(names, p.other)}"
+        rows.append(("confused", f"{pair}, which it gives {share(p.probability)} on average"))
     for hard in found.hardest:
-        label = "" if hard.label < 0 else f", label {hard.label}"
-        rows.append(("hard", f"{hard.name}{label}, teacher {hard.teacher}: {hard.probability:.2g}"))
+        says, given = called(names, hard.teacher), share(hard.probability)
+        if hard.label < 0:
+            told = f"its likeliest class has {given}; the teacher says {says}"
+        else:
+            told = f"label {called(names, hard.label)}, which the teacher gives {given}; it says {says}"
+        rows.append(("hard", f"{hard.name}, {told}"))
     return rows
 
 

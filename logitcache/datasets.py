@@ -50,6 +50,11 @@ def open_images(name: str, split: str = "train") -> Images:
         return FolderImages.unlabelled(name, Path(rest), split)
     if is_code(name):
         return _own_images(name, split)
+    if name and Path(name).is_dir():
+        classes = (Path(name) / "train").is_dir()
+        hint = "" if classes else "(without labels; with them, put a folder per class into train/ and val/)"
+        meant = f"{'imagefolder' if classes else 'folder'}:{name}"
+        raise UnknownNameError("data set", name, (), hint, meant=meant)
     known = ["digits", "cifar10", "cifar100", "imagefolder:PATH", "folder:PATH"]
     raise UnknownNameError("data set", name, known, "(or your own as module:function)")
 

@@ -48,9 +48,11 @@ class OptionError(LogitCacheError, ValueError):
 class UnknownNameError(LogitCacheError, LookupError):
     """A name that nothing answers to; the message suggests near ones."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+    def __init__(
+        self, kind: str, name: str, known: Iterable[str], hint: str = "", *, meant: str = ""
+    ) -> None:
         known = sorted(known)
-        near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+        near = [meant] if meant else difflib.get_close_matches(name, known, n=4, cutoff=0.5)
         advice = f"did you mean {_either(near)}?" if near else f"known: {', '.join(known)}"
         super().__init__(f"unknown {kind} {name!r}; {advice}{' ' + hint if hint else ''}")
 

@@ -267,7 +267,7 @@ class EvaluationReport(Spec):
     Attributes:
         data, split, images, recipe: what it was shown.
         top1, top5, nll, ece, agreement, kl: see `Tally.scores`; None without labels, or without a teacher's cache.
-        teacher: whose cache that is.
+        teacher, teacher_top1: whose cache that is, and how often it is right itself, where an image has a label.
         parameters: their number.
         flops: floating-point operations of one view, two for a multiplication and an addition.
         images_per_second: through the model, adapter included and views at hand: the median batch.
@@ -286,6 +286,7 @@ class EvaluationReport(Spec):
     agreement: float | None
     kl: float | None
     teacher: str | None
+    teacher_top1: float | None
     parameters: int
     flops: int
     images_per_second: float
@@ -293,6 +294,13 @@ class EvaluationReport(Spec):
     device: str
     precision: str
     confusion: Confusion
+
+
+def _top1(teacher: CachedTeacher, images: Images) -> float | None:
+    """Share of the labelled images that a teacher has answered for and puts into the class of their label."""
+    told = np.flatnonzero(teacher.usable(SEED) & (images.labels >= 0))
+    named = teacher.take(torch.from_numpy(told), SEED).ids[:, 0].numpy()
+    return float((named == images.labels[told]).mean()) if len(told) else None
 
 
 def evaluate(model: ViewModel, evaluation: Evaluation, num_classes: int) -> EvaluationReport:
@@ -328,6 +336,7 @@ def evaluate(model: ViewModel, evaluation: Evaluation, num_classes: int) -> Eval
         recipe=evaluation.recipe.name,
         **{name: scores.get(name) for name in ("top1", "top5", "nll", "ece", "agreement", "kl")},
         teacher=evaluation.teacher.reader.spec.teacher.name if evaluation.teacher else None,
+        teacher_top1=_top1(evaluation.teacher, images) if evaluation.teacher else None,
         parameters=sum(p.numel() for p in model.parameters()),
         flops=flops(model, views[:1]),
         images_per_second=len(views) / seconds_per_forward(model, views),

@@ -17,6 +17,11 @@ Samples = npt.NDArray[np.int64] | slice
 UNLABELLED_CLASSES = 1000
 
 
+def called(class_names: Sequence[str], class_: int) -> str:
+    """Call a class by its name, or its number where it has none."""
+    return class_names[class_] if class_ < len(class_names) else str(class_)
+
+
 class Images(abc.ABC):
     """Images in a stable order; subclass it for your own data.
 

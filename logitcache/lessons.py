@@ -16,7 +16,7 @@ class Lesson:
     Attributes:
         loss, ce_weight, label_smoothing: as `Objective.parse` takes them.
         config: the settings.
-        label: what tells this lesson from others of the same students; the loss unless it is a variant.
+        label: what tells this lesson from others of the same students; the loss unless a variant changes more.
     """
 
     loss: str
@@ -59,7 +59,7 @@ class Lesson:
                     f"a variant reads NAME=VALUE,NAME=VALUE, each name once, such as loss=kd,lr=0.1; found {text!r}"
                 )
             changes[name] = value.strip()
-        own: dict[str, object] = {"label": text.replace(" ", "")}
+        own: dict[str, object] = {"label": "" if changes.keys() == {"loss"} else text.replace(" ", "")}
         if "loss" in changes:
             own["loss"] = changes.pop("loss")
         for name in changes.keys() & {"ce_weight", "label_smoothing"}:

@@ -1,4 +1,4 @@
-"""Numbers of bytes and spans of time, as people write and read them."""
+"""Numbers of bytes, spans of time and shares, as people write and read them."""
 
 import re
 
@@ -39,3 +39,8 @@ def span(seconds: float) -> str:
     """Write a span of time."""
     each, symbol = span_unit(max(0.0, seconds))
     return f"{seconds / each:,.1f} {symbol}"
+
+
+def share(part: float) -> str:
+    """Write a share of 1 in percent: 41.3 %, 0.4 %, 2e-05 %."""
+    return f"{100 * part:.1f} %" if part >= 0.01 else f"{100 * part:.1g} %" if part >= 1e-6 else "0 %"

@@ -11,6 +11,7 @@ as they were.
 """
 
 import random
+import re
 import tomllib
 import zlib
 from collections.abc import Callable, Iterator
@@ -229,7 +230,9 @@ def recipe_named(name: str) -> RecipeSpec:
         evaluation = f"center@{size}" if at else "center"
         return RecipeSpec(name, 1, _SIZED[base](pixels), evaluation)
     if name not in _FIXED:
-        raise UnknownNameError("recipe", name, [*_FIXED, *_SIZED], "(or a .toml file, or module:function)")
+        size = re.search(r"\d*$", name)[0]  # type: ignore[index]
+        known = [*_FIXED, *(f"{one}@{size}" if size else one for one in _SIZED)]
+        raise UnknownNameError("recipe", name, known, "(or a .toml file, or module:function)")
     return RecipeSpec(name, 1, _FIXED[name], "identity")
 
 

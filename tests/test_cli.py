@@ -309,6 +309,15 @@ def test_progress_elsewhere_is_a_plain_line_now_and_then(
     assert told[2].startswith("dump [/x]: 4,000 of 4,000 views, loss 0.5, ")
 
 
+def test_what_begins_is_said_at_once_unless_it_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.progress("stats", "seeds") as advance:
+        advance(1, 1)
+    with progress.progress("dump", "views") as advance:
+        advance(64, 4000)
+        advance(128, 4000)
+    assert capsys.readouterr().err == "dump: 64 of 4,000 views\n"
+
+
 def test_progress_on_a_terminal_is_a_bar_with_rate_and_time_left_without_colour_where_none_is_wanted() -> (
     None
 ):

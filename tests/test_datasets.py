@@ -529,6 +529,13 @@ def test_an_unknown_name_lists_or_suggests_what_is_known(name: str):
     refused(UnknownNameError, lambda: open_images(name), f"unknown data set {name!r}", "module:function")
 
 
+@pytest.mark.parametrize(("below", "meant"), [("train", "imagefolder"), ("striped", "folder")])
+def test_a_folder_alone_is_told_what_to_call_it(below: str, meant: str, tmp_path: Path):
+    name = tmp_path / "x"  # far from every name that is known
+    (name / below).mkdir(parents=True)
+    refused(UnknownNameError, lambda: open_images(str(name)), f"did you mean {meant}:{name}?")
+
+
 def test_a_split_is_train_or_test():
     refused(OptionError, lambda: open_images("digits", "val"), "train or test", "'val'")
 

@@ -249,6 +249,7 @@ def test_evaluate_compares_with_the_teacher_by_a_cache_of_test_images(folder: Pa
     words = ("evaluate", "run", "--weights", "last", "--teacher-cache", cache, "--json")
     found = json.loads(succeeds(*words, cwd=folder))
     assert (found["teacher"], found["agreement"]) == ("digits_small", 1.0)
+    assert found["teacher_top1"] == found["top1"]  # the student is the teacher
     assert "no cache in ./caches" in fails("train", "--student", "digits_tiny", cwd=folder)
     training = ("train", "--student", "digits_tiny", "--loss", "ce", "--epochs", 2, "--teacher-cache")
     succeeds(*training, cache, "--out", "compared", cwd=folder)

@@ -312,6 +312,21 @@ def test_repeats_are_those_that_differ_in_random_numbers_alone(folder: Path) -> 
     assert [group.name for group in grouped(runs[1:3])] == ["net · kd · lr 0.4", "net · kd · lr 0.1"]
 
 
+def test_a_tie_is_called_one_and_caches_of_one_teacher_are_told_apart(folder: Path, tmp_path: Path) -> None:
+    runs = [a_run(tmp_path / f"lr-{lr}", rows_of(2), lr=lr) for lr in (0.1, 0.2)]
+    copy = shutil.copytree(folder / "c.zarr", tmp_path / "copy.zarr")
+    report(tmp_path / "r.html", [*runs, folder / "c.zarr", copy])
+    page = Page(tmp_path / "r.html")
+    assert (
+        "Highest top-1 after the last epoch: net · kd · lr 0.1, 50.10 %, a tie with net · kd · lr 0.2."
+        in (page.text["p"])
+    )
+    titles = [line for line in page.text["h2"].splitlines() if line.startswith("Cache: ")]
+    assert [Path(title.rpartition(", ")[2]).name for title in titles] == ["c.zarr", "copy.zarr"]
+    report(tmp_path / "r.html", [runs[0], folder / "c.zarr"])
+    assert "a tie with" not in Page(tmp_path / "r.html").text["p"]
+
+
 def test_what_fewer_logits_lose_is_what_dense_arithmetic_says(tmp_path: Path) -> None:
     config = DumpConfig(seeds=(3,), profile="exact", workers=0, precision="float32")
     dump(tmp_path / "c.zarr", few_digits(200), RECIPE, a_teacher(), config)

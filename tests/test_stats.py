@@ -1,6 +1,7 @@
 """Statistics of a cache: what a plain reading of all of it gives."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from logitcache.errors import IncompleteError, MismatchError
 from logitcache.models import build
 from logitcache.store import CacheReader
 from logitcache.stream import CachedTeacher
+from logitcache.units import share
 from logitcache_cli.main import app
 
 
@@ -113,8 +115,10 @@ def test_the_command_says_so_in_words_and_in_json(tmp_path: Path) -> None:
     words = ["stats", str(tmp_path / "c.zarr"), "--most", "3"]
     text = CliRunner().invoke(app, words)
     assert text.exit_code == 0, text.output
-    assert text.stdout.count("of digits, label") == 3
     found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    for hard in found["hardest"]:
+        given = f"which the teacher gives {share(hard['probability'])}; it says {hard['teacher']}"
+        assert f"{hard['name']}, label {hard['label']}, {given}" in text.stdout
     assert len(found["hardest"]) == 3
     assert found["seeds"][0]["views"] == 1437
 
@@ -130,4 +134,7 @@ def test_a_caches_word_opens_no_images(tmp_path: Path, monkeypatch: pytest.Monke
     assert ".jpg" not in told.output
     assert "note: without labels and names: only data sets that you name are opened" in told.stderr
     advice = told.stderr.split("the cache says ")[1].split()
-    assert ".jpg, label" in CliRunner().invoke(app, ["stats", "c.zarr", *advice]).stdout
+    told = CliRunner().invoke(app, ["stats", "c.zarr", *advice]).stdout
+    labels = set(re.findall(r"\.jpg, label (.+?), which the teacher gives", told))
+    assert labels
+    assert labels <= set(images.class_names)

@@ -221,6 +221,12 @@ def test_sample_and_seed_do_not_stand_in_for_each_other():
     assert not torch.equal(maker(image, 3, 8), maker(image, 8, 3))
 
 
+@pytest.mark.parametrize("name", ["imagnet@96", "imagenet96", "imagenet-96"])
+def test_a_recipe_misspelt_beside_its_size_is_suggested_with_it(name: str):
+    with pytest.raises(UnknownNameError, match="did you mean imagenet@96"):
+        recipe_named(name)
+
+
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(24, 24), (33, 57), (301, 7), (25, 500), (1, 1)])

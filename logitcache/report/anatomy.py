@@ -13,19 +13,29 @@ from logitcache.report.charts import Axis, Numbers, Series, bars, histogram, lin
 from logitcache.report.html import Ids, table, tag
 from logitcache.report.pictures import Picture, Pictures, Sample
 from logitcache.store import seed_list
-from logitcache.units import size
+from logitcache.units import share, size
 
 MOST_PAIRS = 10
 
 
-def about_cache(ids: Ids, cache: CacheFacts, shown: Pictures) -> tuple[str, Element]:
-    """Write the section about a cache, with its heading."""
-    about = cache.about
-    heading = f"Cache: {about['teacher']['name']} on {about['dataset']['name']}"
+def headings(caches: Sequence[CacheFacts]) -> list[str]:
+    """Call each cache by teacher and data; by its split or its path too, where others are called the same."""
+    abouts = [cache.about for cache in caches]
+    names = [f"Cache: {about['teacher']['name']} on {about['dataset']['name']}" for about in abouts]
+    for told in ([about["dataset"]["split"] for about in abouts], [about["path"] for about in abouts]):
+        names = [
+            name if names.count(name) == 1 else f"{name}, {part}"
+            for name, part in zip(names, told, strict=True)
+        ]
+    return names
+
+
+def about_cache(ids: Ids, cache: CacheFacts, shown: Pictures) -> Element:
+    """Write the section about a cache."""
     charts = tag("div", list(_charts(ids, cache)), class_="charts")
     told = [_confused(cache.stats, shown), _note(shown), _hardest(cache.stats, shown)]
     seen = [_by_seed(sample, shown) for sample in shown.samples]
-    return heading, tag("div", _facts(cache), charts, told, seen)
+    return tag("div", _facts(cache), charts, told, seen)
 
 
 def _facts(cache: CacheFacts) -> Element:
@@ -200,7 +210,7 @@ def _by_seed(sample: Sample, shown: Pictures) -> Element:
             tag(
                 "li",
                 tag("span", shown.name_of(class_), title=shown.name_of(class_)),
-                tag("span", _share(p)),
+                tag("span", share(p)),
                 style=f"--p:{p:.4f}",
             )
             for class_, p in look.answers
@@ -220,10 +230,6 @@ def _folder(names: Sequence[str]) -> str:
     """Return the folders that all of these names begin with."""
     shared = os.path.commonpath({os.path.dirname(name) for name in names})
     return shared and os.path.join(shared, "")
-
-
-def _share(p: float) -> str:
-    return f"{100 * p:.1f} %" if p >= 0.01 else f"{100 * p:.1g} %" if p >= 1e-6 else "0 %"
 
 
 def _note(shown: Pictures) -> Element | None:

@@ -61,7 +61,10 @@ class Curves:
             )
         ends = (1.0, max(epoch for curve in curves.values() for epoch in curve))
         low, high = ends if ends[0] < ends[1] else (None, None)
-        x, y = Axis("epoch", whole=True, low=low, high=high), Axis(percent=what.share, log=steep)
+        x, y = (
+            Axis("epoch", whole=True, low=low, high=high),
+            Axis(percent=what.share, log=steep, low=0.0 if name == "lr" else None),
+        )
         return lines(self.ids, what.title, " ".join(notes), x, y, series, self._numbers(name, curves))
 
     def _legend(self, names: Sequence[str]) -> Element | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from logitcache.errors import NotFoundError, OptionError, StorageError
-from logitcache.report.anatomy import about_cache
+from logitcache.report.anatomy import about_cache, headings
 from logitcache.report.caches import CacheFacts, read_cache
 from logitcache.report.html import Ids, tag, written
 from logitcache.report.pictures import Pictures, open_for, pictures
@@ -98,7 +98,10 @@ def _cache(
 def page(groups: Sequence[Group], caches: Shown, *, on: datetime.date) -> str:
     """Write the page, made on a day."""
     ids = Ids()
-    sections = [*(about_runs(ids, groups) if groups else []), *(about_cache(ids, *cache) for cache in caches)]
+    told = zip(
+        headings([facts for facts, _ in caches]), (about_cache(ids, *one) for one in caches), strict=True
+    )
+    sections = [*(about_runs(ids, groups) if groups else []), *told]
     named = [(ids.new("section"), heading, body) for heading, body in sections]
     main = [
         tag("section", tag("h2", heading, id=name), body, aria_labelledby=name)
@@ -155,7 +158,9 @@ def _lede(groups: Sequence[Group]) -> Element | None:
     text = (
         f"{100 * mean:.1f} ± {100 * deviation:.1f} % over {many} runs" if many > 1 else f"{100 * mean:.2f} %"
     )
-    return tag("p", f"Highest top-1 after the last epoch: {best.name}, {text}.")
+    tied = [group.name for (other, _), group in told if group is not best and round(mean - other, 4) == 0]
+    also = f", a tie with {', '.join(tied[:3])}{' and others' if tied[3:] else ''}" if tied else ""
+    return tag("p", f"Highest top-1 after the last epoch: {best.name}, {text}{also}.")
 
 
 def _write(out: Path, text: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from logitcache.audit.stats import StatsReport
 from logitcache.datasets import Images
 from logitcache.errors import DataError, ImageError, LogitCacheError, MismatchError
+from logitcache.images import called
 from logitcache.loader import KeyedViews, require
 from logitcache.order import how_to_show, images_to_show
 from logitcache.replay import prove_replay
@@ -65,7 +66,7 @@ class Pictures:
 
     def name_of(self, class_: int) -> str:
         """Call a class by its name, or its number where it has none."""
-        return self.class_names[class_] if class_ < len(self.class_names) else str(class_)
+        return called(self.class_names, class_)
 
 
 def open_for(reader: CacheReader, named: Sequence[str] = ()) -> tuple[Images | None, str]:
