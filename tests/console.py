@@ -44,9 +44,12 @@ def shown(page: str) -> list[str]:
 
 
 def shape(text: str) -> list[str]:
-    """Rows of an output with every number the same, each once: what must agree with the page."""
+    """Rows of an output with every number the same, whatever its unit, each once: what must agree with the page."""
     without_bars = re.sub(r"[─━│┃┏┓┗┛┡┩└┘├┤┬┴┼╇┳┻╋╭╮╰╯]+", " ", text)
-    rows = re.sub(r"\d[\d,.]*(e-?\d+)?", "#", re.sub(r"\n\s+", " ", without_bars)).splitlines()
+    without_bars = re.sub(r"^(confused +).*", r"\1", without_bars, flags=re.MULTILINE)  # whatever classes
+    rows = re.sub(
+        r"\d[\d,.]*(e-?\d+)?( (s|min|h|k?B|MB)\b)?", "#", re.sub(r"\n\s+", " ", without_bars)
+    ).splitlines()
     return list(dict.fromkeys(" ".join(row.split()) for row in rows))
 
 

@@ -169,7 +169,9 @@ def read(words: list[str]) -> None:
             subprocess.run(["make", "--dry-run", *targets], cwd=ROOT, check=True, capture_output=True)
         case ["pip", "install", what]:
             extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-            assert what in {"logitcache", "bokeh"} | {f"logitcache[{extra}]" for extra in extras}
+            assert what in {".", "bokeh"} | {
+                f"{where}[{extra}]" for where in (".", "logitcache") for extra in extras
+            }
         case ["python", "-m", module, *_]:
             assert importlib.util.find_spec(module)
         case ["dask", name, *options]:
