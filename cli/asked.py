@@ -21,6 +21,13 @@ Recipe = Annotated[
     ),
 ]
 NumClasses = Annotated[int, typer.Option(help="Classes of the teacher, for unlabelled images.")]
+InputSize = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Pixels a side that the teacher sees; 0: as its weights were trained, or as the views are.",
+    ),
+]
 BatchSize = Annotated[
     int, typer.Option(help="Views per forward; 0: 64 on the CPU, 256 on CUDA.", rich_help_panel=MACHINE)
 ]

@@ -28,6 +28,7 @@ def dump(
     split: asked.Split = "train",
     recipe: asked.Recipe = "auto",
     num_classes: asked.NumClasses = 1000,
+    input_size: asked.InputSize = 0,
     seeds: Annotated[
         str | None, _kept("Augmentation seeds, such as 0-9 or 0,3,7; by default 0-3, of the test split 0.")
     ] = None,
@@ -65,7 +66,7 @@ def dump(
     from logitcache.sources import Sources
     from logitcache.world import World
 
-    sources = Sources(teacher, weights, data, recipe, num_classes, split)
+    sources = Sources(teacher, weights, data, recipe, num_classes, split, input_size)
     config = DumpConfig(
         seeds=parse_seeds(seeds or ("0-3" if split == "train" else "0")),
         top_k=top_k,
@@ -98,9 +99,14 @@ def dump(
 
 
 def _rows(done: "DumpReport") -> list[tuple[str, str]]:
+    right = done.teacher_top1
+    known = (
+        [] if right is None else [("teacher", f"right in {100 * right:.1f} % of the labelled views made now")]
+    )
     bad = f"; images that did not decode: {done.bad_images}" if done.bad_images else ""
     return [
         ("cache", done.path),
         ("views", f"{done.views:,} now, {done.views_in_cache:,} in the cache for these seeds{bad}"),
+        *known,
         ("time", f"{done.seconds:.1f} s, {done.views_per_second:,.0f} views/s"),
     ]

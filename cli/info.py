@@ -34,11 +34,13 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         if not s["complete"]
     ]
     views = f"{side} × {side} pixels" if side else "of the images' own size"
+    seen = teacher["adapter"]["size"]
+    resized = f", for the teacher resized to {seen}" if side not in (None, seen) else ""
     return [
         ("cache", f"{found['path']} (format {found['format_version']}, profile {found['profile']})"),
         ("teacher", f"{teacher['name']}, weights {teacher['weights']}, {teacher['precision']}"),
         ("data", f"{data['name']}, {data['split']}: {found['n']:,} images, {found['num_classes']:,} classes"),
-        ("views", f"{recipe['name']} v{recipe['version']}, {views}; top {found['k']} logits kept"),
+        ("views", f"{recipe['name']} v{recipe['version']}, {views}{resized}; top {found['k']} logits kept"),
         ("seeds", "; ".join([f"{found['complete']} complete", *begun])),
         ("size", _size(found["bytes_on_disk"], found["bytes_per_sample_view"])),
         ("answers", _answers(found)),
@@ -50,7 +52,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
 def _size(count: int | None, per_view: float | None) -> str:
     if count is None:
         return "not told by this host"
-    return f"{size(count)}, {per_view or 0:.1f} bytes per sample and view"
+    return size(count) if per_view is None else f"{size(count)}, {per_view:.1f} bytes per sample and view"
 
 
 def _answers(found: dict[str, Any]) -> str:

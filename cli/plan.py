@@ -10,7 +10,7 @@ from logitcache.units import parse_size, size, span
 
 from . import asked
 from .options import Device, Json, PrecisionName, Workers, parse_seeds
-from .terminal import console, show
+from .terminal import console, say, show
 
 if TYPE_CHECKING:
     from logitcache.plan import Plan
@@ -24,6 +24,7 @@ def plan(
     data: asked.Data = "digits",
     recipe: asked.Recipe = "auto",
     num_classes: asked.NumClasses = 1000,
+    input_size: asked.InputSize = 0,
     seeds: Annotated[str, typer.Option(help="Augmentation seeds that the cache will hold.")] = "0-9",
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of one student run.")] = 100,
     images: Annotated[int, typer.Option(min=1, help="Images to try.")] = 512,
@@ -56,7 +57,8 @@ def plan(
         device=device,
         workers=workers,
     )
-    found = plan_cache(*Sources(teacher, weights, data, recipe, num_classes).open(), config)
+    sources = Sources(teacher, weights, data, recipe, num_classes, input_size=input_size)
+    found = plan_cache(*sources.open(lambda text: say(f"note: {text}")), config)
     if not json:
         console.print(_table(found))
     show(found.to_dict(), _rows(found, config.budget), as_json=json)

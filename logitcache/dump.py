@@ -63,7 +63,11 @@ class DumpConfig(Spec):
 
 @dataclass(frozen=True)
 class DumpReport(Spec):
-    """What a dump did: its seeds and those left to other processes, views made now and in all, how fast."""
+    """What a dump did: its seeds and those left to other processes, views made now and in all, how fast.
+
+    `teacher_top1` is the share of the labelled views made now that the teacher puts into the class of their label;
+    None where there are none.
+    """
 
     path: str
     seeds: tuple[int, ...]
@@ -72,6 +76,7 @@ class DumpReport(Spec):
     views_in_cache: int
     shards_written: int
     bad_images: int
+    teacher_top1: float | None
     seconds: float
     views_per_second: float
 
@@ -141,6 +146,7 @@ class Owned:
         self.writer.index()
         seconds = time.perf_counter() - self.began
         spec, views = self.writer.spec, sum(r.views for r in receipts)
+        labelled = sum(r.labelled for r in receipts)
         there = [int(j) for writer in self.seeds.values() for j in np.flatnonzero(writer.commits())]
         return DumpReport(
             path=str(self.writer.path),
@@ -150,6 +156,7 @@ class Owned:
             views_in_cache=sum(len(spec.shard_range(j)) for j in there),
             shards_written=len(receipts),
             bad_images=len({sample for r in receipts for sample in r.bad}),
+            teacher_top1=sum(r.right for r in receipts) / labelled if labelled else None,
             seconds=seconds,
             views_per_second=views / seconds,
         )

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from logitcache.datasets import Images
 from logitcache.errors import NonFiniteError
 from logitcache.forward import InPieces
 from logitcache.loader import KeyedViews, Pair, ViewBatch, deaths_named, loaded, view_loader
@@ -39,13 +40,24 @@ class Work(Spec):
 
 @dataclass(frozen=True)
 class Receipt(Spec):
-    """One shard of one seed is committed: its digest, its views, and its samples without a teacher."""
+    """One shard of one seed is committed.
+
+    Attributes:
+        seed, shard: which.
+        commit: its digest.
+        views: in it.
+        bad: its samples without a teacher.
+        labelled: of the others, those that have a label.
+        right: of these, those that the teacher puts into the class of their label.
+    """
 
     seed: int
     shard: int
     commit: int
     views: int
     bad: tuple[int, ...]
+    labelled: int
+    right: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,11 +128,16 @@ class Filler:
         return gatherer.receipts
 
 
-def receipt(spec: CacheSpec, seed: int, shard: int, commit: int, top: npt.NDArray[Any]) -> Receipt:
-    """Return the receipt of a shard whose `top` is this, (samples of the shard,) float."""
-    samples = spec.shard_range(shard)
-    bad = (np.flatnonzero(np.isnan(top)) + samples.start).tolist()
-    return Receipt(seed, shard, commit, len(samples), tuple(bad))
+def receipt(
+    images: Images, samples: range, seed: int, shard: int, commit: int, arrays: Mapping[str, npt.NDArray[Any]]
+) -> Receipt:
+    """Return the receipt of a shard that holds these samples of the images in these arrays."""
+    unanswered = np.isnan(arrays["top"])
+    labels = np.asarray(images.labels[samples.start : samples.stop])
+    labelled = (labels >= 0) & ~unanswered
+    right = labelled & (arrays["ids"][:, 0] == labels)
+    bad = tuple((np.flatnonzero(unanswered) + samples.start).tolist())
+    return Receipt(seed, shard, commit, len(samples), bad, int(labelled.sum()), int(right.sum()))
 
 
 def views_of(spec: CacheSpec, work: Sequence[Work]) -> int:
@@ -261,7 +278,8 @@ class _Gatherer:
             self._writing.append(self._thread.submit(self._write, seed, shard, buffer.arrays))
 
     def _write(self, seed: int, shard: int, arrays: Mapping[str, npt.NDArray[Any]]) -> Receipt:
-        return receipt(self.spec, seed, shard, self.writers[seed].settle(shard, arrays), arrays["top"])
+        commit = self.writers[seed].settle(shard, arrays)
+        return receipt(self.views.images, self.spec.shard_range(shard), seed, shard, commit, arrays)
 
     def _wait(self, most: int) -> None:
         while len(self._writing) > most:

@@ -92,7 +92,14 @@ class Model:
 
 
 def build(
-    name: str, *, num_classes: int, view_size: int, weights: str = "auto", seed: int = 0, heads: int = 1
+    name: str,
+    *,
+    num_classes: int,
+    view_size: int,
+    weights: str = "auto",
+    seed: int = 0,
+    heads: int = 1,
+    input_size: int = 0,
 ) -> Model:
     """Build the model `name` for `num_classes` classes.
 
@@ -101,6 +108,10 @@ def build(
     "IMAGENET1K_V2", a file (safetensors, or a state dict as `torch.save` writes it), or "auto": pretrained
     where the class counts agree, else random. With 2 `heads` the last layer is doubled, after its weights are
     loaded; a file of two heads gives two in any case.
+
+    Views are resized to `input_size` pixels; 0 takes the size that the weights were trained at, where it is known:
+    of published ones, of files that `save_weights` wrote, of a ViT's position embedding. Of any other file it is
+    taken to be that of the views, as of random weights.
 
     Raises:
         UnknownNameError: no such model, or no pretrained weights of that name.
@@ -119,13 +130,15 @@ def build(
         source = _pretrained(plan, weights, num_classes)
     else:
         source = _from_file(plan, weights, num_classes)
+    if input_size:
+        source = source._replace(adapter=replace(source.adapter, size=input_size))
     with seeded(seed):
         module = plan.make(num_classes, source.adapter)
         module = two_heads(module, num_classes) if source.heads == 2 else module
     if source.state is not None:
         load_weights(plan.name, module, source.state, source.label.removeprefix("file:"), num_classes)
     model = Model(plan.name, module, source.adapter, num_classes, source.label)
-    if ":" in model.name:
+    if ":" in model.name or input_size:
         _check_forward(model)
     return model.with_two_heads(seed) if heads == 2 else model
 
@@ -220,7 +233,7 @@ def _from_file(plan: Plan, weights: str, num_classes: int) -> _Source:
         if header.num_classes != num_classes:
             raise WeightsError(other_head(path.name, header.num_classes, num_classes))
         return _Source(label, header.adapter, state, header.heads)
-    adapter = next((p.adapter for p in plan.pretrained.values() if p.file == path.name), plan.adapter)
+    adapter = next((p.adapter for p in plan.pretrained.values() if p.file == path.name), plan.fitted)
     if plan.name.startswith("vit_") and {"conv_proj.weight", "encoder.pos_embedding"} <= state.keys():
         side = math.isqrt(state["encoder.pos_embedding"].shape[1] - 1)  # patches a side; 1 is the class token
         adapter = replace(adapter, size=side * state["conv_proj.weight"].shape[-1])

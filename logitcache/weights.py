@@ -3,6 +3,7 @@
 Safetensors, or a state dict as `torch.save` writes it, perhaps nested in a checkpoint.
 """
 
+import argparse
 import json
 import math
 import os
@@ -185,7 +186,10 @@ def _unreadable(path: Path, error: Exception) -> WeightsError:
 def _read_torch(path: Path) -> State:
     """Read a state dict, perhaps nested in a checkpoint; only tensors and plain data are ever unpickled."""
     try:
-        with warnings.catch_warnings(action="ignore", category=UserWarning):
+        plain = torch.serialization.safe_globals(
+            [argparse.Namespace]
+        )  # a script's options beside the weights
+        with warnings.catch_warnings(action="ignore", category=UserWarning), plain:
             found: Any = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a damaged file can make the unpickler fail in any way
         advice = "save the state dict alone (Python objects are never loaded): module.state_dict()"
@@ -196,7 +200,11 @@ def _read_torch(path: Path) -> State:
             break
     entries = found.items() if isinstance(found, dict) else [(None, None)]
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in entries):
-        raise WeightsError(f"{path} holds no state dict (names and tensors); save module.state_dict()")
+        keys = ", ".join(repr(key) for key in list(found)[:5]) if isinstance(found, dict) else ""
+        there = f"it has {keys}" if keys else f"it is of type {type(found).__name__}"
+        raise WeightsError(
+            f"{path} holds no state dict (names and tensors), {there}; save module.state_dict(), alone or as 'model'"
+        )
     state = dict(entries)
     prefixes = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
     while prefix := next((p for p in prefixes if state and all(k.startswith(p) for k in state)), ""):

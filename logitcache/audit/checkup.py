@@ -125,5 +125,6 @@ def teacher_of(
         view_size=max(view.shape[1:]),
         weights=weights or kind,
         seed=seed,
+        input_size=spec.teacher.adapter.size,
     )
     return images, teacher
