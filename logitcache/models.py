@@ -133,7 +133,12 @@ def build(
     if input_size:
         source = source._replace(adapter=replace(source.adapter, size=input_size))
     with seeded(seed):
-        module = plan.make(num_classes, source.adapter)
+        try:
+            module = plan.make(num_classes, source.adapter)
+        except (AssertionError, ValueError) as error:
+            if not input_size:
+                raise
+            raise OptionError(f"{name} does not take {input_size} pixels: {first_line(error)}") from error
         module = two_heads(module, num_classes) if source.heads == 2 else module
     if source.state is not None:
         load_weights(plan.name, module, source.state, source.label.removeprefix("file:"), num_classes)

@@ -30,6 +30,7 @@ from logitcache.forward import ViewModel
 from logitcache.loader import KeyedViews
 from logitcache.models import Model, build
 from logitcache.schema import RecipeSpec
+from logitcache.sources import Sources
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.stream import Stream
@@ -442,3 +443,26 @@ def test_a_worker_that_is_killed_ends_a_dump_in_one_line_and_it_goes_on(tmp_path
 def test_options_that_cannot_be_honoured(tmp_path: Path, options: dict[str, object]) -> None:
     with pytest.raises(OptionError):
         dump_digits(tmp_path / "c.zarr", **options)
+
+
+def test_a_dump_says_how_often_the_teacher_is_right(tmp_path: Path) -> None:
+    report = dump_digits(tmp_path / "c.zarr", 100)
+    reader, labels = CacheReader(tmp_path / "c.zarr"), few_digits(100).labels
+    first = {
+        seed: np.concatenate([reader.read(seed, j)["ids"][:, 0] for j in range(reader.spec.shards)])
+        for seed in (0, 1)
+    }
+    assert report.teacher_top1 == np.mean([first[seed] == labels for seed in (0, 1)])
+    assert dump_digits(tmp_path / "c.zarr", 100).teacher_top1 is None  # nothing was left to do
+
+
+def test_the_test_split_is_viewed_by_what_the_recipe_evaluates_by() -> None:
+    opened = Sources("digits_small", weights="random", recipe="cifar", split="test").open()
+    assert opened.recipe == recipe_named(recipe_named("cifar").evaluation)
+
+
+def test_views_that_are_resized_for_the_teacher_are_told() -> None:
+    notes: list[str] = []
+    sources = Sources("resnet18", weights="random", input_size=48)
+    assert sources.open(notes.append).teacher.adapter.size == 48
+    assert "sees views of 8 pixels resized to 48" in notes[1]

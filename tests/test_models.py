@@ -1,5 +1,6 @@
 """Models by name: seeds decide weights, files round-trip, and what does not fit is said in one line."""
 
+import argparse
 import json
 import os
 import pickle
@@ -223,6 +224,7 @@ def wrapped(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tens
         lambda s: {"model": wrapped(s, "module.")},
         lambda s: {"model_state_dict": wrapped(s, "_orig_mod.module.")},
         lambda s: {"ema": wrapped(s, "module._orig_mod.")},
+        lambda s: {"model": s, "optimizer": {"state": {}}, "epoch": 3, "args": argparse.Namespace(lr=0.1)},
         lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
     ],
 )
@@ -237,6 +239,33 @@ def test_a_torchvision_vit_file_says_its_image_size(tmp_path):
     theirs = torchvision.models.vit_b_32(image_size=96, num_classes=10)
     torch.save(theirs.state_dict(), tmp_path / "vit.pth")
     assert tiny(str(tmp_path / "vit.pth"), name="vit_b_32").adapter.size == 96
+
+
+def test_a_plain_file_sees_the_views_as_they_are_or_as_it_is_told(tmp_path):
+    theirs = torchvision.models.resnet18(num_classes=10)
+    path = tmp_path / "theirs.pth"
+    torch.save({"model": theirs.state_dict()}, path)
+
+    def size(view_size, **options):
+        made = build("resnet18", num_classes=10, view_size=view_size, weights=str(path), **options)
+        return made.adapter.size
+
+    assert (size(64), size(96), size(224)) == (64, 96, 224)
+    assert size(64, input_size=160) == 160
+    kept = build("resnet18", num_classes=10, view_size=96, weights=str(path))
+    save_weights(tmp_path / "kept.safetensors", kept)
+    again = build("resnet18", num_classes=10, view_size=64, weights=str(tmp_path / "kept.safetensors"))
+    assert again.adapter.size == 96  # its file says what it was made for
+
+
+def test_an_input_size_that_a_network_cannot_take_is_refused():
+    with pytest.raises(OptionError, match="vit_b_32 does not take 50 pixels"):
+        build("vit_b_32", num_classes=10, view_size=64, weights="random", input_size=50)
+
+
+def test_a_checkpoint_without_weights_says_what_it_has(tmp_path):
+    torch.save({"net": dict(tiny().module.state_dict()), "epoch": 3}, tmp_path / "net.pth")
+    refused(WeightsError, "it has 'net', 'epoch'; save", weights=str(tmp_path / "net.pth"))
 
 
 def test_densenet_loads_under_its_published_names(tmp_path):
