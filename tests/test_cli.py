@@ -37,7 +37,8 @@ def fails(*words: object, cwd: Path) -> str:
     """Run a command that must fail with one clear line and exit code 1; returns the line."""
     ended = logitcache(*words, cwd=cwd)
     assert ended.exit_code == 1, (ended.output, ended.exception)
-    lines = [line for line in ended.stderr.splitlines() if not line.startswith("note: ")]
+    told = without_progress(ended.stderr).splitlines()
+    lines = [line for line in told if not line.startswith("note: ")]
     assert len(lines) == 1, lines
     assert lines[0].startswith("logitcache: ")
     return lines[0]
