@@ -41,6 +41,7 @@ def evaluate(
     from logitcache.evaluation import Evaluation
     from logitcache.evaluation import evaluate as evaluated
     from logitcache.forward import ViewModel, choose_device, choose_precision
+    from logitcache.plugin import require_own
     from logitcache.store import CacheReader
     from logitcache.students import Trained
     from logitcache.views import recipe_named
@@ -48,6 +49,10 @@ def evaluate(
     trained = Trained.find(student, weights)
     if data == "auto" and trained.data is None:
         raise OptionError(f"{student} does not say what to evaluate it on; name images with --data")
+    unasked = [trained.data or ""] if data == "auto" else []
+    if recipe == "auto" and trained.recipe:
+        unasked += trained.recipe.code
+    require_own(trained.file, *unasked)
     images = open_images(trained.data if data == "auto" and trained.data else data, "test")
     seen = trained.recipe or recipe_named(images.recipe)
     made_by = recipe_named(seen.evaluation if recipe == "auto" else recipe)
@@ -83,7 +88,7 @@ def _rows(
         rows.append(("teacher", f"{found.teacher}{right} {agrees}"))
     unit, name = next((u, n) for u, n in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (0, "k")) if found.flops >= u)
     flops = f"{found.flops / (unit or 1e3):.3g} {name}FLOPs"
-    rows.append(("size", f"{found.parameters:,} parameters, {flops} a view"))
+    rows.append(("size", f"{found.parameters:,} parameters, {flops} a view of {found.input_size} pixels"))
     speed = f"{found.images_per_second:,.0f} images/s on {found.device} in batches of {found.batch_size}"
     rows.append(("speed", f"{speed}, {found.precision}"))
     confused = found.confusion.most(most)

@@ -254,6 +254,12 @@ def _arranged(
             asked, shard_samples=there.shard_samples, chunk_samples=there.chunk_samples
         )
     fields = asked.differences(there)
+    if [f.field for f in fields] == ["teacher.adapter.size"]:
+        raise MismatchError(
+            f"the teacher of {out} sees views at another size",
+            fields,
+            f"give --input-size {there.teacher.adapter.size} to go on with it, or another --out",
+        )
     if not fields or any(f.field not in DATA for f in fields):
         return images, asked  # this cache; or another one, as `CacheWriter.open` will say
     ordered = in_cache_order(reader, images, grow=config.grow)

@@ -133,7 +133,7 @@ def _taught(cache: CacheReader, images: Images, recipe: RecipeSpec) -> Images:
         raise MismatchError(
             f"{cache.path} does not hold the teacher's answers for the views evaluated",
             [Difference("recipe", recipe.name, "another of its name" if name == recipe.name else name)],
-            f"make one with `logitcache dump --split test --recipe {recipe.name} --seeds {SEED}`",
+            "make one by the dump of the training cache with `--split test` added, and its own --out",
         )
     cache.require([SEED])
     ordered = in_cache_order(cache, images)
@@ -269,6 +269,7 @@ class EvaluationReport(Spec):
         top1, top5, nll, ece, agreement, kl: see `Tally.scores`; None without labels, or without a teacher's cache.
         teacher, teacher_top1: whose cache that is, and how often it is right itself, where an image has a label.
         parameters: their number.
+        input_size: pixels a side that it sees views resized to.
         flops: floating-point operations of one view, two for a multiplication and an addition.
         images_per_second: through the model, adapter included and views at hand: the median batch.
         batch_size, device, precision: at which these images were seen.
@@ -288,6 +289,7 @@ class EvaluationReport(Spec):
     teacher: str | None
     teacher_top1: float | None
     parameters: int
+    input_size: int
     flops: int
     images_per_second: float
     batch_size: int
@@ -338,6 +340,7 @@ def evaluate(model: ViewModel, evaluation: Evaluation, num_classes: int) -> Eval
         teacher=evaluation.teacher.reader.spec.teacher.name if evaluation.teacher else None,
         teacher_top1=_top1(evaluation.teacher, images) if evaluation.teacher else None,
         parameters=sum(p.numel() for p in model.parameters()),
+        input_size=model.adapter.spec.size,
         flops=flops(model, views[:1]),
         images_per_second=len(views) / seconds_per_forward(model, views),
         batch_size=len(views),

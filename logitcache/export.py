@@ -11,7 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -88,13 +88,18 @@ def format_named(name: str) -> Format:
     """Return the format called `name`, which can be written here.
 
     Raises:
-        OptionError: there is none, or the packages for it are not installed.
+        OptionError: there is none, or the packages for it are not there.
     """
     if name not in _FORMATS:
         raise OptionError(f"formats are {', '.join(_FORMATS)}, found {name!r}")
     needed = ("onnx", "onnxscript", "onnxruntime") if name == "onnx" else ()
-    if lacking := next((name for name in needed if find_spec(name) is None), None):
-        raise OptionError(f"exporting to ONNX needs {lacking}; pip install 'logitcache[onnx]'")
+    for package in needed:
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise OptionError(
+                f"exporting to ONNX needs {package} ({first_line(error)}); pip install 'logitcache[onnx]'"
+            ) from error
     return cast(Format, name)
 
 

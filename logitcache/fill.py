@@ -129,12 +129,18 @@ class Filler:
 
 
 def receipt(
-    images: Images, samples: range, seed: int, shard: int, commit: int, arrays: Mapping[str, npt.NDArray[Any]]
+    spec: CacheSpec,
+    images: Images,
+    seed: int,
+    shard: int,
+    commit: int,
+    arrays: Mapping[str, npt.NDArray[Any]],
 ) -> Receipt:
-    """Return the receipt of a shard that holds these samples of the images in these arrays."""
+    """Return the receipt of a shard of a cache of these images that holds these arrays."""
+    samples = spec.shard_range(shard)
     unanswered = np.isnan(arrays["top"])
     labels = np.asarray(images.labels[samples.start : samples.stop])
-    labelled = (labels >= 0) & ~unanswered
+    labelled = (labels >= 0) & ~unanswered & (not spec.recipe.mix_steps)  # a mixed view has two labels
     right = labelled & (arrays["ids"][:, 0] == labels)
     bad = tuple((np.flatnonzero(unanswered) + samples.start).tolist())
     return Receipt(seed, shard, commit, len(samples), bad, int(labelled.sum()), int(right.sum()))
@@ -279,7 +285,7 @@ class _Gatherer:
 
     def _write(self, seed: int, shard: int, arrays: Mapping[str, npt.NDArray[Any]]) -> Receipt:
         commit = self.writers[seed].settle(shard, arrays)
-        return receipt(self.views.images, self.spec.shard_range(shard), seed, shard, commit, arrays)
+        return receipt(self.spec, self.views.images, seed, shard, commit, arrays)
 
     def _wait(self, most: int) -> None:
         while len(self._writing) > most:

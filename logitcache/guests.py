@@ -89,10 +89,9 @@ class Guest:
             commits = {seed: self.reader.commit(seed, part.shard) for seed in part.seeds}
             for seed, commit in commits.items():
                 if commit:
-                    samples = self.reader.spec.shard_range(part.shard)
                     arrays = self.reader.read(seed, part.shard)
                     images = self.filler.views.images
-                    found.append(receipt(images, samples, seed, part.shard, commit, arrays))
+                    found.append(receipt(self.reader.spec, images, seed, part.shard, commit, arrays))
             if seeds := tuple(seed for seed, commit in commits.items() if not commit):
                 left.append(Work(part.shard, seeds))
         writers = {seed: self.writer.guest(seed) for seed in {s for part in left for s in part.seeds}}

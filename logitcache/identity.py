@@ -109,6 +109,12 @@ class RecipeSpec(Spec):
         return self.steps[len(self.own_steps) :]
 
     @property
+    def code(self) -> tuple[str, ...]:
+        """Names of somebody's own code, ``module:function``, that making and evaluating its views runs."""
+        names = (*(step.transform for step in self.steps), self.evaluation)
+        return tuple(name for name in names if ":" in name)
+
+    @property
     def sha256(self) -> str:
         """Digest of the steps: two recipes with equal digests make equal views."""
         steps = json.dumps([step.to_dict() for step in self.steps], sort_keys=True)

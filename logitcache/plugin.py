@@ -1,9 +1,12 @@
 """Your own code by name: ``module:function`` as a data set, a model or a step of a recipe."""
 
 import importlib
+import importlib.util
 import os
 import sys
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from logitcache.errors import NotFoundError, OptionError, UnknownNameError
@@ -20,8 +23,7 @@ def load_callable(reference: str) -> Callable[..., Any]:
     module_name, _, name = reference.partition(":")
     if not module_name or not name or module_name.startswith("."):
         raise OptionError(f"expected package.module:function, found {reference!r}")
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)
+    _look_here_too()
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -34,3 +36,45 @@ def load_callable(reference: str) -> Callable[..., Any]:
         known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         raise UnknownNameError(f"callable in {module_name}", name, known)
     return function  # type: ignore[no-any-return]
+
+
+def require_own(where: object, *references: str) -> None:
+    """Insist that code which a file names, and not its reader, is the reader's own.
+
+    A cache or run folder may come from a stranger, and a name such as ``shutil:rmtree`` is a weapon. Modules of your
+    own folders may be named; those of the standard library and of installed packages, this one apart, may not.
+
+    Args:
+        where: what names it, for the message.
+        references: names of all kinds; those that are not ``module:function`` pass.
+
+    Raises:
+        OptionError: one is code that is not your own.
+    """
+    _look_here_too()
+    for reference in references:
+        package = reference.partition(":")[0].partition(".")[0]
+        if ":" in reference and package != "logitcache" and _installed(package):
+            raise OptionError(
+                f"{where} names the code {reference}, which is of the standard library or of an installed package, "
+                "and is not run because a file says so; name it yourself by an option, or take another file"
+            )
+
+
+def _look_here_too() -> None:
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
+
+
+def _installed(package: str) -> bool:
+    if package in sys.stdlib_module_names:
+        return True
+    try:
+        spec = importlib.util.find_spec(package) if package else None
+    except (ImportError, ValueError):
+        return True  # whatever it is, it has no file of yours
+    if spec is None:
+        return False  # nothing to run; who opens it says that it is not there
+    places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
+    libraries = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
+    return any(Path(place).resolve().is_relative_to(library) for place in places for library in libraries)

@@ -9,6 +9,7 @@ from logitcache.errors import DataError, Difference, DriftError, IncompleteError
 from logitcache.loader import KeyedViews, require
 from logitcache.models import Model
 from logitcache.order import in_cache_order
+from logitcache.plugin import require_own
 from logitcache.schema import CacheSpec, Spec
 from logitcache.store import CacheReader, seed_list
 from logitcache.views import digest, library_versions
@@ -62,11 +63,14 @@ def proved_views(
         The views; the seeds; what differs, where that is allowed.
 
     Raises:
+        OptionError: the cache names code that is not your own.
         MismatchError: the images are others than the cache's.
         DriftError: views made here differ from those that the teacher saw.
         IncompleteError: seeds asked for are not complete, or none is.
     """
-    images = images or open_images(reader.spec.dataset.name, reader.spec.dataset.split)
+    data, recipe = reader.spec.dataset, reader.spec.recipe
+    require_own(reader.path, *recipe.code, *([data.name] if images is None else []))
+    images = images or open_images(data.name, data.split)
     views = KeyedViews(in_cache_order(reader, images), reader.spec.recipe)
     chosen = tuple(seeds) or tuple(reader.complete())
     if not chosen:

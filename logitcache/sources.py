@@ -46,8 +46,11 @@ class Sources(Spec):
         """Open them; raises what these three functions raise, and has notes on random weights and resized views."""
         images = open_images(self.data, self.split)
         recipe = recipe_named(images.recipe if self.recipe == "auto" else self.recipe)
+        given = recipe
         if self.split == "test":
             recipe = recipe_named(recipe.evaluation)
+        if on_note and recipe != given and self.recipe != "auto":
+            on_note(f"test images are viewed by {recipe.name}, which {given.name} evaluates by")
         side = max(KeyedViews(images, recipe).any_view().shape[1:])
         classes = images.num_classes or self.num_classes
         teacher = build(

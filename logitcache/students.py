@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from logitcache.errors import FormatError, NotFoundError, OptionError
 from logitcache.models import Model, build
+from logitcache.plugin import require_own
 from logitcache.runs import RunFolder
 from logitcache.schema import RecipeSpec
 from logitcache.weights import read_header
@@ -73,7 +74,8 @@ class Trained:
             view_size: side of its views in pixels, where the file does not say what size it takes.
 
         Raises:
-            OptionError: nobody says which architecture, or how many classes, or the file says another number.
+            OptionError: nobody says which architecture, or how many classes; or the file says another number, or
+                names code that is not your own.
             WeightsError: the weights are of another one.
         """
         name, classes = student or self.name, self.num_classes or num_classes
@@ -81,6 +83,8 @@ class Trained:
             raise OptionError(
                 f"{self.file} does not say what it holds the weights of; name it with --student"
             )
+        if student is None and not name.startswith("timm:"):
+            require_own(self.file, name)
         if classes is None:
             raise OptionError(f"{self.file} does not say how many classes it tells apart; give --num-classes")
         if num_classes not in (None, classes):

@@ -184,15 +184,13 @@ def _unreadable(path: Path, error: Exception) -> WeightsError:
 
 
 def _read_torch(path: Path) -> State:
-    """Read a state dict, perhaps nested in a checkpoint; only tensors and plain data are ever unpickled."""
+    """Read a state dict, perhaps nested in a checkpoint; nothing but tensors, plain data and options is unpickled."""
     try:
-        plain = torch.serialization.safe_globals(
-            [argparse.Namespace]
-        )  # a script's options beside the weights
+        plain = torch.serialization.safe_globals([argparse.Namespace])
         with warnings.catch_warnings(action="ignore", category=UserWarning), plain:
             found: Any = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a damaged file can make the unpickler fail in any way
-        advice = "save the state dict alone (Python objects are never loaded): module.state_dict()"
+        advice = "save the state dict alone (other Python objects are never loaded): module.state_dict()"
         raise WeightsError(f"{path} is damaged or no checkpoint ({first_line(error)}); {advice}") from error
     for key in ("state_dict", "model", "model_state_dict", "ema"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from small import few_digits
 
+from logitcache.audit.checkup import CheckupConfig, checkup
 from logitcache.datasets import ArrayImages, open_images
 from logitcache.dump import DumpConfig, DumpReport, dump
 from logitcache.errors import (
@@ -29,7 +30,7 @@ from logitcache.errors import (
 from logitcache.forward import ViewModel
 from logitcache.loader import KeyedViews
 from logitcache.models import Model, build
-from logitcache.schema import RecipeSpec
+from logitcache.schema import RecipeSpec, StepSpec
 from logitcache.sources import Sources
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader, CacheWriter
@@ -466,3 +467,31 @@ def test_views_that_are_resized_for_the_teacher_are_told() -> None:
     sources = Sources("resnet18", weights="random", input_size=48)
     assert sources.open(notes.append).teacher.adapter.size == 48
     assert "sees views of 8 pixels resized to 48" in notes[1]
+
+
+def test_of_mixed_views_nobody_says_how_often_the_teacher_is_right(tmp_path: Path) -> None:
+    mixed = dataclasses.replace(RECIPE, steps=(*RECIPE.steps, StepSpec("MixUp", {"alpha": 1.0})))
+    assert dump_digits(tmp_path / "c.zarr", 100, recipe=mixed).teacher_top1 is None
+
+
+def test_a_cache_of_another_input_size_says_how_to_go_on(tmp_path: Path) -> None:
+    small, large = (
+        build("resnet18", num_classes=10, view_size=8, weights="random", input_size=size) for size in (32, 48)
+    )
+    dump_digits(tmp_path / "c.zarr", 20, small)
+    with pytest.raises(MismatchError, match="give --input-size 32 to go on with it"):
+        dump_digits(tmp_path / "c.zarr", 20, large)
+
+
+@pytest.mark.parametrize("weapon", ["images", "recipe"])
+def test_a_cache_that_names_weapons_runs_none(tmp_path: Path, weapon: str) -> None:
+    few, recipe = few_digits(20), RECIPE
+    if weapon == "images":
+        few = ArrayImages("shutil:rmtree", few.split, few.images, few.labels, 10, few.recipe)
+    else:
+        recipe = dataclasses.replace(recipe, evaluation="shutil:rmtree")
+    dump(tmp_path / "c.zarr", few, recipe, a_teacher(), DumpConfig(seeds=(0,), top_k=4, workers=0))
+    with pytest.raises(OptionError, match="names the code shutil:rmtree"):
+        Stream.from_cache(tmp_path / "c.zarr")
+    with pytest.raises(OptionError, match="names the code shutil:rmtree"):
+        checkup(str(tmp_path / "c.zarr"), CheckupConfig(replay=2))

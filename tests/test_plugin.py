@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from logitcache.errors import NotFoundError, OptionError, UnknownNameError
-from logitcache.plugin import load_callable
+from logitcache.plugin import load_callable, require_own
 
 
 @pytest.fixture(autouse=True)
@@ -63,3 +63,18 @@ def test_a_missing_function_suggests_the_ones_there(tmp_path: Path, monkeypatch:
 def test_what_is_not_module_and_function_is_refused(reference: str):
     with pytest.raises(OptionError, match=r"expected package\.module:function, found"):
         load_callable(reference)
+
+
+@pytest.mark.parametrize(
+    "name", ["shutil:rmtree", "os.path:join", "builtins:exec", "torch.hub:load", "numpy:load", "pytest:main"]
+)
+def test_code_that_a_file_names_is_never_of_the_library_or_of_a_package(name: str):
+    with pytest.raises(OptionError, match=f"a.zarr names the code {name}, .*name it yourself"):
+        require_own("a.zarr", "digits", name)
+
+
+def test_code_of_ones_own_folder_and_names_that_are_no_code_pass(tmp_path: Path, monkeypatch):
+    (tmp_path / "plugin_mine.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.chdir(tmp_path)
+    require_own("a.zarr", "plugin_mine:data", "plugin_absent:data", "logitcache.bench.glyphs:glyphs")
+    require_own("a.zarr", "digits", "imagefolder:/data/pets", "folder:./pets", "cifar10:", "")

@@ -11,6 +11,7 @@ from logitcache.dump import DumpConfig
 from logitcache.errors import OptionError
 from logitcache.loader import KeyedViews, OnBadImage
 from logitcache.models import Model, build
+from logitcache.plugin import require_own
 from logitcache.schema import CacheSpec, Spec
 from logitcache.store import CacheReader
 
@@ -107,9 +108,15 @@ def teacher_of(
         data: the images, where they have another name here.
 
     Raises:
-        OptionError: the weights came from a file that is not named.
+        OptionError: the weights came from a file that is not named, or the cache names code that is not your own.
         LogitCacheError: whatever keeps the images or the teacher from being there.
     """
+    unasked = [*spec.recipe.code]
+    if data is None:
+        unasked.append(spec.dataset.name)
+    if name is None and not spec.teacher.name.startswith("timm:"):
+        unasked.append(spec.teacher.name)
+    require_own("the cache", *unasked)
     images = open_images(data or spec.dataset.name, spec.dataset.split)
     kind, _, number = spec.teacher.weights.partition(":")
     if weights is None and kind == "file":

@@ -201,7 +201,7 @@ class _Seed:
         self.pairs = _Pairs()
         for part in pairs:
             self.pairs.add(part)
-        told = self.valid & (labels >= 0)
+        told = self.valid & (labels >= 0) & (not spec.recipe.mix_steps)  # a mixed view has two labels
         right = float((self.top[told] == labels[told]).mean()) if told.any() else None
         confidence, mean_entropy, mean_tail = map(float, means)
         self.stats = SeedStats(seed, int(self.valid.sum()), right, confidence, mean_entropy, mean_tail)
