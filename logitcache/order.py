@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from logitcache.datasets import Images, Samples, open_images
-from logitcache.errors import DataError, Difference, MismatchError
+from logitcache.errors import DataError, Difference, LogitCacheError, MismatchError, NotFoundError
 from logitcache.store import CacheReader
 
 Keys = npt.NDArray[np.uint64]
@@ -86,12 +86,16 @@ def images_to_show(reader: CacheReader, named: Sequence[str] = ()) -> Images | N
         MismatchError, DataError: none of those that were named is the cache's.
     """
     spec = reader.spec.dataset
-    found: DataError | MismatchError | None = None
+    found: LogitCacheError | None = None
     for name in [*named, *(["digits"] if spec.name == "digits" else [])]:
         try:
             return in_cache_order(reader, open_images(name, spec.split))
         except (DataError, MismatchError) as error:
             found = found or error
+        except NotFoundError as error:
+            if spec.split == "train":
+                raise
+            found = found or error  # a data set need not have a test split
     if found:
         raise found
     return None

@@ -52,11 +52,10 @@ class Pretrained(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """How to build one model: `adapter` at its own input size, `fitted` at the size for the views."""
+    """How to build one model: `fitted` is how it wants its input where nothing says at what size it was trained."""
 
     name: str
     make: Callable[[int, AdapterSpec], nn.Module]
-    adapter: AdapterSpec
     fitted: AdapterSpec
     pretrained: Mapping[str, Pretrained] = field(default_factory=dict)  # the default ones first
 
@@ -90,7 +89,7 @@ def plan_of(name: str, num_classes: int, view_size: int, seed: int) -> Plan:
 def _net_plan(name: str) -> Plan:
     digits = name in DIGITS_NETS
     adapter = AdapterSpec(1, 8, (0.5,), (0.5,)) if digits else AdapterSpec(3, 32, *_CIFAR)
-    return Plan(name, lambda num_classes, _: NETS[name](num_classes), adapter, adapter)
+    return Plan(name, lambda num_classes, _: NETS[name](num_classes), adapter)
 
 
 def _torchvision_plan(name: str, view_size: int) -> Plan:
@@ -113,7 +112,7 @@ def _torchvision_plan(name: str, view_size: int) -> Plan:
         size = _fitted_size(view_size, adapter.size, unit=14, smallest=28)
     else:  # a smallest size of 224 is that of the weights, not of the architecture
         size = _fitted_size(view_size, adapter.size, smallest=smallest if smallest < 224 else 32)
-    return Plan(name, partial(_torchvision_module, name), adapter, replace(adapter, size=size), pretrained)
+    return Plan(name, partial(_torchvision_module, name), replace(adapter, size=size), pretrained)
 
 
 def _torchvision_module(name: str, num_classes: int, adapter: AdapterSpec) -> nn.Module:
@@ -159,7 +158,7 @@ def _timm_plan(name: str, view_size: int) -> Plan:
 
     tag = config.tag or "default"
     published = {tag: Pretrained(config.num_classes, adapter, read)} if config.has_weights else {}
-    return Plan(name, make, adapter, replace(adapter, size=size), published)
+    return Plan(name, make, replace(adapter, size=size), published)
 
 
 def _own_plan(name: str, num_classes: int, view_size: int, seed: int) -> Plan:
@@ -178,7 +177,7 @@ def _own_plan(name: str, num_classes: int, view_size: int, seed: int) -> Plan:
             found = type(made).__name__
             raise OptionError(f"{name} must return an nn.Module or (nn.Module, AdapterSpec), found {found}")
     own = {"own": Pretrained(num_classes, adapter, lambda: None)}
-    return Plan(name, lambda *_: module, adapter, adapter, own)
+    return Plan(name, lambda *_: module, adapter, own)
 
 
 def _fitted_size(view_size: int, largest: int, *, unit: int = 32, smallest: int = 32) -> int:
