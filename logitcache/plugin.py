@@ -23,7 +23,8 @@ def load_callable(reference: str) -> Callable[..., Any]:
     module_name, _, name = reference.partition(":")
     if not module_name or not name or module_name.startswith("."):
         raise OptionError(f"expected package.module:function, found {reference!r}")
-    _look_here_too()
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -51,7 +52,6 @@ def require_own(where: object, *references: str) -> None:
     Raises:
         OptionError: one is code that is not your own.
     """
-    _look_here_too()
     for reference in references:
         package = reference.partition(":")[0].partition(".")[0]
         if ":" in reference and package != "logitcache" and _installed(package):
@@ -59,11 +59,6 @@ def require_own(where: object, *references: str) -> None:
                 f"{where} names the code {reference}, which is of the standard library or of an installed package, "
                 "and is not run because a file says so; name it yourself by an option, or take another file"
             )
-
-
-def _look_here_too() -> None:
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)
 
 
 def _installed(package: str) -> bool:
@@ -74,7 +69,7 @@ def _installed(package: str) -> bool:
     except (ImportError, ValueError):
         return True  # whatever it is, it has no file of yours
     if spec is None:
-        return False  # nothing to run; who opens it says that it is not there
+        return False  # in the working directory, or nowhere
     places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
     libraries = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
     return any(Path(place).resolve().is_relative_to(library) for place in places for library in libraries)

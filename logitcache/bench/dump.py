@@ -73,8 +73,8 @@ def measure(
             {"one": dumped(idle, SEEDS, SEEDS), "many": dumped(idle, SEEDS, 1)}, rounds, time.perf_counter
         )
     views = len(images)
-    real = {"dump": "one seed a pass", "teacher": teacher.name}
-    many = {"dump": f"{SEEDS} seeds a pass", "teacher": "next to none"}
+    real = {"dump": "one seed", "teacher": teacher.name}
+    many = {"dump": f"{SEEDS} seeds", "teacher": "tiny"}
     return [
         Comparison.between(real, "bare loop", stored["dump"], stored["bare"], 1.03, views * LONG),
         Comparison.between(many, f"{SEEDS} passes", passes["one"], passes["many"], 0.667, views * SEEDS),
