@@ -4,6 +4,7 @@ The teacher's answers for these images come from a cache of theirs, as `logitcac
 cache of training views says nothing about them.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from logitcache.loader import KeyedViews, ViewBatch, loaded, view_loader
 from logitcache.losses.kd import kl_rows
 from logitcache.order import in_cache_order
 from logitcache.pairs import Switch
+from logitcache.reliability import BINS, Reliability
 from logitcache.replay import prove_replay
 from logitcache.schema import RecipeSpec, Spec
 from logitcache.sparse import SparseTeacher
@@ -32,7 +34,6 @@ from logitcache.views import recipe_named
 from logitcache.world import World
 
 SEED = 0  # the only one that a recipe without randomness has any use for
-BINS = 15  # of confidence, equally wide
 ALONE = World()
 
 
@@ -96,28 +97,23 @@ class Evaluation:
             raise _other_classes(images.num_classes, stream.num_classes, images)
         return cls(images, recipe, teacher, workers=workers, device=stream.device)
 
-    def of(self, models: Sequence[ViewModel], world: World = ALONE) -> list[dict[str, float]]:
-        """Return the scores of each, as `Tally.scores`; the models are in evaluation mode afterwards.
+    def of(self, models: Sequence[ViewModel], world: World = ALONE) -> "list[Tally]":
+        """Show every image to each of the models once; they are in evaluation mode afterwards.
 
         Args:
             models: on their device.
             world: the ranks that share the batches, all of which call this with the same models, and get the same
-                scores: one process's, since each batch is still seen whole, and once.
+                tallies: one process's, since each batch is still seen whole, and once.
 
         Raises:
             MismatchError: a model tells other classes apart than there are.
             ClusterError: another rank has ended.
         """
         world.share_buffers(models)
-        return [tally.of_all(world).scores() for tally in self.tallies(models, world)]
+        return [tally.of_all(world) for tally in self._counted(models, world)]
 
     @torch.inference_mode()
-    def tallies(self, models: Sequence[ViewModel], world: World = ALONE) -> "list[Tally]":
-        """Show every image to each of the models once; of several ranks, each its share of the batches.
-
-        Raises:
-            MismatchError: a model tells other classes apart than there are.
-        """
+    def _counted(self, models: Sequence[ViewModel], world: World) -> "list[Tally]":
         self._switch.current = self._batches[world.rank :: world.size]
         tallies = [Tally(model, self) for model in models]
         for batch in loaded(self._loader):
@@ -155,7 +151,7 @@ class Tally:
         self.device = next(model.parameters()).device
         zeros = partial(torch.zeros, dtype=torch.float64, device=self.device)
         self._right = zeros(3)  # top-1, top-5, −log p
-        self._sure = zeros(BINS)  # Σ right − confidence, by bin
+        self._sure = zeros(3 * BINS)  # images, how many of them right, Σ confidence; by bin
         self._near = zeros(2)  # same top class, KL
         self._edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64, device=self.device)[1:-1]
         self._labelled, self._taught = 0, 0
@@ -186,7 +182,8 @@ class Tally:
         self._right += torch.stack([right[:, 0], right.any(1), surprise]).double().sum(1)
         confidence = log_p.amax(1).exp()
         bins = torch.bucketize(confidence, self._edges)  # (0, 1/15], (1/15, 2/15], …
-        self._sure.index_add_(0, bins, right[:, 0].double() - confidence)
+        told = torch.stack([torch.ones_like(confidence), right[:, 0].double(), confidence])
+        self._sure.view(3, BINS).index_add_(1, bins, told)
         self._labelled += len(labels)
 
     def _add_taught(self, logits: Tensor, teacher: SparseTeacher) -> None:
@@ -219,10 +216,17 @@ class Tally:
         scores: dict[str, float] = {}
         if self._labelled:
             scores |= zip(("top1", "top5", "nll"), (self._right / self._labelled).tolist(), strict=True)
-            scores["ece"] = float(self._sure.abs().sum()) / self._labelled
+            scores["ece"] = told.ece if (told := self.reliability()) else math.nan
         if self._taught:
             scores |= zip(("agreement", "kl"), (self._near / self._taught).tolist(), strict=True)
         return scores
+
+    def reliability(self) -> Reliability | None:
+        """Tell how sure the model was, and how often right then; None without labels, or with NaN for an answer."""
+        images, right, confidence = self._sure.view(3, BINS).tolist()
+        if not self._labelled or not all(map(math.isfinite, confidence)):
+            return None
+        return Reliability(tuple(map(int, images)), tuple(map(int, right)), tuple(confidence))
 
     def confusion(self, num_classes: int) -> "Confusion":
         """Count labels against predictions."""
@@ -273,6 +277,7 @@ class EvaluationReport(Spec):
         flops: floating-point operations of one view, two for a multiplication and an addition.
         images_per_second: through the model, adapter included and views at hand: the median batch.
         batch_size, device, precision: at which these images were seen.
+        reliability: accuracy by confidence; None without labels.
         confusion: labels against predictions.
     """
 
@@ -295,6 +300,7 @@ class EvaluationReport(Spec):
     batch_size: int
     device: str
     precision: str
+    reliability: Reliability | None
     confusion: Confusion
 
 
@@ -323,7 +329,7 @@ def evaluate(model: ViewModel, evaluation: Evaluation, num_classes: int) -> Eval
     )  # from the labels that occur, where a data set lists no classes
     if images.num_classes not in (None, num_classes) and not guessed:
         raise _other_classes(images.num_classes, num_classes, images)
-    (tally,) = evaluation.tallies([model])
+    (tally,) = evaluation.of([model])
     scores = tally.scores()
     if not np.isfinite([*scores.values()]).all():
         raise NonFiniteError(
@@ -346,6 +352,7 @@ def evaluate(model: ViewModel, evaluation: Evaluation, num_classes: int) -> Eval
         batch_size=len(views),
         device=str(tally.device),
         precision=str(model.dtype).removeprefix("torch."),
+        reliability=tally.reliability(),
         confusion=tally.confusion(num_classes),
     )
 

@@ -20,6 +20,7 @@ from logitcache.models import Model
 from logitcache.nets import TwoHeads
 from logitcache.optim import MovingAverage, optimizer_for, rate
 from logitcache.protocols import TrainConfig
+from logitcache.reliability import Reliability
 from logitcache.runs import RunFolder, Stateful
 from logitcache.stream import Batch, Stream
 from logitcache.views import key
@@ -179,8 +180,12 @@ class Learner:
         parts = {**self._parts, "ledger": self.require_finite()}
         self._write(lambda: self.folder.save(parts))
 
-    def end(self, measured: dict[str, float]) -> dict[str, Any]:
+    def end(self, measured: dict[str, float], reliability: Reliability | None) -> dict[str, Any]:
         """Keep the epoch in the run folder; returns its row of metrics.jsonl.
+
+        Args:
+            measured: what the row gets besides losses and rate.
+            reliability: of the student on the test set; None where it was not evaluated.
 
         Raises:
             NonFiniteError, StorageError: as `save` does.
@@ -189,7 +194,7 @@ class Learner:
         rate = self.optimizer.param_groups[0]["lr"]
         row = {"epoch": whole.epoch, **whole.means(), "lr": rate, **measured}
         self.ledger = self._parts["ledger"] = Ledger(whole.epoch + 1, self.device)
-        self._write(lambda: self.folder.keep(row, self._parts, self.student))
+        self._write(lambda: self.folder.keep(row, reliability, self._parts, self.student))
         return row
 
     def require_finite(self) -> Ledger:

@@ -2,6 +2,7 @@
 
 config.json         everything that made the run: settings, objective, student, cache, versions, command line
 metrics.jsonl       one line per epoch
+reliability.json    how sure the student was of the test images, and how often right then, after the last epoch
 best.safetensors    the student at its best top-1, and
 last.safetensors    after the last epoch
 checkpoint.pt       all that changes in training, after some step, to resume from
@@ -28,6 +29,7 @@ from logitcache.errors import (
     StorageError,
 )
 from logitcache.models import Model, save_weights
+from logitcache.reliability import Reliability
 from logitcache.views import library_versions
 from logitcache.weights import first_line
 
@@ -110,7 +112,27 @@ class RunFolder:
         lines = _read(file).splitlines() if file.exists() else []
         return [_row(file, number, line) for number, line in enumerate(lines, 1)]
 
-    def keep(self, row: dict[str, Any], parts: Mapping[str, Stateful], student: Model) -> None:
+    def reliability(self) -> Reliability | None:
+        """Return that of the last epoch; None where the student was not evaluated on labels.
+
+        Raises:
+            FormatError: reliability.json is damaged.
+        """
+        file = self.path / "reliability.json"
+        if not file.exists():
+            return None
+        try:
+            return Reliability.from_dict(_read_json(file))
+        except FormatError as error:
+            raise FormatError(f"{file} is damaged ({error}); delete it, or train again") from error
+
+    def keep(
+        self,
+        row: dict[str, Any],
+        reliability: Reliability | None,
+        parts: Mapping[str, Stateful],
+        student: Model,
+    ) -> None:
         """Add an epoch's row, its weights, and the checkpoint that stands for all of them."""
         rows = [*self.metrics(), row]
         best = max((r["top1"] for r in rows[:-1] if "top1" in r), default=-1.0)
@@ -118,6 +140,10 @@ class RunFolder:
             save_weights(self.path / "last.safetensors", student)
             if row.get("top1", math.inf) > best:
                 save_weights(self.path / "best.safetensors", student)
+            if reliability is None:
+                (self.path / "reliability.json").unlink(missing_ok=True)  # an earlier epoch's
+            else:
+                _replace(self.path / "reliability.json", json.dumps(reliability.to_dict()) + "\n")
             self._write_metrics(rows)
         self.save(parts)
 

@@ -20,9 +20,10 @@ from logitcache.errors import (
     StorageError,
     StudentsError,
 )
-from logitcache.evaluation import Evaluation
+from logitcache.evaluation import Evaluation, Tally
 from logitcache.learner import Learner, Run
 from logitcache.loader import deaths_named
+from logitcache.reliability import Reliability
 from logitcache.runs import RunFolder
 from logitcache.spec import Spec
 from logitcache.stream import Batch, Stream
@@ -124,13 +125,15 @@ def train(
             seconds = time.perf_counter() - began
             views += seen
             active = group.each(active, Learner.mix_heads)
-            scores: list[dict[str, float]] = [{} for _ in active]
+            tallies: list[Tally | None] = [None for _ in active]
             if evaluation and active and (shared or world.rank == 0):
-                scores = evaluation.of([x.kept for x in active], world if shared else World())
-            for learner, score in zip(active, scores, strict=True):
-                measured = {"views_per_second": seen / seconds, "seconds": seconds, **score}
+                tallies = [*evaluation.of([x.kept for x in active], world if shared else World())]
+            for learner, tally in zip(active, tallies, strict=True):
+                measured = {"views_per_second": seen / seconds, "seconds": seconds}
+                measured |= tally.scores() if tally else {}
+                reliability = tally.reliability() if tally else None
                 rows: list[dict[str, Any]] = []
-                group.each([learner], partial(_end, measured, rows))
+                group.each([learner], partial(_end, measured, reliability, rows))
                 for row in rows:  # whom it is told may fail on rank 0 alone, which ends all
                     tell({"run": str(learner.run.out), "epochs": learner.run.config.epochs, **row})
         seconds = time.perf_counter() - started
@@ -220,8 +223,10 @@ def _take(step: int, batch: Batch, learner: Learner) -> None:
         learner.step(batch)
 
 
-def _end(measured: dict[str, float], rows: list[dict[str, Any]], learner: Learner) -> None:
-    rows.append(learner.end(measured))
+def _end(
+    measured: dict[str, float], reliability: Reliability | None, rows: list[dict[str, Any]], learner: Learner
+) -> None:
+    rows.append(learner.end(measured, reliability))
 
 
 def _report(learner: Learner, seconds: float, views_per_second: float) -> TrainReport:

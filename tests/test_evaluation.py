@@ -52,15 +52,13 @@ def numbered_images(labels: np.ndarray, classes: int) -> ArrayImages:
     return ArrayImages("numbers", "test", pixels, labels.astype(np.int64), classes, "identity")
 
 
-def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """The definition, bin by bin (Guo et al. 2017, equation 3)."""
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
-    error = 0.0
-    for number in range(15):
-        inside = (confidence > number / 15) & (confidence <= (number + 1) / 15)
-        if inside.any():
-            error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
-    return float(error)
+def by_confidence(probabilities: np.ndarray, labels: np.ndarray) -> list[tuple[float, float, int]]:
+    """Mean confidence, accuracy and count of each bin that is not empty, image by image (Guo et al. 2017)."""
+    bins: dict[int, list[tuple[float, bool]]] = {}
+    for p, label in zip(probabilities, labels, strict=True):
+        bins.setdefault(math.ceil(p.max() * 15), []).append((p.max(), p.argmax() == label))
+    told = [np.array(bins[number]) for number in sorted(bins)]
+    return [(sure, right, len(bin_)) for bin_ in told for sure, right in [bin_.mean(0)]]
 
 
 @settings(max_examples=40, deadline=None)
@@ -75,7 +73,8 @@ def test_scores_are_those_of_other_implementations(seed: int, n: int, classes: i
     unlabelled[0] = False
     images = numbered_images(np.where(unlabelled, -1, labels), classes)
     model: Any = Numbered(torch.from_numpy(logits))
-    (scores,) = Evaluation(images, IDENTITY, batch_size=32).of([model])
+    (tally,) = Evaluation(images, IDENTITY, batch_size=32).of([model])
+    scores, reliability = tally.scores(), tally.reliability()
 
     known, labels = logits[~unlabelled].astype(np.float64), labels[~unlabelled]
     probabilities = np.exp(known - np.logaddexp.reduce(known, axis=1)[:, None])
@@ -85,11 +84,17 @@ def test_scores_are_those_of_other_implementations(seed: int, n: int, classes: i
         assert scores[name] == pytest.approx(top_k_accuracy_score(labels, known, k=k, labels=every))
     surprise = nn.functional.cross_entropy(torch.from_numpy(known), torch.from_numpy(labels))
     assert scores["nll"] == pytest.approx(float(surprise), rel=1e-6)
-    assert scores["ece"] == pytest.approx(calibration_error(probabilities, labels), abs=1e-9)
+    bins = by_confidence(probabilities, labels)
+    error = sum(n * abs(right - sure) for sure, right, n in bins) / len(labels)  # equation 3 there
+    assert scores["ece"] == pytest.approx(error, abs=1e-9)
     theirs = multiclass_calibration_error(
         torch.from_numpy(probabilities), torch.from_numpy(labels), classes, 15
     )
     assert scores["ece"] == pytest.approx(float(theirs), abs=1e-6)
+
+    assert reliability is not None
+    assert reliability.points() == [pytest.approx(point) for point in bins]
+    assert reliability.ece == scores["ece"]
 
 
 def test_a_sure_and_right_model_is_calibrated_and_a_sure_and_wrong_one_is_not() -> None:
@@ -97,7 +102,7 @@ def test_a_sure_and_right_model_is_calibrated_and_a_sure_and_wrong_one_is_not() 
     images, sure = numbered_images(labels, 7), 50 * torch.eye(7)[labels]
     right: Any = Numbered(sure)
     wrong: Any = Numbered(sure.roll(1, dims=1))
-    good, bad = Evaluation(images, IDENTITY).of([right, wrong])
+    good, bad = (tally.scores() for tally in Evaluation(images, IDENTITY).of([right, wrong]))
     assert (good["top1"], good["ece"]) == (1.0, pytest.approx(0.0))
     assert (bad["top1"], bad["ece"]) == (0.0, pytest.approx(1.0))
 
@@ -176,12 +181,16 @@ def test_agreement_and_kl_are_those_with_the_teacher_itself(tmp_path: Path) -> N
         p = ViewModel(a_teacher()).eval()(images.images).double().log_softmax(1)
         q = student(images.images).double().log_softmax(1)
     whole = nn.functional.kl_div(q, p, reduction="batchmean", log_target=True)
-    exact = Evaluation(images, IDENTITY, taught(tmp_path / "c.zarr", images), batch_size=32).of([student])[0]
+    exact = (
+        Evaluation(images, IDENTITY, taught(tmp_path / "c.zarr", images), batch_size=32)
+        .of([student])[0]
+        .scores()
+    )
     assert exact["agreement"] == (p.argmax(1) == q.argmax(1)).double().mean()
     assert exact["kl"] == pytest.approx(float(whole), rel=1e-5)
 
     few = taught(tmp_path / "few.zarr", images, profile="default", top_k=3)
-    sparse = Evaluation(images, IDENTITY, few, batch_size=32).of([student])[0]
+    sparse = Evaluation(images, IDENTITY, few, batch_size=32).of([student])[0].scores()
     top = p.topk(3, dim=1).indices
     pk, qk = ((x.exp().gather(1, top)) for x in (p, q))
     pk, qk = (torch.cat([x, 1 - x.sum(1, keepdim=True)], 1) for x in (pk, qk))
@@ -191,12 +200,16 @@ def test_agreement_and_kl_are_those_with_the_teacher_itself(tmp_path: Path) -> N
 
     unlabelled = ArrayImages("digits", "test", images.images, np.full(70, -1), 10, "digits")
     alone = taught(tmp_path / "unlabelled.zarr", unlabelled)
-    assert Evaluation(unlabelled, IDENTITY, alone).of([student])[0].keys() == {"agreement", "kl"}
+    assert Evaluation(unlabelled, IDENTITY, alone).of([student])[0].scores().keys() == {"agreement", "kl"}
 
 
 def test_a_teacher_agrees_with_itself(tmp_path: Path) -> None:
     images = few_digits(40, "test")
-    scores = Evaluation(images, IDENTITY, taught(tmp_path / "c.zarr", images)).of([ViewModel(a_teacher())])[0]
+    scores = (
+        Evaluation(images, IDENTITY, taught(tmp_path / "c.zarr", images))
+        .of([ViewModel(a_teacher())])[0]
+        .scores()
+    )
     assert scores["agreement"] == 1.0
     assert scores["kl"] == pytest.approx(0.0, abs=1e-6)
 

@@ -60,6 +60,7 @@ class Series:
         style: number of its colour.
         thin: drawn fine and pale, behind the others.
         marks: a mark at each point; else at the last one, where it is not thin.
+        weights: that the areas of the points' marks tell; none where all are alike.
     """
 
     name: str
@@ -67,6 +68,13 @@ class Series:
     style: int = 0
     thin: bool = False
     marks: bool = False
+    weights: tuple[float, ...] = ()
+
+    def radii(self) -> list[float]:
+        """Return the radius of each point's mark; none vanishes."""
+        if not self.weights:
+            return [3.0] * len(self.points)
+        return [5.0 * max(0.25, math.sqrt(weight / max(self.weights))) for weight in self.weights]
 
 
 class Scale:
@@ -175,17 +183,22 @@ def lines(
     numbers: Numbers,
     *,
     named: bool = False,
+    ideal: Sequence[Point] = (),
 ) -> Element:
-    """Draw lines that end in a mark; `named` says beside the title which is which."""
+    """Draw lines that end in a mark; `named` says beside the title which is which, `ideal` where they should be."""
     plot = _Plot(x, y, [point for one in series for point in one.points])
+    if ideal:
+        plot.add(tag("path", d=_through([(plot.x(a), plot.y(b)) for a, b in ideal]), class_="axis"))
     for one in sorted(series, key=lambda one: not one.thin):
-        where = [(plot.x(a), plot.y(b)) for a, b in one.points if plot.shows(a, b)]
+        sized = zip(one.points, one.radii(), strict=True)
+        dots = [(plot.x(a), plot.y(b), radius) for (a, b), radius in sized if plot.shows(a, b)]
         kind = f"line {style(one.style)}" + (" thin" if one.thin else "")
-        if len(where) > 1:
-            path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in where)
-            plot.add(tag("path", tag("title", one.name), d=path, class_=kind))
-        ends = where[-1:] if len(where) == 1 or not one.thin else []
-        plot.add([_mark(a, b, one.style, 3.0, one.name) for a, b in (where if one.marks else ends)])
+        if len(dots) > 1:
+            line = _through([(a, b) for a, b, _ in dots])
+            plot.add(tag("path", tag("title", one.name), d=line, class_=kind))
+        ends = dots[-1:] if len(dots) == 1 or not one.thin else []
+        marked = dots if one.marks else ends
+        plot.add([_mark(a, b, one.style, radius, one.name) for a, b, radius in marked])
     names = {one.style: one.name for one in series} if named else {}
     return _figure(ids, title, note, plot.svg, numbers, legend(names) if names else None)
 
@@ -286,6 +299,10 @@ class _Plot:
             yield tag("text", self.x.text(value), x=at, y=bottom + 15, class_="tick middle")
         yield tag("path", d=f"M{LEFT} {bottom}H{right}", class_="axis")
         yield tag("text", self.x.axis.label, x=(LEFT + right) / 2, y=HEIGHT - 4, class_="tick middle label")
+
+
+def _through(points: Sequence[Point]) -> str:
+    return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
 
 
 def _svg(height: int) -> Element:

@@ -5,7 +5,7 @@ from xml.etree.ElementTree import Element
 
 from logitcache.report.charts import STYLES, Axis, Numbers, Series, legend, lines, spaced, thinned
 from logitcache.report.html import Child, Ids, tag
-from logitcache.report.metrics import measure
+from logitcache.report.metrics import measure, percent
 from logitcache.report.runs import Group, short_paths
 
 MOST_POINTS, POINTS_IN_ALL = 240, 150_000  # of a line; of the page
@@ -30,6 +30,8 @@ class Curves:
         names = [name for name in self.measured if measure(name).section == section]
         names.sort(key=lambda name: (name == "lr", name != "loss"))
         charts = [self.chart(name) for name in names]
+        if section == "calibration" and (reliability := self.reliability()) is not None:
+            charts.append(reliability)
         return tag("div", self._legend(names), tag("div", charts, class_="charts")) if charts else None
 
     def chart(self, name: str) -> Element:
@@ -66,6 +68,24 @@ class Curves:
             Axis(percent=what.share, log=steep, low=0.0 if name == "lr" else None),
         )
         return lines(self.ids, what.title, " ".join(notes), x, y, series, self._numbers(name, curves))
+
+    def reliability(self) -> Element | None:
+        """Draw accuracy against confidence after the last epoch; repeats of a run are taken together."""
+        series, rows = [], []
+        for number, group in enumerate(self.groups):
+            if (told := group.reliability()) is None:
+                continue
+            bins = told.points()
+            where, weights = tuple((sure, right) for sure, right, _ in bins), tuple(n for _, _, n in bins)
+            series.append(Series(group.name, where, number, marks=True, weights=weights))
+            rows += [(group.name, percent(sure), percent(right), f"{n:,}") for sure, right, n in bins]
+        if not series:
+            return None
+        note = "After the last epoch, by 15 bins. Larger marks: more images. Below the line: too sure."
+        share = Axis("confidence", percent=True, low=0.0, high=1.0)
+        numbers = Numbers(("student", "confidence", "accuracy", "images"), tuple(rows))
+        straight = ((0.0, 0.0), (1.0, 1.0))
+        return lines(self.ids, "Accuracy by confidence", note, share, share, series, numbers, ideal=straight)
 
     def _legend(self, names: Sequence[str]) -> Element | None:
         """Say which line stands for which group, of those that have one of these measures."""

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import operator
 import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from logitcache.errors import FormatError, IncompleteError, LogitCacheError
 from logitcache.losses import Objective
+from logitcache.reliability import Reliability
 from logitcache.runs import RunFolder
 from logitcache.schema import Spec
 from logitcache.store import seed_list
@@ -34,6 +36,7 @@ class RunFacts(Spec):
         weights: numbers in its last weights, running statistics apart; None where the file is gone.
         settings: all of config.json but the command, by dotted name; lists and long values as text.
         rows: metrics.jsonl, finite numbers only.
+        reliability: after the last epoch; None where the student was not evaluated on labels.
         left_out: how many numbers were not finite.
     """
 
@@ -43,6 +46,7 @@ class RunFacts(Spec):
     weights: int | None
     settings: dict[str, Any]
     rows: tuple[dict[str, float], ...]
+    reliability: Reliability | None
     left_out: int
 
     @functools.cached_property
@@ -83,6 +87,11 @@ class Group(Spec):
             return None
         return statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0
 
+    def reliability(self) -> Reliability | None:
+        """Return the bins of all runs together."""
+        found = [run.reliability for run in self.runs if run.reliability]
+        return functools.reduce(operator.add, found) if found else None
+
     def mean(self, name: str) -> tuple[tuple[float, float], ...]:
         """Return (epoch, mean over runs) of the epochs that every run has."""
         curves = [dict(run.curve(name)) for run in self.runs]
@@ -95,7 +104,7 @@ def read_run(path: str | Path) -> RunFacts:
 
     Raises:
         NotFoundError: there is no run.
-        FormatError: config.json or metrics.jsonl is damaged.
+        FormatError: config.json, metrics.jsonl or reliability.json is damaged.
         IncompleteError: no epoch is done yet.
     """
     folder = RunFolder(Path(path))
@@ -119,6 +128,7 @@ def read_run(path: str | Path) -> RunFacts:
         weights=count_weights(weights) if weights.exists() else None,
         settings=dict(_settings({name: part for name, part in record.items() if name != "command"})),
         rows=finite,
+        reliability=folder.reliability(),
         left_out=sum(map(len, rows)) - sum(map(len, finite)),
     )
 

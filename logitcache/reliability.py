@@ -1,0 +1,51 @@
+"""How often a model is right where it is so and so sure."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from logitcache.spec import Spec, require
+
+BINS = 15  # of confidence, equally wide
+
+
+@dataclass(frozen=True)
+class Reliability(Spec):
+    """What confidence was worth, by bins of it: (0, 1/15], (1/15, 2/15], …, (14/15, 1].
+
+    Attributes:
+        images: of each bin, with a label.
+        right: those of them whose first class is their label's.
+        confidence: sum of the probabilities of their first classes.
+
+    Source: Guo et al. 2017 (arXiv 1706.04599), figure 1.
+    """
+
+    images: tuple[int, ...]
+    right: tuple[int, ...]
+    confidence: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Insist on counts that can be counts."""
+        alike = len(self.images) == len(self.right) == len(self.confidence) == BINS
+        require(alike, f"Reliability: expected {BINS} bins of each, found others")
+        bins = zip(self.images, self.right, self.confidence, strict=True)
+        possible = all(0 <= right <= n and 0 <= sure <= n * (1 + 1e-6) for n, right, sure in bins)
+        require(possible, "Reliability: expected no more right, and no more confidence, than images in a bin")
+
+    def __add__(self, other: Self) -> Self:
+        mine, theirs = (np.array([x.images, x.right, x.confidence]) for x in (self, other))
+        images, right, confidence = (mine + theirs).tolist()
+        return type(self)(tuple(map(int, images)), tuple(map(int, right)), tuple(confidence))
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error, in [0, 1]; equation 3 there, 0 without any image."""
+        gaps = np.abs(np.subtract(self.right, self.confidence))
+        return float(gaps.sum()) / max(1, sum(self.images))
+
+    def points(self) -> list[tuple[float, float, int]]:
+        """List (mean confidence, accuracy, images) of the bins that hold any."""
+        bins = zip(self.images, self.right, self.confidence, strict=True)
+        return [(sure / n, right / n, n) for n, right, sure in bins if n]
