@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # no test is a race
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
