@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from logitcache.errors import OptionError
+
 Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint32]
 
@@ -22,8 +24,12 @@ def twister_words(seeds: Words, count: int) -> Words:
 
     Returns:
         (count, n) uint32.
+
+    Raises:
+        OptionError: more words than that.
     """
-    assert count <= MOST_WORDS
+    if count > MOST_WORDS:
+        raise OptionError(f"count must be at most {MOST_WORDS} words, found {count}")
     state = np.empty((count + 1, len(seeds)), np.uint32)
     ahead = np.empty((count, len(seeds)), np.uint32)
     word = seeds.astype(np.uint32)

@@ -88,6 +88,11 @@ def test_each_generator_draws_what_torchs_would(keyed: list[int], bound: int, da
             assert real == torch.empty(1).uniform_(low, high, generator=generators[i]).item()
 
 
+def test_more_words_than_the_initial_state_gives_are_refused():
+    with pytest.raises(OptionError, match=f"at most {MOST_WORDS} words, found {MOST_WORDS + 1}"):
+        Draws(np.zeros(1, np.uint64), MOST_WORDS + 1)
+
+
 # The same views -------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ from logitcache.bench.made import FIELDS, Arrays, cache_spec, joined, shard_of
 from logitcache.bench.memory import anonymous, told, watched
 from logitcache.bench.sizes import on_disk
 from logitcache.bench.speeds import brief
-from logitcache.errors import OptionError
+from logitcache.errors import OptionError, StorageError
 from logitcache.schema import SHARD_SAMPLES, CacheSpec, RowLayout, Spec
 from logitcache.sparse import SparseTeacher
 from logitcache.spool import open_spool
@@ -121,7 +121,7 @@ def measure(*, n: int = MOST, rounds: int = 3, folder: Path | None = None) -> Sc
 
     Raises:
         OptionError: `n` is too small to see growth.
-        StorageError: the disk said no.
+        StorageError: the disk said no, or gave back something other than was written.
     """
     if n < 10 * LEAST:
         raise OptionError(f"n must be at least {10 * LEAST:,} samples, found {n:,}")
@@ -243,7 +243,11 @@ def _steps(task: Task, answers: Arrays, path: Path, spool: Path) -> dict[str, Ca
             open_spool(reader, seed, spool, limit=0)  # the one before makes room
 
     def check() -> None:
-        assert verify(CacheReader(path)).clean
+        found = verify(CacheReader(path))
+        if not found.clean:
+            raise StorageError(
+                f"{path}: expected the cache just written, found it damaged: {found.problems[0]}"
+            )
 
     return {"write": write, "open": lambda: CacheReader(path).seeds(), "decode": decode, "verify": check}
 
