@@ -13,10 +13,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import DataError, ImageError, NotFoundError, OptionError, UnknownNameError
-from logitcache.folders import FolderImages as FolderImages
-from logitcache.folders import decode as decode
-from logitcache.folders import from_pillow
-from logitcache.folders import printable as printable
+from logitcache.folders import FolderImages, from_pillow
 from logitcache.images import Images as Images
 from logitcache.images import Labels, checked_labels, digest_of
 from logitcache.images import Samples as Samples
@@ -48,7 +45,7 @@ def open_images(name: str, split: str = "train") -> Images:
         return FolderImages.labelled(name, Path(rest), split)
     if kind == "folder" and rest:
         return FolderImages.unlabelled(name, Path(rest), split)
-    if is_code(name):
+    if rest and kind != "digits":
         return _own_images(name, split)
     if name and Path(name).is_dir():
         classes = (Path(name) / "train").is_dir()
@@ -57,12 +54,6 @@ def open_images(name: str, split: str = "train") -> Images:
         raise UnknownNameError("data set", name, (), hint, meant=meant)
     known = ["digits", "cifar10", "cifar100", "imagefolder:PATH", "folder:PATH"]
     raise UnknownNameError("data set", name, known, "(or your own as module:function)")
-
-
-def is_code(name: str) -> bool:
-    """Would opening images of this name run code, ``package.module:function``?"""
-    kind, _, rest = name.partition(":")
-    return bool(rest) and kind not in ("digits", "cifar10", "cifar100", "imagefolder", "folder")
 
 
 # In memory ------------------------------------------------------------------------------------------------

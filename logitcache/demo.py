@@ -24,7 +24,8 @@ from logitcache.protocols import TrainConfig
 from logitcache.report.page import report
 from logitcache.schema import Spec
 from logitcache.store import CacheReader
-from logitcache.stream import LiveTeacher, Stream
+from logitcache.stream import Stream
+from logitcache.teachers import LiveTeacher
 from logitcache.train import train
 from logitcache.views import recipe_named
 

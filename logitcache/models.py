@@ -25,9 +25,7 @@ from logitcache.errors import (
     WeightsError,
 )
 from logitcache.nets import TwoHeads, two_heads
-from logitcache.plans import SHORT_NAMES as SHORT_NAMES
 from logitcache.plans import Plan, plan_of, seeded
-from logitcache.plans import names as names
 from logitcache.schema import AdapterSpec
 from logitcache.weights import (
     Header,

@@ -32,9 +32,7 @@ from logitcache.schema import RecipeSpec
 from logitcache.sparse import MixSpace, SparseTeacher
 from logitcache.spool import DEFAULT_LIMIT
 from logitcache.store import CacheReader, seed_list
-from logitcache.teachers import CachedTeacher as CachedTeacher
-from logitcache.teachers import LiveTeacher as LiveTeacher
-from logitcache.teachers import Teacher as Teacher
+from logitcache.teachers import CachedTeacher, Teacher
 
 
 @dataclass(frozen=True, eq=False)

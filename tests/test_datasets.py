@@ -611,7 +611,8 @@ def test_cifar_that_is_not_there_and_cannot_be_had_says_what_to_do(kind: str, tm
 OWN = """
 import numpy as np, torch
 from PIL import Image
-from logitcache.datasets import ArrayImages, FolderImages
+from logitcache.datasets import ArrayImages
+from logitcache.folders import FolderImages
 
 PIXELS = np.arange(6 * 8 * 8 * 3).reshape(6, 8, 8, 3).astype(np.uint8)
 LABELS = [0, 1, 2, 0, 1, 2]

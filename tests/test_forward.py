@@ -13,7 +13,7 @@ from logitcache.errors import DeviceMemoryError, MismatchError
 from logitcache.forward import InPieces, ViewModel
 from logitcache.models import Model, build
 from logitcache.store import CacheReader
-from logitcache.stream import CachedTeacher
+from logitcache.teachers import CachedTeacher
 
 
 def short_of_memory(most: int) -> Model:

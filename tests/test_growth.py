@@ -26,10 +26,11 @@ from logitcache.audit.repair import repair
 from logitcache.audit.rerun import rerun
 from logitcache.audit.verify import verify
 from logitcache.copy import copy
-from logitcache.datasets import ArrayImages, FolderImages, Images, WrappedImages, open_images
+from logitcache.datasets import ArrayImages, Images, WrappedImages, open_images
 from logitcache.derive import derive
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import DataError, IncompleteError, MismatchError, OptionError, StorageError
+from logitcache.folders import FolderImages
 from logitcache.loader import InMemory, KeyedViews, loaded, view_loader
 from logitcache.models import build
 from logitcache.order import OrderedImages, in_cache_order

@@ -23,7 +23,8 @@ from logitcache.losses import ce
 from logitcache.mixing import MixedLabels, Mixer, partner
 from logitcache.schema import RecipeSpec, StepSpec
 from logitcache.store import CacheReader
-from logitcache.stream import LiveTeacher, Stream
+from logitcache.stream import Stream
+from logitcache.teachers import LiveTeacher
 from logitcache.train import train
 from logitcache.views import ViewMaker, recipe_named
 

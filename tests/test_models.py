@@ -23,8 +23,9 @@ from logitcache.errors import (
     UnknownNameError,
     WeightsError,
 )
-from logitcache.models import SHORT_NAMES, InputAdapter, Model, build, names, save_weights
+from logitcache.models import InputAdapter, Model, build, save_weights
 from logitcache.nets import Mixing, two_heads
+from logitcache.plans import SHORT_NAMES, names
 from logitcache.schema import AdapterSpec
 
 

@@ -23,7 +23,8 @@ from logitcache.losses import Objective
 from logitcache.pairs import PairSampler, seeds_of, subset
 from logitcache.protocols import TrainConfig
 from logitcache.store import CacheReader
-from logitcache.stream import LiveTeacher, Stream, StreamConfig
+from logitcache.stream import Stream, StreamConfig
+from logitcache.teachers import LiveTeacher
 from logitcache.train import train
 from logitcache_cli.main import app
 

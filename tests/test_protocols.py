@@ -25,7 +25,8 @@ from logitcache.models import Model, build
 from logitcache.optim import rate
 from logitcache.protocols import PROTOCOLS, TrainConfig, protocol_named
 from logitcache.schema import AdapterSpec
-from logitcache.stream import LiveTeacher, Stream, StreamConfig
+from logitcache.stream import Stream, StreamConfig
+from logitcache.teachers import LiveTeacher
 from logitcache.train import train
 from logitcache.views import recipe_named
 

@@ -18,7 +18,7 @@ from logitcache.dump import DumpConfig, dump
 from logitcache.errors import IncompleteError, MismatchError
 from logitcache.models import build
 from logitcache.store import CacheReader
-from logitcache.stream import CachedTeacher
+from logitcache.teachers import CachedTeacher
 from logitcache.units import share
 from logitcache_cli.main import app
 

@@ -15,7 +15,8 @@ from logitcache.models import Model, build
 from logitcache.pairs import PairSampler
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader, CacheWriter
-from logitcache.stream import CachedTeacher, LiveTeacher, Stream, StreamConfig
+from logitcache.stream import Stream, StreamConfig
+from logitcache.teachers import CachedTeacher, LiveTeacher
 from logitcache.views import recipe_named
 
 N, BAD = 50, (3, 30)

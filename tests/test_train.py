@@ -20,7 +20,8 @@ from logitcache.losses import LOSSES, Mixing, Objective
 from logitcache.models import build
 from logitcache.protocols import TrainConfig
 from logitcache.store import CacheReader
-from logitcache.stream import LiveTeacher, Stream
+from logitcache.stream import Stream
+from logitcache.teachers import LiveTeacher
 from logitcache.train import train
 from logitcache.views import recipe_named
 

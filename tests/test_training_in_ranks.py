@@ -37,7 +37,8 @@ from logitcache.learner import Run
 from logitcache.losses import Objective
 from logitcache.models import Model, build
 from logitcache.protocols import TrainConfig
-from logitcache.stream import LiveTeacher, Stream, StreamConfig
+from logitcache.stream import Stream, StreamConfig
+from logitcache.teachers import LiveTeacher
 from logitcache.train import train
 from logitcache.views import recipe_named
 from logitcache.world import World

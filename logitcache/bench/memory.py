@@ -23,7 +23,7 @@ from logitcache.models import build
 from logitcache.schema import Spec
 from logitcache.spool import open_spool
 from logitcache.store import CacheReader
-from logitcache.stream import CachedTeacher
+from logitcache.teachers import CachedTeacher
 from logitcache.views import recipe_named
 
 STATUS = Path("/proc/self/status")

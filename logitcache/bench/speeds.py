@@ -20,7 +20,7 @@ from logitcache.bench.records import Lookup
 from logitcache.schema import Spec
 from logitcache.spool import open_spool
 from logitcache.store import CacheReader
-from logitcache.stream import CachedTeacher
+from logitcache.teachers import CachedTeacher
 
 SEEDS = 300
 WANTED_SPEEDS = {"seek + read": "≥ 50", "LMDB": "≥ 20", "memmap.take": "≥ ⅓"}

@@ -28,7 +28,8 @@ from logitcache.losses import Objective
 from logitcache.models import Model, build
 from logitcache.protocols import TrainConfig
 from logitcache.schema import RecipeSpec, Spec
-from logitcache.stream import LiveTeacher, Stream
+from logitcache.stream import Stream
+from logitcache.teachers import LiveTeacher
 from logitcache.train import train
 from logitcache.views import ViewMaker, recipe_named
 
