@@ -96,6 +96,29 @@ def test_ways_take_every_place_in_a_round_equally_often_and_are_timed_once_a_rou
     assert again == dict.fromkeys(ways, 1)
 
 
+def test_what_prepares_a_way_is_not_timed_and_several_clocks_time_at_once() -> None:
+    spent, done = np.zeros(2), []
+
+    def prepare(name: str, number: int) -> None:
+        spent[:] += 100
+        done.append(("before", name, number))
+
+    def way(name: str, seconds: tuple[float, float]) -> Callable[[int], None]:
+        def work(number: int) -> None:
+            spent[:] += seconds
+            done.append(("way", name, number))
+
+        return work
+
+    times = in_turns({"a": way("a", (1, 2)), "b": way("b", (3, 4))}, 2, spent.copy, prepare)
+    assert {name: seconds.tolist() for name, seconds in times.items()} == {
+        "a": [[1, 2]] * 2,
+        "b": [[3, 4]] * 2,
+    }
+    assert [before[1:] for before in done[::2]] == [after[1:] for after in done[1::2]]
+    assert {kind for kind, *_ in done[::2]} == {"before"}
+
+
 def test_bench_dump_compares_stage_one_with_a_bare_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     import logitcache.bench.dump as stage_one
 

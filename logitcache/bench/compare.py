@@ -72,7 +72,10 @@ class Comparison(Spec):
 
 
 def in_turns(
-    ways: Mapping[str, Callable[[int], object]], rounds: int, clock: Callable[[], float]
+    ways: Mapping[str, Callable[[int], object]],
+    rounds: int,
+    clock: Callable[[], float | Seconds],
+    prepare: Callable[[str, int], object] = lambda name, number: None,
 ) -> dict[str, Seconds]:
     """Time each way once a round; the first round is not counted.
 
@@ -82,17 +85,19 @@ def in_turns(
     Args:
         ways: each is called with the number of the round.
         rounds: how many count.
-        clock: in seconds; it waits for what is under way, where work is done elsewhere.
+        clock: in seconds; it waits for what is under way, where work is done elsewhere. Or several, as an array.
+        prepare: what is done each time before a way, untimed, with its name and the number of the round.
 
     Returns:
-        (rounds,) seconds of each.
+        (rounds,) seconds of each; (rounds, clocks) by several.
     """
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[float | Seconds]] = {name: [] for name in ways}
     names = list(ways)
     for number in range(rounds + 1):
         first = number // 2 % len(names)
         turn = names[first:] + names[:first]
         for name in reversed(turn) if number % 2 else turn:
+            prepare(name, number)
             start = clock()
             ways[name](number)
             if number:

@@ -7,14 +7,14 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from logitcache.bench.answers import answers
+from logitcache.bench.compare import Seconds, in_turns
 from logitcache.bench.made import Made
 from logitcache.bench.records import Lookup
 from logitcache.schema import Spec
@@ -82,18 +82,30 @@ def whole_seeds(work: Path, made: Made, cache: Path, rounds: int) -> Iterator[Sp
     open_spool(reader, 0, spools)
     (packed,) = spools.glob("*.spool")
     fresh = work / "fresh"
-    times = _in_turns(
+
+    def emptied(name: str, number: int) -> None:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+
+    times = in_turns(
         {
-            "write": lambda: made.write(fresh / "c.zarr", "default"),
-            "decode": lambda: open_spool(reader, 0, fresh),
-            "copy": lambda: _copy(packed, fresh / "copy", durable=False),
-            "durable": lambda: _copy(packed, fresh / "durable", durable=True),
+            "write": lambda _: made.write(fresh / "c.zarr", "default"),
+            "decode": lambda _: open_spool(reader, 0, fresh),
+            "copy": lambda _: _copy(packed, fresh / "copy", durable=False),
+            "durable": lambda _: _copy(packed, fresh / "durable", durable=True),
         },
         rounds,
-        before=lambda: shutil.rmtree(fresh, ignore_errors=True),
+        lambda: np.array([time.perf_counter(), time.process_time()]),
+        emptied,
     )
-    yield _speed("write", "durable copy", times["write"], times["durable"], "≥ 1.5", made.n)
-    yield _speed("decode", "plain copy", times["decode"], times["copy"], "≥ 4", made.n)
+    clock, cpu = ({name: both[:, column] for name, both in times.items()} for column in (0, 1))
+    for name, other, against, wanted in (
+        ("write", "durable", "durable copy", "≥ 1.5"),
+        ("decode", "copy", "plain copy", "≥ 4"),
+    ):
+        speed = _speed(name, against, clock[name], clock[other], wanted)
+        rate, cpu_rate = (float(made.n / np.median(times[name]) / 1e6) for times in (clock, cpu))
+        yield replace(speed, rate=rate, cpu_rate=cpu_rate)
 
 
 def lookups(
@@ -109,14 +121,19 @@ def lookups(
     teacher = CachedTeacher(reader, work / "spool")
     teacher.prepare([0])
     rng, samples = np.random.default_rng(0), np.zeros(batch, np.int64)
-    ways: dict[str, Callable[[], object]] = {name: partial(way.take, samples) for name, way in others.items()}
-    ways["spool"] = lambda: np.take(rows, samples, axis=0, mode="clip")  # as `CachedTeacher` does
-    ways["decoded"] = lambda: teacher.take(torch.from_numpy(samples), 0)
 
-    def other_samples() -> None:
+    def taken_by(way: Lookup) -> Callable[[int], object]:
+        return lambda _: way.take(samples)
+
+    ways = {name: taken_by(way) for name, way in others.items()}
+    ways["spool"] = lambda _: np.take(rows, samples, axis=0, mode="clip")  # as `CachedTeacher` does
+    ways["decoded"] = lambda _: teacher.take(torch.from_numpy(samples), 0)
+
+    def after_another(name: str, number: int) -> None:
+        ways[name](number)
         samples[:] = rng.integers(0, len(rows), batch)
 
-    times = _in_turns(ways, rounds, after_another=other_samples)
+    times = in_turns(ways, rounds, time.perf_counter, after_another)
     for name in others:
         yield _speed("take", name, times["spool"], times[name], WANTED_SPEEDS.get(name, ""))
     yield _speed("take, unpack", "seek + read", times["decoded"], times["seek + read"], "")
@@ -128,7 +145,7 @@ def opening(work: Path, rounds: int) -> Speed:
     Made.of(answers(256, "folder"), 16).write(path, "default")
     for seed in range(1, SEEDS):
         shutil.copytree(path / "seed-0", path / f"seed-{seed}")
-    times = _in_turns({"open": lambda: CacheReader(path).seeds()}, rounds)["open"]
+    times = in_turns({"open": lambda _: CacheReader(path).seeds()}, rounds, time.perf_counter)["open"]
     return _speed(f"open {SEEDS} seeds", "", times, times, "< 50")
 
 
@@ -142,47 +159,7 @@ def _copy(source: Path, target: Path, *, durable: bool) -> None:
             os.fsync(written.fileno())
 
 
-# Time -----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Times:
-    """Seconds of each round: by the clock, and of this process's work."""
-
-    clock: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
-
-
-def _in_turns(
-    work: dict[str, Callable[[], object]],
-    rounds: int,
-    before: Callable[[], object] = lambda: None,
-    after_another: Callable[[], object] | None = None,
-) -> dict[str, _Times]:
-    """Do each piece of work once a round, one after the other; the first round is not counted.
-
-    Where it is to be timed `after_another` of its own kind, that is done first, and what then changes the subject.
-    """
-    times = {name: _Times() for name in work}
-    for number in range(rounds + 1):
-        before()
-        for name, do in work.items():
-            if after_another:
-                do()
-                after_another()
-            clock, cpu = time.perf_counter(), time.process_time()
-            do()
-            if number:
-                times[name].clock.append(time.perf_counter() - clock)
-                times[name].cpu.append(time.process_time() - cpu)
-    return times
-
-
-def _speed(
-    what: str, against: str, mine: _Times, other: _Times, wanted: str, views: int | None = None
-) -> Speed:
-    ratios = np.array(other.clock) / np.array(mine.clock)
-    low, middle, high = (float(q) for q in np.quantile(ratios, [0.25, 0.5, 0.75]))
-    ms, ms_against, cpu = (float(np.median(t)) * 1e3 for t in (mine.clock, other.clock, mine.cpu))
-    rate, cpu_rate = (None, None) if views is None else (views / ms / 1e3, views / cpu / 1e3)
-    return Speed(what, against, ms, ms_against, middle, low, high, rate, cpu_rate, wanted)
+def _speed(what: str, against: str, mine: Seconds, other: Seconds, wanted: str) -> Speed:
+    low, middle, high = np.quantile(other / mine, [0.25, 0.5, 0.75]).tolist()
+    ms, ms_against = (float(np.median(seconds)) * 1e3 for seconds in (mine, other))
+    return Speed(what, against, ms, ms_against, middle, low, high, None, None, wanted)

@@ -7,14 +7,13 @@ then blurs the ratios less.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from logitcache.batched import BatchedViews
-from logitcache.bench.compare import Comparison, Seconds
+from logitcache.bench.compare import Comparison, Seconds, in_turns
 from logitcache.datasets import ArrayImages, digits
 from logitcache.errors import LogitCacheError
 from logitcache.loader import InMemory, KeyedViews, Pair
@@ -24,15 +23,6 @@ TURNS = 8
 ONE_BY_ONE = 64
 AT_ONCE = 8192
 BATCH = 256
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way to make views: `make` gets the number of its turn and makes `views` of them; `prepare` is not timed."""
-
-    views: int
-    make: Callable[[int], object]
-    prepare: Callable[[int], object] = lambda turn: None
 
 
 def measure(*, rounds: int = 20) -> list[Comparison]:
@@ -76,14 +66,16 @@ def _small(images: ArrayImages, rounds: int) -> list[Comparison]:
     def plain(turn: int) -> Tensor:
         return torch.stack([_plain(views.maker, images.image(i)) for i, _ in pairs(turn, ONE_BY_ONE)])
 
-    times = _in_turns(
+    times = _per_round(
         {
-            "unkeyed": Way(ONE_BY_ONE, plain),
-            "keyed": Way(ONE_BY_ONE, lambda turn: views.__getitems__(pairs(turn, ONE_BY_ONE))),
-            "batched": Way(AT_ONCE, at_once),
+            "unkeyed": plain,
+            "keyed": lambda turn: views.__getitems__(pairs(turn, ONE_BY_ONE)),
+            "batched": at_once,
         },
         rounds,
     )
+    for name, made in (("unkeyed", ONE_BY_ONE), ("keyed", ONE_BY_ONE), ("batched", AT_ONCE)):
+        times[name] /= made
     return [
         _row(recipe.name, "batched", "keyed", times, 1 / 20),
         _row(recipe.name, "batched", "unkeyed", times, None),
@@ -96,14 +88,15 @@ def _large(name: str, generator: torch.Generator, rounds: int) -> list[Compariso
     images = [torch.randint(0, 256, (3, h, w), dtype=torch.uint8, generator=generator) for h, w in sides]
     maker = ViewMaker(recipe_named(name))
 
-    def seed(turn: int) -> None:  # the time follows the crop: both ways are to make the same one
-        torch.manual_seed(key(turn, turn % TURNS))
+    def seeded(name: str, turn: int) -> None:  # the time follows the crop: both ways are to make the same one
+        if name == "unkeyed":
+            torch.manual_seed(key(turn, turn % TURNS))
 
-    ways = {
-        "unkeyed": Way(1, lambda turn: _plain(maker, images[turn % TURNS]), seed),
-        "keyed": Way(1, lambda turn: maker(images[turn % TURNS], turn % TURNS, turn)),
+    ways: dict[str, Callable[[int], object]] = {
+        "unkeyed": lambda turn: _plain(maker, images[turn % TURNS]),
+        "keyed": lambda turn: maker(images[turn % TURNS], turn % TURNS, turn),
     }
-    times = _in_turns(ways, rounds * 8)  # as each turn is short
+    times = _per_round(ways, rounds * 8, seeded)  # as each turn is short
     return [_row(name, "keyed", "unkeyed", times, 1.03)]
 
 
@@ -114,23 +107,14 @@ def _plain(maker: ViewMaker, image: Tensor) -> Tensor:
     return image.contiguous()
 
 
-def _in_turns(ways: dict[str, Way], rounds: int) -> dict[str, Seconds]:
-    """Seconds per view of each way in each round of `TURNS`."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
-        spent = dict.fromkeys(ways, 0.0)
-        for turn in range(TURNS):
-            for name, way in sorted(
-                ways.items(), reverse=bool(turn % 2)
-            ):  # neither always finds a warm cache
-                way.prepare(number * TURNS + turn)
-                start = time.thread_time()
-                way.make(number * TURNS + turn)
-                spent[name] += time.thread_time() - start
-        if number:
-            for name, way in ways.items():
-                times[name].append(spent[name] / (TURNS * way.views))
-    return {name: np.array(seconds) for name, seconds in times.items()}
+def _per_round(
+    ways: dict[str, Callable[[int], object]],
+    rounds: int,
+    prepare: Callable[[str, int], object] = lambda name, turn: None,
+) -> dict[str, Seconds]:
+    """Seconds of each way in each round, a mean of `TURNS` turns."""
+    turns = in_turns(ways, rounds * TURNS, time.thread_time, prepare)
+    return {name: seconds.reshape(rounds, TURNS).mean(1) for name, seconds in turns.items()}
 
 
 def _row(recipe: str, name: str, against: str, times: dict[str, Seconds], wanted: float | None) -> Comparison:
