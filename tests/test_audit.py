@@ -14,10 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import few_digits
+from small_caches import spec_of
 from test_cli import logitcache, succeeds
 from test_dump import a_teacher, dump_digits
 from test_replay import Pixels
-from test_store import spec_of
 
 from logitcache.audit.checkup import CheckupConfig, checkup, teacher_of
 from logitcache.audit.glance import glance, view_size

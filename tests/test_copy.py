@@ -8,8 +8,9 @@ import sys
 import fsspec
 import numpy as np
 import pytest
+from small_caches import spec_of
 from test_remote import SPEC, assert_same
-from test_spool import make, spec_of, stored_arrays
+from test_spool import make, stored_arrays
 
 from logitcache.copy import copy
 from logitcache.errors import FormatError, IncompleteError, MismatchError, OptionError

@@ -17,10 +17,10 @@ import pytest
 import torch
 from PIL import Image
 from small import few_digits
+from small_caches import Faults, Killed, assert_holds, commits, fill, spec_of
+from small_caches import attributes as root_of
 from test_cli import fails, logitcache, succeeds
 from test_dump import RECIPE, a_teacher, arrays_of, assert_same, dump_digits
-from test_store import Faults, Killed, assert_holds, commits, fill, spec_of
-from test_store import attributes as root_of
 
 from logitcache.audit.repair import repair
 from logitcache.audit.rerun import rerun
@@ -44,7 +44,7 @@ OLD, NEW = ("b", "d", "f", "h", "k"), ("a", "c", "i", "z")
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the waits for the disk: power cuts are the matter of test_store."""
+    """Skip the waits for the disk: power cuts are the matter of tests/store."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 

@@ -16,7 +16,8 @@ from typing import ClassVar
 import fsspec
 import numpy as np
 import pytest
-from test_spool import make, of_all_shards, spec_of
+from small_caches import spec_of
+from test_spool import make, of_all_shards
 
 from logitcache.errors import FormatError, IncompleteError, NotFoundError, OptionError, StorageError
 from logitcache.store import CacheReader, CacheWriter, SeedWriter, remote

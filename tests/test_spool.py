@@ -1,7 +1,6 @@
 """The spool: rows of a decoded seed are the arrays of the cache, whoever builds it, however often."""
 
 import dataclasses
-import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -11,35 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_caches import SPAWN, spec_of
 
 from logitcache.coding import decode_gaps
 from logitcache.errors import FormatError, IncompleteError, StorageError
-from logitcache.schema import (
-    PROFILES,
-    AdapterSpec,
-    CacheSpec,
-    DatasetSpec,
-    RecipeSpec,
-    RowLayout,
-    TeacherSpec,
-)
+from logitcache.schema import PROFILES, CacheSpec, RowLayout
 from logitcache.sparse import SparseTeacher
 from logitcache.spool import default_folder, open_spool, pack
 from logitcache.store import CacheReader, CacheWriter
-
-SPAWN = multiprocessing.get_context("spawn")
-
-
-def spec_of(n=11, k=2, classes=5, profile="default", shard=4) -> CacheSpec:
-    return CacheSpec.new(
-        TeacherSpec("net", "random", "ab", "float32", AdapterSpec(1, 8, (0.5,), (0.5,))),
-        DatasetSpec("digits", "train", n, classes, "cd"),
-        RecipeSpec("identity", 1, ()),
-        k=k,
-        profile=profile,
-        versions={},
-        shard_samples=shard,
-    )
 
 
 def stored_arrays(spec: CacheSpec, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
