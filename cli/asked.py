@@ -9,10 +9,15 @@ from .options import MACHINE
 Teacher = Annotated[str, typer.Option(help="vit_l, resnet50, wrn_40_2, timm:NAME, module:function …")]
 Weights = Annotated[str, typer.Option(help="auto, default (torchvision's), random, or a file.")]
 Data = Annotated[
-    str, typer.Option(help="digits, cifar10, cifar100, imagefolder:PATH, folder:PATH, module:function.")
+    str,
+    typer.Option(
+        help="digits, cifar10, cifar100, imagefolder:PATH, folder:PATH, module:function.",
+        show_default="digits",
+    ),
 ]
 Split = Annotated[
-    Literal["train", "test"], typer.Option(help="Which images; test: to compare students with the teacher.")
+    Literal["train", "test"] | None,
+    typer.Option(help="Which images; test: to compare students with the teacher.", show_default="train"),
 ]
 Recipe = Annotated[
     str,
@@ -20,7 +25,9 @@ Recipe = Annotated[
         help="How views are made: digits, cifar, imagenet[@SIZE], imagenet-ra, FILE.toml …; auto: as fits the images."
     ),
 ]
-NumClasses = Annotated[int, typer.Option(help="Classes of the teacher, for unlabelled images.")]
+NumClasses = Annotated[
+    int | None, typer.Option(help="Classes of the teacher, for unlabelled images.", show_default="1000")
+]
 InputSize = Annotated[
     int,
     typer.Option(

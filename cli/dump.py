@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from . import asked
-from .options import MACHINE, Device, Json, PrecisionName, Workers, cache_path, parse_seeds
+from .options import MACHINE, Device, Json, PrecisionName, Workers, cache_path, given, parse_seeds
 from .progress import progress
 from .terminal import say, show
 
@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from logitcache.dump import DumpReport
 
 
-def _kept(text: str, *names: str) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel="What is kept")
+def _kept(text: str, *names: str, default: str | None = None) -> Any:
+    return typer.Option(
+        *names, help=text, rich_help_panel="What is kept", show_default=default if default else True
+    )
 
 
 def _run(text: str, *names: str) -> Any:
@@ -22,20 +24,22 @@ def _run(text: str, *names: str) -> Any:
 
 
 def dump(
+    context: typer.Context,
     teacher: asked.Teacher,
     weights: asked.Weights = "auto",
-    data: asked.Data = "digits",
-    split: asked.Split = "train",
+    data: asked.Data = "auto",
+    split: asked.Split = None,
     recipe: asked.Recipe = "auto",
-    num_classes: asked.NumClasses = 1000,
+    num_classes: asked.NumClasses = None,
     input_size: asked.InputSize = 0,
     seeds: Annotated[
-        str | None, _kept("Augmentation seeds, such as 0-9 or 0,3,7; by default 0-3, of the test split 0.")
+        str | None, _kept("Augmentation seeds, such as 0-9 or 0,3,7; of the test split 0.", default="0-3")
     ] = None,
-    top_k: Annotated[int, _kept("Logits to keep per view.")] = 16,
+    top_k: Annotated[int | None, _kept("Logits to keep per view.", default="16")] = None,
     profile: Annotated[
-        str, _kept("default, compact (8-bit gaps), archive (pcodec), exact (all).")
-    ] = "default",
+        str | None,
+        _kept("default, compact (8-bit gaps), archive (pcodec), exact (all).", default="default"),
+    ] = None,
     out: Annotated[str | None, _kept("Cache; caches/TEACHER-DATA.zarr by default.")] = None,
     shard_samples: Annotated[int, _kept("Samples per shard; 0: fitted to the data.")] = 0,
     grow: Annotated[bool, _kept("Append images that the cache has not yet.", "--grow")] = False,
@@ -56,7 +60,8 @@ def dump(
     """Run the teacher once per augmentation seed and keep its compressed top-k logits.
 
     Started again, it goes on at the first missing shard; more seeds can be added at any time, and
-    with --grow images that came later. Several GPUs of one machine share the work under torchrun:
+    with --grow images that came later. Options that are not given are then as the cache has them.
+    Several GPUs of one machine share the work under torchrun:
     torchrun --nproc-per-node N -m logitcache_cli dump …
 
     Example: logitcache dump --teacher vit_l --data imagefolder:/data/imagenet --seeds 0-9
@@ -66,23 +71,10 @@ def dump(
     from logitcache.sources import Sources
     from logitcache.world import World
 
-    sources = Sources(teacher, weights, data, recipe, num_classes, split, input_size)
-    config = DumpConfig(
-        seeds=parse_seeds(seeds or ("0-3" if split == "train" else "0")),
-        top_k=top_k,
-        profile=profile,
-        batch_size=batch_size,
-        precision=precision,
-        device=device,
-        compile=compile,
-        workers=workers,
-        seeds_per_pass=seeds_per_pass,
-        on_bad_image=on_bad_image,
-        shard_samples=shard_samples,
-        grow=grow,
-    )
-    path = out or cache_path(teacher, data, split)
-    world = World.here()
+    sources = Sources(**given(context.params, Sources))
+    chosen = {"seeds": parse_seeds(seeds)} if seeds else {}
+    config = DumpConfig(**given(context.params, DumpConfig) | chosen)
+    path, world = out or cache_path(teacher, data, split), World.here()
     with progress(f"dump {teacher}", "views", shown=world.rank == 0) as advance:
 
         def on_note(text: str) -> None:

@@ -1,8 +1,10 @@
 """Options that several commands share, and how their values are read."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,10 +53,17 @@ def parse_numbers(text: str) -> tuple[float, ...]:
         raise OptionError(f"expected numbers such as 2,1, found {text!r}") from error
 
 
-def cache_path(teacher: str, data: str, split: str = "train") -> Path:
+def given(options: Mapping[str, object], kind: type[Any]) -> dict[str, Any]:
+    """Return those of a command's options that are fields of a configuration and were given."""
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in options.items() if name in names and value is not None}
+
+
+def cache_path(teacher: str, data: str = "auto", split: str | None = None) -> Path:
     """Return where a cache goes unless told otherwise: caches/TEACHER-DATA.zarr, of the test split ….test.zarr."""
-    folder = data.removeprefix("imagefolder:").removeprefix("folder:").rstrip("/").rsplit("/", 1)[-1]
-    suffix = ".zarr" if split == "train" else OF_TEST
+    folder = "digits" if data == "auto" else data
+    folder = folder.removeprefix("imagefolder:").removeprefix("folder:").rstrip("/").rsplit("/", 1)[-1]
+    suffix = OF_TEST if split == "test" else ".zarr"
     return CACHES / (re.sub(r"[^\w.-]+", "_", f"{teacher}-{folder}") + suffix)
 
 

@@ -21,9 +21,9 @@ LEAST = 1e-12  # what is less is rounding
 def plan(
     teacher: asked.Teacher,
     weights: asked.Weights = "auto",
-    data: asked.Data = "digits",
+    data: asked.Data = "auto",
     recipe: asked.Recipe = "auto",
-    num_classes: asked.NumClasses = 1000,
+    num_classes: asked.NumClasses = None,
     input_size: asked.InputSize = 0,
     seeds: Annotated[str, typer.Option(help="Augmentation seeds that the cache will hold.")] = "0-9",
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of one student run.")] = 100,

@@ -16,6 +16,7 @@ from .options import (
     Json,
     PrecisionName,
     Workers,
+    given,
     parse_numbers,
     parse_seeds,
     the_only_cache,
@@ -100,12 +101,14 @@ def train(
     """
     from logitcache.board import Board
     from logitcache.lessons import Lesson
-    from logitcache.protocols import protocol_named
+    from logitcache.protocols import TrainConfig, protocol_named
     from logitcache.study import Study, Supply
     from logitcache.world import World
 
     settings = protocol_named(protocol)
-    lesson = Lesson(loss, settings.config.changed(by.given(context.params)), ce_weight, label_smoothing)
+    lesson = Lesson(
+        loss, settings.config.changed(given(context.params, TrainConfig)), ce_weight, label_smoothing
+    )
     lessons = tuple(lesson.varied(text) for text in variant or ()) or (lesson,)
     needs_teacher = any(lesson.objective.needs_teacher for lesson in lessons)
     read = {
@@ -117,7 +120,7 @@ def train(
         "spool_folder": spool_dir,
         "spool_limit": parse_size(spool_limit),
     }
-    supply = Supply(**by.given(context.params, Supply) | read)
+    supply = Supply(**given(context.params, Supply) | read)
     study = Study(tuple(student), lessons, supply, out, weights, teacher_cache, tuple(export or ()))
     world = World.here()
     try:

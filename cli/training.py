@@ -1,12 +1,10 @@
 """The settings of ``logitcache train`` as options: what is given replaces the protocol's."""
 
-from collections.abc import Mapping
-from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 import typer
 
-from logitcache.protocols import PROTOCOLS, TrainConfig
+from logitcache.protocols import PROTOCOLS
 
 
 def _of(panel: str, name: str, text: str) -> Any:
@@ -58,9 +56,3 @@ GradCheckpointing = Annotated[
 SyncBatchNorm = Annotated[
     bool | None, _of("Memory and speed", "sync_batch_norm", "Batch norm over all ranks, on GPUs.")
 ]
-
-
-def given(options: Mapping[str, object], kind: type[Any] = TrainConfig) -> dict[str, Any]:
-    """Return those of a command's options that are fields of a configuration and were given."""
-    names = {field.name for field in fields(kind)}
-    return {name: value for name, value in options.items() if name in names and value is not None}

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from logitcache.adopt import adopted
 from logitcache.dump import DumpConfig, DumpReport, owned
 from logitcache.errors import ClusterError, LogitCacheError, OptionError
 from logitcache.fill import Progress, Receipt, Work, views_of
@@ -66,6 +67,7 @@ def dump_on_dask(
         LogitCacheError: whatever else `dump` raises, here or on a worker, in the same words.
     """
     with _connected(where, on_note) as client:
+        sources, config = adopted(out, sources, config, on_note)
         if config.precision == "auto":
             config = dataclasses.replace(config, precision=_precision(client, config.device))
         images, recipe, teacher = sources.open(on_note)
@@ -73,7 +75,8 @@ def dump_on_dask(
             del teacher
             name = f"logitcache-{uuid.uuid4().hex}"
             seen = out if "://" in str(out) else Path(out).absolute()
-            joining = Joining(seen, sources, config, Terms.of(job), local=where.startswith("local:"))
+            settled = config.as_in(job.writer.spec)
+            joining = Joining(seen, sources, settled, Terms.of(job), local=where.startswith("local:"))
             try:
                 client.register_plugin(joining, name=name)
                 return job.report(_gathered(client, name, job.writer.spec, job.work, on_progress))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -25,17 +26,19 @@ from logitcache.schema import DATA, CacheSpec, RecipeSpec, Spec, TeacherSpec
 from logitcache.store import CacheReader, CacheWriter, SeedWriter
 from logitcache.views import library_versions
 
+TOP_K = 16  # of a new cache
+
 
 @dataclass(frozen=True)
 class DumpConfig(Spec):
     """How stage one runs. What identifies the cache is k, profile, precision; the rest is only speed.
 
     Attributes:
-        seeds: augmentation seeds to dump.
-        top_k: logits to keep per view; capped at the class count.
-        profile: "default", "compact", "archive" or "exact".
+        seeds: augmentation seeds to dump; None: 0 to 3, of a test split, whose views do not vary, 0.
+        top_k: logits to keep per view, capped at the class count; None: those of the cache, of a new one 16.
+        profile: "default", "compact", "archive" or "exact"; None: that of the cache, of a new one "default".
         batch_size: views per forward; 0 takes 64 on the CPU and 256 on CUDA.
-        precision: "auto", "float32", "bfloat16" or "float16".
+        precision: "float32", "bfloat16" or "float16"; "auto": that of the cache, of a new one what fits the device.
         device: "auto", "cpu", "cuda", "cuda:N".
         compile: the teacher by `torch.compile`; its logits then differ as between devices, in the last bits.
         workers: processes that make views, one by one; −1: as fits, 0: none (see `loader.view_loader`).
@@ -46,9 +49,9 @@ class DumpConfig(Spec):
         grow: append images that the cache has not yet; without, data that has grown is refused.
     """
 
-    seeds: tuple[int, ...] = (0, 1, 2, 3)
-    top_k: int = 16
-    profile: str = "default"
+    seeds: tuple[int, ...] | None = None
+    top_k: int | None = None
+    profile: str | None = None
     batch_size: int = 0
     precision: str = "auto"
     device: str = "auto"
@@ -59,6 +62,21 @@ class DumpConfig(Spec):
     shard_samples: int = 0
     start_method: str | None = None
     grow: bool = False
+
+    def as_in(self, there: CacheSpec) -> Self:
+        """Return these with what they leave open as a cache has it that is gone on with.
+
+        Its profile "exact" keeps every logit, so that one stays open where fewer are asked for.
+        """
+        exact = there.profile.name == "exact"
+        fits = self.top_k is None or not exact or self.top_k >= there.k
+        return dataclasses.replace(
+            self,
+            top_k=there.k if self.top_k is None else self.top_k,
+            profile=self.profile or (there.profile.name if fits else None),
+            precision=there.teacher.precision if self.precision == "auto" else self.precision,
+            shard_samples=self.shard_samples or there.shard_samples,
+        )
 
 
 @dataclass(frozen=True)
@@ -174,11 +192,13 @@ def owned(
     only: Mapping[int, Collection[int]] | None = None,
 ) -> Iterator[Owned]:
     """Begin a dump: open the cache, own its seeds, prove its views, find what is missing; raises as `dump` does."""
-    seeds_fit = config.seeds and 0 <= min(config.seeds) <= max(config.seeds) < 1 << 63
+    usual = (0,) if images.split == "test" else (0, 1, 2, 3)
+    wanted = usual if config.seeds is None else config.seeds
+    seeds_fit = wanted and 0 <= min(wanted) <= max(wanted) < 1 << 63
     if config.batch_size < 0 or config.seeds_per_pass < 1 or not seeds_fit:
         raise OptionError(
             "batch size and seeds per pass must be at least 1, seeds 0 to 2^63 - 1; found "
-            f"{config.batch_size}, {config.seeds_per_pass}, {list(config.seeds)}"
+            f"{config.batch_size}, {config.seeds_per_pass}, {list(wanted)}"
         )
     if images.num_classes not in (None, teacher.num_classes):
         raise MismatchError(
@@ -186,12 +206,12 @@ def owned(
             [Difference("number of classes", images.num_classes, teacher.num_classes)],
             "give weights of as many classes, or view the images without theirs (folder:PATH)",
         )
-    images, spec = _arranged(out, images, cache_spec(images, recipe, teacher, config), config)
+    images, spec = _arranged(out, images, recipe, teacher, config)
     writer = CacheWriter.open(out, spec, distinct_keys(images), grow=config.grow)
     views = KeyedViews(images, recipe, config.on_bad_image)
     began = time.perf_counter()
     with ExitStack() as stack:
-        seeds, skipped = _own(writer, config.seeds, stack, on_note)
+        seeds, skipped = _own(writer, wanted, stack, on_note)
         passes = _passes(list(seeds), config.seeds_per_pass)
         work = [missing for part in passes for missing in _missing(writer.spec, seeds, part, only)]
         reader = CacheReader(out)
@@ -234,25 +254,24 @@ def cache_spec(images: Images, recipe: RecipeSpec, teacher: Model, config: DumpC
         ),
         images.spec(teacher.num_classes),
         recipe,
-        k=config.top_k,
-        profile=config.profile,
+        k=TOP_K if config.top_k is None else config.top_k,
+        profile=config.profile or "default",
         versions=library_versions(),
         shard_samples=config.shard_samples or None,
     )
 
 
 def _arranged(
-    out: str | Path, images: Images, asked: CacheSpec, config: DumpConfig
+    out: str | Path, images: Images, recipe: RecipeSpec, teacher: Model, config: DumpConfig
 ) -> tuple[Images, CacheSpec]:
     """Put images into the order of the cache at `out`, if there is one; return them and what they make of it."""
     reader = CacheWriter.there(out)
     if reader is None:
-        return images, asked
+        return images, cache_spec(images, recipe, teacher, config)
     there = reader.spec
-    if not config.shard_samples:
-        asked = dataclasses.replace(
-            asked, shard_samples=there.shard_samples, chunk_samples=there.chunk_samples
-        )
+    asked = cache_spec(images, recipe, teacher, config.as_in(there))
+    if asked.shard_samples == there.shard_samples:
+        asked = dataclasses.replace(asked, chunk_samples=there.chunk_samples)
     fields = asked.differences(there)
     if [f.field for f in fields] == ["teacher.adapter.size"]:
         raise MismatchError(

@@ -59,10 +59,10 @@ class Guest:
             LogitCacheError: whatever else opening them may raise.
         """
         _require("libraries", _released(terms.versions), _released(library_versions()))
-        images, recipe, teacher = sources.open()
         reader = CacheReader(out)
         if fields := terms.cache.differences(reader.spec):
             raise MismatchError(f"{out} is another cache here", fields, "name it by a path that all see")
+        images, recipe, teacher = sources.as_in(reader).open()
         images = in_cache_order(reader, images)
         there = {name: getattr(terms.cache, name) for name in ("parts", "shard_samples", "chunk_samples")}
         here = dataclasses.replace(cache_spec(images, recipe, teacher, config), **there)

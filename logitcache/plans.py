@@ -75,8 +75,7 @@ def plan_of(name: str, num_classes: int, view_size: int, seed: int) -> Plan:
         return _timm_plan(name, view_size)
     if ":" in name:
         return _own_plan(name, num_classes, view_size, seed)
-    plain = name.lower().replace("-", "_")
-    plain = SHORT_NAMES.get(plain, plain)
+    plain = canonical(name)
     if plain in NETS:
         return _net_plan(plain)
     known = names()
@@ -84,6 +83,12 @@ def plan_of(name: str, num_classes: int, view_size: int, seed: int) -> Plan:
         hint = "(timm:NAME and your own module:function work too)"
         raise UnknownNameError("model", name, [*known, *SHORT_NAMES], hint)
     return _torchvision_plan(plain, view_size)
+
+
+def canonical(name: str) -> str:
+    """Return what a model is called in full: "vit_l_16" for "ViT-L"."""
+    plain = name.lower().replace("-", "_")
+    return name if ":" in name else SHORT_NAMES.get(plain, plain)
 
 
 def _net_plan(name: str) -> Plan:

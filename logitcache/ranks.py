@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from logitcache.adopt import adopted
 from logitcache.dump import DumpConfig, DumpReport, dump, filler, owned
 from logitcache.errors import LogitCacheError
 from logitcache.fill import Progress, Receipt, Work
@@ -67,6 +68,7 @@ def dump_in_ranks(
     """
     config = dataclasses.replace(config, device=world.device(config.device))
     if world.size == 1:
+        sources, config = adopted(out, sources, config, on_note)
         images, recipe, teacher = sources.open(on_note)
         return dump(out, images, recipe, teacher, config, on_progress, on_note=on_note)
     with world.meeting():
@@ -86,13 +88,14 @@ def _lead(
 ) -> DumpReport:
     with ExitStack() as stack:
         try:
+            sources, config = adopted(out, sources, config, on_note)
             images, recipe, teacher = sources.open(on_note)
             job = stack.enter_context(owned(out, images, recipe, teacher, config, on_note=on_note))
         except BaseException:
             world.all_say(None)  # the others need not say so too
             raise
         spec = job.writer.spec
-        config = dataclasses.replace(config, precision=spec.teacher.precision)
+        config = config.as_in(spec)
         world.all_say(Plan(config, Terms.of(job), tuple(job.work)).to_dict())
         share = job.work[0 :: world.size]
         receipts = tuple(

@@ -280,12 +280,17 @@ class CacheSpec(Spec):
         mine, theirs = dict(_flat(self.to_dict())), dict(_flat(found.to_dict()))
         keys = [key for key in {**mine, **theirs} if key not in _PLACES and not key.startswith(_NOT_IDENTITY)]
         fields = [
-            Difference(key, mine.get(key), theirs.get(key))
+            Difference(key, *(_called(key, flat) for flat in (mine, theirs)))
             for key in keys
             if mine.get(key) != theirs.get(key)
         ]
         others = [field for field in fields if field.field != "parts"]
         return others if any(field.field in DATA for field in others) else fields  # those say it in short
+
+
+def _called(key: str, flat: Mapping[str, Any]) -> object:
+    """Return a field's value, of the recipe's digest with its name."""
+    return f"{flat['recipe.name']} ({flat[key][:12]}…)" if key == "recipe_sha256" else flat.get(key)
 
 
 # The steps are compared as one by recipe_sha256.

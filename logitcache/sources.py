@@ -1,14 +1,20 @@
 """What stage one starts from, by the names that the command line takes: a few words that any process can open."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 from logitcache.datasets import Images, open_images
+from logitcache.errors import OptionError
 from logitcache.loader import KeyedViews
 from logitcache.models import Model, build
-from logitcache.schema import RecipeSpec, Spec
+from logitcache.plans import canonical
+from logitcache.plugin import require_own
+from logitcache.schema import RecipeSpec, TeacherSpec
+from logitcache.store import CacheReader
 from logitcache.views import recipe_named
+
+CLASSES = 1000  # of a teacher, where neither images nor user say: ImageNet's
 
 
 class Opened(NamedTuple):
@@ -20,39 +26,62 @@ class Opened(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sources(Spec):
-    """Teacher, weights, data and recipe by name.
+class Sources:
+    """Teacher, weights, data and recipe by name; all but the teacher may be left open.
 
     Attributes:
         teacher: as `models.build` takes it.
-        weights: likewise.
-        data: as `datasets.open_images` takes it.
+        weights: likewise; "auto" leaves it open.
+        data: as `datasets.open_images` takes it; "auto": the digits.
         recipe: as `views.recipe_named` takes it, "auto": the one that fits the data; of the test split what that one
-            evaluates by is taken.
-        num_classes: of the teacher, where the images have no classes.
-        split: "train" or "test".
-        input_size: pixels a side that the teacher sees, as `models.build` takes it.
+            evaluates by is taken. Or that of a cache, as it is.
+        num_classes: of the teacher, where the images have no classes; None: 1,000.
+        split: "train" or "test"; None: train.
+        input_size: pixels a side that the teacher sees, as `models.build` takes it; 0 leaves it open.
     """
 
     teacher: str
     weights: str = "auto"
-    data: str = "digits"
-    recipe: str = "auto"
-    num_classes: int = 1000
-    split: str = "train"
+    data: str = "auto"
+    recipe: str | RecipeSpec = "auto"
+    num_classes: int | None = None
+    split: str | None = None
     input_size: int = 0
+
+    def as_in(self, cache: CacheReader) -> Self:
+        """Return these with what they leave open as a cache has it; of another teacher's its views alone.
+
+        Raises:
+            OptionError: the cache names code that is not your own, or a file of weights, which must be given.
+        """
+        spec, auto = cache.spec, "auto"
+        require_own(cache.path, *(spec.recipe.code if self.recipe == auto else ()))
+        require_own(cache.path, *((spec.dataset.name,) if self.data == auto else ()))
+        views = replace(
+            self,
+            data=spec.dataset.name if self.data == auto else self.data,
+            recipe=spec.recipe if self.recipe == auto else self.recipe,
+            num_classes=self.num_classes or spec.dataset.num_classes,
+            split=self.split or spec.dataset.split,
+        )
+        if canonical(self.teacher) != spec.teacher.name:
+            return views
+        weights = weights_of(spec.teacher) if self.weights == auto else self.weights
+        return replace(views, weights=weights, input_size=self.input_size or spec.teacher.adapter.size)
 
     def open(self, on_note: Callable[[str], None] | None = None) -> Opened:
         """Open them; raises what these three functions raise, and has notes on random weights and resized views."""
-        images = open_images(self.data, self.split)
-        recipe = recipe_named(images.recipe if self.recipe == "auto" else self.recipe)
-        given = recipe
-        if self.split == "test":
-            recipe = recipe_named(recipe.evaluation)
-        if on_note and recipe != given and self.recipe != "auto":
-            on_note(f"test images are viewed by {recipe.name}, which {given.name} evaluates by")
+        images = open_images("digits" if self.data == "auto" else self.data, self.split or "train")
+        if isinstance(self.recipe, RecipeSpec):
+            recipe = self.recipe
+        else:
+            given = recipe = recipe_named(images.recipe if self.recipe == "auto" else self.recipe)
+            if self.split == "test":
+                recipe = recipe_named(given.evaluation)
+            if on_note and recipe != given and self.recipe != "auto":
+                on_note(f"test images are viewed by {recipe.name}, which {given.name} evaluates by")
         side = max(KeyedViews(images, recipe).any_view().shape[1:])
-        classes = images.num_classes or self.num_classes
+        classes = images.num_classes or self.num_classes or CLASSES
         teacher = build(
             self.teacher,
             num_classes=classes,
@@ -70,3 +99,18 @@ class Sources(Spec):
                 "--input-size gives it another size"
             )
         return Opened(images, recipe, teacher)
+
+
+def weights_of(teacher: TeacherSpec) -> str:
+    """Return the weights that a cache names, as `models.build` takes them.
+
+    Raises:
+        OptionError: they came from a file, which has to be named.
+    """
+    kind, _, name = teacher.weights.partition(":")
+    if kind == "file":
+        raise OptionError(
+            f"the teacher's weights came from the file {name}; name it with --weights, "
+            f"its SHA-256 over tensors must be {teacher.weights_sha256[:12]}…"
+        )
+    return kind

@@ -13,6 +13,7 @@ from logitcache.loader import KeyedViews, OnBadImage
 from logitcache.models import Model, build
 from logitcache.plugin import require_own
 from logitcache.schema import CacheSpec, Spec
+from logitcache.sources import weights_of
 from logitcache.store import CacheReader
 
 
@@ -117,20 +118,15 @@ def teacher_of(
     if name is None and not spec.teacher.name.startswith("timm:"):
         unasked.append(spec.teacher.name)
     require_own("the cache", *unasked)
+    chosen, (kind, _, number) = weights or weights_of(spec.teacher), spec.teacher.weights.partition(":")
     images = open_images(data or spec.dataset.name, spec.dataset.split)
-    kind, _, number = spec.teacher.weights.partition(":")
-    if weights is None and kind == "file":
-        raise OptionError(
-            f"the teacher's weights came from the file {number}; name it with --weights, "
-            f"its SHA-256 over tensors must be {spec.teacher.weights_sha256[:12]}…"
-        )
     seed = int(number) if kind == "random" and weights is None and number.isdecimal() else 0
     view = KeyedViews(images, spec.recipe).any_view()
     teacher = build(
         name or spec.teacher.name,
         num_classes=spec.dataset.num_classes,
         view_size=max(view.shape[1:]),
-        weights=weights or kind,
+        weights=chosen,
         seed=seed,
         input_size=spec.teacher.adapter.size,
     )
