@@ -8,7 +8,7 @@ import typer
 
 from logitcache.errors import OptionError
 
-from .options import Device, Json, PrecisionName, Workers
+from .options import Device, Json, PrecisionName, StudentSize, Workers
 from .terminal import show
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def evaluate(
     architecture: Annotated[
         str | None, typer.Option("--student", help="Its architecture, where the file does not say.")
     ] = None,
+    input_size: StudentSize = 0,
     data: Annotated[str, typer.Option(help="Images; by default those that the run was trained on.")] = "auto",
     recipe: Annotated[str, typer.Option(help="How views are made; by default as while training.")] = "auto",
     teacher_cache: Annotated[
@@ -61,7 +62,8 @@ def evaluate(
     options = {"batch_size": batch_size, "workers": workers}
     evaluation = Evaluation(images, made_by, cache, **options, device=where)
     classes = trained.num_classes or images.num_classes  # `evaluate` says where they differ
-    built = trained.model(architecture, classes, max(evaluation.views.any_view().shape[1:]))
+    side = max(evaluation.views.any_view().shape[1:])
+    built = trained.model(architecture, classes, side, input_size)
     model = ViewModel(built, choose_precision(precision, where)).on(where)
     found = evaluated(model, evaluation, built.num_classes)
     about = {"student": built.name, "weights": str(trained.file)}

@@ -7,7 +7,7 @@ import typer
 
 from logitcache.units import size
 
-from .options import Json
+from .options import Json, StudentSize
 from .terminal import show
 
 
@@ -20,6 +20,7 @@ def export(
         str | None, typer.Option("--student", help="Its architecture, where the file does not say.")
     ] = None,
     num_classes: Annotated[int | None, typer.Option(help="Its classes, where the file does not say.")] = None,
+    input_size: StudentSize = 0,
     json: Json = False,
 ) -> None:
     """Write a student to one file that runs without logitcache, after proof that the file answers as it does.
@@ -32,7 +33,7 @@ def export(
     from logitcache.students import Trained
 
     trained = Trained.find(student, weights)
-    model = trained.model(architecture, num_classes)
+    model = trained.model(architecture, num_classes, input_size=input_size)
     done = write(model, out or trained.file.with_suffix(f".{format}"), format)
     rows = [
         ("file", f"{done.path}, {size(done.bytes)}"),

@@ -25,6 +25,13 @@ Workers = Annotated[
     typer.Option(help="Processes that make views; -1: as fits data and machine.", rich_help_panel=MACHINE),
 ]
 
+StudentSize = Annotated[
+    int,
+    typer.Option(
+        "--input-size", min=0, help="Pixels a side that it sees; 0: as its weights say, else as the views."
+    ),
+]
+
 
 def parse_seeds(text: str) -> tuple[int, ...]:
     """Read seeds such as "0-3,7".

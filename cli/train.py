@@ -15,6 +15,7 @@ from .options import (
     Device,
     Json,
     PrecisionName,
+    StudentSize,
     Workers,
     given,
     parse_numbers,
@@ -47,6 +48,7 @@ def train(
     ce_weight: Annotated[float, typer.Option(help="Weight of cross-entropy.")] = 1.0,
     label_smoothing: Annotated[float, typer.Option(help="Label smoothing of cross-entropy.")] = 0.0,
     weights: Annotated[str, typer.Option(help="First weights: random, default, or a file.")] = "random",
+    input_size: StudentSize = 0,
     seed: Annotated[int, typer.Option(help="Of first weights, order of the data, and dropout.")] = 0,
     export: Annotated[
         list[str] | None,
@@ -121,7 +123,9 @@ def train(
         "spool_limit": parse_size(spool_limit),
     }
     supply = Supply(**given(context.params, Supply) | read)
-    study = Study(tuple(student), lessons, supply, out, weights, teacher_cache, tuple(export or ()))
+    study = Study(
+        tuple(student), lessons, supply, out, weights, teacher_cache, tuple(export or ()), input_size
+    )
     world = World.here()
     try:
         with stopped_gently() as stop, progress("train", "steps", shown=world.rank == 0) as advance:

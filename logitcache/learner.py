@@ -246,7 +246,11 @@ def _record(run: Run, stream: Stream) -> dict[str, Any]:
     return {
         "config": run.config.to_dict(),
         "objective": run.objective.spec(),
-        "student": {"name": run.student.name, "weights": run.student.weights},
+        "student": {
+            "name": run.student.name,
+            "weights": run.student.weights,
+            "input_size": run.student.adapter.size,
+        },
         "stream": stream.about(),
     }
 

@@ -93,7 +93,7 @@ def build(
     name: str,
     *,
     num_classes: int,
-    view_size: int,
+    view_size: int | None,
     weights: str = "auto",
     seed: int = 0,
     heads: int = 1,
@@ -109,17 +109,18 @@ def build(
 
     Views are resized to `input_size` pixels; 0 takes the size that the weights were trained at, where it is known:
     of published ones, of files that `save_weights` wrote, of a ViT's position embedding. Of any other file it is
-    taken to be that of the views, as of random weights.
+    taken to be that of the views, as of random weights; where there are no views (None), it must be said.
 
     Raises:
         UnknownNameError: no such model, or no pretrained weights of that name.
-        OptionError: a class count below 2, no layer to double, timm is not installed, or your function fails.
+        OptionError: nobody says the input size, a class count below 2, no layer to double, timm is not installed,
+            or your function fails.
         NotFoundError: the weights file, or the module of your function, is not there.
         WeightsError: the weights cannot be had or read, or are those of another model or class count.
     """
-    if num_classes < 2 or view_size < 1:
+    if num_classes < 2 or (view_size is not None and view_size < 1):
         raise OptionError(f"need 2 classes and 1 pixel at least, found {num_classes} and {view_size}")
-    plan = plan_of(name, num_classes, view_size, seed)
+    plan = plan_of(name, num_classes, view_size or 224, seed)
     if weights == "auto":
         weights = "default" if plan.default and plan.default.classes == num_classes else "random"
     if weights == "random":
@@ -128,6 +129,10 @@ def build(
         source = _pretrained(plan, weights, num_classes)
     else:
         source = _from_file(plan, weights, num_classes)
+    unsaid = view_size is None and not input_size and source.adapter is plan.fitted
+    if unsaid and plan.fitted.size != plan_of(name, num_classes, 1, seed).fitted.size:
+        advice = "give --input-size, such as that of the views it was trained on"
+        raise OptionError(f"{weights} does not say at what size {plan.name} sees images; {advice}")
     if input_size:
         source = source._replace(adapter=replace(source.adapter, size=input_size))
     with seeded(seed):

@@ -64,18 +64,23 @@ class Trained:
         return cls(file, name, about.num_classes if about else None, data, recipe)
 
     def model(
-        self, student: str | None = None, num_classes: int | None = None, view_size: int = 224
+        self,
+        student: str | None = None,
+        num_classes: int | None = None,
+        view_size: int | None = None,
+        input_size: int = 0,
     ) -> Model:
         """Build the student with its weights.
 
         Args:
             student: its architecture, where the file does not say.
             num_classes: C, where the file does not say; where it does, the same.
-            view_size: side of its views in pixels, where the file does not say what size it takes.
+            view_size: side of its views in pixels, where the file does not say at what size it sees them.
+            input_size: pixels a side that it sees, whatever the file says; 0: as that says, else as the views are.
 
         Raises:
-            OptionError: nobody says which architecture, or how many classes; or the file says another number, or
-                names code that is not your own.
+            OptionError: nobody says which architecture, how many classes, or which size; or the file says another
+                number, or names code that is not your own.
             WeightsError: the weights are of another one.
         """
         name, classes = student or self.name, self.num_classes or num_classes
@@ -91,7 +96,8 @@ class Trained:
             raise OptionError(
                 f"{self.file} tells {classes} classes apart, --num-classes says {num_classes}; leave it out"
             )
-        return build(name, num_classes=classes, view_size=view_size, weights=str(self.file))
+        weights = str(self.file)
+        return build(name, num_classes=classes, view_size=view_size, weights=weights, input_size=input_size)
 
 
 def _of_record(folder: Path, record: dict[str, Any]) -> tuple[str, str, RecipeSpec]:

@@ -128,7 +128,7 @@ class Study:
         lessons: their seeds draw the first weights.
         supply: where batches come from.
         out: run folder, a folder of run folders where there are several; None: runs/STUDENT-LESSON-N.
-        weights: as `build` takes them.
+        weights, input_size: as `build` takes them.
         teacher_cache: path or URL of a cache of the test split, to compare the students with their teacher.
         exports: formats, as `export` takes them, to write the best weights in besides, into the run folders.
     """
@@ -140,6 +140,7 @@ class Study:
     weights: str = "random"
     teacher_cache: str | None = None
     exports: tuple[str, ...] = ()
+    input_size: int = 0
 
     def conduct(self, world: World, say: Say, **options: Any) -> list[TrainReport]:
         """Open everything and train, with all ranks of the world.
@@ -201,9 +202,13 @@ class Study:
         runs = []
         for name in self.students:
             for lesson in self.lessons:
-                seed = lesson.config.seed
                 model = build(
-                    name, num_classes=stream.num_classes, view_size=size, weights=self.weights, seed=seed
+                    name,
+                    num_classes=stream.num_classes,
+                    view_size=size,
+                    weights=self.weights,
+                    seed=lesson.config.seed,
+                    input_size=self.input_size,
                 )
                 runs.append(Run(self._folder(model, lesson), model, lesson.objective, lesson.config))
         return stream, runs
