@@ -20,9 +20,9 @@ import typer
 from console import FENCED, PAGES, ROOT, blocks, printed, run_python, shape, shown, steps
 from distributed import LocalCluster
 from distributed.cli import dask_scheduler, dask_worker
+from pictures import write_cifar
 from PIL import Image
 from test_cli import succeeds
-from test_datasets import write_cifar
 from test_remote import _Quiet as Quiet
 from test_remote import serving
 from test_training_in_ranks import commanded

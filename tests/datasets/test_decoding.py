@@ -1,0 +1,151 @@
+"""A file of any kind is RGB, upright, its first frame; or an error that names the file and says why."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pictures import GRAY, GRAY_RGB, SIXTEEN_BITS, smooth
+from PIL import Image, ImageOps
+from refusals import refused
+
+from logitcache.errors import ImageError
+from logitcache.folders import IMAGE_SUFFIXES, decode, printable
+
+PALETTE = Image.fromarray(smooth()).quantize(16)
+PALETTE_RGB = np.array(PALETTE.convert("RGB"))
+RGBA = Image.fromarray(np.dstack([smooth(), GRAY]))
+FILES: dict[str, tuple[Image.Image, dict[str, Any], np.ndarray, float]] = {
+    # file: (image, how to save it, the pixels that must come back, by how much they may differ on average)
+    "rgb.jpg": (Image.fromarray(smooth()), {"quality": 95}, smooth(), 1.5),
+    "upper.JPEG": (Image.fromarray(smooth()), {"quality": 95}, smooth(), 1.5),
+    "gray.jpg": (Image.fromarray(GRAY), {"quality": 95}, GRAY_RGB, 1.5),
+    "cmyk.jpg": (Image.fromarray(smooth()).convert("CMYK"), {"quality": 95}, smooth(), 2.5),
+    "rgb.png": (Image.fromarray(smooth()), {}, smooth(), 0),
+    "gray.png": (Image.fromarray(GRAY), {}, GRAY_RGB, 0),
+    "bits.png": (Image.fromarray(GRAY > 99), {}, (GRAY_RGB > 99) * 255, 0),
+    "gray-alpha.png": (Image.fromarray(GRAY).convert("LA"), {}, GRAY_RGB, 0),
+    "rgba.png": (RGBA, {}, smooth(), 0),
+    "palette.png": (PALETTE, {}, PALETTE_RGB, 0),
+    "palette-clear.png": (PALETTE, {"transparency": 3}, PALETTE_RGB, 0),
+    "palette-veiled.png": (PALETTE, {"transparency": bytes(range(16))}, PALETTE_RGB, 0),
+    "sixteen.png": (Image.fromarray(SIXTEEN_BITS), {}, GRAY_RGB, 0),
+    "sixteen.tiff": (Image.fromarray(SIXTEEN_BITS), {}, GRAY_RGB, 0),
+    "sixteen.pgm": (Image.fromarray(SIXTEEN_BITS), {}, GRAY_RGB, 0),
+    "rgb.tif": (Image.fromarray(smooth()), {}, smooth(), 0),
+    "cmyk.tif": (Image.fromarray(smooth()).convert("CMYK"), {}, smooth(), 0),
+    "rgb.bmp": (Image.fromarray(smooth()), {}, smooth(), 0),
+    "palette.BMP": (PALETTE, {}, PALETTE_RGB, 0),
+    "rgb.ppm": (Image.fromarray(smooth()), {}, smooth(), 0),
+    "gray.pgm": (Image.fromarray(GRAY), {}, GRAY_RGB, 0),
+    "rgb.webp": (Image.fromarray(smooth()), {"lossless": True}, smooth(), 0),
+    "rgba.webp": (RGBA, {"lossless": True, "exact": True}, smooth(), 0),
+    "still.gif": (PALETTE, {}, PALETTE_RGB, 0),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_any_kind_decodes_to_rgb(name: str, tmp_path: Path):
+    image, options, expected, tolerance = FILES[name]
+    image.save(tmp_path / name, **options)
+    found = decode(tmp_path / name)
+    assert found.dtype == torch.uint8
+    assert found.shape == (3, *expected.shape[:2])
+    assert found.is_contiguous()
+    error = np.abs(found.permute(1, 2, 0).numpy().astype(int) - expected)
+    assert error.mean() <= tolerance
+
+
+def test_every_suffix_that_is_listed_is_decoded():
+    assert {Path(name).suffix.lower() for name in FILES} == set(IMAGE_SUFFIXES)
+
+
+@pytest.mark.parametrize("name", ["moving.gif", "moving.webp"])
+def test_an_animation_is_its_first_frame(name: str, tmp_path: Path):
+    other = Image.fromarray(smooth(flip=True)).quantize(16)
+    lossless = {"lossless": True} if name.endswith("webp") else {}
+    PALETTE.save(tmp_path / name, save_all=True, append_images=[other, PALETTE], **lossless)
+    assert (decode(tmp_path / name).permute(1, 2, 0).numpy() == PALETTE_RGB).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_a_picture_is_turned_as_its_exif_says(suffix: str, orientation: int, tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"turned.{suffix}"
+    options = {"webp": {"lossless": True}, "jpg": {"quality": 95}}.get(suffix, {})
+    Image.fromarray(smooth()).save(path, exif=exif, **options)
+    upright = Image.fromarray(smooth())
+    upright.getexif()[0x0112] = orientation
+    expected = np.array(ImageOps.exif_transpose(upright)).astype(int)
+    found = decode(path).permute(1, 2, 0).numpy()
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).mean() < (1.5 if suffix == "jpg" else 1e-9)
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if not n.endswith(".png")] + ["rgb.png"])
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.5])
+def test_a_truncated_file_is_named(name: str, part: float, tmp_path: Path):
+    image, options, *_ = FILES[name]
+    image.save(tmp_path / name, **options)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: int(len(whole) * part)])
+    refused(ImageError, lambda: decode(tmp_path / name), str(tmp_path / name), "--on-bad-image skip")
+
+
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+@pytest.mark.parametrize("content", [b"", b"these are words and no picture\n" * 9])
+def test_what_is_only_called_an_image_is_named(suffix: str, content: bytes, tmp_path: Path):
+    path = tmp_path / f"words{suffix}"
+    path.write_bytes(content)
+    refused(ImageError, lambda: decode(path), str(path))
+
+
+def test_a_reason_is_given_in_words(tmp_path: Path):
+    empty, words = tmp_path / "empty.jpg", tmp_path / "words.jpg"
+    empty.touch()
+    words.write_text("words")
+    refused(ImageError, lambda: decode(empty), "(it is empty)")
+    refused(ImageError, lambda: decode(words), "(it is not an image that Pillow knows)")
+
+
+def test_a_file_that_claims_ten_thousand_million_pixels_is_an_image_error(tmp_path: Path):
+    (tmp_path / "bomb.pgm").write_bytes(b"P5 100000 100000 255\n")
+    refused(ImageError, lambda: decode(tmp_path / "bomb.pgm"), "bomb.pgm")
+
+
+def test_a_file_that_is_gone_and_a_folder_are_named(tmp_path: Path):
+    (tmp_path / "folder.png").mkdir()
+    for name in ("none.png", "folder.png"):
+        refused(ImageError, lambda name=name: decode(tmp_path / name), name)
+
+
+@pytest.mark.parametrize(
+    "name", ["rgb.jpg", "rgb.png", "rgb.tif", "still.gif", "rgb.webp", "rgb.bmp", "gray.pgm"]
+)
+def test_damaged_bytes_give_a_picture_or_an_image_error(name: str, tmp_path: Path):
+    image, options, *_ = FILES[name]
+    path = tmp_path / name
+    image.save(path, **options)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for at in rng.integers(0, min(len(whole), 200), 3):
+            damaged[at] = rng.integers(0, 256)
+        path.write_bytes(damaged)
+        try:
+            found = decode(path)
+        except ImageError as error:
+            assert str(path) in str(error)  # noqa: PT017
+        else:
+            assert (found.dtype, found.ndim, len(found)) == (torch.uint8, 3, 3)
+
+
+def test_a_path_prints_whatever_its_bytes():
+    assert printable(Path("/a/ü.png")) == "/a/ü.png"
+    assert printable(Path(os.fsdecode(b"/a/\xff.png"))) == "/a/\\xff.png"
+    assert printable(Path("/a/\x1b[31m b\n.png")) == "/a/\\x1b[31m b\\n.png"
