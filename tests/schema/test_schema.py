@@ -1,279 +1,29 @@
-"""The schema: specs survive JSON, hostile JSON ends in one kind of error, and the format's facts hold."""
+"""The facts of the format: what makes two caches the same, which rows a shard has, what a new cache is given."""
 
-import copy
 import dataclasses
-import json
 import math
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from specs import caches, names, often, put, small_cache, through_json
 
 from logitcache.errors import FormatError, OptionError, UnknownNameError
 from logitcache.schema import (
-    FORMAT_VERSION,
     PROFILES,
     SHARD_BYTES,
     SHARD_SAMPLES,
     SMALLEST_SHARD,
-    AdapterSpec,
     CacheSpec,
-    DatasetSpec,
     Profile,
-    RecipeSpec,
     RowLayout,
-    Spec,
     StepSpec,
-    TeacherSpec,
     fitting_shard,
     itemsize,
     profile_named,
 )
-
-often = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-# What valid specs look like -------------------------------------------------------------------------------
-
-names = st.text(max_size=12)
-finite = st.floats(allow_nan=False, allow_infinity=False)
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**6), 10**6) | finite | names,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
-    max_leaves=8,
-)
-
-
-@st.composite
-def adapters(draw: st.DrawFn) -> AdapterSpec:
-    channels = draw(st.sampled_from([1, 3]))
-    mean = draw(st.tuples(*[finite] * channels))
-    std = draw(st.tuples(*[st.floats(1e-6, 1e6)] * channels))
-    size = draw(st.integers(1, 65_536))
-    return AdapterSpec(channels, size, mean, std, draw(st.sampled_from(["bilinear", "bicubic"])))
-
-
-teachers = st.builds(
-    TeacherSpec, names, names, names, st.sampled_from(["float32", "bfloat16", "float16"]), adapters()
-)
-recipes = st.builds(
-    RecipeSpec,
-    names,
-    st.integers(),
-    st.lists(st.builds(StepSpec, names, st.dictionaries(names, json_values, max_size=3)), max_size=3).map(
-        tuple
-    ),
-    names,
-)
-
-
-@st.composite
-def caches(draw: st.DrawFn, most_samples: int = 1 << 40) -> CacheSpec:
-    n = draw(st.integers(1, 5000) | st.integers(1, most_samples))
-    dataset = DatasetSpec(draw(names), draw(names), n, draw(st.integers(2, 1 << 31)), draw(names))
-    return CacheSpec.new(
-        draw(teachers),
-        dataset,
-        draw(recipes),
-        k=draw(st.integers(1, dataset.num_classes)),
-        profile=draw(st.sampled_from(sorted(PROFILES))),
-        versions=draw(st.dictionaries(names, names, max_size=3)),
-        shard_samples=draw(st.none() | st.integers(1, 1 << 24)),
-    )
-
-
-def small_cache(n: int = 1000, classes: int = 10, k: int = 4, **options: Any) -> CacheSpec:
-    teacher = TeacherSpec("net", "random", "ab", "float32", AdapterSpec(1, 8, (0.5,), (0.25,)))
-    recipe = RecipeSpec("digits", 1, (StepSpec("RandomCrop", {"size": 8, "padding": 1}),))
-    dataset = DatasetSpec("digits", "train", n, classes, "cd")
-    return CacheSpec.new(teacher, dataset, recipe, k=k, versions={"torch": "1"}, **options)
-
-
-# Round trips ----------------------------------------------------------------------------------------------
-
-
-def through_json(spec: Spec) -> Any:
-    return json.loads(json.dumps(spec.to_dict(), allow_nan=False))
-
-
-@often
-@given(adapters() | teachers | recipes | caches() | st.sampled_from(list(PROFILES.values())))
-def test_every_spec_is_equal_after_a_round_trip_through_json(spec: Spec):
-    assert type(spec).from_dict(through_json(spec)) == spec
-
-
-@often
-@given(caches())
-def test_a_row_layout_is_equal_after_a_round_trip_through_json(spec: CacheSpec):
-    layout = RowLayout.of(spec)
-    assert RowLayout.from_dict(through_json(layout)) == layout
-
-
-@often
-@given(recipes)
-def test_a_recipe_keeps_its_digest_through_json_whatever_its_name(recipe: RecipeSpec):
-    read = RecipeSpec.from_dict(through_json(recipe))
-    assert read.sha256 == recipe.sha256
-    assert dataclasses.replace(recipe, name="another", version=9, evaluation="x").sha256 == recipe.sha256
-    longer = dataclasses.replace(recipe, steps=(*recipe.steps, StepSpec("RandomHorizontalFlip")))
-    assert longer.sha256 != recipe.sha256
-
-
-def test_the_order_of_arguments_does_not_change_a_recipe_but_the_order_of_steps_does():
-    def recipe(*steps: StepSpec) -> str:
-        return RecipeSpec("r", 1, steps).sha256
-
-    assert recipe(StepSpec("A", {"x": 1, "y": 2})) == recipe(StepSpec("A", {"y": 2, "x": 1}))
-    assert recipe(StepSpec("A"), StepSpec("B")) != recipe(StepSpec("B"), StepSpec("A"))
-
-
-# Hostile JSON ---------------------------------------------------------------------------------------------
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """List the paths of all values inside a JSON value."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(p for k, v in items for p in places(v, (*path, k)))]
-
-
-def put(data: Any, path: tuple[Any, ...], value: Any) -> Any:
-    if not path:
-        return value
-    data = copy.deepcopy(data)
-    inner = data
-    for step in path[:-1]:
-        inner = inner[step]
-    inner[path[-1]] = value
-    return data
-
-
-def nested(depth: int) -> Any:
-    value: Any = 1
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
-nasty = st.one_of(
-    json_values,
-    st.sampled_from([math.nan, math.inf, -math.inf, True, False, 1.0, 0, -1, 1 << 63, 10**400, -(10**400)]),
-    st.sampled_from(["", "1", "\ud800", "x" * 10_000, [], {}, [[]], {"k": None}, nested(100), nested(900)]),
-)
-
-
-@settings(often, max_examples=400)
-@given(st.data())
-def test_any_value_in_any_place_is_a_valid_spec_or_a_format_error(data: st.DataObject):
-    good = through_json(small_cache(profile=data.draw(st.sampled_from(sorted(PROFILES)))))
-    hostile = put(good, data.draw(st.sampled_from(places(good))), data.draw(nasty))
-    try:
-        spec = CacheSpec.from_dict(hostile)
-    except FormatError as error:
-        assert len(str(error)) < 25_000  # noqa: PT017
-    else:
-        assert CacheSpec.from_dict(through_json(spec)) == spec
-
-
-in_arguments = ("recipe", "steps", 0, "args")
-typed_places = [p for p in places(through_json(small_cache())) if p[:4] != in_arguments]
-wrongs = {"bool": True, "nan": math.nan, "infinity": math.inf, "huge": 10**400, "deep": nested(900)}
-
-
-@pytest.mark.parametrize("path", typed_places, ids=lambda p: ".".join(map(str, p)) or "root")
-@pytest.mark.parametrize("kind", wrongs)
-def test_a_bool_a_nan_or_something_huge_is_refused_in_every_typed_place(path: tuple[Any, ...], kind: str):
-    if (path, kind) == (("recipe", "version"), "huge"):
-        return  # a recipe may count its versions as it likes
-    with pytest.raises(FormatError):
-        CacheSpec.from_dict(put(through_json(small_cache()), path, wrongs[kind]))
-
-
-@pytest.mark.parametrize("wrong", [math.nan, -math.inf, nested(900), {"a": [math.nan]}, {1: 2}, 1j])
-def test_arguments_of_a_step_must_be_json(wrong: Any):
-    with pytest.raises(FormatError, match=r"StepSpec\.args\.padding"):
-        StepSpec.from_dict({"transform": "Pad", "args": {"padding": wrong}})
-
-
-def field_of(path: tuple[Any, ...]) -> bool:
-    return bool(path) and isinstance(path[-1], str) and path[0] != "versions" and path != in_arguments
-
-
-@pytest.mark.parametrize(
-    "path", [p for p in typed_places if field_of(p)], ids=lambda p: ".".join(map(str, p))
-)
-def test_a_missing_field_is_named_unless_it_has_a_default(path: tuple[Any, ...]):
-    data = through_json(small_cache())
-    inner = data
-    for step in path[:-1]:
-        inner = inner[step]
-    del inner[path[-1]]
-    if path[-1] in ("format_version", "gap_step", "interpolation", "evaluation"):
-        assert CacheSpec.from_dict(data).k == 4
-    else:
-        with pytest.raises(FormatError, match=f"field '{path[-1]}' is missing"):
-            CacheSpec.from_dict(data)
-
-
-@pytest.mark.parametrize(
-    "path", [(), ("teacher",), ("teacher", "adapter"), ("recipe", "steps", 0), ("profile",)]
-)
-def test_an_unknown_field_is_named_with_where_it_stands(path: tuple[Any, ...]):
-    with pytest.raises(FormatError, match=r"Spec.*: unknown field 'colour'; expected "):
-        CacheSpec.from_dict(put(through_json(small_cache()), (*path, "colour"), 1))
-
-
-@often
-@given(st.integers(FORMAT_VERSION + 1, 1 << 70), st.dictionaries(names, json_values, max_size=3))
-def test_a_newer_format_is_refused_before_anything_else_and_says_upgrade(version: int, rest: dict[str, Any]):
-    with pytest.raises(FormatError, match=rf"format version {version}, .* up to {FORMAT_VERSION}; upgrade"):
-        CacheSpec.from_dict({**rest, "format_version": version})
-
-
-@often
-@given(st.integers(max_value=FORMAT_VERSION - 1) | st.sampled_from([1.0, "1", None, True]))
-def test_no_other_format_version_passes(version: Any):
-    with pytest.raises(FormatError, match="format_version"):
-        CacheSpec.from_dict({**through_json(small_cache()), "format_version": version})
-
-
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        (("k",), 0),
-        (("k",), 11),
-        (("canaries",), 0),
-        (("canaries",), 1025),
-        (("chunk_samples",), 0),
-        (("chunk_samples",), 3),
-        (("shard_samples",), (1 << 24) + 256),
-        (("recipe_sha256",), "0" * 64),
-        (("recipe", "steps", 0, "args", "size"), 9),
-        (("dataset", "n"), 0),
-        (("dataset", "num_classes"), 1),
-        (("teacher", "precision"), "float64"),
-        (("teacher", "adapter", "channels"), 2),
-        (("teacher", "adapter", "size"), 0),
-        (("teacher", "adapter", "std"), [0.0]),
-        (("teacher", "adapter", "mean"), [0.5, 0.5]),
-        (("profile", "gap_dtype"), "uint8"),
-        (("profile", "gap_step"), 0.5),
-        (("profile", "gap_coding"), "deltas"),
-        (("profile", "codec"), "zlib"),
-        (("profile", "scalar_bits"), 0),
-        (("profile", "scalar_bits"), 24),
-        (("profile",), PROFILES["compact"].to_dict() | {"gap_step": 0}),
-        (("profile",), PROFILES["compact"].to_dict() | {"gap_step": -1.0}),
-        (("profile",), PROFILES["compact"].to_dict() | {"codec": "pcodec"}),
-        (("profile",), PROFILES["exact"].to_dict()),
-        (("profile",), PROFILES["exact"].to_dict() | {"name": "mine", "gap_coding": "differences"}),
-    ],
-    ids=str,
-)
-def test_a_value_out_of_range_is_refused(path: tuple[Any, ...], value: Any):
-    with pytest.raises(FormatError):
-        CacheSpec.from_dict(put(through_json(small_cache()), path, value))
-
 
 # What makes two caches the same ---------------------------------------------------------------------------
 

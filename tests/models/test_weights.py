@@ -1,0 +1,194 @@
+"""Weights round-trip through files, as people save them; what does not fit, or is more than weights, is refused."""
+
+import argparse
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import torchvision.models
+from building import refused, tiny
+
+from logitcache.errors import NotFoundError, OptionError, StorageError, WeightsError
+from logitcache.models import build, save_weights
+
+
+@pytest.mark.parametrize("name", ["digits_tiny", "resnet8", "vit_b"])
+def test_saved_weights_give_the_same_model_again(tmp_path, name):
+    model = build(name, num_classes=6, view_size=40, seed=5)
+    path = tmp_path / "new" / "w.safetensors"
+    save_weights(path, model)
+    assert os.listdir(path.parent) == ["w.safetensors"]
+    again = build(name, num_classes=6, view_size=8, weights=str(path))
+    assert again.weights == "file:w.safetensors"
+    assert (again.weights_sha256, again.adapter) == (model.weights_sha256, model.adapter)
+
+
+def test_saving_replaces_a_file_and_reports_a_disk_that_says_no(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, tiny(seed=1))
+    save_weights(path, tiny(seed=2))
+    assert tiny(str(path)).weights_sha256 == tiny(seed=2).weights_sha256
+    with pytest.raises(StorageError, match="cannot write"):
+        save_weights(path / "below-a-file", tiny())
+
+
+def wrapped(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "dress",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"model": wrapped(s, "module.")},
+        lambda s: {"model_state_dict": wrapped(s, "_orig_mod.module.")},
+        lambda s: {"ema": wrapped(s, "module._orig_mod.")},
+        lambda s: {"model": s, "optimizer": {"state": {}}, "epoch": 3, "args": argparse.Namespace(lr=0.1)},
+        lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
+    ],
+)
+def test_checkpoints_as_people_save_them_load(tmp_path, dress):
+    model = tiny(seed=7)
+    path = tmp_path / "checkpoint.pth"
+    torch.save(dress(dict(model.module.state_dict())), path)
+    assert tiny(str(path)).weights_sha256 == model.weights_sha256
+
+
+def test_a_torchvision_vit_file_says_its_image_size(tmp_path):
+    theirs = torchvision.models.vit_b_32(image_size=96, num_classes=10)
+    torch.save(theirs.state_dict(), tmp_path / "vit.pth")
+    assert tiny(str(tmp_path / "vit.pth"), name="vit_b_32").adapter.size == 96
+
+
+def test_a_plain_file_sees_the_views_as_they_are_or_as_it_is_told(tmp_path):
+    theirs = torchvision.models.resnet18(num_classes=10)
+    path = tmp_path / "theirs.pth"
+    torch.save({"model": theirs.state_dict()}, path)
+
+    def size(view_size, **options):
+        made = build("resnet18", num_classes=10, view_size=view_size, weights=str(path), **options)
+        return made.adapter.size
+
+    assert (size(64), size(96), size(224)) == (64, 96, 224)
+    assert size(64, input_size=160) == 160
+    kept = build("resnet18", num_classes=10, view_size=96, weights=str(path))
+    save_weights(tmp_path / "kept.safetensors", kept)
+    again = build("resnet18", num_classes=10, view_size=64, weights=str(tmp_path / "kept.safetensors"))
+    assert again.adapter.size == 96  # its file says what it was made for
+
+
+def test_an_input_size_that_a_network_cannot_take_is_refused():
+    with pytest.raises(OptionError, match="vit_b_32 does not take 50 pixels"):
+        build("vit_b_32", num_classes=10, view_size=64, weights="random", input_size=50)
+
+
+def test_a_checkpoint_without_weights_says_what_it_has(tmp_path):
+    torch.save({"net": dict(tiny().module.state_dict()), "epoch": 3}, tmp_path / "net.pth")
+    refused(WeightsError, "it has 'net', 'epoch'; save", weights=str(tmp_path / "net.pth"))
+
+
+def test_densenet_loads_under_its_published_names(tmp_path):
+    model = tiny(name="densenet121", seed=2)
+    old = {
+        k.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): v
+        for k, v in model.module.state_dict().items()
+    }
+    torch.save(old, tmp_path / "d.pth")
+    assert any(".norm.1." in key for key in old)
+    assert tiny(str(tmp_path / "d.pth"), name="densenet121").weights_sha256 == model.weights_sha256
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    refused(NotFoundError, "absent.pth", weights=str(tmp_path / "absent.pth"))
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_file_is_refused(tmp_path, suffix, kept):
+    path = tmp_path / f"w.{suffix}"
+    if suffix == "pth":
+        torch.save(tiny().module.state_dict(), path)
+    else:
+        save_weights(path, tiny())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    refused(WeightsError, path.name, weights=str(path))
+
+
+class Intruder:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, (Path("intruded"),))
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_objects_in_a_pickle_are_never_made(tmp_path, monkeypatch, save):
+    monkeypatch.chdir(tmp_path)
+    save({"state_dict": Intruder()}, tmp_path / "w.pth")
+    refused(WeightsError, "w.pth", "state dict alone", weights="w.pth")
+    assert not (tmp_path / "intruded").exists()
+
+
+@pytest.mark.parametrize("value", [[1, 2], {"epoch": 3}, {3: torch.ones(1)}, torch.ones(2)])
+def test_a_file_without_a_state_dict_is_refused(tmp_path, value):
+    torch.save(value, tmp_path / "w.pth")
+    refused(WeightsError, "no state dict", weights=str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize("name", ["digits_tiny", "resnet18", "squeezenet1_1"])
+def test_another_head_is_said_plainly(tmp_path, name):
+    torch.save(tiny(name=name, num_classes=12).module.state_dict(), tmp_path / "w.pth")
+    refused(
+        WeightsError,
+        "w.pth has a head for 12 classes, the data set has 10",
+        name=name,
+        weights=str(tmp_path / "w.pth"),
+    )
+
+
+def test_keys_that_do_not_fit_are_counted_and_the_first_three_named(tmp_path):
+    torch.save(tiny(name="resnet14").module.state_dict(), tmp_path / "w.pth")
+    weights = str(tmp_path / "w.pth")
+    refused(WeightsError, "does not fit resnet8", "unexpected (", ", …)", name="resnet8", weights=weights)
+    refused(WeightsError, "missing (", name="resnet20", weights=weights)
+    refused(WeightsError, "of other shape (0.0.weight", name="resnet8x4", weights=str(small_file(tmp_path)))
+
+
+def small_file(folder: Path) -> Path:
+    torch.save(tiny(name="resnet8").module.state_dict(), folder / "small.pth")
+    return folder / "small.pth"
+
+
+def test_nan_is_refused_with_the_name_of_its_tensor(tmp_path):
+    model = tiny()
+    spoilt = list(dict(model.module.named_parameters()))[-1]
+    with torch.no_grad():
+        model.module.state_dict()[spoilt][0] = float("nan")
+    save_weights(tmp_path / "w.safetensors", model)
+    refused(WeightsError, "NaN", spoilt, weights=str(tmp_path / "w.safetensors"))
+
+
+def test_the_header_guards_name_and_classes(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, tiny(num_classes=12))
+    refused(WeightsError, "digits_tiny", "digits_small", name="digits_small", weights=str(path))
+    refused(WeightsError, "a head for 12 classes", weights=str(path))
+
+
+@pytest.mark.parametrize(
+    "header", ["{", "[]", "{}", json.dumps({"name": "a", "num_classes": 10, "adapter": {}})]
+)
+def test_a_damaged_header_is_refused(tmp_path, header):
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(tiny().module.state_dict(), path, metadata={"logitcache": header})
+    refused(WeightsError, "damaged logitcache header", weights=str(path))
+
+
+def test_safetensors_of_others_need_no_header(tmp_path):
+    model = tiny(seed=3)
+    safetensors.torch.save_file(model.module.state_dict(), tmp_path / "w.safetensors")
+    assert tiny(str(tmp_path / "w.safetensors")).weights_sha256 == model.weights_sha256
