@@ -93,6 +93,15 @@ def one_line(error: LogitCacheError) -> LogitCacheError:
     return error
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Everything a cache is; locks are not."""
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file() and not file.name.startswith(".")
+    }
+
+
 def commits(path: Path, seed: int = 1) -> list[int]:
     reader = CacheReader(path)
     return reader.commits(seed).tolist() if seed in reader.seeds() else [0] * reader.spec.shards

@@ -14,7 +14,7 @@ def fast(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def written(tmp_path_factory):
     """Two complete seeds of SMALL; copy before you damage."""
     return fill(tmp_path_factory.mktemp("written") / "c.zarr", SMALL, seeds=(1, 2))

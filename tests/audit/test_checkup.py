@@ -1,0 +1,111 @@
+"""A cache at a glance and by command: what it says of itself, and its teacher built again from that."""
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from breaking import flip
+from small_caches import files_of
+from test_cli import logitcache, succeeds
+from test_dump import a_teacher, dump_digits
+
+from logitcache.audit.checkup import CheckupConfig, checkup, teacher_of
+from logitcache.audit.glance import glance, view_size
+from logitcache.audit.verify import Problem
+from logitcache.errors import LogitCacheError, OptionError
+from logitcache.models import build, save_weights
+from logitcache.store import CacheReader, CacheWriter
+from logitcache.views import recipe_named
+
+# The teacher by the spec ----------------------------------------------------------------------------------
+
+
+def test_the_teacher_is_built_again_from_what_the_cache_says(tmp_path: Path) -> None:
+    save_weights(tmp_path / "w.safetensors", a_teacher(5))
+    for weights, seed, named in (
+        ("random", 3, None),
+        (tmp_path / "w.safetensors", 0, tmp_path / "w.safetensors"),
+    ):
+        out = tmp_path / f"{seed}.zarr"
+        made = build("digits_small", num_classes=10, view_size=8, weights=str(weights), seed=seed)
+        dump_digits(out, 40, made, seeds=(0,))
+        spec = CacheReader(out).spec
+        spec = dataclasses.replace(spec, dataset=dataclasses.replace(spec.dataset, name="digits"))
+        images, teacher = teacher_of(spec, weights=named and str(named))
+        assert teacher.weights_sha256 == made.weights_sha256
+        assert images.name == "digits"
+    with pytest.raises(OptionError, match=r"came from the file w\.safetensors; name it with --weights"):
+        teacher_of(spec)
+
+
+# At a glance ----------------------------------------------------------------------------------------------
+
+
+def test_a_glance_tells_the_means_of_the_distribution_that_the_cache_describes(cache: Path) -> None:
+    reader = CacheReader(cache)
+    found = glance(reader)
+    assert found["complete"] == "seeds 0-1"
+    assert found["view_size"] == 8
+    assert found["other_versions"] == {}
+    top1, mass = [], []
+    for seed in (0, 1, 2):
+        held = reader.read(seed, 0)
+        own = np.exp(-held["gap"].astype(np.float64))
+        tail = np.exp(held["tail_lse"].astype(np.float64))
+        top1 += (own[:, 0] / (own.sum(1) + tail)).tolist()
+        mass += (tail / (own.sum(1) + tail)).tolist()
+    told = found["confidence"]
+    assert told["views"] == 3 * 64
+    assert told["mean_top1_probability"] == pytest.approx(np.mean(top1), rel=1e-5)
+    assert told["mean_tail_mass"]["1"] == pytest.approx(np.mean(mass), rel=1e-5)
+    assert told["mean_tail_mass"]["1"] < told["mean_tail_mass"]["4"] < 0.6
+
+
+def test_a_glance_at_a_damaged_or_empty_cache_says_so(cache: Path, tmp_path: Path) -> None:
+    flip(cache / "seed-0/gap/c/0/0", 0.4)
+    assert "seed 0, shard 0: damaged" in glance(CacheReader(cache))["damaged"]
+    CacheWriter.open(tmp_path / "empty.zarr", CacheReader(cache).spec)
+    found = glance(CacheReader(tmp_path / "empty.zarr"))
+    assert (found["confidence"], found["damaged"], found["complete"]) == (None, None, "no seed")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "size"),
+    [("digits", 8), ("imagenet@64", 64), ("imagenet", 224), ("cifar", 32), ("identity", None)],
+)
+def test_the_size_of_views_is_read_off_the_recipe(recipe: str, size: int | None) -> None:
+    assert view_size(recipe_named(recipe)) == size
+
+
+# By command -----------------------------------------------------------------------------------------------
+
+
+def test_verify_by_command_says_clean_or_not_by_its_exit_code(tmp_path: Path) -> None:
+    words = ("dump", "--teacher", "digits_tiny", "--seeds", "0-1", "--top-k", 3, "--shard-samples", 512)
+    succeeds(*words, "--out", "c.zarr", cwd=tmp_path)
+    assert "clean" in succeeds("verify", "c.zarr", "--replay", 20, cwd=tmp_path)
+    before = files_of(tmp_path / "c.zarr")
+    flip(tmp_path / "c.zarr/seed-1/ids/c/1/0", 0.4)
+    ended = logitcache("verify", "c.zarr", "--json", "--replay", 20, cwd=tmp_path)
+    assert ended.exit_code == 1
+    told = json.loads(ended.stdout)
+    assert (told["clean"], told["repair"], told["replay"]) == (False, None, None)
+    assert Problem.from_dict(told["found"]["problems"][0]).shard == 1
+    assert "seed 1, shard 1: its data is damaged" in " ".join(
+        logitcache("verify", "c.zarr", cwd=tmp_path).stdout.split()
+    )
+    text = succeeds("verify", "c.zarr", "--repair", cwd=tmp_path)
+    assert "1 shards dumped again, 1 of them to the digest they had" in " ".join(text.split())
+    assert files_of(tmp_path / "c.zarr") == before
+    assert json.loads(succeeds("verify", "c.zarr", "--repair", "--json", cwd=tmp_path))["repair"] is None
+
+
+def test_a_checkup_refuses_options_that_cannot_be(whole: Path) -> None:
+    for wrong in (CheckupConfig(replay=-1), CheckupConfig(batch_size=-1), CheckupConfig(workers=-2)):
+        with pytest.raises(OptionError, match="found"):
+            checkup(str(whole), wrong)
+    with contextlib.suppress(LogitCacheError):
+        checkup(str(whole), CheckupConfig(teacher="nobody", replay=1))

@@ -1,0 +1,192 @@
+"""What is broken is mended to the same bits, and nothing is taken back before all is proved the same."""
+
+import os
+from pathlib import Path
+
+import pytest
+from breaking import SPEED, N, flip, rewrite
+from small import few_digits
+from small_caches import files_of
+from test_dump import a_teacher
+from test_replay import Pixels
+
+from logitcache.audit.repair import repair
+from logitcache.audit.verify import verify
+from logitcache.errors import BusyError, DriftError, MismatchError, StorageError
+from logitcache.store import CacheReader, CacheWriter
+
+
+class Unnoticed(Pixels):
+    """Digits one of which changes, and their fingerprint does not."""
+
+    @property
+    def fingerprint(self) -> str:
+        return few_digits(N).fingerprint
+
+
+def mend(cache: Path, **options: object):
+    found = verify(CacheReader(cache))
+    return repair(cache, found, SPEED, lambda: (few_digits(N), a_teacher()), **options)
+
+
+FAULTS = {
+    "a flipped bit": ("seed-0/gap/c/1/0", lambda f: flip(f, 0.4), (0, 1, "damaged")),
+    "a flipped bit of an index": ("seed-1/top/c/2", lambda f: flip(f, 1.0), (1, 2, "damaged")),
+    "a truncated file": ("seed-0/ids/c/2/0", lambda f: os.truncate(f, 40), (0, 2, "damaged")),
+    "an empty file": ("seed-0/tail_var/c/2", lambda f: os.truncate(f, 0), (0, 2, "damaged")),
+    "random bytes": ("seed-0/ids/c/2/0", lambda f: f.write_bytes(os.urandom(999)), (0, 2, "damaged")),
+    "a deleted file": ("seed-1/tail_lse/c/2", lambda f: f.unlink(), (1, 2, "digest")),
+    "another shard's file": (
+        "seed-1/top/c/0",
+        lambda f: f.write_bytes(f.with_name("1").read_bytes()),
+        (1, 0, "digest"),
+    ),
+    "a damaged canary": ("seed-1/canary/c/1/0", lambda f: flip(f, 0.5), (1, 1, "damaged")),
+    "a damaged commit": ("seed-2/commit/c/2", lambda f: flip(f, 0.5), (2, 2, "commit")),
+    "an empty commit": ("seed-0/commit/c/0", lambda f: os.truncate(f, 0), (0, 0, "commit")),
+    "another shard's commit": (
+        "seed-0/commit/c/0",
+        lambda f: f.write_bytes(f.with_name("1").read_bytes()),
+        (0, 0, "digest"),
+    ),
+    "metadata that is not JSON": ("seed-1/ids/zarr.json", lambda f: flip(f, 0.0), (1, None, "metadata")),
+    "metadata of another shape": (
+        "seed-1/ids/zarr.json",
+        lambda f: f.write_text(f.read_text().replace(str(N), str(N + 1))),
+        (1, None, "metadata"),
+    ),
+    "metadata lost": ("seed-0/top/zarr.json", lambda f: f.unlink(), (0, None, "metadata")),
+    "a group's metadata": ("seed-0/zarr.json", lambda f: f.write_text("[]"), (0, None, "metadata")),
+    "a sample key": ("sample_key/c/1", lambda f: flip(f, 0.5), (None, None, "keys")),
+    "sample keys cut off": ("sample_key/c/0", lambda f: os.truncate(f, 9), (None, None, "keys")),
+    "sample keys' metadata": ("sample_key/zarr.json", lambda f: f.write_text("{"), (None, None, "keys")),
+    "commit's metadata lost": ("seed-2/commit/zarr.json", lambda f: f.unlink(), (2, None, "metadata")),
+    "commit's metadata empty": (
+        "seed-0/commit/zarr.json",
+        lambda f: os.truncate(f, 0),
+        (0, None, "metadata"),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_is_found_and_mended_to_the_same_bits(fault: str, whole: Path, cache: Path) -> None:
+    name, damage, (seed, shard, kind) = FAULTS[fault]
+    damage(cache / name)
+    found = verify(CacheReader(cache))
+    assert not found.clean
+    assert [(p.seed, p.shard, p.kind) for p in found.problems] == [(seed, shard, kind)]
+    done = repair(cache, found, SPEED, lambda: (few_digits(N), a_teacher()))
+    assert done.after.clean
+    assert done.redumped == (() if shard is None else ((seed, shard),))
+    assert done.mended == ((name,) if shard is None else ())
+    assert files_of(cache) == files_of(whole)  # same libraries, so not only the arrays: every byte
+
+
+def test_many_faults_at_once_are_mended_and_sound_shards_are_not_written(whole: Path, cache: Path) -> None:
+    faults = ["a flipped bit", "a truncated file", "a deleted file", "a damaged commit", "metadata lost"]
+    for fault in faults:
+        name, damage, _ = FAULTS[fault]
+        damage(cache / name)
+    before = {f: (cache / f).stat().st_mtime_ns for f in files_of(cache)}
+    done = mend(cache)
+    assert done.redumped == ((0, 1), (0, 2), (1, 2), (2, 2))
+    assert done.identical == 3  # the fourth's commit could not be read
+    assert files_of(cache) == files_of(whole)
+    written = {f for f in files_of(cache) if before.get(f) != (cache / f).stat().st_mtime_ns}
+    bad = {
+        f"seed-{s}/{a}/c/{j}" for s, j in done.redumped for a in ("top", "tail_lse", "tail_mean", "commit")
+    }
+    assert bad <= written
+    assert all("/c/" not in f or f.removesuffix("/0") in {*bad} | _wide(done.redumped) for f in written - bad)
+
+
+def _wide(shards) -> set[str]:
+    return {f"seed-{s}/{a}/c/{j}" for s, j in shards for a in ("ids", "gap", "canary", "tail_var")}
+
+
+def test_metadata_alone_is_mended_without_a_teacher(whole: Path, cache: Path) -> None:
+    (cache / "seed-0/gap/zarr.json").write_text("{}")
+    reader = CacheReader(cache)
+
+    def nobody():
+        raise AssertionError("asked for a teacher")
+
+    done = repair(cache, verify(reader), SPEED, nobody)
+    assert done.mended == ("seed-0/gap/zarr.json",)
+    assert files_of(cache) == files_of(whole)
+
+
+def test_a_broken_rule_is_mended_too(whole: Path, cache: Path) -> None:
+    rewrite(cache, 0, 2, lambda a: a["ids"].__setitem__((0, 1), a["ids"][0, 0]))
+    assert mend(cache).redumped == ((0, 2),)
+    assert files_of(cache) == files_of(whole)
+
+
+@pytest.mark.parametrize("who", ["teacher", "images", "views", "pixels"])
+def test_nothing_is_taken_back_before_all_is_proved_the_same(who: str, cache: Path) -> None:
+    flip(cache / "seed-0/gap/c/1/0", 0.4)
+    flip(cache / "seed-0/canary/c/1/0", 0.4)
+    before, images, teacher = files_of(cache), few_digits(N), a_teacher()
+    if who == "teacher":
+        teacher, refusal = a_teacher(1), (MismatchError, "teacher.weights_sha256")
+    if who == "images":
+        images, refusal = few_digits(N - 1), (MismatchError, "other images")
+    if who == "views":  # canaries that say that the teacher saw others
+        rewrite(cache, 1, 0, lambda a: a["canary"].__iadd__(1))
+        before, refusal = files_of(cache), (DriftError, "sample 0 of digits under seed 1")
+    if who == "pixels":
+        images = Unnoticed("digits", "train", images.images, images.labels, 10, "digits")
+        images.changed = CacheReader(cache).spec.canary_samples(2)[1]
+        refusal = (DriftError, f"sample {images.changed} of digits under seed 0")
+    found = verify(CacheReader(cache))
+    with pytest.raises(refusal[0], match=refusal[1]):
+        repair(cache, found, SPEED, lambda: (images, teacher))
+    assert files_of(cache) == before
+
+
+def test_a_seed_that_is_being_written_is_not_touched(cache: Path) -> None:
+    flip(cache / "seed-0/gap/c/1/0", 0.4)
+    flip(cache / "seed-1/gap/c/1/0", 0.4)
+    before = files_of(cache)
+    with (
+        CacheWriter.open(cache, CacheReader(cache).spec).seed(1),
+        pytest.raises(BusyError, match="seed 1 of"),
+    ):
+        mend(cache)
+    assert files_of(cache) == before
+    assert mend(cache).after.clean
+
+
+def test_what_the_disk_refuses_to_read_is_not_taken_for_damage(cache: Path, monkeypatch) -> None:
+    decode = CacheReader.decode
+
+    def refused(self, seed, shard):
+        if (seed, shard) == (0, 1):
+            raise StorageError("cannot read it: input/output error")
+        return decode(self, seed, shard)
+
+    monkeypatch.setattr(CacheReader, "decode", refused)
+    (problem,) = verify(CacheReader(cache)).problems
+    assert (problem.shard, problem.kind) == (1, "unreadable")
+    before = files_of(cache)
+    with pytest.raises(StorageError, match="the shard may be sound"):
+        mend(cache)
+    assert files_of(cache) == before
+
+
+def test_a_commit_is_withdrawn_durably_before_any_of_its_files(cache: Path, monkeypatch) -> None:
+    done: list[str] = []
+    unlink, fsync = Path.unlink, os.fsync
+    with CacheWriter.open(cache, CacheReader(cache).spec).seed(0) as own:
+        monkeypatch.setattr(Path, "unlink", lambda f, **o: (done.append(f.parts[-3]), unlink(f, **o))[1])
+        monkeypatch.setattr(
+            os, "fsync", lambda d: (done.append(os.readlink(f"/proc/self/fd/{d}")), fsync(d))[1]
+        )
+        own.withdraw(1)
+        monkeypatch.undo()
+        assert own.committed().tolist() == [True, False, True]
+    assert done[0] == "commit"
+    assert done[1].endswith("seed-0/commit/c") or any(d.endswith("commit/c") for d in done[1:4])
+    assert not set(done[1:4]) & {"ids", "gap", "top", "canary"}
+    assert CacheReader(cache).strays(0) == []

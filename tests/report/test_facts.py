@@ -1,0 +1,117 @@
+"""What is drawn, and the facts behind it: lines keep their extremes, text stays text, repeats are told apart."""
+
+import shutil
+import string
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from reading import Page, a_run, rows_of
+from small import few_digits
+from test_dump import RECIPE, a_teacher
+
+from logitcache.dump import DumpConfig, dump
+from logitcache.report.caches import read_cache
+from logitcache.report.charts import LEAST, Axis, Scale, thinned
+from logitcache.report.page import report
+from logitcache.report.runs import grouped, read_run
+from logitcache.sparse import SparseTeacher
+from logitcache.spool import decode
+from logitcache.store import CacheReader
+
+# What is drawn --------------------------------------------------------------------------------------------
+
+
+FINITE = st.floats(-1e140, 1e140)
+
+
+@given(st.lists(FINITE, min_size=1, max_size=300), st.integers(8, 60))
+def test_thinned_lines_keep_their_ends_and_extremes(values: list[float], most: int) -> None:
+    points = [(float(x), y) for x, y in enumerate(values)]
+    kept = thinned(points, most)
+    assert len(kept) <= max(most, 2)
+    assert list(kept) == [point for point in points if point in set(kept)]
+    assert (kept[0], kept[-1]) == (points[0], points[-1])
+    assert (min(values), max(values)) == (min(y for _, y in kept), max(y for _, y in kept))
+
+
+@given(st.lists(FINITE, min_size=1, max_size=20), st.booleans(), st.booleans(), st.booleans())
+def test_marks_lie_on_the_axis_in_order(values: list[float], log: bool, percent: bool, whole: bool) -> None:
+    scale = Scale(Axis("x", log=log, percent=percent, whole=whole), values, 0, 100)
+    shown = [value for value in values if value > LEAST or not log]
+    assert all(-1e-6 <= scale(value) <= 100 + 1e-6 for value in shown)
+    ticks = scale.ticks()
+    assert ticks == sorted(ticks)
+    assert len(ticks) <= 14
+    assert all(-1e-6 <= scale(tick) <= 100 + 1e-6 for tick in ticks)
+    assert len({scale.text(tick) for tick in ticks}) == len(ticks)
+
+
+@given(st.text(string.printable, max_size=30), st.text(max_size=30))
+def test_text_in_text_out(text: str, attribute: str) -> None:
+    from logitcache.report.html import tag, written
+
+    page = HTMLParser()
+    seen: list[Any] = []
+    page.handle_data = seen.append  # type: ignore[method-assign]
+    page.handle_starttag = lambda name, attributes: seen.append((name, attributes))  # type: ignore[method-assign]
+    page.feed(written(tag("b", text, title=attribute)))
+    page.close()
+    assert [one for one in seen if isinstance(one, tuple)] == [("b", [("title", attribute)])]
+    assert "".join(one for one in seen if isinstance(one, str)).strip("\n") == text.strip("\n")
+
+
+# Facts ----------------------------------------------------------------------------------------------------
+
+
+def test_repeats_are_those_that_differ_in_random_numbers_alone(folder: Path) -> None:
+    runs = [read_run(path) for path in sorted((folder / "runs").iterdir())]
+    groups = grouped(runs)
+    assert [[Path(run.path).name for run in group.runs] for group in groups] == [
+        ["fast-0", "fast-1"],
+        ["slow-0", "slow-1", "slow-2"],
+    ]
+    slow = groups[1]
+    assert slow.mean("top1")[-1] == (6.0, pytest.approx(0.525))
+    assert slow.spread("top1") == (pytest.approx(0.525), pytest.approx(0.02))
+    assert slow.spread("nonsense") is None
+    assert [group.name for group in grouped(runs[1:3])] == ["net · kd · lr 0.4", "net · kd · lr 0.1"]
+
+
+def test_a_tie_is_called_one_and_caches_of_one_teacher_are_told_apart(folder: Path, tmp_path: Path) -> None:
+    runs = [a_run(tmp_path / f"lr-{lr}", rows_of(2), lr=lr) for lr in (0.1, 0.2)]
+    copy = shutil.copytree(folder / "c.zarr", tmp_path / "copy.zarr")
+    report(tmp_path / "r.html", [*runs, folder / "c.zarr", copy])
+    page = Page(tmp_path / "r.html")
+    assert (
+        "Highest top-1 after the last epoch: net · kd · lr 0.1, 50.10 %, a tie with net · kd · lr 0.2."
+        in (page.text["p"])
+    )
+    titles = [line for line in page.text["h2"].splitlines() if line.startswith("Cache: ")]
+    assert [Path(title.rpartition(", ")[2]).name for title in titles] == ["c.zarr", "copy.zarr"]
+    report(tmp_path / "r.html", [runs[0], folder / "c.zarr"])
+    assert "a tie with" not in Page(tmp_path / "r.html").text["p"]
+
+
+def test_what_fewer_logits_lose_is_what_dense_arithmetic_says(tmp_path: Path) -> None:
+    config = DumpConfig(seeds=(3,), profile="exact", workers=0, precision="float32")
+    dump(tmp_path / "c.zarr", few_digits(200), RECIPE, a_teacher(), config)
+    reader = CacheReader(tmp_path / "c.zarr")
+    facts = read_cache(reader)
+    assert [kept.k for kept in facts.kept] == [1, 2, 3, 4, 6, 8, 10]
+    assert facts.tried == 200
+    teacher = decode(reader, 3, 0).to("cpu", torch.float64)
+    logits = torch.zeros(len(teacher), 10, dtype=torch.float64).scatter(1, teacher.ids, teacher.logits)
+    for kept in facts.kept:
+        for at, temperature in enumerate((1.0, 2.0, 4.0)):
+            p = (logits / temperature).softmax(1)
+            q = SparseTeacher.from_logits(logits, kept.k).densify(temperature)
+            assert kept.kl[at] == pytest.approx(float((p * (p / q).log()).sum(1).mean()), abs=1e-6)
+            top = p.sort(1, descending=True).values[:, : kept.k].sum(1).mean()
+            assert kept.mass[at] == pytest.approx(float(top), abs=1e-6)
+    files = [f for f in (tmp_path / "c.zarr" / "seed-3").glob("*/c/**/*") if f.is_file()]
+    assert sum(facts.array_bytes.values()) * 200 == pytest.approx(sum(f.stat().st_size for f in files))
