@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reports import Page, a_run, rows_of
 from small import few_digits
 from test_cli import fails
 from test_dump import dump_digits
-from test_report import Page, a_run, rows_of
 from test_train import CONFIG
 
 from logitcache.evaluation import Evaluation

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from reading import a_run, rows_of
+from reports import a_run, rows_of
 from test_dump import RECIPE, a_teacher
 
 from logitcache.datasets import digits

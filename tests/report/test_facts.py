@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reading import Page, a_run, rows_of
+from reports import Page, a_run, rows_of
 from small import few_digits
 from test_dump import RECIPE, a_teacher
 

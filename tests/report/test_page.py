@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from reading import EVIL, Page, a_run, rows_of
+from reports import EVIL, Page, a_run, rows_of
 from test_cli import fails, succeeds
 
 from logitcache.report.page import report

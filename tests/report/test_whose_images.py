@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from reading import EVIL, EVIL_CLASS, Page
+from reports import EVIL, EVIL_CLASS, Page
 from small import few_digits
 from test_cli import fails, logitcache, succeeds
 from test_dump import RECIPE, a_teacher, picture_folder

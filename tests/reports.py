@@ -1,4 +1,4 @@
-"""A page as a parser sees it, and runs to report."""
+"""Runs to report, and the page of them as a parser sees it."""
 
 import json
 from collections.abc import Sequence
