@@ -9,7 +9,7 @@ from rich.table import Table
 from logitcache.units import parse_size, size, span
 
 from . import asked
-from .options import Device, Json, PrecisionName, Workers, parse_seeds
+from .options import Device, Json, PrecisionName, Workers, given, parse_seeds
 from .terminal import console, say, show
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ LEAST = 1e-12  # what is less is rounding
 
 
 def plan(
+    context: typer.Context,
     teacher: asked.Teacher,
     weights: asked.Weights = "auto",
     data: asked.Data = "auto",
@@ -30,7 +31,10 @@ def plan(
     images: Annotated[int, typer.Option(min=1, help="Images to try.")] = 512,
     top_k: Annotated[str, typer.Option(help="Numbers of logits to compare.")] = "4,8,16,32,64,128",
     budget: Annotated[
-        str | None, typer.Option(help="Pick the best cache of at most this size, such as 20GB.")
+        str | None,
+        typer.Option(
+            help="Pick the best cache of at most this size, such as 20GB; without, the smallest that is near enough."
+        ),
     ] = None,
     batch_size: asked.BatchSize = 0,
     precision: PrecisionName = "auto",
@@ -46,22 +50,17 @@ def plan(
     from logitcache.plan import plan as plan_cache
     from logitcache.sources import Sources
 
-    config = PlanConfig(
-        seeds=len(parse_seeds(seeds)),
-        epochs=epochs,
-        images=images,
-        ks=parse_seeds(top_k),
-        budget=parse_size(budget) if budget else None,
-        batch_size=batch_size,
-        precision=precision,
-        device=device,
-        workers=workers,
-    )
-    sources = Sources(teacher, weights, data, recipe, num_classes, input_size=input_size)
+    read = {
+        "seeds": len(parse_seeds(seeds)),
+        "ks": parse_seeds(top_k),
+        "budget": parse_size(budget) if budget else None,
+    }
+    config = PlanConfig(**given(context.params, PlanConfig) | read)
+    sources = Sources(**given(context.params, Sources))
     found = plan_cache(*sources.open(lambda text: say(f"note: {text}")), config)
     if not json:
         console.print(_table(found))
-    show(found.to_dict(), _rows(found, config.budget), as_json=json)
+    show(found.to_dict(), _rows(found), as_json=json)
 
 
 def _table(found: "Plan") -> Table:
@@ -70,34 +69,29 @@ def _table(found: "Plan") -> Table:
     for name in ("k", "profile", "B/view", "in all", "KL T=1", "T=2", "T=4", "1 − r", "order", "tail"):
         table.add_column(name, justify="left" if name == "profile" else "right", no_wrap=True)
     for c in found.choices:
-        kl = [_small(value) for value in c.kl]
-        worst = _small(1 - min(c.pearson))
-        cells = (f"{c.k}", c.profile, f"{c.bytes_per_view:.1f}", size(c.bytes_in_all), *kl, worst)
-        table.add_row(
-            *cells, f"{c.order:.3f}", _small(c.tail_mass), style="bold" if c == found.chosen else None
-        )
+        small = map(_small, (*c.kl, 1 - min(c.pearson)))
+        cells = (f"{c.k}", c.profile, f"{c.bytes_per_view:.1f}", size(c.bytes_in_all), *small)
+        style = "bold" if c == found.chosen else None
+        if not c.beaten:
+            table.add_row(*cells, f"{c.order:.3f}", _small(c.tail_mass), style=style)
     return table
 
 
-def _rows(found: "Plan", budget: int | None) -> list[tuple[str, str]]:
-    chosen = []
-    if budget is not None:
-        c = found.chosen
-        advice = (
-            f"--top-k {c.k} --profile {c.profile}, {size(c.bytes_in_all)}"
-            if c
-            else "nothing fits: take fewer seeds"
-        )
-        chosen = [(f"in {size(budget)}", advice)]
+def _rows(found: "Plan") -> list[tuple[str, str]]:
+    c, beaten = found.chosen, sum(c.beaten for c in found.choices)
+    kept = f"--top-k {c.k} --profile {c.profile}, {size(c.bytes_in_all)}: " if c else ""
+    left = f"{beaten} that another beats in bytes, KL and order; --json has them"
     hours = ", ".join(f"{number}: {span(3600 * h)}" for number, h in found.hours.items())
+    once, live = (span(3600 * hours) for hours in (found.cache_hours, found.live_hours))
     return [
-        *chosen,
+        ("take", f"{kept}{found.reason}"),
+        *([("left out", left)] if beaten else []),
         ("teacher", f"{found.views_per_second:,.0f} views/s on this device"),
         ("to dump", f"on so many of them, {hours}"),
         (
             "pays",
-            f"from student run {found.pays_from} of {found.epochs} epochs on: {span(3600 * found.cache_hours)} "
-            f"of the teacher once, against {span(3600 * found.live_hours)} in each run with it live",
+            f"from student run {found.pays_from} of {found.epochs} epochs on: {once} of the teacher once, "
+            f"against {live} in each run with it live",
         ),
     ]
 

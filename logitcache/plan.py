@@ -8,7 +8,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,12 @@ from logitcache.schema import PROFILES, RecipeSpec, Spec
 from logitcache.sparse import SparseTeacher
 from logitcache.spool import decode
 from logitcache.store import CacheReader
+from logitcache.units import size
 from logitcache.views import permutation
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 KS = (4, 8, 16, 32, 64, 128)
+NEAR = 1e-3  # nats of KL at each temperature: what is nearer to the teacher is near enough
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class PlanConfig(Spec):
         epochs: passes over the data of one student run.
         images: how many images to try, a keyed choice; each under two seeds.
         ks: numbers of logits to try; those below the number of classes are.
-        budget: bytes that the cache may have; None for no limit.
+        budget: bytes that the cache may have, of which as much as possible is to be made; None: what is near enough.
         devices: numbers of devices to tell the time for.
         batch_size, precision, device, workers: of the dump, as in `DumpConfig`.
     """
@@ -68,6 +70,7 @@ class Choice(Spec):
         pearson: mean correlation of p and p̂ over the classes, at the same temperatures.
         order: of the pairs of listed classes, the share whose order the stored gaps still tell.
         tail_mass: mean probability at T = 1 outside the k classes.
+        beaten: another one of these is no larger, no farther from the teacher, and tells no fewer pairs.
     """
 
     k: int
@@ -78,6 +81,12 @@ class Choice(Spec):
     pearson: tuple[float, ...]
     order: float
     tail_mass: float
+    beaten: bool = False
+
+    def beats(self, other: "Choice") -> bool:
+        """Is nothing said for the other one?"""
+        mine, theirs = ((c.bytes_in_all, *c.kl, -c.order) for c in (self, other))
+        return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
 
     @property
     def error(self) -> float:
@@ -94,7 +103,9 @@ class Plan(Spec):
         n: images of the whole data set.
         seeds, epochs: planned for.
         choices: every k and profile, by falling error; of equals the smaller last.
-        chosen: of the choices within the budget, the one that keeps most; None where none fits.
+        chosen: of the choices within the budget, the one that keeps most, None where none fits; without a budget the
+            smallest whose KL is below `NEAR` at each temperature, where there is none the one that keeps most.
+        reason: which of these it is.
         views_per_second: of the dump on this device, once it runs.
         hours: to dump all seeds, by number of devices like this one.
         cache_hours, live_hours: device-hours of the teacher for the cache, and for one student run with it live.
@@ -107,6 +118,7 @@ class Plan(Spec):
     epochs: int
     choices: tuple[Choice, ...]
     chosen: Choice | None
+    reason: str
     views_per_second: float
     hours: dict[str, float]
     cache_hours: float
@@ -147,8 +159,9 @@ def plan(images: Images, recipe: RecipeSpec, teacher: Model, config: PlanConfig 
             kept = _kept(logits, _answers(reader))
             total = math.ceil(per_view * len(images) * config.seeds)
             choices.append(Choice(k, profile, per_view, total, *kept))
+    choices = [replace(c, beaten=any(other.beats(c) for other in choices)) for c in choices]
     choices.sort(key=lambda choice: (-choice.error, -choice.bytes_in_all))
-    best = next((c for c in reversed(choices) if c.bytes_in_all <= (config.budget or 0)), None)
+    chosen, reason = _advice(choices, config.budget)
     hours = len(images) * config.seeds / rate / 3600
     return Plan(
         views=views,
@@ -156,13 +169,26 @@ def plan(images: Images, recipe: RecipeSpec, teacher: Model, config: PlanConfig 
         seeds=config.seeds,
         epochs=config.epochs,
         choices=tuple(choices),
-        chosen=best,
+        chosen=chosen,
+        reason=reason,
         views_per_second=rate,
         hours={str(number): hours / number for number in config.devices},
         cache_hours=hours,
         live_hours=len(images) * config.epochs / rate / 3600,
         pays_from=config.seeds // config.epochs + 1,
     )
+
+
+def _advice(choices: Sequence[Choice], budget: int | None) -> tuple[Choice | None, str]:
+    """Choose from what is ordered by falling error, of equals the smaller last; says why."""
+    if budget is not None:
+        fitting = [c for c in choices if c.bytes_in_all <= budget]
+        if fitting:
+            return fitting[-1], f"keeps most of what fits {size(budget)}"
+        return None, f"nothing fits {size(budget)}: take fewer seeds, or fewer logits"
+    if near := [c for c in choices if max(c.kl) < NEAR]:
+        return min(near, key=lambda c: c.bytes_in_all), f"the smallest whose KL stays below {NEAR:g}"
+    return choices[-1], f"keeps most; none has a KL below {NEAR:g}"
 
 
 class _Sample(Images):

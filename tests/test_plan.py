@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import OptionError
 from logitcache.forward import ViewModel
+from logitcache.identity import PROFILES
 from logitcache.loader import KeyedViews, require
-from logitcache.plan import Plan, PlanConfig, plan
+from logitcache.plan import Choice, Plan, PlanConfig, _advice, plan
 from logitcache.sparse import SparseTeacher
 from logitcache.units import parse_size
 from logitcache_cli.main import app
@@ -71,6 +72,44 @@ def test_the_budget_takes_what_keeps_most_of_what_fits(found: Plan) -> None:
     assert found.chosen == min(fitting, key=lambda c: (c.error, c.bytes_in_all))
 
 
+def test_nothing_is_beaten_that_has_anything_for_it(found: Plan) -> None:
+    for c in found.choices:
+        better = [
+            o
+            for o in found.choices
+            if o.bytes_in_all <= c.bytes_in_all
+            and all(a <= b for a, b in zip(o.kl, c.kl, strict=True))
+            and o.order >= c.order
+            and (o.bytes_in_all, o.kl, o.order) != (c.bytes_in_all, c.kl, c.order)
+        ]
+        assert c.beaten == bool(better), c
+    assert 0 < sum(c.beaten for c in found.choices) < len(found.choices)
+    assert found.chosen
+    assert not found.chosen.beaten
+
+
+def choice(k: int, size: int, kl: float) -> Choice:
+    return Choice(k, "default", size / 100, size, (kl, kl, kl), (1.0, 1.0, 1.0), 1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "budget", "taken", "reason"),
+    [
+        ({4: (10, 0.1), 8: (20, 9e-4), 16: (30, 1e-5)}, None, 8, "smallest whose KL stays below 0.001"),
+        ({4: (10, 0.1), 8: (20, 0.01)}, None, 8, "keeps most; none has a KL below 0.001"),
+        ({4: (10, 0.1), 8: (20, 9e-4), 16: (30, 1e-5)}, 25, 8, "keeps most of what fits 25 B"),
+        ({4: (10, 0.1), 8: (20, 9e-4), 16: (30, 1e-5)}, 99, 16, "keeps most of what fits 99 B"),
+        ({4: (10, 0.1)}, 9, None, "nothing fits 9 B"),
+    ],
+)
+def test_one_is_recommended_and_why(
+    sizes: dict[int, tuple[int, float]], budget: int | None, taken: int | None, reason: str
+) -> None:
+    chosen, why = _advice([choice(k, *kept) for k, kept in sizes.items()], budget)
+    assert (chosen.k if chosen else None) == taken
+    assert reason in why
+
+
 @pytest.mark.parametrize(("seeds", "epochs", "runs"), [(10, 10, 2), (1, 100, 1), (300, 100, 4), (30, 20, 2)])
 def test_it_pays_from_the_run_on_at_which_the_teacher_would_have_worked_longer(
     seeds: int, epochs: int, runs: int
@@ -79,7 +118,6 @@ def test_it_pays_from_the_run_on_at_which_the_teacher_would_have_worked_longer(
     found = plan(few_digits(), RECIPE, a_teacher(), config)
     assert found.pays_from == runs
     assert runs * found.live_hours > found.cache_hours >= (runs - 1) * found.live_hours
-    assert found.chosen is None
     assert found.hours["4"] == pytest.approx(found.hours["1"] / 4)
 
 
@@ -96,6 +134,12 @@ def test_the_command_fits_a_terminal_and_speaks_json(tmp_path: Path) -> None:
     assert "--top-k 10 --profile" in text
     found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert {c["profile"] for c in found["choices"]} >= {"default", "compact", "exact"}
+    assert found["chosen"] in found["choices"]
+    assert "the smallest whose KL stays below" in found["reason"]
+    shown = "\n".join(on_terminal(*words, cwd=tmp_path))
+    rows = [line for line in shown.splitlines() if any(f" {name} " in line for name in PROFILES)]
+    assert len(rows) == sum(not c["beaten"] for c in found["choices"])
+    assert f"--top-k {found['chosen']['k']} --profile {found['chosen']['profile']}" in shown
 
 
 @pytest.mark.parametrize(
