@@ -75,7 +75,8 @@ def dump(
     chosen = {"seeds": parse_seeds(seeds)} if seeds else {}
     config = DumpConfig(**given(context.params, DumpConfig) | chosen)
     path, world = out or cache_path(teacher, data, split), World.here()
-    with progress(f"dump {teacher}", "views", shown=world.rank == 0) as advance:
+    first = "loading images and teacher"
+    with progress(f"dump {teacher}", "views", first=first, shown=world.rank == 0) as advance:
 
         def on_note(text: str) -> None:
             say(f"note: {text}")

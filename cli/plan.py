@@ -10,6 +10,7 @@ from logitcache.units import parse_size, size, span
 
 from . import asked
 from .options import Device, Json, PrecisionName, Workers, given, parse_seeds
+from .progress import progress
 from .terminal import console, say, show
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def plan(
     }
     config = PlanConfig(**given(context.params, PlanConfig) | read)
     sources = Sources(**given(context.params, Sources))
-    found = plan_cache(*sources.open(lambda text: say(f"note: {text}")), config)
+    with progress(f"plan {teacher}", "views", first="loading images and teacher") as advance:
+        found = plan_cache(*sources.open(lambda text: say(f"note: {text}")), config, advance)
     if not json:
         console.print(_table(found))
     show(found.to_dict(), _rows(found), as_json=json)

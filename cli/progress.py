@@ -24,14 +24,16 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(what: str, unit: str, *, shown: bool = True) -> Iterator[Advance]:
+def progress(what: str, unit: str, *, first: str = "", shown: bool = True) -> Iterator[Advance]:
     """Yield what is to be told the progress: a bar on a terminal; elsewhere a line at first, and now and then.
 
-    Both say the time left and, where nothing else is noted, the rate.
+    Both say the time left and, where nothing else is noted, the rate; and until they are told any, what comes first.
     """
     if not shown:
         yield lambda done, total, note="": None
     elif not sys.stderr.isatty():
+        if first:
+            say(f"{what}: {first} …")
         yield _plain_lines(what, unit)
     else:
         texts = [TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[note]")]
@@ -45,7 +47,7 @@ def progress(what: str, unit: str, *, shown: bool = True) -> Iterator[Advance]:
         )
         pace = _Pace(unit)
         with Progress(*columns, console=notes) as bar:
-            task = bar.add_task(what, total=None, note="")
+            task = bar.add_task(what, total=None, note=first)
 
             def advance(done: int, total: int, note: str = "") -> None:
                 pace.tell(done)

@@ -128,7 +128,9 @@ def train(
     )
     world = World.here()
     try:
-        with stopped_gently() as stop, progress("train", "steps", shown=world.rank == 0) as advance:
+        first = "opening images and students"
+        bar = progress("train", "steps", first=first, shown=world.rank == 0)
+        with stopped_gently() as stop, bar as advance:
             told = reporter(advance)
             reports = study.conduct(
                 world,

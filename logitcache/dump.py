@@ -120,7 +120,7 @@ def dump(
         recipe: how to view it.
         teacher: whose logits to keep.
         config: seeds, k, profile, speed.
-        on_progress: called with (views done, views to do) after every batch.
+        on_progress: called with (views done, views to do) at the beginning and after every batch.
         on_note: called with a line for people: seeds left out and their owner, a batch that had to be halved.
         only: shards to fill, by seed; all that are missing when None.
 

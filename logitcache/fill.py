@@ -94,7 +94,7 @@ class Filler:
         Args:
             writers: by seed.
             work: which shards, of which seeds.
-            on_progress: called with (views done, views to do) after every batch.
+            on_progress: called with (views done, views to do) at the beginning and after every batch.
 
         Raises:
             DataError: an image does not decode.
@@ -113,6 +113,8 @@ class Filler:
         )
         total = views_of(self.spec, work)
         done = 0
+        if on_progress:
+            on_progress(done, total)
         in_flight: deque[_Answered] = deque()
         on_device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         with on_device, _Gatherer(self.spec, writers, self.views) as gatherer:

@@ -19,6 +19,7 @@ from logitcache.datasets import Images
 from logitcache.derive import derive
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import OptionError
+from logitcache.fill import Progress
 from logitcache.models import Model
 from logitcache.schema import PROFILES, RecipeSpec, Spec
 from logitcache.sparse import SparseTeacher
@@ -126,7 +127,13 @@ class Plan(Spec):
     pays_from: int
 
 
-def plan(images: Images, recipe: RecipeSpec, teacher: Model, config: PlanConfig = PlanConfig()) -> Plan:
+def plan(
+    images: Images,
+    recipe: RecipeSpec,
+    teacher: Model,
+    config: PlanConfig = PlanConfig(),
+    on_progress: Progress | None = None,
+) -> Plan:
     """Try a teacher on a sample of images, and say what each kind of cache of all of them comes to.
 
     Args:
@@ -134,6 +141,7 @@ def plan(images: Images, recipe: RecipeSpec, teacher: Model, config: PlanConfig 
         recipe: how it is viewed.
         teacher: whose logits to keep.
         config: what to plan for.
+        on_progress: called with (views tried, views to try).
 
     Raises:
         OptionError: there is nothing to plan.
@@ -145,7 +153,7 @@ def plan(images: Images, recipe: RecipeSpec, teacher: Model, config: PlanConfig 
         raise OptionError("seeds, epochs, images, top-k and devices must be at least 1")
     sample = _Sample(images, config.images)
     with tempfile.TemporaryDirectory(prefix="logitcache-plan-") as folder:
-        rate = _dump_all(Path(folder) / "all", sample, recipe, teacher, config)
+        rate = _dump_all(Path(folder) / "all", sample, recipe, teacher, config, on_progress)
         whole = CacheReader(Path(folder) / "all")
         logits = torch.cat([_dense(teacher) for teacher in _answers(whole)])
         views, choices = len(logits), []
@@ -214,7 +222,14 @@ class _Sample(Images):
         return f"{len(self)} of {self.whole.fingerprint}"
 
 
-def _dump_all(out: Path, sample: Images, recipe: RecipeSpec, teacher: Model, config: PlanConfig) -> float:
+def _dump_all(
+    out: Path,
+    sample: Images,
+    recipe: RecipeSpec,
+    teacher: Model,
+    config: PlanConfig,
+    on_progress: Progress | None,
+) -> float:
     """Dump the sample with every logit kept; returns views per second between its first batch and its last.
 
     What comes before and after (workers, kernels, flushing to the disk) is paid once, or goes on beside the teacher.
@@ -228,8 +243,15 @@ def _dump_all(out: Path, sample: Images, recipe: RecipeSpec, teacher: Model, con
         device=config.device,
         workers=config.workers,
     )
+
+    def timed(done: int, total: int) -> None:
+        if done:
+            times.append((time.perf_counter(), done))
+        if on_progress:
+            on_progress(done, total)
+
     began = time.perf_counter()
-    dump(out, sample, recipe, teacher, options, lambda done, _: times.append((time.perf_counter(), done)))
+    dump(out, sample, recipe, teacher, options, timed)
     if len(times) < 3:
         return 2 * len(sample) / (time.perf_counter() - began)
     (began, first), (ended, done) = times[0], times[-1]

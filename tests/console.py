@@ -55,7 +55,7 @@ def shape(text: str) -> list[str]:
 
 def without_progress(output: str) -> str:
     """Leave out the lines that say now and then how far long work is."""
-    progress = re.compile(r"[a-z]+\b.*: [\d,]+ of [\d,]+ \w+(, |$)")
+    progress = re.compile(r"[a-z]+\b.*: ([\d,]+ of [\d,]+ \w+(, |$)|\w[\w ]+ …$)")
     return "".join(f"{line.rstrip()}\n" for line in output.splitlines() if not progress.match(line))
 
 

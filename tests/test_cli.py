@@ -320,6 +320,14 @@ def test_what_begins_is_said_at_once_unless_it_is_done(capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "dump: 64 of 4,000 views\n"
 
 
+def test_what_comes_before_the_first_batch_is_said_before_it(tmp_path: Path) -> None:
+    told = logitcache("dump", "--teacher", "digits_tiny", "--seeds", 0, cwd=tmp_path).stderr.splitlines()
+    assert told[0] == "dump digits_tiny: loading images and teacher …"
+    assert "dump digits_tiny: 0 of 1,437 views" in told
+    again = logitcache("dump", "--teacher", "digits_tiny", "--seeds", 0, cwd=tmp_path).stderr
+    assert " of 1,437" not in again
+
+
 def test_progress_on_a_terminal_is_a_bar_with_rate_and_time_left_without_colour_where_none_is_wanted() -> (
     None
 ):
