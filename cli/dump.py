@@ -66,27 +66,26 @@ def dump(
 
     Example: logitcache dump --teacher vit_l --data imagefolder:/data/imagenet --seeds 0-9
     """
-    from logitcache.dump import DumpConfig
-    from logitcache.ranks import dump_in_ranks
-    from logitcache.sources import Sources
-    from logitcache.world import World
-
-    sources = Sources(**given(context.params, Sources))
     chosen = {"seeds": parse_seeds(seeds)} if seeds else {}
-    config = DumpConfig(**given(context.params, DumpConfig) | chosen)
-    path, world = out or cache_path(teacher, data, split), World.here()
-    first = "loading images and teacher"
-    with progress(f"dump {teacher}", "views", first=first, shown=world.rank == 0) as advance:
+    path = out or cache_path(teacher, data, split)
 
-        def on_note(text: str) -> None:
-            say(f"note: {text}")
+    def on_note(text: str) -> None:
+        say(f"note: {text}")
 
+    with progress(f"dump {teacher}", "views", first="loading images and teacher") as advance:
+        from logitcache.dump import DumpConfig
+        from logitcache.ranks import dump_in_ranks
+        from logitcache.sources import Sources
+        from logitcache.world import World
+
+        sources = Sources(**given(context.params, Sources))
+        config = DumpConfig(**given(context.params, DumpConfig) | chosen)
         if dask:
             from logitcache.cluster import dump_on_dask
 
             done: DumpReport | None = dump_on_dask(dask, path, sources, config, advance, on_note)
         else:
-            done = dump_in_ranks(world, path, sources, config, advance, on_note)
+            done = dump_in_ranks(World.here(), path, sources, config, advance, on_note)
     if done:
         show(done.to_dict(), _rows(done), as_json=json)
 

@@ -1,6 +1,7 @@
 """How commands end: one line and an exit code; 0 done, 1 an expected error, 2 a wrong option, 128 + n a signal."""
 
 import functools
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,23 @@ def ending_clearly(command: Callable[_P, None]) -> Callable[_P, None]:
             raise typer.Exit(1) from error
 
     return wrapped
+
+
+def telling_when_terminated() -> None:
+    """From here on SIGTERM ends this process as ever, after a line that says how to go on.
+
+    Not under torchrun, which terminates ranks that wait for another one in C, where no line could be said.
+    """
+    mine = os.getpid()
+
+    def hear(number: int, _: object) -> None:
+        if os.getpid() == mine:  # processes that it forked end without a word
+            os.write(2, b"logitcache: terminated; run the same command again to go on\n")
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    if "RANK" not in os.environ:
+        signal.signal(signal.SIGTERM, hear)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from .copy import copy
 from .demo import demo
 from .derive import derive
 from .dump import dump
-from .ending import ending_clearly
+from .ending import ending_clearly, telling_when_terminated
 from .evaluate import evaluate
 from .export import export
 from .info import info
@@ -78,4 +78,5 @@ def main(
 
 def run() -> None:
     """Run the application; the console script of the package."""
+    telling_when_terminated()
     app()

@@ -1,6 +1,7 @@
 """How far long work is: a bar on a terminal, plain lines elsewhere."""
 
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -24,12 +25,13 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(what: str, unit: str, *, first: str = "", shown: bool = True) -> Iterator[Advance]:
+def progress(what: str, unit: str, *, first: str = "") -> Iterator[Advance]:
     """Yield what is to be told the progress: a bar on a terminal; elsewhere a line at first, and now and then.
 
     Both say the time left and, where nothing else is noted, the rate; and until they are told any, what comes first.
+    Under torchrun rank 0 alone speaks.
     """
-    if not shown:
+    if os.environ.get("RANK", "0") != "0":
         yield lambda done, total, note="": None
     elif not sys.stderr.isatty():
         if first:

@@ -129,8 +129,7 @@ def train(
     world = World.here()
     try:
         first = "opening images and students"
-        bar = progress("train", "steps", first=first, shown=world.rank == 0)
-        with stopped_gently() as stop, bar as advance:
+        with stopped_gently() as stop, progress("train", "steps", first=first) as advance:
             told = reporter(advance)
             reports = study.conduct(
                 world,

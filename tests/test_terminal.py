@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,27 @@ def script(*words: str, **environment: str) -> str:
 def test_exit_codes_are_those_of_the_page(code: int, words: list[str], tmp_path: Path) -> None:
     assert logitcache(*words, cwd=tmp_path).exit_code == code
     assert f"\n| {code} |" in PAGE
+
+
+def test_what_is_terminated_says_so_and_ends_as_the_shell_expects(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "logitcache_cli",
+        "dump",
+        "--teacher",
+        "digits_teacher",
+        "--seeds",
+        "0-99",
+    ]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "loading" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read()
+    assert process.returncode == -signal.SIGTERM
+    assert said.splitlines()[-1] == "logitcache: terminated; run the same command again to go on"
+    assert "Traceback" not in said
 
 
 def test_a_shell_completes_commands_and_options(tmp_path: Path) -> None:
