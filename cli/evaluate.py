@@ -38,7 +38,7 @@ def evaluate(
 
     Example: logitcache evaluate runs/resnet18-cmkd-0
     """
-    from logitcache.datasets import open_images
+    from logitcache.datasets import open_images, open_recorded
     from logitcache.evaluation import Evaluation
     from logitcache.evaluation import evaluate as evaluated
     from logitcache.forward import ViewModel, choose_device, choose_precision
@@ -50,11 +50,10 @@ def evaluate(
     trained = Trained.find(student, weights)
     if data == "auto" and trained.data is None:
         raise OptionError(f"{student} does not say what to evaluate it on; name images with --data")
-    unasked = [trained.data or ""] if data == "auto" else []
     if recipe == "auto" and trained.recipe:
-        unasked += trained.recipe.code
-    require_own(trained.file, *unasked)
-    images = open_images(trained.data if data == "auto" and trained.data else data, "test")
+        require_own(trained.file, *trained.recipe.code)
+    told = trained.data if data == "auto" else None
+    images = open_recorded(told, "test", student) if told else open_images(data, "test")
     seen = trained.recipe or recipe_named(images.recipe)
     made_by = recipe_named(seen.evaluation if recipe == "auto" else recipe)
     where = choose_device(device)

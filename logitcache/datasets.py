@@ -17,7 +17,7 @@ from logitcache.folders import FolderImages, from_pillow
 from logitcache.images import Images as Images
 from logitcache.images import Labels, checked_labels, digest_of
 from logitcache.images import Samples as Samples
-from logitcache.plugin import load_callable
+from logitcache.plugin import load_callable, require_own
 
 
 def open_images(name: str, split: str = "train") -> Images:
@@ -54,6 +54,26 @@ def open_images(name: str, split: str = "train") -> Images:
         raise UnknownNameError("data set", name, (), hint, meant=meant)
     known = ["digits", "cifar10", "cifar100", "imagefolder:PATH", "folder:PATH"]
     raise UnknownNameError("data set", name, known, "(or your own as module:function)")
+
+
+def open_recorded(name: str, split: str, where: object) -> Images:
+    """Open images by the name that a cache or a run has for them; a path in it is seen from the current folder.
+
+    Raises:
+        OptionError: the name is of code that is not your own.
+        NotFoundError: they are not there; the message says whose word that was, and what to do.
+        UnknownNameError, DataError: as `open_images`.
+    """
+    require_own(where, name)
+    try:
+        return open_images(name, split)
+    except NotFoundError as error:
+        if (path := name.partition(":")[2]) and Path(path).exists():
+            raise
+        raise NotFoundError(
+            f"{error}; {where} names {name} as it lay where that was made, seen from there: say with --data where "
+            "the images lie now"
+        ) from error
 
 
 # In memory ------------------------------------------------------------------------------------------------

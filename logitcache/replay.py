@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from logitcache.datasets import Images, open_images
+from logitcache.datasets import Images, open_recorded
 from logitcache.errors import DataError, Difference, DriftError, IncompleteError, MismatchError
 from logitcache.loader import KeyedViews, require
 from logitcache.models import Model
@@ -69,8 +69,8 @@ def proved_views(
         IncompleteError: seeds asked for are not complete, or none is.
     """
     data, recipe = reader.spec.dataset, reader.spec.recipe
-    require_own(reader.path, *recipe.code, *([data.name] if images is None else []))
-    images = images or open_images(data.name, data.split)
+    require_own(reader.path, *recipe.code)
+    images = images or open_recorded(data.name, data.split, reader.path)
     views = KeyedViews(in_cache_order(reader, images), reader.spec.recipe)
     chosen = tuple(seeds) or tuple(reader.complete())
     if not chosen:

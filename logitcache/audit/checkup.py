@@ -6,7 +6,7 @@ from functools import cache
 from logitcache.audit.repair import RepairReport, repair
 from logitcache.audit.rerun import RerunReport, rerun
 from logitcache.audit.verify import Progress, VerifyReport, verify
-from logitcache.datasets import Images, open_images
+from logitcache.datasets import Images, open_images, open_recorded
 from logitcache.dump import DumpConfig
 from logitcache.errors import OptionError
 from logitcache.loader import KeyedViews, OnBadImage
@@ -113,13 +113,12 @@ def teacher_of(
         LogitCacheError: whatever keeps the images or the teacher from being there.
     """
     unasked = [*spec.recipe.code]
-    if data is None:
-        unasked.append(spec.dataset.name)
     if name is None and not spec.teacher.name.startswith("timm:"):
         unasked.append(spec.teacher.name)
     require_own("the cache", *unasked)
     chosen, (kind, _, number) = weights or weights_of(spec.teacher), spec.teacher.weights.partition(":")
-    images = open_images(data or spec.dataset.name, spec.dataset.split)
+    split = spec.dataset.split
+    images = open_images(data, split) if data else open_recorded(spec.dataset.name, split, "the cache")
     seed = int(number) if kind == "random" and weights is None and number.isdecimal() else 0
     view = KeyedViews(images, spec.recipe).any_view()
     teacher = build(
