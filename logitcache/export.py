@@ -7,11 +7,11 @@ there is to know (name, classes, size, how views were resized) stands in the fil
 
 import copy
 import json
-import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import Difference, MismatchError, OptionError, StorageError
+from logitcache.files import replacing
 from logitcache.forward import ViewModel
 from logitcache.models import Model
 from logitcache.schema import Spec
@@ -74,11 +75,9 @@ def export(model: Model, out: str | Path, format: Format = "onnx") -> ExportRepo
     student = ViewModel(replace(model, module=copy.deepcopy(model.module))).cpu().eval()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder, torch.no_grad():
-            aside = Path(folder) / out.name
+        with replacing(out) as aside, torch.no_grad():
             answers = _FORMATS[format](student, _random_views(2, shape), aside, _about(model))
             difference = max(_difference(student, answers, _random_views(n, shape)) for n in BATCHES)
-            aside.replace(out)
     except OSError as error:
         raise StorageError(f"cannot write {out}: {error.strerror or first_line(error)}") from error
     return ExportReport(str(out), format, out.stat().st_size, shape, model.num_classes, difference)
@@ -167,7 +166,9 @@ def _torchscript(student: ViewModel, views: Tensor, file: Path, about: str) -> A
             traced: Any = torch.jit.trace(student, (views,), check_trace=False)  # type: ignore[no-untyped-call]
         except Exception as error:  # likewise
             raise _inexpressible(student, "TorchScript", error) from error
-        traced.save(str(file), _extra_files={f"{ABOUT}.json": about})
+        written = BytesIO()  # torch's own writer ends the process where the disk is full
+        torch.jit.save(traced, written, _extra_files={f"{ABOUT}.json": about})
+        file.write_bytes(written.getbuffer())
         loaded: Answers = torch.jit.load(str(file))  # type: ignore[no-untyped-call]
     return loaded
 

@@ -10,8 +10,6 @@ checkpoint.pt       all that changes in training, after some step, to resume fro
 
 import json
 import math
-import os
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +26,7 @@ from logitcache.errors import (
     OptionError,
     StorageError,
 )
+from logitcache.files import replacing
 from logitcache.models import Model, save_weights
 from logitcache.reliability import Reliability
 from logitcache.views import library_versions
@@ -149,7 +148,7 @@ class RunFolder:
 
     def save(self, parts: Mapping[str, Stateful]) -> None:
         """Write a checkpoint; the one before stands until the new one is whole."""
-        with _saving(self.path), _replacing(self.path / "checkpoint.pt") as aside:
+        with _saving(self.path), replacing(self.path / "checkpoint.pt") as aside:
             torch.save({name: part.state_dict() for name, part in parts.items()}, aside)
 
     def load(self, parts: Mapping[str, Stateful]) -> None:
@@ -191,8 +190,6 @@ class RunFolder:
         with _saving(self.path):
             for left in self.path.glob("*.part"):
                 left.unlink()
-            for left in self.path.glob(".*.safetensors.*"):
-                shutil.rmtree(left)
             self._write_metrics(rows)
 
     def _write_metrics(self, rows: list[dict[str, Any]]) -> None:
@@ -248,22 +245,8 @@ def _differences(name: str, expected: object, found: object) -> Iterator[Differe
 
 
 def _replace(file: Path, text: str) -> None:
-    with _replacing(file) as aside:
+    with replacing(file) as aside:
         aside.write_text(text)
-
-
-@contextmanager
-def _replacing(file: Path) -> Iterator[Path]:
-    """Yield a file to write; what is whole takes the place of `file`, what fails leaves nothing."""
-    aside = file.with_name(file.name + ".part")
-    try:
-        yield aside
-        with aside.open("rb") as written:
-            os.fsync(written.fileno())
-        aside.replace(file)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager

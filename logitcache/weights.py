@@ -6,10 +6,8 @@ Safetensors, or a state dict as `torch.save` writes it, perhaps nested in a chec
 import argparse
 import json
 import math
-import os
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from logitcache.errors import FormatError, StorageError, WeightsError
+from logitcache.files import replacing
 from logitcache.schema import AdapterSpec, Spec
 
 State = Mapping[str, Tensor]
@@ -90,13 +89,9 @@ def write_weights(path: Path, state: State, header: Header) -> None:
     state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            temporary = Path(folder) / path.name
+        with replacing(path) as aside:
             about = {"logitcache": json.dumps(header.to_dict())}
-            safetensors.torch.save_file(state, temporary, metadata=about)
-            _sync(temporary)
-            temporary.replace(path)
-        _sync(path.parent)
+            safetensors.torch.save_file(state, aside, metadata=about)
     except (OSError, safetensors.SafetensorError) as error:
         raise StorageError(f"cannot write {path}: {first_line(error)}") from error
 
@@ -208,11 +203,3 @@ def _read_torch(path: Path) -> State:
     while prefix := next((p for p in prefixes if state and all(k.startswith(p) for k in state)), ""):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

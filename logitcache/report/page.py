@@ -4,11 +4,12 @@ import datetime
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from logitcache.errors import NotFoundError, OptionError, StorageError
+from logitcache.files import replacing
 from logitcache.report.anatomy import about_cache, headings
 from logitcache.report.caches import CacheFacts, read_cache
 from logitcache.report.html import Ids, tag, written
@@ -118,7 +119,7 @@ def page(groups: Sequence[Group], caches: Shown, *, on: datetime.date) -> str:
                 tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
                 tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
                 tag("title", f"{title} – logitcache report"),
-                tag("style", files("logitcache.report").joinpath("page.css").read_text()),
+                tag("style", resources.files("logitcache.report").joinpath("page.css").read_text()),
             ),
             tag(
                 "body",
@@ -166,8 +167,7 @@ def _lede(groups: Sequence[Group]) -> Element | None:
 def _write(out: Path, text: str) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        aside = out.with_name(out.name + ".part")
-        aside.write_text(text, encoding="utf-8", errors="replace")
-        aside.replace(out)
+        with replacing(out) as aside:
+            aside.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise StorageError(f"cannot write {out}: {error.strerror or error}") from error
