@@ -1,26 +1,16 @@
 """``logitcache dump``: stage one, the teacher's logits into a cache."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING
 
 import typer
 
-from . import asked
-from .options import MACHINE, Device, Json, PrecisionName, Workers, cache_path, given, parse_seeds
+from . import asked, kept
+from .options import Device, Json, PrecisionName, Workers, cache_path, given, parse_seeds
 from .progress import progress
 from .terminal import say, show
 
 if TYPE_CHECKING:
     from logitcache.dump import DumpReport
-
-
-def _kept(text: str, *names: str, default: str | None = None) -> Any:
-    return typer.Option(
-        *names, help=text, rich_help_panel="What is kept", show_default=default if default else True
-    )
-
-
-def _run(text: str, *names: str) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=MACHINE)
 
 
 def dump(
@@ -32,29 +22,20 @@ def dump(
     recipe: asked.Recipe = "auto",
     num_classes: asked.NumClasses = None,
     input_size: asked.InputSize = 0,
-    seeds: Annotated[
-        str | None, _kept("Augmentation seeds, such as 0-9 or 0,3,7; of the test split 0.", default="0-3")
-    ] = None,
-    top_k: Annotated[int | None, _kept("Logits to keep per view.", default="16")] = None,
-    profile: Annotated[
-        str | None,
-        _kept("default, compact (8-bit gaps), archive (pcodec), exact (all).", default="default"),
-    ] = None,
-    out: Annotated[str | None, _kept("Cache; caches/TEACHER-DATA.zarr by default.")] = None,
-    shard_samples: Annotated[int, _kept("Samples per shard; 0: fitted to the data.")] = 0,
-    grow: Annotated[bool, _kept("Append images that the cache has not yet.", "--grow")] = False,
-    on_bad_image: Annotated[
-        Literal["error", "skip"], _kept("Stop, or leave the sample without a teacher.")
-    ] = "error",
+    seeds: kept.Seeds = None,
+    top_k: kept.TopK = None,
+    profile: kept.Profile = None,
+    out: kept.Out = None,
+    shard_samples: kept.ShardSamples = 0,
+    grow: kept.Grow = False,
+    on_bad_image: kept.OnBadImage = "error",
     batch_size: asked.BatchSize = 0,
     precision: PrecisionName = "auto",
     device: Device = "auto",
-    compile: Annotated[bool, _run("Compile the teacher by torch.compile.", "--compile")] = False,
+    compile: kept.Compile = False,
     workers: Workers = -1,
-    seeds_per_pass: Annotated[int, _run("Seeds that share one decoding of each image.")] = 1,
-    dask: Annotated[
-        str | None, _run("Processes that share the work: local:N, or a scheduler's tcp://HOST:PORT.")
-    ] = None,
+    seeds_per_pass: kept.SeedsPerPass = 1,
+    dask: kept.Dask = None,
     json: Json = False,
 ) -> None:
     """Run the teacher once per augmentation seed and keep its compressed top-k logits.
