@@ -47,18 +47,18 @@ def plan(
 
     Example: logitcache plan --teacher vit_l --data imagefolder:/data/imagenet --seeds 0-299 --budget 20GB
     """
-    from logitcache.plan import PlanConfig
-    from logitcache.plan import plan as plan_cache
-    from logitcache.sources import Sources
-
     read = {
         "seeds": len(parse_seeds(seeds)),
         "ks": parse_seeds(top_k),
         "budget": parse_size(budget) if budget else None,
     }
-    config = PlanConfig(**given(context.params, PlanConfig) | read)
-    sources = Sources(**given(context.params, Sources))
     with progress(f"plan {teacher}", "views", first="loading images and teacher") as advance:
+        from logitcache.plan import PlanConfig
+        from logitcache.plan import plan as plan_cache
+        from logitcache.sources import Sources
+
+        config = PlanConfig(**given(context.params, PlanConfig) | read)
+        sources = Sources(**given(context.params, Sources))
         found = plan_cache(*sources.open(lambda text: say(f"note: {text}")), config, advance)
     if not json:
         console.print(_table(found))
