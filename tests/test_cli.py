@@ -136,7 +136,8 @@ def test_dump_again_does_nothing_and_train_takes_the_only_cache(folder: Path) ->
     assert [run["out"] for run in runs] == ["runs/digits_tiny-cmkd-0", "runs/digits_small-cmkd-0"]
     for run in runs:
         kept = {f.name for f in (folder / run["out"]).iterdir()}
-        expected = {"config.json", "metrics.jsonl", "best.safetensors", "last.safetensors", "checkpoint.pt"}
+        expected = {"config.json", "metrics.jsonl", "reliability.json", "checkpoint.pt"}
+        expected |= {"best.safetensors", "last.safetensors"}
         assert kept == expected
 
 
