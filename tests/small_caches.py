@@ -14,7 +14,7 @@ from logitcache.errors import LogitCacheError
 from logitcache.schema import AdapterSpec, CacheSpec, DatasetSpec, RecipeSpec, StepSpec, TeacherSpec
 from logitcache.store import CacheReader, CacheWriter
 
-SPAWN = multiprocessing.get_context("spawn")
+FORK = multiprocessing.get_context("fork")
 
 
 def spec_of(

@@ -1,9 +1,9 @@
 """Two processes, two seeds, one new cache: that of one process."""
 
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
+from small_caches import FORK
 from test_dump import arrays_of, assert_same, dump_digits
 
 from logitcache.store import CacheReader
@@ -15,9 +15,8 @@ def _dump_seed(out: Path, seed: int, barrier: Any) -> None:
 
 
 def test_two_processes_dump_two_seeds_of_one_new_cache_at_once(tmp_path: Path) -> None:
-    out, fork = tmp_path / "c.zarr", multiprocessing.get_context("fork")
-    barrier = fork.Barrier(2)
-    processes = [fork.Process(target=_dump_seed, args=(out, seed, barrier)) for seed in (0, 1)]
+    out, barrier = tmp_path / "c.zarr", FORK.Barrier(2)
+    processes = [FORK.Process(target=_dump_seed, args=(out, seed, barrier)) for seed in (0, 1)]
     for process in processes:
         process.start()
     for process in processes:

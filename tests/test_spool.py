@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_caches import SPAWN, spec_of
+from small_caches import FORK, spec_of
 
 from logitcache.coding import decode_gaps
 from logitcache.errors import FormatError, IncompleteError, StorageError
@@ -189,8 +189,8 @@ def build(path: Path, folder: Path, barrier, told) -> None:
 
 
 def test_processes_that_open_a_spool_at_once_build_one(cache, tmp_path):
-    barrier, pipes = SPAWN.Barrier(2), [SPAWN.Pipe(duplex=False) for _ in range(2)]
-    children = [SPAWN.Process(target=build, args=(cache.path, tmp_path, barrier, tell)) for _, tell in pipes]
+    barrier, pipes = FORK.Barrier(2), [FORK.Pipe(duplex=False) for _ in range(2)]
+    children = [FORK.Process(target=build, args=(cache.path, tmp_path, barrier, tell)) for _, tell in pipes]
     for child in children:
         child.start()
     said = [told.recv() for told, _ in pipes]
@@ -257,9 +257,9 @@ def rows_bytes(reader: CacheReader) -> int:
 
 
 def test_processes_that_build_and_evict_at_once_each_have_the_right_rows(cache, tmp_path):
-    barrier, pipes = SPAWN.Barrier(2), [SPAWN.Pipe(duplex=False) for _ in range(2)]
+    barrier, pipes = FORK.Barrier(2), [FORK.Pipe(duplex=False) for _ in range(2)]
     children = [
-        SPAWN.Process(target=use_in_turn, args=(cache.path, tmp_path, barrier, tell)) for _, tell in pipes
+        FORK.Process(target=use_in_turn, args=(cache.path, tmp_path, barrier, tell)) for _, tell in pipes
     ]
     for child in children:
         child.start()

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small_caches import (
+    FORK,
     SMALL,
-    SPAWN,
     Faults,
     Killed,
     arrays_of,
@@ -84,8 +84,8 @@ def write_for_ever(path: Path, told) -> None:
 def test_a_writer_killed_at_any_moment_leaves_committed_shards_whole_and_its_lock_free(tmp_path):
     path, rng, kept = tmp_path / "c.zarr", random.Random(0), set()
     for _ in range(4):
-        told, tell = SPAWN.Pipe(duplex=False)
-        child = SPAWN.Process(target=write_for_ever, args=(path, tell))
+        told, tell = FORK.Pipe(duplex=False)
+        child = FORK.Process(target=write_for_ever, args=(path, tell))
         child.start()
         kept.add(told.recv())
         time.sleep(rng.uniform(0, 0.4))

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from small_caches import SMALL, SPAWN, arrays_of, assert_typed, fill, spec_of
+from small_caches import FORK, SMALL, arrays_of, assert_typed, fill, spec_of
 
 from logitcache.errors import BusyError, MismatchError, OptionError
 from logitcache.schema import CacheSpec
@@ -24,8 +24,8 @@ def hold(path: Path, seed: int, told) -> None:
 
 def test_two_processes_write_two_seeds_but_not_one(tmp_path):
     path = tmp_path / "c.zarr"
-    here, there = SPAWN.Pipe()
-    child = SPAWN.Process(target=hold, args=(path, 4, there))
+    here, there = FORK.Pipe()
+    child = FORK.Process(target=hold, args=(path, 4, there))
     child.start()
     assert here.recv() == "holding"
     busy = rf"seed 4 of .* is being written by process {child.pid} on .*; wait, or dump other seeds"
@@ -63,9 +63,9 @@ def begin(path: Path, seed: int, spec: CacheSpec, barrier, told) -> None:
 @pytest.mark.parametrize("other", [False, True], ids=["one spec", "another spec"])
 def test_processes_that_begin_a_cache_at_once_agree_on_it(other, tmp_path):
     specs = [SMALL, spec_of(n=7, classes=3, profile="exact", weights="ef") if other else SMALL]
-    barrier, pipes = SPAWN.Barrier(2), [SPAWN.Pipe(duplex=False) for _ in range(2)]
+    barrier, pipes = FORK.Barrier(2), [FORK.Pipe(duplex=False) for _ in range(2)]
     children = [
-        SPAWN.Process(target=begin, args=(tmp_path / "c.zarr", seed, specs[seed], barrier, pipes[seed][1]))
+        FORK.Process(target=begin, args=(tmp_path / "c.zarr", seed, specs[seed], barrier, pipes[seed][1]))
         for seed in range(2)
     ]
     for child in children:
