@@ -1,6 +1,7 @@
 """One student in training: its network, optimiser, average and run folder, from step to step."""
 
 import dataclasses
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -54,12 +55,14 @@ class Learner:
         student: what is kept: the trained network, or the average of it.
         kept: the same, taking views.
         ledger: how far it is.
+        steps: of the epoch at hand.
         recent: mean losses, when they were last looked at.
     """
 
-    def __init__(self, run: Run, stream: Stream, *, resume: bool = False) -> None:
+    def __init__(self, run: Run, stream: Stream) -> None:
         run.config.check()
-        self.run, self.steps, self.device = run, stream.steps(0), stream.device
+        self.run, self.stream, self.device = run, stream, stream.device
+        self.steps = stream.steps(0)
         self.world = World(stream.config.rank, stream.config.world_size)
         precision = choose_precision(run.config.precision, self.device)
         self.student = _prepared(run, self.device)
@@ -84,23 +87,48 @@ class Learner:
             self.model.compile()
         self._network: nn.Module = self.model
         self._validation = _validation(run, stream, self.world)
+        self._precision, self._since = precision, time.perf_counter()
         self.folder = RunFolder(run.out)
-        if self.world.rank == 0:
-            self.folder.begin(_record(run, stream), resume=resume)
-        if resume:
-            self._restore()
 
-    def _restore(self) -> None:
-        self.folder.load(self._parts)
+    def open(self, *, resume: bool) -> None:
+        """Begin the run folder, or go on with it.
+
+        Raises:
+            OptionError: it holds a run, and `resume` is off.
+            MismatchError: it holds a run of another configuration.
+            FormatError, NotFoundError: what there is to go on from is damaged, or gone.
+            StorageError: the disk said no.
+        """
         if self.world.rank == 0:
-            self.folder.rewind(self.ledger.epoch)
-        else:
-            self.ledger.without_sums()
+            self.folder.begin(self._record(), resume=resume)
+        if resume:
+            self.folder.load(self._parts)
+            if self.world.rank == 0:
+                self.folder.rewind(self.ledger.epoch)
+            else:
+                self.ledger.without_sums()
+
+    def _record(self) -> dict[str, Any]:
+        student = self.run.student
+        return {
+            "config": {**self.run.config.to_dict(), "precision": self._precision},
+            "objective": self.run.objective.spec(),
+            "student": {
+                "name": student.name,
+                "weights": student.weights,
+                "input_size": student.adapter.size,
+            },
+            "stream": self.stream.about(),
+        }
 
     def join_ranks(self) -> None:
         """Share gradients with the same student of other ranks, if there are any; they must join at once."""
         if self.world.size > 1:
             self._network = DistributedDataParallel(self.model)
+
+    def begin_epoch(self) -> None:
+        """Make ready for the epoch that comes next, or the rest of it; its time counts from here."""
+        self.steps, self._since = self.stream.steps(self.ledger.epoch), time.perf_counter()
 
     def step(self, batch: Batch) -> None:
         """Take one step on a batch.
@@ -110,9 +138,12 @@ class Learner:
             DeviceMemoryError: the batch does not fit the device's memory.
             OptionError: it is too small for batch norm.
         """
-        config, done = self.run.config, self.ledger.epoch * self.steps + self.ledger.step
+        config, epoch, step = self.run.config, self.ledger.epoch, self.ledger.step
+        done = epoch * self.steps + step  # as if all epochs were as long as this one
         rank = () if self.world.rank == 0 else (self.world.rank,)
-        _draw_from(key(config.seed, done, *rank) >> 1, self.device)  # dropout's numbers; views have their own
+        _draw_from(
+            key(config.seed, epoch, step, *rank) >> 1, self.device
+        )  # dropout's numbers; views have their own
         if self._validation:
             batch = self._validation.without(batch)
         if not self._validation or len(batch.views) > 1:  # else too few for batch norm
@@ -133,6 +164,9 @@ class Learner:
                     "batch norm cannot train on a batch of one view; choose a larger --batch-size, or more samples"
                 ) from error
         self.ledger.step += 1
+        now = time.perf_counter()
+        self.ledger.seconds += now - self._since
+        self._since = now
         if self.ledger.step % CHECK_EVERY == 0:
             self.require_finite()
 
@@ -180,19 +214,25 @@ class Learner:
         parts = {**self._parts, "ledger": self.require_finite()}
         self._write(lambda: self.folder.save(parts))
 
-    def end(self, measured: dict[str, float], reliability: Reliability | None) -> dict[str, Any]:
+    def end(self, scores: dict[str, float], reliability: Reliability | None) -> dict[str, Any]:
         """Keep the epoch in the run folder; returns its row of metrics.jsonl.
 
         Args:
-            measured: what the row gets besides losses and rate.
-            reliability: of the student on the test set; None where it was not evaluated.
+            scores: of the student on the test set, for the row.
+            reliability: likewise; None where it was not evaluated.
 
         Raises:
+            OptionError: no batch of the epoch could be trained on.
             NonFiniteError, StorageError: as `save` does.
         """
         whole = self.require_finite()
+        if not whole.views:
+            raise OptionError(
+                f"no batch of epoch {whole.epoch + 1} leaves two views to train on; choose a larger --batch-size"
+            )
         rate = self.optimizer.param_groups[0]["lr"]
-        row = {"epoch": whole.epoch, **whole.means(), "lr": rate, **measured}
+        pace = {"views_per_second": whole.views / whole.seconds, "seconds": whole.seconds}
+        row = {"epoch": whole.epoch, **whole.means(), "lr": rate, **pace, **scores}
         self.ledger = self._parts["ledger"] = Ledger(whole.epoch + 1, self.device)
         self._write(lambda: self.folder.keep(row, reliability, self._parts, self.student))
         return row
@@ -240,19 +280,6 @@ def _validation(run: Run, stream: Stream, world: World) -> Validation | None:
     if world.size > 1:
         raise OptionError("an objective that mixes two heads (dho) holds images out; train it in one process")
     return Validation(stream)
-
-
-def _record(run: Run, stream: Stream) -> dict[str, Any]:
-    return {
-        "config": run.config.to_dict(),
-        "objective": run.objective.spec(),
-        "student": {
-            "name": run.student.name,
-            "weights": run.student.weights,
-            "input_size": run.student.adapter.size,
-        },
-        "stream": stream.about(),
-    }
 
 
 def _prepared(run: Run, device: torch.device) -> Model:

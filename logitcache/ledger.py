@@ -18,10 +18,12 @@ class Ledger:
         epoch: the epoch, from 0.
         step: steps taken of it.
         views: views that its losses are of.
+        seconds: spent on them, by this rank's clock.
     """
 
     def __init__(self, epoch: int, device: torch.device) -> None:
         self.epoch, self.step, self.views = epoch, 0, 0
+        self.seconds = 0.0
         self._sums: dict[str, Tensor] = {}
         self._first_bad = torch.tensor(-1, device=device)
 
@@ -49,7 +51,7 @@ class Ledger:
         total = world.summed(torch.tensor(mine, dtype=_exact(device), device=device))
         steps = world.all_say(int(self._first_bad))
         whole = Ledger(self.epoch, device)
-        whole.step, whole.views = self.step, int(total[0])
+        whole.step, whole.views, whole.seconds = self.step, int(total[0]), self.seconds
         whole._sums = dict(zip(names, total[1:], strict=True))
         whole._first_bad = torch.tensor(min((s for s in steps if s >= 0), default=-1), device=device)
         return whole
@@ -77,13 +79,22 @@ class Ledger:
             "epoch": self.epoch,
             "step": self.step,
             "views": self.views,
+            "seconds": self.seconds,
             "sums": dict(self._sums),
             "first_bad": self._first_bad,
         }
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        """Go on from what `state_dict` returned, on the device that this one is on."""
-        self.epoch, self.step, self.views = state["epoch"], state["step"], state["views"]
+        """Go on from what `state_dict` returned, on the device that this one is on.
+
+        Raises:
+            TypeError: it holds no such counts.
+        """
+        counts = state["epoch"], state["step"], state["views"]
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise TypeError(f"expected counts of epochs, steps and views, found {counts}")
+        self.epoch, self.step, self.views = counts
+        self.seconds = float(state["seconds"])
         device = self._first_bad.device
         self._sums = {name: total.to(device, _exact(device)) for name, total in state["sums"].items()}
         self._first_bad = state["first_bad"].to(device)

@@ -11,8 +11,9 @@ checkpoint.pt       all that changes in training, after some step, to resume fro
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,23 +51,28 @@ class RunFolder:
         self.path = path
 
     def begin(self, record: dict[str, Any], *, resume: bool) -> None:
-        """Write config.json, or compare with the one that is there."""
+        """Write config.json, or compare with the one that is there.
+
+        Raises:
+            OptionError: there is one, and `resume` is off.
+            MismatchError: it tells of another configuration.
+            FormatError: it is damaged.
+            StorageError: the disk said no.
+        """
         file = self.path / "config.json"
-        if resume and not file.exists():
-            raise NotFoundError(
-                f"no run to resume in {self.path}: config.json is not there; leave out --resume"
-            )
         if file.exists():
             if not resume:
                 self.require_free()
             found = _read_json(file)
             differing = [k for k in record if _plain(record[k]) != found.get(k)]
             if fields := [d for k in differing for d in _differences(k, found.get(k), _plain(record[k]))]:
-                raise MismatchError(
-                    f"{self.path} holds a run of another configuration",
-                    fields,
-                    "resume with its own options, or choose another --out",
-                )
+                advice = "resume with its own options, or choose another --out"
+                if unknown := sorted(_names(_plain(record)) - _names(found)):
+                    advice = (
+                        f"it was begun by a logitcache that did not keep {unknown[0]}: go on with that one, or "
+                        "choose another --out"
+                    )
+                raise MismatchError(f"{self.path} holds a run of another configuration", fields, advice)
             return
         with _saving(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -87,7 +93,7 @@ class RunFolder:
     @staticmethod
     def holds(path: Path) -> bool:
         """Is there a run in a folder?"""
-        return (path / "config.json").is_file()
+        return (path / "config.json").exists()
 
     def record(self) -> dict[str, Any]:
         """Return what config.json says.
@@ -105,11 +111,11 @@ class RunFolder:
         """Return the rows of metrics.jsonl.
 
         Raises:
-            FormatError: a line of it is damaged.
+            FormatError: a line of it is damaged, or one is missing.
         """
         file = self.path / "metrics.jsonl"
         lines = _read(file).splitlines() if file.exists() else []
-        return [_row(file, number, line) for number, line in enumerate(lines, 1)]
+        return [_row(file, epoch, line) for epoch, line in enumerate(lines)]
 
     def reliability(self) -> Reliability | None:
         """Return that of the last epoch; None where the student was not evaluated on labels.
@@ -184,9 +190,15 @@ class RunFolder:
         """Drop the rows of an epoch and those after it, and files that were half written.
 
         Raises:
+            FormatError: rows of epochs before it are missing.
             StorageError: the disk said no.
         """
-        rows = [row for row in self.metrics() if row["epoch"] < epoch]
+        rows = self.metrics()[:epoch]
+        if len(rows) < epoch:
+            raise FormatError(
+                f"{self.path}/metrics.jsonl: expected the rows of {epoch} epochs, which checkpoint.pt has behind it, "
+                f"found {len(rows)}; restore it, or train again into another --out"
+            )
         with _saving(self.path):
             for left in self.path.glob("*.part"):
                 left.unlink()
@@ -196,23 +208,48 @@ class RunFolder:
         _replace(self.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
 
 
-def free_folder(parent: Path, name: str) -> Path:
-    """Return parent/name-N for the first N that is free."""
-    number = 0
-    while (folder := parent / f"{name}-{number}").exists():
-        number += 1
-    return folder
+@contextmanager
+def claimed_folders(parent: Path, names: Sequence[str]) -> Iterator[list[Path]]:
+    """Yield parent/name-N for the first N that is free, made, of each name; what stays empty is gone afterwards.
+
+    Raises:
+        StorageError: the disk said no.
+    """
+    made: list[Path] = []
+    try:
+        for name in names:
+            with _saving(parent):
+                made.append(next(filter(_made, (parent / f"{name}-{number}" for number in count()))))
+        yield made
+    finally:
+        for folder in made:
+            if folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()
 
 
-def _row(file: Path, number: int, line: bytes) -> dict[str, Any]:
+def _made(folder: Path) -> bool:
+    """Make a folder, unless there is one already."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _row(file: Path, epoch: int, line: bytes) -> dict[str, Any]:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
         found = error
-    if not isinstance(found, dict):
+    if (
+        not isinstance(found, dict)
+        or found.get("epoch") != epoch
+        or "loss" not in found
+        or not all(type(value) in (int, float) for value in found.values())
+    ):
         raise FormatError(
-            f"{file}, line {number}: expected an epoch as a JSON object, found {line[:40]!r}; "
-            "mend the line, or train again into another --out"
+            f"{file}, line {epoch + 1}: expected numbers by name in a JSON object, epoch {epoch} and a loss among "
+            f"them, found {line[:40]!r}; mend the line, or train again into another --out"
         )
     return found
 
@@ -234,6 +271,13 @@ def _read(file: Path) -> bytes:
 
 def _plain(value: object) -> Any:
     return json.loads(json.dumps(value))
+
+
+def _names(record: object, at: str = "") -> set[str]:
+    """Return the dotted names of all that a record says something of."""
+    if not isinstance(record, dict):
+        return {at}
+    return {name for key, value in record.items() for name in _names(value, f"{at}.{key}" if at else key)}
 
 
 def _differences(name: str, expected: object, found: object) -> Iterator[Difference]:

@@ -1,6 +1,8 @@
 """Stage two by the names of the command line, on one process or on all that torchrun started."""
 
-from collections.abc import Callable, Iterable
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +18,7 @@ from logitcache.learner import Run
 from logitcache.lessons import Lesson
 from logitcache.models import Model, build
 from logitcache.pairs import SeedOrder
-from logitcache.runs import free_folder
+from logitcache.runs import claimed_folders
 from logitcache.sparse import MixSpace
 from logitcache.spool import DEFAULT_LIMIT
 from logitcache.store import CacheReader
@@ -27,6 +29,8 @@ from logitcache.views import recipe_named
 from logitcache.world import World
 
 Say = Callable[[str], None]
+Student = tuple[Model, Lesson]
+LONGEST = 100  # name of a folder
 
 
 @dataclass(frozen=True)
@@ -156,25 +160,26 @@ class Study:
             LogitCacheError: whatever opening and `train` raise.
             StudentsError: some students failed, or could not be exported.
         """
-        with world.meeting():
+        with world.meeting(), ExitStack() as stack:
             if world.rank == 0:
                 try:
                     for format in self.exports:  # before hours of training
                         format_named(format)
                     if options.get("resume") and self.out is None:
                         raise OptionError("--resume goes on with a run; name its folder with --out")
-                    stream, runs = self._open(world, say)
+                    stream, students = self._open(world, say)
                     evaluation = self._evaluation(stream, say)
+                    folders = stack.enter_context(self._folders(students))
                 except BaseException:
                     world.all_say(None)  # the others need not say so too
                     raise
-                world.all_say([str(run.out) for run in runs])
-                return self._trained(runs, stream, evaluation, **options)
-            folders = world.all_say(None)[0]
-            if folders is None:
+                world.all_say([str(folder) for folder in folders])
+                return self._trained(_runs(students, folders), stream, evaluation, **options)
+            named = world.all_say(None)[0]
+            if named is None:
                 return []
-            stream, runs = self._open(world, lambda line: None)
-            runs = [replace(run, out=Path(out)) for run, out in zip(runs, folders, strict=True)]
+            stream, students = self._open(world, lambda line: None)
+            runs = _runs(students, map(Path, named))
             return train(runs, stream, self._evaluation(stream, lambda line: None), **options)
 
     def _trained(self, runs: list[Run], stream: Stream, *others: Any, **options: Any) -> list[TrainReport]:
@@ -196,10 +201,10 @@ class Study:
             raise StudentsError(errors, reports, len(runs), how)
         return reports
 
-    def _open(self, world: World, say: Say) -> tuple[Stream, list[Run]]:
+    def _open(self, world: World, say: Say) -> tuple[Stream, list[Student]]:
         stream = self.supply.stream(max(lesson.config.epochs for lesson in self.lessons), world, say)
         size = max(stream.views.any_view().shape[1:])
-        runs = []
+        students = []
         for name in self.students:
             for lesson in self.lessons:
                 model = build(
@@ -210,14 +215,16 @@ class Study:
                     seed=lesson.config.seed,
                     input_size=self.input_size,
                 )
-                runs.append(Run(self._folder(model, lesson), model, lesson.objective, lesson.config))
-        return stream, runs
+                students.append((model, lesson))
+        return stream, students
 
-    def _folder(self, model: Model, lesson: Lesson) -> Path:
-        label = f"{model.name}-{lesson.name}".replace("/", "_").replace(":", "_")
+    def _folders(self, students: Sequence[Student]) -> AbstractContextManager[list[Path]]:
+        labels = [_label(model, lesson) for model, lesson in students]
+        if doubled := [label for label in labels if labels.count(label) > 1]:
+            raise OptionError(f"{doubled[0]} would be trained twice; name each --student and --variant once")
         if self.out is None:
-            return free_folder(Path("runs"), label)
-        return self.out / label if len(self.students) * len(self.lessons) > 1 else self.out
+            return claimed_folders(Path("runs"), labels)
+        return nullcontext([self.out / label for label in labels] if len(labels) > 1 else [self.out])
 
     def _evaluation(self, stream: Stream, say: Say) -> Evaluation | None:
         teacher = CacheReader(self.teacher_cache) if self.teacher_cache else None
@@ -226,6 +233,19 @@ class Study:
         except (DataError, NotFoundError) as error:
             say(f"note: training without evaluation: {error}")
             return None
+
+
+def _runs(students: Sequence[Student], folders: Iterable[Path]) -> list[Run]:
+    pairs = zip(students, folders, strict=True)
+    return [Run(folder, model, lesson.objective, lesson.config) for (model, lesson), folder in pairs]
+
+
+def _label(model: Model, lesson: Lesson) -> str:
+    """Name a student's folder; of a long name the beginning, and a digest so that it is no other's."""
+    label = f"{model.name}-{lesson.name}".replace("/", "_").replace(":", "_")
+    if len(label) <= LONGEST:
+        return label
+    return f"{label[: LONGEST - 9]}-{hashlib.blake2b(label.encode(), digest_size=4).hexdigest()}"
 
 
 def _export(out: str, formats: Iterable[str]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from logitcache.errors import (
@@ -23,7 +24,6 @@ from logitcache.errors import (
 from logitcache.evaluation import Evaluation, Tally
 from logitcache.learner import Learner, Run
 from logitcache.loader import deaths_named
-from logitcache.reliability import Reliability
 from logitcache.runs import RunFolder
 from logitcache.spec import Spec
 from logitcache.stream import Batch, Stream
@@ -92,8 +92,7 @@ def train(
         ClusterError: another rank has ended.
         StudentsError: of several students some ended by an error of ours; the others came to their end.
     """
-    if not runs or len({run.out for run in runs}) < len(runs):
-        raise OptionError("train needs at least one run, each with a folder of its own")
+    _require_own_folders([run.out for run in runs])
     world = World(stream.config.rank, stream.config.world_size)
     world.require_meeting()
     tell = on_progress if on_progress and world.rank == 0 else _silent
@@ -103,7 +102,7 @@ def train(
         started, views, saved = time.perf_counter(), 0, time.monotonic()
         epochs = group.epochs()
         for epoch in epochs:
-            active = group.at(epoch)
+            active = group.each(group.at(epoch), Learner.begin_epoch)
             began, seen = time.perf_counter(), 0
             start = min((learner.ledger.step for learner in active), default=0)
             for step, batch in enumerate(stream.epoch(epoch, start) if active else (), start):
@@ -122,20 +121,13 @@ def train(
                     saved = time.monotonic()
                 if stop and active:
                     return _stopped(world, epoch, step)
-            seconds = time.perf_counter() - began
             views += seen
             active = group.each(active, Learner.mix_heads)
             tallies: list[Tally | None] = [None for _ in active]
             if evaluation and active and (shared or world.rank == 0):
                 tallies = [*evaluation.of([x.kept for x in active], world if shared else World())]
             for learner, tally in zip(active, tallies, strict=True):
-                measured = {"views_per_second": seen / seconds, "seconds": seconds}
-                measured |= tally.scores() if tally else {}
-                reliability = tally.reliability() if tally else None
-                rows: list[dict[str, Any]] = []
-                group.each([learner], partial(_end, measured, reliability, rows))
-                for row in rows:  # whom it is told may fail on rank 0 alone, which ends all
-                    tell({"run": str(learner.run.out), "epochs": learner.run.config.epochs, **row})
+                group.end(learner, tally)
         seconds = time.perf_counter() - started
     if world.rank:
         return []
@@ -148,13 +140,33 @@ def _silent(event: dict[str, Any]) -> None:
     pass
 
 
+def _require_own_folders(folders: Sequence[Path]) -> None:
+    if not folders:
+        raise OptionError("train needs at least one run")
+    if doubled := [folder for number, folder in enumerate(folders) if folder in folders[:number]]:
+        raise OptionError(f"two runs would share the folder {doubled[0]}; name each student and variant once")
+
+
+def _require_free_or_begun(folders: Sequence[RunFolder], resume: bool) -> None:
+    """Insist that no folder holds a run or, to go on with, that some do; the others are begun then."""
+    if not resume:
+        for folder in folders:
+            folder.require_free()
+    elif not any(folder.holds(folder.path) for folder in folders):
+        raise NotFoundError(
+            f"no run to resume in {folders[0].path}: config.json is not there; leave out --resume"
+        )
+
+
 def _learners(runs: Sequence[Run], stream: Stream, world: World, resume: bool) -> list[Learner]:
     """Make ready on all ranks; where one cannot, it alone says why, and there are none."""
     failed: LogitCacheError | None = None
     try:
-        for run in () if resume or world.rank else runs:  # all of them, before anything is written into one
-            RunFolder(run.out).require_free()
-        learners = [Learner(run, stream, resume=resume) for run in runs]
+        learners = [Learner(run, stream) for run in runs]
+        if world.rank == 0:  # all of them, before anything is written into one
+            _require_free_or_begun([learner.folder for learner in learners], resume)
+        for learner in learners:
+            learner.open(resume=resume)
     except LogitCacheError as error:
         failed = error
     ready = world.all_say(failed is None)
@@ -205,6 +217,13 @@ class Group:
                     self.tell({"run": str(learner.run.out), "error": str(error)})
         return [learner for learner in learners if learner not in self.failed]
 
+    def end(self, learner: Learner, tally: Tally | None) -> None:
+        """Let one end its epoch, and tell of it."""
+        rows: list[dict[str, Any]] = []
+        self.each([learner], lambda one: rows.append(_ended(one, tally)))
+        for row in rows:  # whom it is told may fail on rank 0 alone, which ends all
+            self.tell({"run": str(learner.run.out), "epochs": learner.run.config.epochs, **row})
+
     def require_success(self, reports: list[TrainReport]) -> None:
         """Insist that none has failed.
 
@@ -223,18 +242,12 @@ def _take(step: int, batch: Batch, learner: Learner) -> None:
         learner.step(batch)
 
 
-def _end(
-    measured: dict[str, float], reliability: Reliability | None, rows: list[dict[str, Any]], learner: Learner
-) -> None:
-    rows.append(learner.end(measured, reliability))
+def _ended(learner: Learner, tally: Tally | None) -> dict[str, Any]:
+    return learner.end(tally.scores(), tally.reliability()) if tally else learner.end({}, None)
 
 
 def _report(learner: Learner, seconds: float, views_per_second: float) -> TrainReport:
     rows, student = learner.folder.metrics(), learner.student
-    if not rows:
-        raise NotFoundError(
-            f"{learner.run.out}: the rows of metrics.jsonl are gone, so nothing can be told of it"
-        )
     return TrainReport(
         out=str(learner.run.out),
         student=student.name,

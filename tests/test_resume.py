@@ -26,6 +26,7 @@ from torch import nn
 
 from logitcache.errors import (
     FormatError,
+    MismatchError,
     NonFiniteError,
     NotFoundError,
     OptionError,
@@ -257,11 +258,47 @@ def test_a_strangers_run_may_nest_as_deeply_as_it_likes(name: str, tmp_path: Pat
         read_run(tmp_path)
 
 
+def test_time_spent_before_a_stop_counts(tmp_path: Path) -> None:
+    asked = iter(range(STEPS))
+
+    def long_after_the_first_step() -> bool:
+        time.sleep(0.3 if (number := next(asked)) == 0 else 0.0)
+        return number == 2
+
+    with suppress(StoppedError):
+        trained(tmp_path, SETTINGS["plain"], should_stop=long_after_the_first_step)
+    trained(tmp_path, SETTINGS["plain"])
+    first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert first["seconds"] >= 0.3
+    for row in (first, second):
+        assert row["views_per_second"] * row["seconds"] == pytest.approx(300)
+
+
+def test_a_run_of_a_time_that_kept_less_says_so(tmp_path: Path) -> None:
+    trained(tmp_path, SETTINGS["plain"])
+    record = json.loads((tmp_path / "config.json").read_text())
+    del record["student"]["input_size"]
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(MismatchError, match=r"did not keep student\.input_size"):
+        trained(tmp_path, SETTINGS["plain"])
+
+
 @pytest.mark.parametrize("left", [0, 1, 1000])
 def test_a_checkpoint_cut_short_is_named(left: int, tmp_path: Path) -> None:
     trained(tmp_path, SETTINGS["plain"])
     file = tmp_path / "checkpoint.pt"
     file.write_bytes(file.read_bytes()[:left])
+    with pytest.raises(FormatError, match=r"checkpoint\.pt is damaged"):
+        trained(tmp_path, SETTINGS["plain"])
+
+
+@pytest.mark.parametrize("count", ["no", -1, 2.0, None])
+def test_a_checkpoint_that_counts_otherwise_is_damaged(count: object, tmp_path: Path) -> None:
+    trained(tmp_path, SETTINGS["plain"])
+    file = tmp_path / "checkpoint.pt"
+    saved = torch.load(file, weights_only=True)
+    saved["ledger"]["epoch"] = count
+    torch.save(saved, file)
     with pytest.raises(FormatError, match=r"checkpoint\.pt is damaged"):
         trained(tmp_path, SETTINGS["plain"])
 

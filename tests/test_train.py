@@ -11,7 +11,14 @@ from safetensors.torch import load_file
 from small import few_digits
 from test_dump import RECIPE, a_teacher, dump_digits
 
-from logitcache.errors import MismatchError, NonFiniteError, NotFoundError, OptionError, StoppedError
+from logitcache.errors import (
+    FormatError,
+    MismatchError,
+    NonFiniteError,
+    NotFoundError,
+    OptionError,
+    StoppedError,
+)
 from logitcache.evaluation import Evaluation
 from logitcache.forward import ViewModel
 from logitcache.holdout import held_out
@@ -197,11 +204,30 @@ def test_of_several_folders_none_is_begun_when_one_holds_a_run(exact: CacheReade
     assert not (tmp_path / "a").exists()
 
 
-def test_a_finished_run_without_its_rows_is_one_line(exact: CacheReader, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        (None, "rows of 3 epochs.*found 0"),
+        (slice(1, None), "epoch 0 and a loss"),
+        (slice(0, 2), "rows of 3 epochs.*found 2"),
+        ([{}], "epoch 0 and a loss"),
+        ([{"epoch": "zero", "loss": 1.0}], "epoch 0 and a loss"),
+        ([{"epoch": 0}], "epoch 0 and a loss"),
+    ],
+)
+def test_a_run_whose_rows_are_not_those_of_its_epochs_is_one_line(
+    rows: Any, problem: str, exact: CacheReader, tmp_path: Path
+) -> None:
     train([a_run(tmp_path)], a_stream(exact))
-    (tmp_path / "metrics.jsonl").unlink()
-    with pytest.raises(NotFoundError, match="rows of metrics"):
+    file, before = tmp_path / "metrics.jsonl", (tmp_path / "best.safetensors").read_bytes()
+    lines = file.read_text().splitlines(keepends=True)
+    if isinstance(rows, list):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        file.write_text("".join(lines[rows]) if rows else "")
+    with pytest.raises(FormatError, match=problem):
         train([a_run(tmp_path)], a_stream(exact), resume=True)
+    assert (tmp_path / "best.safetensors").read_bytes() == before
 
 
 def test_a_folder_that_holds_a_run_is_left_alone(exact: CacheReader, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from logitcache.errors import FormatError, IncompleteError, LogitCacheError
+from logitcache.errors import IncompleteError, LogitCacheError
 from logitcache.losses import Objective
 from logitcache.reliability import Reliability
 from logitcache.runs import RunFolder
@@ -111,12 +111,6 @@ def read_run(path: str | Path) -> RunFacts:
     record, rows = folder.record(), folder.metrics()
     if not rows:
         raise IncompleteError(f"{path} has no epoch yet; wait for its first, or leave it out")
-    for number, row in enumerate(rows):
-        if row.get("epoch") != number or not all(type(value) in (int, float) for value in row.values()):
-            raise FormatError(
-                f"{path}/metrics.jsonl, line {number + 1}: expected numbers by name, epoch {number} among them; "
-                "train again into another --out, or leave this run out"
-            )
     finite = tuple({name: v for name, v in row.items() if abs(v) < MOST} for row in rows)
     student = record.get("student")
     weights = Path(path) / "last.safetensors"

@@ -1,0 +1,102 @@
+"""Several runs of one command: each has a folder of its own, all of them begin or none, and all go on together."""
+
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small import few_digits
+from test_cli import fails, succeeds
+from test_dump import RECIPE
+
+from logitcache.errors import OptionError
+from logitcache.learner import Run
+from logitcache.losses import Objective
+from logitcache.models import build
+from logitcache.protocols import TrainConfig
+from logitcache.runs import claimed_folders
+from logitcache.stream import Stream
+from logitcache.train import train
+
+CONFIG = TrainConfig(epochs=2, lr=0.1)
+
+
+def two(folder: Path, **second: Any) -> list[Run]:
+    models = [build("digits_tiny", num_classes=10, view_size=8, weights="random", seed=s) for s in (0, 1)]
+    configs = CONFIG, CONFIG.changed(second)
+    return [
+        Run(folder / name, model, Objective.parse("ce"), config)
+        for name, model, config in zip("ab", models, configs, strict=True)
+    ]
+
+
+def a_stream() -> Stream:
+    return Stream.plain(few_digits(), RECIPE, seeds=(0, 1), batch_size=60, workers=0)
+
+
+def test_of_runs_that_cannot_all_begin_none_leaves_anything(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="sync-batch-norm needs GPUs"):
+        train(two(tmp_path, sync_batch_norm=True), a_stream())
+    assert list(tmp_path.iterdir()) == []
+    assert len(train(two(tmp_path), a_stream())) == 2
+
+
+def test_a_run_that_had_not_begun_begins_when_the_others_go_on(tmp_path: Path) -> None:
+    train(two(tmp_path), a_stream())
+    whole = {name: (tmp_path / name / "last.safetensors").read_bytes() for name in "ab"}
+    shutil.rmtree(tmp_path / "b")
+    train(two(tmp_path), a_stream(), resume=True)
+    assert {name: (tmp_path / name / "last.safetensors").read_bytes() for name in "ab"} == whole
+
+
+def test_one_folder_is_not_two_runs(tmp_path: Path) -> None:
+    one, other = two(tmp_path)
+    with pytest.raises(OptionError, match=r"two runs would share the folder .*a; name each"):
+        train([one, Run(one.out, other.student, other.objective, other.config)], a_stream())
+    words = ("train", "--loss", "ce", "--student", "digits_tiny", "--student", "digits_tiny", "--epochs", "1")
+    assert "digits_tiny-ce would be trained twice" in fails(*words, cwd=tmp_path)
+    assert list((tmp_path / "runs").iterdir() if (tmp_path / "runs").exists() else ()) == []
+
+
+def test_who_claims_a_folder_has_it_alone_and_what_stays_empty_is_gone(tmp_path: Path) -> None:
+    found: list[Path] = []
+    all_there = threading.Barrier(8)
+
+    def claim() -> None:
+        with claimed_folders(tmp_path, ["x", "y"]) as folders:
+            found.extend(folders)
+            all_there.wait(30)
+            (folders[0] / "config.json").touch()
+
+    threads = [threading.Thread(target=claim) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(path.name for path in found) == sorted(f"{n}-{i}" for n in "xy" for i in range(8))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"x-{i}" for i in range(8)]
+
+
+def test_a_loss_too_long_for_a_folders_name_is_cut_and_told_apart(tmp_path: Path) -> None:
+    long = "+".join(f"kd(temperature={t}.5):0.1" for t in range(1, 16))
+    words = ("train", "--student", "digits_tiny", "--data", "digits", "--epochs", "1", "--loss")
+    for loss in (long, long[:-1] + "2"):
+        assert "would share" not in fails(*words, loss, "--cache", "none.zarr", cwd=tmp_path)
+    from logitcache.lessons import Lesson
+    from logitcache.study import _label
+
+    model = two(tmp_path)[0].student
+    labels = {_label(model, Lesson(loss, CONFIG)) for loss in (long, long[:-1] + "2")}
+    assert len(labels) == 2
+    assert all(len(label) <= 100 for label in labels)
+
+
+def test_a_batch_too_small_for_two_heads_is_one_line(tmp_path: Path) -> None:
+    teach = ("train", "--student", "digits_tiny", "--loss", "ce", "--epochs", "1", "--out", "t")
+    succeeds(*teach, cwd=tmp_path)
+    cache = ("--teacher", "digits_tiny", "--weights", "t/best.safetensors", "--seeds", "0", "--out", "c.zarr")
+    succeeds("dump", *cache, cwd=tmp_path)
+    words = ("--student", "digits_tiny", "--loss", "dho", "--batch-size", "1", "--fraction", "0.02")
+    said = fails("train", *words, "--cache", "c.zarr", "--epochs", "1", "--out", "r", cwd=tmp_path)
+    assert "leaves two views to train on; choose a larger --batch-size" in said
