@@ -63,6 +63,7 @@ def test_bench_views_compares_the_ways_to_make_them(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(views, "AT_ONCE", 64)
     monkeypatch.setattr(views, "ONE_BY_ONE", 2)
+    monkeypatch.setattr(views, "TURNS", 2)
     words = ["bench", "views", "--rounds", "2"]
     ended = CliRunner().invoke(app, [*words, "--json"])
     assert ended.exit_code == 0, ended.output
@@ -142,6 +143,7 @@ def test_bench_train_compares_with_labels_alone_and_with_a_live_teacher(
 
     monkeypatch.setattr(train, "WAYS", ("ce", "kd"))
     monkeypatch.setattr(train, "STEADY", 1)
+    monkeypatch.setattr(train, "STUDENT", "shufflenet_v2_x0_5")
     monkeypatch.setattr(train, "told", lambda: False)  # memory is watched in processes of its own, below
     found = train.measure(pictures=4, rounds=1, batch=4, workers=0, device=torch.device("cpu"))
     compared = [(row.of["stage two"], row.against) for row in found.times]
