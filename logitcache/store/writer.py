@@ -82,7 +82,7 @@ class CacheWriter:
             raise MismatchError(
                 f"{place} is another cache than the one asked for",
                 fields,
-                "give the same options to go on with it, or another --out to begin a new one",
+                "give the same options, or leave them out, to go on with it; or another --out to begin a new one",
             )
         return cls(place, found)
 
