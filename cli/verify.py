@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .options import Device, Json, Workers, parse_seeds
+from .options import Device, Json, Workers, given, parse_seeds
 from .progress import progress
 from .terminal import show
 
@@ -19,6 +19,7 @@ def _again(text: str) -> Any:
 
 
 def verify(
+    context: typer.Context,
     cache: Annotated[str, typer.Argument(help="Cache: a path or URL.")],
     seeds: Annotated[str | None, typer.Option(help="Augmentation seeds; all by default.")] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Dump damaged shards again.")] = False,
@@ -43,19 +44,8 @@ def verify(
     """
     from logitcache.audit.checkup import CheckupConfig, checkup
 
-    config = CheckupConfig(
-        seeds=parse_seeds(seeds) if seeds else None,
-        repair=repair,
-        replay=replay,
-        seed=seed,
-        teacher=teacher,
-        weights=weights,
-        data=data,
-        batch_size=batch_size,
-        on_bad_image=on_bad_image,
-        device=device,
-        workers=workers,
-    )
+    chosen = {"seeds": parse_seeds(seeds) if seeds else None}
+    config = CheckupConfig(**given(context.params, CheckupConfig) | chosen)
     with progress("verify", "pieces") as advance:
         done = checkup(cache, config, advance)
     show(done.to_dict(), _rows(done), as_json=json)
