@@ -64,7 +64,7 @@ class Ensemble:
         return usable
 
     def answer(self, views: Tensor, samples: Tensor, seeds: Tensor) -> SparseTeacher:
-        """Average the members' answers; it lists as many classes as the least of their unions has."""
+        """Average the members' answers; it lists as many classes as the member that lists most."""
         return mix([t.answer(views, samples, seeds) for t in self.teachers], self.weights, self.space)
 
 

@@ -285,9 +285,10 @@ def mix(
 
     probability: p ∝ Σ_m w_m p_m;  logit: log p = Σ_m w_m log p_m + const (the geometric mean). A class that one
     teacher lists and another does not gets the latter's mean tail share. Rows differ in how many classes their
-    union has; the smallest count of the batch is kept in each row, the others' least likely go to the tail. The
-    mixture's logits are log-probabilities. Its tail mass at T = 1 is exact; tail mean and spread, which rule the
-    tail at other temperatures, are the members' averages.
+    union has, but none has fewer than the largest k of a member: so many are kept, whatever rows stand beside, and
+    the less likely ones join the tail. The mixture's logits are log-probabilities. Its tail mass at T = 1 is exact;
+    mean and spread of what no member lists, which help to rule the tail at other temperatures, are the members'
+    averages.
 
     Args:
         teachers: one or more, with equal numbers of rows and classes.
@@ -312,28 +313,31 @@ def mix(
     ids = torch.cat([t.ids for t in teachers], 1).sort(1).values
     repeated = torch.nn.functional.pad(ids[:, 1:] == ids[:, :-1], (1, 0))
     log_p = _averaged([t.log_prob_of(ids) for t in teachers], share, space).masked_fill(repeated, -math.inf)
-    k = int((~repeated).sum(1).min())
+    k = max(t.k for t in teachers)
     values, order = log_p.topk(k, dim=1)
     ids = ids.gather(1, order)
     if k == num_classes:
         values = values - values.logsumexp(1, keepdim=True)
         return SparseTeacher(ids, values[:, :1] - values, values[:, 0], None, None, None, num_classes)
 
-    dropped = log_p.scatter(1, order, -math.inf)
-    union = (~repeated).sum(1, dtype=log_p.dtype)
-    tail = _averaged([t.log_tail_share() for t in teachers], share, space) + (num_classes - union).log()
-    tail = torch.logaddexp(dropped.logsumexp(1), tail)
+    joining = ~repeated.scatter(1, order, True)
+    joined = log_p.masked_fill(~joining, -math.inf).logsumexp(1)
+    unlisted = num_classes - (~repeated).sum(1, dtype=log_p.dtype)
+    each = _averaged([t.log_tail_share() for t in teachers], share, space)
+    tail = torch.logaddexp(joined, each + unlisted.log())
     total = torch.logaddexp(values.logsumexp(1), tail)
-    values, tail = values - total[:, None], tail - total
     top = values[:, 0]
-    tail_lse = tail - top
     deficit, std = torch.zeros_like(top), torch.zeros_like(top)
     for teacher, w in zip(teachers, share, strict=True):
         if teacher.tail_lse is not None and teacher.tail_mean is not None and teacher.tail_var is not None:
             deficit = deficit + w * (teacher.tail_lse - math.log(teacher.tail_size) - teacher.tail_mean)
             std = std + w * teacher.tail_var.sqrt()
-    tail_mean = tail_lse - math.log(num_classes - k) - deficit
-    return SparseTeacher(ids, top[:, None] - values, top, tail_lse, tail_mean, std.square(), num_classes)
+    mean = each - deficit  # of what no member lists; then of all that is in the tail
+    tail_mean = (unlisted * mean + log_p.masked_fill(~joining, 0.0).sum(1)) / (num_classes - k)
+    apart = (log_p - tail_mean[:, None]).masked_fill(~joining, 0.0).square().sum(1)
+    tail_var = (unlisted * (std.square() + (mean - tail_mean).square()) + apart) / (num_classes - k)
+    gap = top[:, None] - values
+    return SparseTeacher(ids, gap, top - total, tail - top, tail_mean - top, tail_var, num_classes)
 
 
 def _averaged(log_p: list[Tensor], share: list[float], space: MixSpace) -> Tensor:

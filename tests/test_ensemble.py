@@ -10,6 +10,7 @@ from test_cli import fails, succeeds
 from test_dump import a_teacher
 
 from logitcache.datasets import digits
+from logitcache.derive import derive
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import IncompleteError, MismatchError, OptionError
 from logitcache.forward import ViewModel
@@ -54,6 +55,31 @@ def test_the_loss_of_a_mixture_is_that_of_the_dense_one(caches: list[Path]) -> N
     student = torch.randn(32, 10, requires_grad=True)
     dense = SparseTeacher.from_logits(batch.teacher.densify().log(), 10)
     torch.testing.assert_close(kd(student, batch.teacher), kd(student, dense))
+
+
+def test_what_is_taught_does_not_depend_on_ranks_or_the_batch(caches: list[Path], tmp_path: Path) -> None:
+    small = []
+    for number, k in enumerate((2, 4)):
+        small.append(tmp_path / f"{number}.zarr")
+        derive(caches[number], small[-1], top_k=k, profile="default")
+
+    def taught(batch_size: int, ranks: int) -> dict[int, tuple[list[int], float]]:
+        found = {}
+        for rank in range(ranks):
+            options = {"batch_size": batch_size, "rank": rank, "world_size": ranks}
+            dealt = Stream.from_caches(small, few_digits(100), device="cpu", workers=0, **options)
+            for batch in dealt.epoch(0):
+                for row, sample in enumerate(batch.samples.tolist()):
+                    teacher = batch.teacher[row : row + 1]
+                    found[sample] = (teacher.ids[0].tolist(), float(kd(torch.eye(10)[:1], teacher)))
+        return found
+
+    whole = taught(32, 1)
+    assert len(whole) == 100
+    for other in (taught(16, 2), taught(7, 1)):
+        assert len(other) >= 96  # ranks deal out what comes out even
+        for sample, (ids, loss) in other.items():
+            assert (ids, loss) == (whole[sample][0], pytest.approx(whole[sample][1], rel=1e-5))
 
 
 def test_seeds_are_those_that_every_cache_has(caches: list[Path]) -> None:

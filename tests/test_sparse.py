@@ -160,11 +160,41 @@ def test_a_mixture_of_sparse_teachers_is_the_mixture_of_what_they_say():
     members = [SparseTeacher.from_logits(logits(seed=seed), 8) for seed in (1, 2, 3)]
     mixture = mix(members)
     expected = sum(m.densify() for m in members) / 3
-    assert mixture.k > 8
+    assert mixture.k == 8
     torch.testing.assert_close(mixture.probs(), expected.gather(1, mixture.ids))
     torch.testing.assert_close(mixture.probs().sum(1) + mixture.tail_mass(), torch.ones(64).double())
     assert mixture.gap.diff(dim=1).ge(0).all()
     assert all(len(set(row)) == mixture.k for row in mixture.ids.tolist())
+
+
+@pytest.mark.parametrize("space", ["probability", "logit"])
+@pytest.mark.parametrize("ks", [(8, 8), (3, 12), (20, 39)])
+def test_of_teachers_with_flat_tails_nothing_is_lost_but_what_k_classes_cannot_say(space, ks):
+    members = [SparseTeacher.from_logits(logits(c=40, seed=seed), k) for seed, k in enumerate(ks)]
+    flat = [m.densify().log() for m in members]
+    dense = torch.stack(flat).exp().mean(0).log() if space == "probability" else sum(flat) / 2
+    expected = SparseTeacher.from_logits(dense.log_softmax(1), max(ks))
+    found = mix([SparseTeacher.from_logits(x, k) for x, k in zip(flat, ks, strict=True)], space=space)
+    for name in ("gap", "top", "tail_lse", "tail_mean", "tail_var"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), msg=name)
+
+
+@given(
+    st.integers(0, 1000),
+    st.lists(st.integers(1, 12), min_size=2, max_size=3),
+    st.lists(st.integers(0, 15), min_size=1, max_size=15),
+    st.sampled_from(["probability", "logit"]),
+)
+def test_a_row_of_a_mixture_is_the_same_whatever_rows_stand_beside_it(seed, ks, rows, space):
+    members = [
+        SparseTeacher.from_logits(logits(16, 12, torch.float32, seed + n), k) for n, k in enumerate(ks)
+    ]
+    part, whole = mix([m[torch.tensor(rows)] for m in members], space=space), mix(members, space=space)
+    kept = whole[torch.tensor(rows)]
+    assert torch.equal(part.ids, kept.ids)
+    torch.testing.assert_close(part.gap, kept.gap)
+    torch.testing.assert_close(part.top, kept.top)
+    torch.testing.assert_close(part.log_tail_sum(2.0), kept.log_tail_sum(2.0))
 
 
 @pytest.mark.parametrize("space", ["probability", "logit"])
