@@ -40,7 +40,7 @@ def report(
         )
     for note in found.notes:
         say(f"note: {note}")
-    runs, kinds = sum(len(group.runs) for group in found.groups), len(found.groups)
+    runs, kinds = sum(len(g.runs) + len(g.copies) for g in found.groups), len(found.groups)
     rows = [
         ("page", f"{out}, {size(out.stat().st_size)}"),
         ("runs", f"{runs}, of {kinds} kind{'s' if kinds > 1 else ''}" if runs else "none"),

@@ -23,7 +23,7 @@ class Curves:
         lines = sum(len(run.names) for run in runs) + len(groups) * len(self.measured)
         self.points = max(8, min(MOST_POINTS, POINTS_IN_ALL // max(1, lines)))
         self.epochs = max(2, min(MOST_EPOCHS, CELLS_IN_ALL // max(1, len(runs) * len(self.measured))))
-        self.paths = short_paths(runs)
+        self.paths = short_paths([*runs, *(copy for group in groups for copy in group.copies)])
 
     def section(self, section: str) -> Element | None:
         """Draw every measure that belongs to a section: the loss first, the learning rate last."""

@@ -140,7 +140,7 @@ def page(groups: Sequence[Group], caches: Shown, *, on: datetime.date) -> str:
 
 
 def _title(groups: Sequence[Group], caches: Shown) -> str:
-    runs = sum(len(group.runs) for group in groups)
+    runs = sum(len(group.runs) + len(group.copies) for group in groups)
     data = {run.settings.get("stream.data.name") for group in groups for run in group.runs}
     data |= {cache.about["dataset"]["name"] for cache, _ in caches}
     data.discard(None)
@@ -151,7 +151,9 @@ def _title(groups: Sequence[Group], caches: Shown) -> str:
 
 def _lede(groups: Sequence[Group]) -> Element | None:
     """Say in a sentence what came out highest."""
-    told = [(found, group) for group in groups if (found := group.spread("top1"))]
+    if groups and not any(group.finished for group in groups):
+        return tag("p", "No run has come to its end yet.")
+    told = [(found, group) for group in groups if group.finished and (found := group.spread("top1"))]
     if not told:
         return None
     (mean, deviation), best = max(told, key=lambda one: one[0][0])
@@ -159,6 +161,8 @@ def _lede(groups: Sequence[Group]) -> Element | None:
     text = (
         f"{100 * mean:.1f} ± {100 * deviation:.1f} % over {many} runs" if many > 1 else f"{100 * mean:.2f} %"
     )
+    if many == 1 and best.copies:
+        text += f" ({1 + len(best.copies)} runs of the same seed)"
     tied = [group.name for (other, _), group in told if group is not best and round(mean - other, 4) == 0]
     also = f", a tie with {', '.join(tied[:3])}{' and others' if tied[3:] else ''}" if tied else ""
     return tag("p", f"Highest top-1 after the last epoch: {best.name}, {text}{also}.")

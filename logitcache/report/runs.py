@@ -7,7 +7,7 @@ import operator
 import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,17 @@ class RunFacts(Spec):
         return next((row[name] for row in reversed(self.rows) if name in row), None)
 
     @property
+    def planned(self) -> int:
+        """How many epochs it was to have; as many as it has where nobody says."""
+        epochs = self.settings.get("config.epochs")
+        return epochs if type(epochs) is int else len(self.rows)
+
+    @property
+    def finished(self) -> bool:
+        """Has it come to its end?"""
+        return len(self.rows) >= self.planned
+
+    @property
     def best_top1(self) -> float | None:
         """The highest top-1 of any epoch."""
         return max((row["top1"] for row in self.rows if "top1" in row), default=None)
@@ -75,10 +86,22 @@ class RunFacts(Spec):
 
 @dataclass(frozen=True)
 class Group(Spec):
-    """Runs that differ in their random numbers alone, under a name that tells them from the other groups."""
+    """Finished runs that differ in their random numbers alone; or one unfinished run, compared with none.
+
+    Attributes:
+        name: tells it from the other groups.
+        runs: each with random numbers of its own, so that they are independent.
+        copies: further runs with all that one of these has, random numbers too; no figure takes them in.
+    """
 
     name: str
     runs: tuple[RunFacts, ...]
+    copies: tuple[RunFacts, ...] = ()
+
+    @property
+    def finished(self) -> bool:
+        """Have its runs come to their end?"""
+        return all(run.finished for run in self.runs)
 
     def spread(self, name: str) -> tuple[float, float] | None:
         """Return mean and sample standard deviation (0 for a single run) of the last values; None without any."""
@@ -128,25 +151,42 @@ def read_run(path: str | Path) -> RunFacts:
 
 
 def grouped(runs: Sequence[RunFacts]) -> tuple[Group, ...]:
-    """Put repeats together, in the order in which they were named, each group under a name of its own."""
-    found: dict[str, list[RunFacts]] = {}
+    """Put repeats together, in the order in which they were named; unfinished runs behind those they would repeat."""
+    kinds: dict[str, list[RunFacts]] = {}
     for run in runs:
-        found.setdefault(json.dumps([run.student, _identity(run)]), []).append(run)
-    groups = list(found.values())
-    names = [f"{group[0].student} · {group[0].loss}" for group in groups]
+        kinds.setdefault(json.dumps([run.student, _identity(run)]), []).append(run)
+    groups = []
+    for name, kind in zip(_names([kind[0] for kind in kinds.values()]), kinds.values(), strict=True):
+        first: dict[str, RunFacts] = {}
+        for run in (run for run in kind if run.finished):
+            first.setdefault(json.dumps(run.settings), run)
+        kept = tuple(first.values())
+        if kept:
+            groups.append(Group(name, kept, tuple(run for run in kind if run.finished and run not in kept)))
+        groups += [
+            Group(f"{name}, unfinished: {len(run.rows)} of {run.planned} epochs", (run,))
+            for run in kind
+            if not run.finished
+        ]
+    names, paths = [group.name for group in groups], short_paths(runs) if runs else {}
+    return tuple(
+        group
+        if names.count(group.name) == 1
+        else replace(group, name=f"{group.name} · {paths[group.runs[0].path]}")
+        for group in groups
+    )
+
+
+def _names(firsts: Sequence[RunFacts]) -> list[str]:
+    """Name kinds of runs, each by its first: student and loss, and where others have these too, what differs."""
+    names = [f"{run.student} · {run.loss}" for run in firsts]
     for name in {name for name in names if names.count(name) > 1}:
         alike = [number for number, other in enumerate(names) if other == name]
-        differing = differences([groups[number][0] for number in alike])
+        differing = differences([firsts[number] for number in alike])
         for number in alike:
-            told = [
-                f"{key.rpartition('.')[2]} {groups[number][0].settings.get(key, '–')}" for key in differing
-            ]
+            told = [f"{key.rpartition('.')[2]} {firsts[number].settings.get(key, '–')}" for key in differing]
             names[number] = f"{name} · {', '.join(told[:3])}"
-    if len(set(names)) < len(names):
-        names = [
-            f"{name} · {short_paths(runs)[group[0].path]}" for name, group in zip(names, groups, strict=True)
-        ]
-    return tuple(Group(name, tuple(group)) for name, group in zip(names, groups, strict=True))
+    return names
 
 
 def differences(runs: Sequence[RunFacts]) -> list[str]:

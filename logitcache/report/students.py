@@ -32,18 +32,24 @@ def _standings(groups: Sequence[Group]) -> Element:
     """A row for each group: figures of the last epoch, size, time."""
     told = [what for what in COLUMNS if any(group.spread(what.name) for group in groups)]
     repeated = any(len(group.runs) > 1 for group in groups)
-    heads: list[Child] = ["student", *(["runs"] if repeated else []), *(what.short for what in told)]
+    copied = any(group.copies for group in groups)
+    heads: list[Child] = [
+        "student",
+        *(["runs"] if repeated or copied else []),
+        *(what.short for what in told),
+    ]
     judged = any("top1" in run.names for group in groups for run in group.runs)
     heads += [*(["best top-1"] if judged else []), "parameters", "epochs", "time", "views/s"]
     rows: list[list[Child]] = []
     for number, group in enumerate(groups):
         many = len(group.runs)
-        row: list[Child] = [_named(number, group), *([str(many)] if repeated else [])]
+        runs = f"{many} of {many + len(group.copies)}" if group.copies else str(many)
+        row: list[Child] = [_named(number, group), *([runs] if repeated or copied else [])]
         row += [what.spread(group.spread(what.name), many) for what in told]
         best = [run.best_top1 for run in group.runs if run.best_top1 is not None]
         row += [measure("top1").text(max(best, default=None))] if judged else []
         row += [_range(f"{run.weights:,}" if run.weights else "–" for run in group.runs)]
-        row += [_range(str(len(run.rows)) for run in group.runs)]
+        row += [_range(_epochs(run) for run in group.runs)]
         row += [span(sum(run.seconds for run in group.runs) / many)]
         rate = group.spread("views_per_second")
         row += [f"{rate[0]:,.0f}" if rate else "–"]
@@ -54,6 +60,12 @@ def _standings(groups: Sequence[Group]) -> Element:
         notes.append(
             "Runs that differ only in their random numbers share a row: mean ± sample standard deviation."
         )
+    if copied:
+        notes.append(
+            "Of runs that are alike even in their random numbers, which tell nothing new, the first counts."
+        )
+    if not all(group.finished for group in groups):
+        notes.append("A run that is unfinished is compared with none, and is a repeat of none.")
     notes.append("Time is that of a run's epochs without evaluation; runs trained side by side share it.")
     frame = table(None, heads, rows, name="Figures of the students")
     return tag("div", frame, tag("p", " ".join(notes), class_="note"))
@@ -103,7 +115,7 @@ def _against(
 
 
 def _each_run(curves: Curves) -> Element | None:
-    runs = [(group, run) for group in curves.groups for run in group.runs]
+    runs = [(group, run) for group in curves.groups for run in (*group.runs, *group.copies)]
     if len(runs) == len(curves.groups):
         return None
     told = [what for what in COLUMNS if what.name in curves.measured]
@@ -112,7 +124,7 @@ def _each_run(curves: Curves) -> Element | None:
             curves.paths[run.path],
             group.name,
             *(what.text(run.last(what.name)) for what in told),
-            str(len(run.rows)),
+            _epochs(run),
             span(run.seconds),
         ]
         for group, run in runs
@@ -185,6 +197,10 @@ def _setting(run: RunFacts, name: str) -> str:
 
 def _named(number: int, group: Group) -> Element:
     return tag("span", swatch(number), group.name, class_="named")
+
+
+def _epochs(run: RunFacts) -> str:
+    return f"{len(run.rows)}" if run.finished else f"{len(run.rows)} of {run.planned}"
 
 
 def _range(texts: Iterable[str]) -> str:

@@ -82,6 +82,45 @@ def test_repeats_are_those_that_differ_in_random_numbers_alone(folder: Path) -> 
     assert [group.name for group in grouped(runs[1:3])] == ["net · kd · lr 0.4", "net · kd · lr 0.1"]
 
 
+def test_an_unfinished_run_is_no_repeat_and_never_the_highest(tmp_path: Path) -> None:
+    for seed, (epochs, level) in enumerate([(4, 0.5), (4, 0.6), (1, 0.9), (1, 0.8)]):
+        a_run(tmp_path / f"r{seed}", rows_of(epochs, level), seed=seed, epochs=4)
+    facts = report(tmp_path / "r.html", sorted(tmp_path.glob("r?")))
+    whole, *parts = facts.groups
+    assert [Path(run.path).name for run in whole.runs] == ["r0", "r1"]
+    assert whole.spread("top1") == (pytest.approx(0.553), pytest.approx(0.1 / 2**0.5))
+    assert whole.name == "net · kd"
+    name = "net · kd, unfinished: 1 of 4 epochs"
+    assert [group.name for group in parts] == [f"{name} · r2", f"{name} · r3"]
+    page = Page(tmp_path / "r.html")
+    assert "Highest top-1 after the last epoch: net · kd, 55.3 ± 7.1 % over 2 runs." in page.text["p"]
+    head, *rows = page.tables["Figures of the students"]
+    assert [row[head.index("runs")] for row in rows] == ["2", "1", "1"]
+    assert [row[head.index("epochs")] for row in rows] == ["4", "1 of 4", "1 of 4"]
+    report(tmp_path / "r.html", [tmp_path / "r2"])
+    page = Page(tmp_path / "r.html")
+    assert "No run has come to its end yet." in page.text["p"]
+    assert "Highest" not in page.text["p"]
+
+
+def test_runs_of_one_seed_are_no_repeats_of_each_other(tmp_path: Path) -> None:
+    for number, (seed, level) in enumerate([(0, 0.5), (0, 0.5), (0, 0.52), (1, 0.6)]):
+        a_run(tmp_path / f"r{number}", rows_of(2, level), seed=seed, epochs=2)
+    paths = sorted(tmp_path.glob("r?"))
+    (group,) = report(tmp_path / "r.html", paths).groups
+    assert [Path(run.path).name for run in group.runs] == ["r0", "r3"]
+    assert [Path(run.path).name for run in group.copies] == ["r1", "r2"]
+    assert group.spread("top1") == (pytest.approx(0.551), pytest.approx(0.1 / 2**0.5))
+    page = Page(tmp_path / "r.html")
+    head, row = page.tables["Figures of the students"]
+    assert row[head.index("runs")] == "2 of 4"
+    assert len(page.tables["Each run"]) == 5
+    report(tmp_path / "r.html", paths[:3])
+    page = Page(tmp_path / "r.html")
+    assert "net · kd, 50.10 % (3 runs of the same seed)." in page.text["p"]
+    assert "±" not in str(page.tables)
+
+
 def test_a_tie_is_called_one_and_caches_of_one_teacher_are_told_apart(folder: Path, tmp_path: Path) -> None:
     runs = [a_run(tmp_path / f"lr-{lr}", rows_of(2), lr=lr) for lr in (0.1, 0.2)]
     copy = shutil.copytree(folder / "c.zarr", tmp_path / "copy.zarr")
