@@ -1,9 +1,17 @@
 """What ``logitcache train`` trains on, as options."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from logitcache.units import parse_size
+
+from .options import given, parse_numbers, parse_seeds, the_only_cache
+
+if TYPE_CHECKING:
+    from logitcache.study import Supply
 
 
 def _of(text: str, *names: str) -> Any:
@@ -28,3 +36,22 @@ SpoolLimit = Annotated[str, _of("What that folder may hold, such as 50GB.")]
 TeacherCache = Annotated[
     str | None, _of("Cache of `dump --split test`: agreement with the teacher by epoch.")
 ]
+
+
+def supply(options: Mapping[str, Any], needs_teacher: bool, batch_size: int) -> "Supply":
+    """Return where batches come from, of a protocol's size unless another is given.
+
+    Raises:
+        NotFoundError, OptionError: no cache is named where one is needed, or an option cannot be read.
+    """
+    from logitcache.study import Supply
+
+    read = {
+        "caches": tuple(options["cache"] or ([the_only_cache()] if needs_teacher else [])),
+        "mix_weights": parse_numbers(options["mix_weights"]) if options["mix_weights"] else (),
+        "seeds": parse_seeds(options["seeds"]) if options["seeds"] != "auto" else (),
+        "order": options["seed"],
+        "spool_folder": options["spool_dir"],
+        "spool_limit": parse_size(options["spool_limit"]),
+    }
+    return Supply(**{"batch_size": batch_size} | given(options, Supply) | read)

@@ -6,22 +6,11 @@ from typing import Annotated
 import typer
 
 from logitcache.errors import StudentsError
-from logitcache.units import parse_size
 
 from . import supply as on
 from . import training as by
 from .ending import stopped_gently
-from .options import (
-    Device,
-    Json,
-    PrecisionName,
-    StudentSize,
-    Workers,
-    given,
-    parse_numbers,
-    parse_seeds,
-    the_only_cache,
-)
+from .options import Device, Json, PrecisionName, StudentSize, Workers
 from .progress import progress
 from .runs import reporter, show_runs
 from .terminal import say
@@ -36,9 +25,7 @@ def train(
     loss: Annotated[str, typer.Option(help="cmkd, kd, ce …, or a sum: 'kd:0.5+cmkd:1'.")] = "cmkd",
     variant: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Loss and settings of a further student, 'loss=kd,lr=0.1'; several share one pass."
-        ),
+        typer.Option(help="What a student is taught otherwise, 'loss=kd,lr=0.1'; one for each, in one pass."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/STUDENT-LOSS-N by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
@@ -102,27 +89,14 @@ def train(
     Example: logitcache train --student resnet18 --cache caches/vit_l-digits.zarr --loss cmkd
     """
     from logitcache.board import Board
-    from logitcache.lessons import Lesson
-    from logitcache.protocols import TrainConfig, protocol_named
-    from logitcache.study import Study, Supply
+    from logitcache.protocols import protocol_named
+    from logitcache.study import Study
     from logitcache.world import World
 
     settings = protocol_named(protocol)
-    lesson = Lesson(
-        loss, settings.config.changed(given(context.params, TrainConfig)), ce_weight, label_smoothing
-    )
-    lessons = tuple(lesson.varied(text) for text in variant or ()) or (lesson,)
+    lessons = by.lessons(context, settings.config)
     needs_teacher = any(lesson.objective.needs_teacher for lesson in lessons)
-    read = {
-        "caches": tuple(cache or ([the_only_cache()] if needs_teacher else [])),
-        "mix_weights": parse_numbers(mix_weights) if mix_weights else (),
-        "seeds": parse_seeds(seeds) if seeds != "auto" else (),
-        "batch_size": settings.batch_size if batch_size is None else batch_size,
-        "order": seed,
-        "spool_folder": spool_dir,
-        "spool_limit": parse_size(spool_limit),
-    }
-    supply = Supply(**given(context.params, Supply) | read)
+    supply = on.supply(context.params, needs_teacher, settings.batch_size)
     study = Study(
         tuple(student), lessons, supply, out, weights, teacher_cache, tuple(export or ()), input_size
     )

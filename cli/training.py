@@ -1,10 +1,16 @@
 """The settings of ``logitcache train`` as options: what is given replaces the protocol's."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from logitcache.protocols import PROTOCOLS
+from logitcache.errors import OptionError
+from logitcache.protocols import PROTOCOLS, TrainConfig
+
+from .options import given
+
+if TYPE_CHECKING:
+    from logitcache.lessons import Lesson
 
 
 def _of(panel: str, name: str, text: str) -> Any:
@@ -56,3 +62,26 @@ GradCheckpointing = Annotated[
 SyncBatchNorm = Annotated[
     bool | None, _of("Memory and speed", "sync_batch_norm", "Batch norm over all ranks, on GPUs.")
 ]
+
+
+def lessons(context: typer.Context, protocol: TrainConfig) -> "tuple[Lesson, ...]":
+    """Return what each student is taught: by every variant, or by the common options alone.
+
+    Raises:
+        OptionError: a loss is given that every variant replaces, or something cannot be read.
+    """
+    from logitcache.lessons import Lesson
+
+    options = context.params
+    config = protocol.changed(given(options, TrainConfig))
+    common = Lesson(options["loss"], config, options["ce_weight"], options["label_smoothing"])
+    if not options["variant"]:
+        return (common,)
+    varied = tuple(common.varied(text) for text in options["variant"])
+    source = context.get_parameter_source("loss")
+    if source and source.name == "COMMANDLINE" and all(lesson.loss != common.loss for lesson in varied):
+        raise OptionError(
+            f"every --variant has a loss of its own, so --loss {common.loss} would train nobody; leave it out, or "
+            f"give it a variant: --variant loss={common.loss}"
+        )
+    return varied

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from small import few_digits
+from test_cli import fails
 from test_dump import RECIPE
 from test_train import a_run, assert_same_weights
 from typer.testing import CliRunner
@@ -141,3 +142,11 @@ def test_progress_tells_the_losses_last_looked_at(tmp_path: Path) -> None:
     for event in told:
         if "step" in event:
             assert event["losses"] == ({} if event["epoch"] == 0 else {k: first[k] for k in ("loss", "ce")})
+
+
+def test_a_loss_that_every_variant_replaces_is_refused(tmp_path: Path) -> None:
+    words = ("train", "--student", "digits_tiny", "--loss", "cmkd", "--variant", "loss=kd")
+    said = fails(*words, "--variant", "loss=ce", cwd=tmp_path)
+    assert "--loss cmkd would train nobody" in said
+    said = fails(*words, "--variant", "lr=0.1", cwd=tmp_path)
+    assert "no cache in ./caches" in said
