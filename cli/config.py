@@ -39,7 +39,10 @@ def defaults_from(path: Path | None, context: typer.Context) -> dict[str, Any]:
         for key in table:
             if key not in options:
                 raise UnknownNameError(f"option of [{name}] in {file}", key, options)
-        defaults[name] = {options[key].name: value for key, value in table.items()}
+        defaults[name] = {
+            options[key].name: [value] if options[key].multiple and not isinstance(value, list) else value
+            for key, value in table.items()
+        }
     return defaults
 
 

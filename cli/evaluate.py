@@ -21,6 +21,10 @@ def evaluate(
     architecture: Annotated[
         str | None, typer.Option("--student", help="Its architecture, where the file does not say.")
     ] = None,
+    num_classes: Annotated[
+        int | None,
+        typer.Option(help="Its classes, where the file does not say; those of the images by default."),
+    ] = None,
     input_size: StudentSize = 0,
     data: Annotated[str, typer.Option(help="Images; by default those that the run was trained on.")] = "auto",
     recipe: Annotated[str, typer.Option(help="How views are made; by default as while training.")] = "auto",
@@ -60,7 +64,7 @@ def evaluate(
     cache = CacheReader(teacher_cache) if teacher_cache else None
     options = {"batch_size": batch_size, "workers": workers}
     evaluation = Evaluation(images, made_by, cache, **options, device=where)
-    classes = trained.num_classes or images.num_classes  # `evaluate` says where they differ
+    classes = num_classes or trained.num_classes or images.num_classes  # `evaluate` says where they differ
     side = max(evaluation.views.any_view().shape[1:])
     built = trained.model(architecture, classes, side, input_size)
     model = ViewModel(built, choose_precision(precision, where)).on(where)

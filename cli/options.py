@@ -12,6 +12,7 @@ from logitcache.errors import NotFoundError, OptionError
 
 CACHES = Path("caches")
 OF_TEST = ".test.zarr"
+MOST_SEEDS = 100_000
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 MACHINE = "Machine"
@@ -40,10 +41,14 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         OptionError: the text is not a list of seeds.
     """
     seeds: list[int] = []
+    found = 0
     for part in text.replace(" ", "").split(","):
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
         if not match or int(match[2] or match[1]) < int(match[1]):
             raise OptionError(f"seeds read like 0-3,7; found {text!r}")
+        found += int(match[2] or match[1]) - int(match[1]) + 1
+        if found > MOST_SEEDS:
+            raise OptionError(f"{text} are more than {MOST_SEEDS:,} seeds; name fewer")
         seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
     return tuple(dict.fromkeys(seeds))
 

@@ -41,7 +41,7 @@ def stats(
     from logitcache.store import CacheReader
 
     reader = CacheReader(cache)
-    images = images_to_show(reader, [data] if data else [])
+    images, _ = images_to_show(reader, [data] if data else [])
     if images is None:
         say(f"note: without labels and names: {how_to_show(reader)}")
     chosen = parse_seeds(seeds) if seeds else ()

@@ -28,6 +28,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeVar
 
 _E = TypeVar("_E", bound="LogitCacheError")
+MANY = 30  # names that one line can list
 
 
 class LogitCacheError(Exception):
@@ -52,7 +53,8 @@ class UnknownNameError(LogitCacheError, LookupError):
         self, kind: str, name: str, known: Iterable[str], hint: str = "", *, meant: str = ""
     ) -> None:
         known = sorted(known)
-        near = [meant] if meant else difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+        least = 0.5 if len(known) <= MANY else 0.0  # of many the nearest are told, however far
+        near = [meant] if meant else difflib.get_close_matches(name, known, n=4, cutoff=least)
         advice = f"did you mean {_either(near)}?" if near else f"known: {', '.join(known)}"
         super().__init__(f"unknown {kind} {name!r}; {advice}{' ' + hint if hint else ''}")
 

@@ -63,11 +63,15 @@ def export(model: Model, out: str | Path, format: Format = "onnx") -> ExportRepo
 
     Raises:
         OptionError: no such format, the packages for it are not installed, they cannot express the model, or `out`
-            is a folder.
+            is a folder, or named as a file of the other format.
         MismatchError: the file answers otherwise.
         StorageError: the file cannot be written.
     """
     format_named(format)
+    if (meant := _SUFFIXES.get(Path(out).suffix, format)) != format:
+        raise OptionError(
+            f"{out} is named as a file of {meant}, the format is {format}; give another --out or --format"
+        )
     out, size = Path(out), model.adapter.size
     if out.is_dir():
         raise OptionError(f"{out} is a folder; name the file to write, such as {out / f'student.{format}'}")
@@ -177,6 +181,7 @@ def _inexpressible(student: ViewModel, format: str, error: Exception) -> OptionE
     return OptionError(f"{type(student.module).__name__} cannot be exported to {format}: {first_line(error)}")
 
 
+_SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt": "torchscript", ".torchscript": "torchscript"}
 _FORMATS: dict[str, Callable[[ViewModel, Tensor, Path, str], Answers]] = {
     "onnx": _onnx,
     "torchscript": _torchscript,

@@ -68,7 +68,7 @@ class OrderedImages(Images):
         return self.images.describe(int(self.order[sample]))
 
 
-def images_to_show(reader: CacheReader, named: Sequence[str] = ()) -> Images | None:
+def images_to_show(reader: CacheReader, named: Sequence[str] = ()) -> tuple[Images | None, str]:
     """Open a cache's images to show them: those that the user named, or the digits that ship.
 
     The cache's own word is not enough: a stranger's may name code, or any folder of this disk, whose images would
@@ -79,7 +79,7 @@ def images_to_show(reader: CacheReader, named: Sequence[str] = ()) -> Images | N
         named: data sets as `open_images` takes them; the first that fits is taken.
 
     Returns:
-        The images in the cache's order; None where none were named.
+        The images in the cache's order, and by which name; None and "" where none were named.
 
     Raises:
         UnknownNameError, NotFoundError: there is no data set of such a name.
@@ -89,7 +89,7 @@ def images_to_show(reader: CacheReader, named: Sequence[str] = ()) -> Images | N
     found: LogitCacheError | None = None
     for name in [*named, *(["digits"] if spec.name == "digits" else [])]:
         try:
-            return in_cache_order(reader, open_images(name, spec.split))
+            return in_cache_order(reader, open_images(name, spec.split)), name
         except (DataError, MismatchError) as error:
             found = found or error
         except NotFoundError as error:
@@ -98,7 +98,7 @@ def images_to_show(reader: CacheReader, named: Sequence[str] = ()) -> Images | N
             found = found or error  # a data set need not have a test split
     if found:
         raise found
-    return None
+    return None, ""
 
 
 def how_to_show(reader: CacheReader) -> str:

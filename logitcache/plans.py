@@ -80,7 +80,7 @@ def plan_of(name: str, num_classes: int, view_size: int, seed: int) -> Plan:
         return _net_plan(plain)
     known = names()
     if plain not in known:
-        hint = "(timm:NAME and your own module:function work too)"
+        hint = "(timm:NAME and your own module:function work too; `logitcache.plans.names()` lists all)"
         raise UnknownNameError("model", name, [*known, *SHORT_NAMES], hint)
     return _torchvision_plan(plain, view_size)
 
@@ -141,7 +141,7 @@ def _timm_plan(name: str, view_size: int) -> Plan:
         raise OptionError(f"{name} needs timm; pip install 'logitcache[timm]'") from None
     plain = name.removeprefix("timm:")
     if not timm.is_model(plain):
-        raise UnknownNameError("timm model", plain, timm.list_models())
+        raise UnknownNameError("timm model", plain, timm.list_models(), "(`timm.list_models()` lists all)")
     config: Any = timm.get_pretrained_cfg(plain)
     channels, height, _ = config.input_size
     mean, std = tuple(config.mean), tuple(config.std)
@@ -191,7 +191,13 @@ def _fitted_size(view_size: int, largest: int, *, unit: int = 32, smallest: int 
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Make the CPU's RNG start at `seed`, and be afterwards as if nothing had happened."""
+    """Make the CPU's RNG start at `seed`, and be afterwards as if nothing had happened.
+
+    Raises:
+        OptionError: torch takes no such seed.
+    """
+    if not 0 <= seed < 2**63:
+        raise OptionError(f"a seed must be 0 to 2^63 - 1, found {seed}")
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

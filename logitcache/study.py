@@ -28,6 +28,8 @@ from logitcache.train import TrainReport, train
 from logitcache.views import recipe_named
 from logitcache.world import World
 
+FRESH = 10_000  # epochs without a cache whose views are new; then they come again
+
 Say = Callable[[str], None]
 Student = tuple[Model, Lesson]
 LONGEST = 100  # name of a folder
@@ -42,7 +44,7 @@ class Supply:
         mix_weights, mix_space: `weights` and `space` of an ensemble, as `Stream.from_caches` takes them.
         data: of `open_images`; "auto" are the cache's, or the digits.
         recipe: of `recipe_named`, without a cache; "auto" is the data's own.
-        seeds: augmentation seeds; none are all that the cache has complete, or one per epoch.
+        seeds: augmentation seeds; none are all that the cache has complete, or one per epoch, up to 10,000.
         samples: file of the samples to train on, numbers in text or an .npy array; None: all.
         batch_size: pairs per batch, of all ranks together.
         seed_order, views_per_image, fraction, order, device, workers: of `StreamConfig`.
@@ -95,7 +97,10 @@ class Supply:
             images = open_images(self.data if self.data != "auto" else "digits")
             made_by = recipe_named(self.recipe if self.recipe != "auto" else images.recipe)
             return Stream.plain(
-                images, made_by, seeds=self.seeds or tuple(range(epochs * self.views_per_image)), **options
+                images,
+                made_by,
+                seeds=self.seeds or tuple(range(min(epochs, FRESH) * self.views_per_image)),
+                **options,
             )
         if self.recipe != "auto":
             raise OptionError(

@@ -93,6 +93,8 @@ def train(
         StudentsError: of several students some ended by an error of ours; the others came to their end.
     """
     _require_own_folders([run.out for run in runs])
+    if not checkpoint_every >= 0:
+        raise OptionError(f"checkpoint_every must be 0 seconds or more, found {checkpoint_every}")
     world = World(stream.config.rank, stream.config.world_size)
     world.require_meeting()
     tell = on_progress if on_progress and world.rank == 0 else _silent

@@ -27,9 +27,21 @@ class World:
 
     @classmethod
     def here(cls) -> Self:
-        """Return what torchrun says in the environment."""
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        return cls(*(int(os.environ[name]) for name in names)) if all(map(os.environ.get, names)) else cls()
+        """Return what torchrun says in the environment.
+
+        Raises:
+            OptionError: it says something else than which of how many ranks this is.
+        """
+        said = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+        if not all(said.values()):
+            return cls()
+        here = cls(*(int(word) if word.isdecimal() else -1 for word in said.values()))
+        if not (0 <= here.rank < here.size and here.local_rank >= 0):
+            told = " ".join(f"{name}={word}" for name, word in said.items())
+            raise OptionError(
+                f"expected ranks from 0 as torchrun sets them, found {told}; unset them, or use torchrun"
+            )
+        return here
 
     def device(self, asked: str) -> str:
         """Return the device to take: the GPU of the local rank where "auto" is asked for."""

@@ -24,6 +24,7 @@ from logitcache_cli import progress
 from logitcache_cli.main import app
 
 SCRIPT = Path(sys.executable).with_name("logitcache")
+PLAIN = ("train", "--student", "digits_tiny", "--loss", "ce")
 COMMANDS: list[str] = list(get_command(app).commands)  # type: ignore[attr-defined]
 
 
@@ -205,6 +206,11 @@ def test_the_file_gives_defaults_and_the_command_line_wins(tmp_path: Path) -> No
     succeeds("dump", "--top-k", 5, cwd=tmp_path)
     found = json.loads(succeeds("info", "mine.zarr", "--json", cwd=tmp_path))
     assert (found["teacher"]["name"], found["k"], found["seeds"][0]["seed"]) == ("digits_tiny", 5, 3)
+    file.write_text(
+        '[train]\nstudent = "digits_tiny"\nloss = "ce"\nepochs = 1\nout = "run"\nexport = "torchscript"\n'
+    )
+    succeeds("train", cwd=tmp_path)  # one word for a list of one
+    assert (tmp_path / "run" / "best.torchscript").exists()
     file.write_text("[dump]\ntopk = 2\n")
     assert "did you mean top-k" in fails("dump", cwd=tmp_path)
     file.write_text("[dumb]\n")
@@ -225,6 +231,9 @@ def test_the_file_gives_defaults_and_the_command_line_wins(tmp_path: Path) -> No
             "nowhere/train is not a folder",
         ),
         (("dump", "--teacher", "digits_tiny", "--seeds", "3-1"), "seeds read like 0-3,7"),
+        (("dump", "--teacher", "digits_tiny", "--seeds", "5,0-999999999"), "more than 100,000 seeds"),
+        ((*PLAIN, "--seed", 10**23), "a seed must be 0 to 2^63 - 1, found 1000"),
+        ((*PLAIN, "--checkpoint-every", "nan"), "must be 0 seconds or more, found nan"),
         (("dump", "--teacher", "digits_tiny", "--recipe", "digit"), "did you mean digits"),
         (
             ("train", "--student", "digits_tiny", "--recipe", "identity"),

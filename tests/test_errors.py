@@ -62,6 +62,9 @@ def test_a_near_name_is_suggested_and_without_one_all_are_listed():
     assert "vgg8" not in near
     far = str(UnknownNameError("model", "zzz", known, "(or your own)"))
     assert far == "unknown model 'zzz'; known: resnet18, resnet34, vgg8 (or your own)"
+    many = str(UnknownNameError("model", "zzz", [f"net{n}" for n in range(200)], "(all: there)"))
+    assert many.endswith(" (all: there)")
+    assert many.count("net") == 4
 
 
 def test_two_or_more_suggestions_read_as_a_sentence():

@@ -12,7 +12,7 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from small import few_digits
 from test_cli import fails, succeeds
@@ -253,6 +253,17 @@ def test_a_run_folder_says_all_that_evaluating_it_takes(folder: Path) -> None:
     alone = ("evaluate", "run/best.safetensors", "--data", "digits", "--json")
     assert json.loads(succeeds(*alone, cwd=folder))["nll"] == found["nll"]
     assert "top-1" in succeeds("evaluate", "run", cwd=folder)
+
+
+def test_a_strangers_file_is_evaluated_by_what_the_command_says_of_it(folder: Path) -> None:
+    save_file(load_file(folder / "run" / "best.safetensors"), folder / "plain.safetensors")
+    words = ("evaluate", "plain.safetensors", "--student", "digits_small", "--data", "digits", "--json")
+    ours = json.loads(succeeds("evaluate", "run", "--json", cwd=folder))
+    for classes in ((), ("--num-classes", 10)):
+        assert json.loads(succeeds(*words, *classes, cwd=folder))["nll"] == ours["nll"]
+    assert "has a head for 10 classes" in fails(*words, "--num-classes", 12, cwd=folder)
+    said = fails("evaluate", "run", "--num-classes", 7, cwd=folder)
+    assert "run/best.safetensors tells 10 classes apart, --num-classes says 7; leave it out" in said
 
 
 def test_evaluate_compares_with_the_teacher_by_a_cache_of_test_images(folder: Path) -> None:

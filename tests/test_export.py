@@ -100,6 +100,9 @@ def test_what_keeps_an_export_from_being_made(tmp_path: Path, monkeypatch: pytes
         export(a_student(), tmp_path / "file" / "f", "torchscript")
     with pytest.raises(OptionError, match="is a folder; name the file to write"):
         export(a_student(), tmp_path, "torchscript")
+    for name, format in (("f.onnx", "torchscript"), ("f.pt", "onnx"), ("f.torchscript", "onnx")):
+        with pytest.raises(OptionError, match="is named as a file of"):
+            export(a_student(), tmp_path / name, format)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(OptionError, match=r"pip install 'logitcache\[onnx\]'"):
         export(a_student(), tmp_path / "f")

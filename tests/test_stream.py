@@ -16,8 +16,10 @@ from logitcache.pairs import PairSampler
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.stream import Stream, StreamConfig
+from logitcache.study import FRESH, Supply
 from logitcache.teachers import CachedTeacher, LiveTeacher
 from logitcache.views import recipe_named
+from logitcache.world import World
 
 N, BAD = 50, (3, 30)
 RECIPE = recipe_named("digits")
@@ -365,3 +367,11 @@ def test_a_plain_stream_has_labels_and_no_teacher():
     assert sorted(int(s) for batch in batches for s in batch.samples) == list(range(N))
     assert made.num_classes == 10
     assert made.about()["teacher"] is None
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_epochs_without_end_ask_for_no_seeds_without_end(views: int) -> None:
+    supply = Supply((), batch_size=63, views_per_image=views, device="cpu", workers=0)
+    few, many = (supply.stream(epochs, World(), print).config.seeds for epochs in (5, 10**12))
+    assert few == tuple(range(5 * views))
+    assert len(many) == FRESH * views

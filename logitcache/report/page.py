@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
+from logitcache.datasets import Images, open_images
 from logitcache.errors import NotFoundError, OptionError, StorageError
 from logitcache.files import replacing
 from logitcache.report.anatomy import about_cache, headings
@@ -54,7 +55,7 @@ def report(
         on_progress: called with (seeds read, seeds to read), cache by cache.
 
     Raises:
-        OptionError: nothing to report on, or `out` is a folder.
+        OptionError: nothing to report on, `out` is a folder, or `data` names images of none of the caches.
         NotFoundError, UnknownNameError: a path is neither a run folder nor a cache, or there is no such `data`.
         FormatError: something is damaged.
         IncompleteError: a run has no epoch yet, or a cache no complete seed.
@@ -68,7 +69,16 @@ def report(
     found = [_found(path) for path in named]
     readers = [one for one in found if isinstance(one, CacheReader)]
     groups = grouped([one for one in found if isinstance(one, RunFacts)])
-    shown = [_cache(reader, data, max(4, MOST_IMAGES // len(readers)), on_progress) for reader in readers]
+    opened = [open_for(reader, data) for reader in readers]
+    if unused := [name for name in data if name not in [taken for _, taken, _ in opened]]:
+        open_images(unused[0])  # which may say that there is no such thing
+        why = next((f" ({note})" for _, _, note in opened if note), "")
+        raise OptionError(f"--data {unused[0]} is of none of the caches here; leave it out{why}")
+    most = MOST_IMAGES // max(1, len(readers))
+    shown = [
+        _cache(reader, images, note, max(4, most), on_progress)
+        for reader, (images, _, note) in zip(readers, opened, strict=True)
+    ]
     _write(Path(out), page(groups, shown, on=datetime.date.today()))
     notes = tuple(f"{cache.about['path']}: {seen.note}" for cache, seen in shown if seen.note)
     return ReportFacts(groups, tuple(cache for cache, _ in shown), notes)
@@ -86,9 +96,12 @@ def _found(path: str) -> RunFacts | CacheReader:
 
 
 def _cache(
-    reader: CacheReader, data: Sequence[str], most: int, on_progress: Callable[[int, int], None] | None
+    reader: CacheReader,
+    images: Images | None,
+    note: str,
+    most: int,
+    on_progress: Callable[[int, int], None] | None,
 ) -> tuple[CacheFacts, Pictures]:
-    images, note = open_for(reader, data)
     facts = read_cache(reader, images, most=min(most, 12), on_progress=on_progress)
     return facts, pictures(reader, images, facts.stats) if images else Pictures({}, (), note)
 

@@ -69,17 +69,17 @@ class Pictures:
         return called(self.class_names, class_)
 
 
-def open_for(reader: CacheReader, named: Sequence[str] = ()) -> tuple[Images | None, str]:
-    """Open the images of a cache among those that the user named (`images_to_show`), or say why not.
+def open_for(reader: CacheReader, named: Sequence[str] = ()) -> tuple[Images | None, str, str]:
+    """Open the images of a cache among those that the user named (`images_to_show`); then their name, or why not.
 
     Raises:
         UnknownNameError, NotFoundError: there is no data set of such a name.
     """
     try:
-        images = images_to_show(reader, named)
+        images, name = images_to_show(reader, named)
     except (DataError, MismatchError) as error:
-        return None, f"Images are not shown: {error}"
-    return images, "" if images else f"Images are not shown: {how_to_show(reader)}"
+        return None, "", f"Images are not shown: {error}"
+    return images, name, "" if images else f"Images are not shown: {how_to_show(reader)}"
 
 
 def pictures(reader: CacheReader, images: Images, found: StatsReport) -> Pictures:

@@ -63,13 +63,15 @@ def test_images_are_those_that_the_user_named(gallery: Path, tmp_path: Path) -> 
     assert first > 8
     assert json.loads(succeeds(*words, "--data", "folder:secret", "--json", cwd=gallery))["notes"] == []
     assert len(Page(tmp_path / "r.html").all("img")) > first
-    words = ("report", "pets.zarr", "--out", tmp_path / "r.html", "--data")
-    assert (
-        "made of other images"
-        in json.loads(succeeds(*words, "folder:secret", "--json", cwd=gallery))["notes"][0]
-    )
-    assert not Page(tmp_path / "r.html").all("img")
+    words = ("report", "pets.zarr", "--out", tmp_path / "other.html", "--data")
+    said = fails(*words, "folder:secret", cwd=gallery)
+    assert "--data folder:secret is of none of the caches here" in said
+    assert "made of other images" in said
+    assert not (tmp_path / "other.html").exists()
     assert "nowhere" in fails(*words, "folder:nowhere", cwd=gallery)
+    words = (*words, "imagefolder:pets", "--data")
+    assert "--data folder:secret is of none" in fails(*words, "folder:secret", cwd=gallery)
+    assert "unknown data set 'nosuch'" in fails(*words, "nosuch", cwd=gallery)
 
 
 def test_names_from_caches_and_images_stay_text(gallery: Path, tmp_path: Path) -> None:
