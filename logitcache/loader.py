@@ -4,9 +4,11 @@ A batch is a list of such pairs. Pairs of one sample that stand side by side dec
 that lie in memory are made by whole batches in this process where their recipe allows it (`logitcache.batched`).
 """
 
+import atexit
 import os
 import signal
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -209,7 +211,7 @@ def view_loader(
             "worker_init_fn": _heed_the_main_process,
             "multiprocessing_context": start_method,
         }
-    return DataLoader(
+    loader = DataLoader(
         views,
         batch_sampler=batches,
         num_workers=workers,
@@ -217,6 +219,8 @@ def view_loader(
         pin_memory=device.type == "cuda",
         **options,
     )
+    _loaders.add(loader)
+    return loader
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,6 +325,18 @@ def _heed_the_main_process(_: int) -> None:
     """Let the main process decide what a signal to all processes means; a second SIGTERM may be its own word."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
+
+
+_loaders: "weakref.WeakSet[DataLoader[ViewBatch]]" = weakref.WeakSet()
+os.register_at_fork(after_in_child=_loaders.clear)  # its workers are the parent's
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End the workers of loaders that live to the end of the program: they do not heed how Python would end them."""
+    for loader in _loaders:
+        if (iterator := getattr(loader, "_iterator", None)) is not None:  # torch's, of persistent workers
+            iterator._shutdown_workers()
 
 
 def _as_is(batch: Any) -> Any:

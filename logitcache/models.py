@@ -39,6 +39,7 @@ from logitcache.weights import (
 )
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, what Pillow's "L" uses
+NEW_HEAD = " with a new head"  # how `Model.weights` ends where the head is not theirs
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +99,7 @@ def build(
     seed: int = 0,
     heads: int = 1,
     input_size: int = 0,
+    new_head: bool = False,
 ) -> Model:
     """Build the model `name` for `num_classes` classes.
 
@@ -110,6 +112,9 @@ def build(
     Views are resized to `input_size` pixels; 0 takes the size that the weights were trained at, where it is known:
     of published ones, of files that `save_weights` wrote, of a ViT's position embedding. Of any other file it is
     taken to be that of the views, as of random weights; where there are no views (None), it must be said.
+
+    Weights with a head for other classes are refused, or with `new_head` taken but for the head, which is random
+    then; the model's `weights` say so.
 
     Raises:
         UnknownNameError: no such model, or no pretrained weights of that name.
@@ -126,9 +131,9 @@ def build(
     if weights == "random":
         source = _Source(f"random:{seed}", plan.fitted, None)
     elif weights == "default" or weights in plan.pretrained:
-        source = _pretrained(plan, weights, num_classes)
+        source = _pretrained(plan, weights, num_classes, new_head)
     else:
-        source = _from_file(plan, weights, num_classes)
+        source = _from_file(plan, weights, num_classes, new_head)
     unsaid = view_size is None and not input_size and source.adapter is plan.fitted
     if unsaid and plan.fitted.size != plan_of(name, num_classes, 1, seed).fitted.size:
         advice = "give --input-size, such as that of the views it was trained on"
@@ -144,7 +149,9 @@ def build(
             raise OptionError(f"{name} does not take {input_size} pixels: {first_line(error)}") from error
         module = two_heads(module, num_classes) if source.heads == 2 else module
     if source.state is not None:
-        load_weights(plan.name, module, source.state, source.label.removeprefix("file:"), num_classes)
+        where = source.label.removeprefix("file:")
+        if load_weights(plan.name, module, source.state, where, num_classes, new_head=new_head):
+            source = source._replace(label=source.label + NEW_HEAD)
     model = Model(plan.name, module, source.adapter, num_classes, source.label)
     if ":" in model.name or input_size:
         _check_forward(model)
@@ -214,19 +221,19 @@ class _Source(NamedTuple):
     heads: int = 1
 
 
-def _pretrained(plan: Plan, weights: str, num_classes: int) -> _Source:
+def _pretrained(plan: Plan, weights: str, num_classes: int, new_head: bool) -> _Source:
     if not plan.pretrained:
         advice = "use random, or a file: --weights FILE"
         raise WeightsError(f"there are no pretrained weights for {plan.name}; {advice}")
     label = weights if weights in plan.pretrained else next(iter(plan.pretrained))
     chosen = plan.pretrained[label]
-    if chosen.classes != num_classes:
+    if chosen.classes != num_classes and not new_head:
         expected = f"expected {num_classes} classes, weights {label} of {plan.name} have {chosen.classes}"
         raise WeightsError(f"{expected}; train it on your data and give --weights FILE, or --weights random")
     return _Source(label, chosen.adapter, chosen.read())
 
 
-def _from_file(plan: Plan, weights: str, num_classes: int) -> _Source:
+def _from_file(plan: Plan, weights: str, num_classes: int, new_head: bool) -> _Source:
     path = Path(weights).expanduser()
     if not path.is_file():
         if re.fullmatch(r"[A-Z0-9_]+", weights):
@@ -238,7 +245,7 @@ def _from_file(plan: Plan, weights: str, num_classes: int) -> _Source:
     if header is not None:
         if header.name != plan.name:
             raise WeightsError(f"{path} holds the weights of {header.name}, not of {plan.name}")
-        if header.num_classes != num_classes:
+        if header.num_classes != num_classes and not new_head:
             raise WeightsError(other_head(path.name, header.num_classes, num_classes))
         return _Source(label, header.adapter, state, header.heads)
     adapter = next((p.adapter for p in plan.pretrained.values() if p.file == path.name), plan.fitted)

@@ -76,13 +76,20 @@ def plan_of(name: str, num_classes: int, view_size: int, seed: int) -> Plan:
     if ":" in name:
         return _own_plan(name, num_classes, view_size, seed)
     plain = canonical(name)
-    if plain in NETS:
-        return _net_plan(plain)
-    known = names()
-    if plain not in known:
-        hint = "(timm:NAME and your own module:function work too; `logitcache.plans.names()` lists all)"
-        raise UnknownNameError("model", name, [*known, *SHORT_NAMES], hint)
-    return _torchvision_plan(plain, view_size)
+    require_known(name)
+    return _net_plan(plain) if plain in NETS else _torchvision_plan(plain, view_size)
+
+
+def require_known(name: str) -> None:
+    """Insist that there is such a model, as far as its name tells at once: timm's and your own are not looked for.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    if ":" in name or canonical(name) in (known := names()):
+        return
+    hint = "(timm:NAME and your own module:function work too; `logitcache.plans.names()` lists all)"
+    raise UnknownNameError("model", name, [*known, *SHORT_NAMES], hint)
 
 
 def canonical(name: str) -> str:

@@ -143,7 +143,7 @@ class RunFolder:
         best = max((r["top1"] for r in rows[:-1] if "top1" in r), default=-1.0)
         with _saving(self.path):
             save_weights(self.path / "last.safetensors", student)
-            if row.get("top1", math.inf) > best:
+            if row.get("top1", math.inf) >= best:  # of equals the later, which has learnt more
                 save_weights(self.path / "best.safetensors", student)
             if reliability is None:
                 (self.path / "reliability.json").unlink(missing_ok=True)  # an earlier epoch's

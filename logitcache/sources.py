@@ -14,6 +14,7 @@ from logitcache.schema import RecipeSpec, TeacherSpec
 from logitcache.store import CacheReader
 from logitcache.views import recipe_named
 
+SMALL = 32  # pixels a side: data sets of these have recipes of their own
 CLASSES = 1000  # of a teacher, where neither images nor user say: ImageNet's
 
 
@@ -92,6 +93,11 @@ class Sources:
         if on_note and teacher.weights.startswith("random"):
             on_note(
                 f"{teacher.name} has random weights ({teacher.weights}): fine to try things, not to learn from"
+            )
+        if on_note and self.recipe == "auto" and side > SMALL and teacher.weights.startswith("file:"):
+            on_note(
+                f"views are {recipe.name}'s, {side} pixels a side, as nothing else was said; --recipe NAME@SIZE "
+                f"makes those that {teacher.name} was trained on"
             )
         if on_note and teacher.adapter.size != side:
             on_note(

@@ -1,7 +1,7 @@
 """Stage two by the names of the command line, on one process or on all that torchrun started."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from logitcache.datasets import open_images
 from logitcache.errors import DataError, LogitCacheError, NotFoundError, OptionError, StudentsError
@@ -16,8 +17,9 @@ from logitcache.evaluation import Evaluation
 from logitcache.export import export, format_named
 from logitcache.learner import Run
 from logitcache.lessons import Lesson
-from logitcache.models import Model, build
+from logitcache.models import NEW_HEAD, Model, build
 from logitcache.pairs import SeedOrder
+from logitcache.plans import require_known
 from logitcache.runs import claimed_folders
 from logitcache.sparse import MixSpace
 from logitcache.spool import DEFAULT_LIMIT
@@ -33,6 +35,7 @@ FRESH = 10_000  # epochs without a cache whose views are new; then they come aga
 Say = Callable[[str], None]
 Student = tuple[Model, Lesson]
 LONGEST = 100  # name of a folder
+UNLEARNT = 1e-3  # share of first values in running statistics above which evaluation suffers
 
 
 @dataclass(frozen=True)
@@ -207,6 +210,8 @@ class Study:
         return reports
 
     def _open(self, world: World, say: Say) -> tuple[Stream, list[Student]]:
+        for name in self.students:  # before all that takes longer
+            require_known(name)
         stream = self.supply.stream(max(lesson.config.epochs for lesson in self.lessons), world, say)
         size = max(stream.views.any_view().shape[1:])
         students = []
@@ -219,7 +224,10 @@ class Study:
                     weights=self.weights,
                     seed=lesson.config.seed,
                     input_size=self.input_size,
+                    new_head=True,
                 )
+                for note in _notes(model, lesson.config.epochs * stream.steps(0), size):
+                    say(f"note: {note}")
                 students.append((model, lesson))
         return stream, students
 
@@ -238,6 +246,26 @@ class Study:
         except (DataError, NotFoundError) as error:
             say(f"note: training without evaluation: {error}")
             return None
+
+
+def _notes(model: Model, steps: int, side: int) -> Iterator[str]:
+    """Say what a user may not expect of a student that will be trained for so many steps on views of that side."""
+    if model.weights.endswith(NEW_HEAD):
+        body = model.weights.removesuffix(NEW_HEAD)
+        yield f"{model.name} begins with {body}, and a new head for {model.num_classes} classes"
+    if model.adapter.size != side:
+        yield (
+            f"{model.name} sees views of {side} pixels resized to {model.adapter.size}; "
+            "--input-size gives it another size"
+        )
+    norms = (m for m in model.module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats)
+    slowest = min((m.momentum for m in norms if m.momentum is not None), default=1.0)
+    if (1 - slowest) ** steps > UNLEARNT:
+        yield (
+            f"{model.name}'s batch norm forgets one part in {1 / slowest:.0f} a step, so that after {steps} steps "
+            "its statistics, by which it is evaluated, still hold much of their first values: train for more steps, "
+            "by more --epochs or a smaller --batch-size"
+        )
 
 
 def _runs(students: Sequence[Student], folders: Iterable[Path]) -> list[Run]:

@@ -250,6 +250,7 @@ def _ended(learner: Learner, tally: Tally | None) -> dict[str, Any]:
 
 def _report(learner: Learner, seconds: float, views_per_second: float) -> TrainReport:
     rows, student = learner.folder.metrics(), learner.student
+    trained = sum(row["seconds"] for row in rows)
     return TrainReport(
         out=str(learner.run.out),
         student=student.name,
@@ -260,5 +261,5 @@ def _report(learner: Learner, seconds: float, views_per_second: float) -> TrainR
         top5=rows[-1].get("top5"),
         best_top1=max((row["top1"] for row in rows if "top1" in row), default=None),
         seconds=seconds,
-        views_per_second=views_per_second,
+        views_per_second=sum(row["views_per_second"] * row["seconds"] for row in rows) / trained,
     )

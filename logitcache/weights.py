@@ -116,8 +116,13 @@ def downloaded(url: str, file: str) -> State:
     return _read_torch(path)
 
 
-def load_weights(name: str, module: nn.Module, state: State, where: str, num_classes: int) -> None:
+def load_weights(
+    name: str, module: nn.Module, state: State, where: str, num_classes: int, *, new_head: bool = False
+) -> bool:
     """Put a state into a module, or say in one line why it does not fit.
+
+    Returns:
+        Whether the module has kept its own head, as `new_head` lets it where the state's is for other classes.
 
     Raises:
         WeightsError: names or shapes differ, the head is for other classes, or a tensor holds NaN.
@@ -127,7 +132,7 @@ def load_weights(name: str, module: nn.Module, state: State, where: str, num_cla
         state = {k: v for k, v in state.items() if not k.startswith(("aux", "AuxLogits."))}
     elif name.startswith("densenet"):  # published under the names of an older torchvision
         state = {re.sub(r"(norm|conv)\.([12]\.)", r"\1\2", k): v for k, v in state.items()}
-    expected = module.state_dict()
+    expected, kept = module.state_dict(), list[str]()
     # Batch norms older than their step counter do without it.
     state |= {k: v for k, v in expected.items() if k.endswith("num_batches_tracked") and k not in state}
     missing, unexpected = expected.keys() - state.keys(), state.keys() - expected.keys()
@@ -139,7 +144,10 @@ def load_weights(name: str, module: nn.Module, state: State, where: str, num_cla
         for k in differing
     }
     if len(heads) == 1 and (head := heads.pop()) and not missing | unexpected:
-        raise WeightsError(other_head(where, head, num_classes))
+        if not new_head:
+            raise WeightsError(other_head(where, head, num_classes))
+        kept, differing = differing, []
+        state |= {key: expected[key] for key in kept}
     shapes = [f"{k} {tuple(state[k].shape)} for {tuple(expected[k].shape)}" for k in differing]
     problems = [
         f"{len(keys)} {what} ({', '.join(sorted(keys)[:3])}{', …' if len(keys) > 3 else ''})"
@@ -153,6 +161,7 @@ def load_weights(name: str, module: nn.Module, state: State, where: str, num_cla
     with torch.no_grad():
         for key, value in expected.items():
             value.copy_(state[key])
+    return bool(kept)
 
 
 def other_head(where: str, found: int, num_classes: int) -> str:

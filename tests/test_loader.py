@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -367,3 +368,20 @@ def test_what_the_data_set_itself_raises_is_no_dead_worker(workers: int):
 def test_other_runtime_errors_pass():
     with pytest.raises(RuntimeError, match=r"^another$"), deaths_named():
         raise RuntimeError("another")
+
+
+def test_a_program_that_keeps_a_loader_to_its_end_ends(tmp_path: Path) -> None:
+    for number in range(8):
+        Image.new("RGB", (12, 12), (30 * number, 90, 10)).save(tmp_path / f"{number}.png")
+    program = f"""
+from logitcache.datasets import open_images
+from logitcache.stream import Stream
+from logitcache.views import recipe_named
+
+images, recipe = open_images("folder:{tmp_path}"), recipe_named("imagenet@8")
+stream = Stream.plain(images, recipe, seeds=(0,), batch_size=4, workers=1)
+batches = stream.epoch(0)
+print(len(next(batches).views), flush=True)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "4\n", "")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from small import few_digits
-from test_cli import fails, succeeds
+from test_cli import fails, logitcache, succeeds
 from test_dump import RECIPE
 
 from logitcache.errors import OptionError
@@ -15,7 +15,7 @@ from logitcache.learner import Run
 from logitcache.losses import Objective
 from logitcache.models import build
 from logitcache.protocols import TrainConfig
-from logitcache.runs import claimed_folders
+from logitcache.runs import RunFolder, claimed_folders
 from logitcache.stream import Stream
 from logitcache.train import train
 
@@ -100,3 +100,23 @@ def test_a_batch_too_small_for_two_heads_is_one_line(tmp_path: Path) -> None:
     words = ("--student", "digits_tiny", "--loss", "dho", "--batch-size", "1", "--fraction", "0.02")
     said = fails("train", *words, "--cache", "c.zarr", "--epochs", "1", "--out", "r", cwd=tmp_path)
     assert "leaves two views to train on; choose a larger --batch-size" in said
+
+
+def test_what_may_surprise_of_a_student_is_said_before_it_trains(tmp_path: Path) -> None:
+    words = ("train", "--loss", "ce", "--epochs", "1", "--fraction", "0.1", "--student")
+    few = logitcache(*words, "digits_tiny", cwd=tmp_path)
+    assert "batch norm forgets one part in 10 a step, so that after 3 steps" in few.stderr
+    many = logitcache(*words, "digits_tiny", "--batch-size", "2", cwd=tmp_path)
+    assert "batch norm" not in many.stderr
+    shown = logitcache(*words, "resnet8", cwd=tmp_path)
+    assert "resnet8 sees views of 8 pixels resized to 32" in shown.stderr
+
+
+def test_of_equal_epochs_the_later_is_kept_as_best(tmp_path: Path) -> None:
+    folder, best = RunFolder(tmp_path), tmp_path / "best.safetensors"
+    for epoch, (top1, is_best) in enumerate(
+        [(0.5, True), (0.5, True), (0.4, False), (0.5, True), (0.6, True)]
+    ):
+        student = build("digits_tiny", num_classes=10, view_size=8, weights="random", seed=epoch)
+        folder.keep({"epoch": epoch, "loss": 1.0, "top1": top1}, None, {}, student)
+        assert (best.read_bytes() == (tmp_path / "last.safetensors").read_bytes()) == is_best

@@ -192,3 +192,30 @@ def test_safetensors_of_others_need_no_header(tmp_path):
     model = tiny(seed=3)
     safetensors.torch.save_file(model.module.state_dict(), tmp_path / "w.safetensors")
     assert tiny(str(tmp_path / "w.safetensors")).weights_sha256 == model.weights_sha256
+
+
+def test_a_new_head_stands_on_the_weights_body_and_is_drawn_from_the_seed(tmp_path):
+    trained = build("digits_small", num_classes=10, view_size=8, weights="random", seed=3)
+    save_weights(tmp_path / "w.safetensors", trained)
+    torch.save(trained.module.state_dict(), tmp_path / "w.pth")
+    for file in ("w.safetensors", "w.pth"):
+        options = {"num_classes": 7, "view_size": 8, "weights": str(tmp_path / file), "seed": 5}
+        with pytest.raises(WeightsError, match="head for 10 classes"):
+            build("digits_small", **options)
+        model = build("digits_small", **options, new_head=True)
+        assert model.weights == f"file:{file} with a new head"
+        fresh = build(
+            "digits_small", num_classes=7, view_size=8, weights="random", seed=5
+        ).module.state_dict()
+        old, found = trained.module.state_dict(), model.module.state_dict()
+        heads = [name for name in found if found[name].shape != old[name].shape]
+        assert len(heads) == 2
+        for name in found:
+            assert torch.equal(found[name], (fresh if name in heads else old)[name])
+
+
+def test_a_new_head_makes_up_for_nothing_else(tmp_path):
+    other = build("digits_tiny", num_classes=10, view_size=8, weights="random").module.state_dict()
+    torch.save(other, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="does not fit digits_small"):
+        build("digits_small", num_classes=7, view_size=8, weights=str(tmp_path / "w.pth"), new_head=True)
