@@ -39,6 +39,7 @@ def test_statistics_are_those_of_a_plain_reading(cache: CacheReader) -> None:
     for one, (seed, teacher) in zip(found.seeds, taken.items(), strict=True):
         assert (one.seed, one.views) == (seed, 300)
         assert one.top1 == pytest.approx(float((teacher.ids[:, 0] == labels).double().mean()))
+        assert one.top5 is None  # of four classes a view
         assert one.confidence == pytest.approx(float(teacher.probs()[:, 0].mean()), rel=1e-5)
         assert one.entropy == pytest.approx(float(teacher.entropy().mean()), rel=1e-5)
         assert one.tail_mass == pytest.approx(float(teacher.tail_mass().mean()), rel=1e-5)

@@ -34,12 +34,14 @@ MOST_PAIRS = 1 << 22  # of classes, of which the least likely are forgotten: 64 
 class SeedStats(Spec):
     """One seed: means over its views. `top1` is the share of labelled views that the teacher gets right.
 
-    Entropy is in nats, tail mass the probability outside the listed classes, both at T = 1.
+    `top5` is the share with the label among its first five; None where the cache lists fewer. Entropy is in nats,
+    tail mass the probability outside the listed classes, both at T = 1.
     """
 
     seed: int
     views: int
     top1: float | None
+    top5: float | None
     confidence: float
     entropy: float
     tail_mass: float
@@ -168,7 +170,7 @@ def stats(
 
 # One seed -----------------------------------------------------------------------------------------------
 
-TOP, SURE, CONFIDENCE, ENTROPY, TAIL = range(5)
+TOP, SURE, FIVE, CONFIDENCE, ENTROPY, TAIL = range(6)
 
 
 class _Seed:
@@ -179,17 +181,18 @@ class _Seed:
         parts = [delayed(_read, nout=2)(reader, seed, shard, labels) for shard in range(spec.shards)]
 
         def block(shard: int) -> Any:
-            shape = (5, len(spec.shard_range(shard)))
+            shape = (6, len(spec.shard_range(shard)))
             return da.from_delayed(parts[shard][0], shape, np.float64)  # type: ignore[no-untyped-call]
 
         blocks = [block(shard) for shard in range(spec.shards)]
-        # (5, n), NaN where a sample has no teacher
+        # (6, n), NaN where a sample has no teacher
         columns = da.concatenate(blocks, axis=1)  # type: ignore[no-untyped-call]
         entropy = columns[ENTROPY] / np.log(spec.dataset.num_classes)
         tail = da.log10(da.clip(columns[TAIL], LEAST_TAIL, 1.0))
-        (self.top, self.sure, entropy_bins, tail_bins, means, pairs) = compute(  # type: ignore[no-untyped-call]
+        (self.top, self.sure, five, entropy_bins, tail_bins, means, pairs) = compute(  # type: ignore[no-untyped-call]
             columns[TOP],
             columns[SURE],
+            columns[FIVE],
             _histogram(entropy, 0.0, 1.0),
             _histogram(tail, np.log10(LEAST_TAIL), 0.0),
             da.nanmean(columns[CONFIDENCE:], axis=1),
@@ -203,8 +206,11 @@ class _Seed:
             self.pairs.add(part)
         told = self.valid & (labels >= 0) & (not spec.recipe.mix_steps)  # a mixed view has two labels
         right = float((self.top[told] == labels[told]).mean()) if told.any() else None
+        listed = spec.k >= min(5, spec.dataset.num_classes)
+        among = float(five[told].mean()) if told.any() and listed else None
         confidence, mean_entropy, mean_tail = map(float, means)
-        self.stats = SeedStats(seed, int(self.valid.sum()), right, confidence, mean_entropy, mean_tail)
+        views = int(self.valid.sum())
+        self.stats = SeedStats(seed, views, right, among, confidence, mean_entropy, mean_tail)
         of = np.where(labels >= 0, labels, np.nan_to_num(self.top))[self.valid].astype(np.int64)
         self.of_class = np.bincount(of, minlength=spec.dataset.num_classes)
 
@@ -215,17 +221,18 @@ def _histogram(values: Any, low: float, high: float) -> Any:
 
 
 def _read(reader: CacheReader, seed: int, shard: int, labels: npt.NDArray[Any]) -> tuple[Numbers, "_Pairs"]:
-    """Decode a shard; (5, rows) columns by sample, and its pairs of classes."""
+    """Decode a shard; (6, rows) columns by sample, and its pairs of classes."""
     spec, teacher = reader.spec, decode(reader, seed, shard)
     own = labels[spec.shard_range(shard).start : spec.shard_range(shard).stop]
     valid = ~teacher.top.isnan().numpy()
-    columns = np.full((5, len(valid)), np.nan)
+    columns = np.full((6, len(valid)), np.nan)
     teacher, label = teacher[torch.from_numpy(valid)], torch.from_numpy(own[valid])
     soft = teacher.at(1.0)
     probs, tops = soft.log_probs.exp(), teacher.ids[:, 0]
     of = torch.where(label >= 0, label, tops)
     columns[TOP, valid] = tops.numpy()
     columns[SURE, valid] = teacher.prob_of(of).numpy()
+    columns[FIVE, valid] = (teacher.ids[:, :5] == of[:, None]).any(1).numpy()
     columns[CONFIDENCE, valid] = probs[:, 0].numpy()
     columns[ENTROPY, valid] = soft.entropy().numpy()
     columns[TAIL, valid] = soft.log_tail_mass.exp().numpy()

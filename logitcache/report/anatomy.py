@@ -11,6 +11,7 @@ from logitcache.audit.stats import BINS, LEAST_TAIL, StatsReport
 from logitcache.report.caches import TEMPERATURES, CacheFacts
 from logitcache.report.charts import Axis, Numbers, Series, bars, histogram, lines
 from logitcache.report.html import Ids, table, tag
+from logitcache.report.metrics import percent
 from logitcache.report.pictures import Picture, Pictures, Sample
 from logitcache.store import seed_list
 from logitcache.units import share, size
@@ -49,6 +50,7 @@ def _facts(cache: CacheFacts) -> Element:
         ("views", f"recipe {recipe['name']} v{recipe['version']}"),
         ("kept", f"top {about['k']} of {about['num_classes']:,} logits, profile {about['profile']}"),
         ("seeds", f"{about['complete']} complete"),
+        ("teacher right", _right(cache)),
         (
             "size",
             "not told by its host"
@@ -56,7 +58,13 @@ def _facts(cache: CacheFacts) -> Element:
             else f"{size(held)}, {about['bytes_per_sample_view']:.1f} bytes a view",
         ),
     ]
-    return tag("dl", [[tag("dt", name), tag("dd", value)] for name, value in rows])
+    return tag("dl", [[tag("dt", name), tag("dd", value)] for name, value in rows if value])
+
+
+def _right(cache: CacheFacts) -> str:
+    told = [(short, cache.right(name)) for name, short in (("top1", "top-1"), ("top5", "top-5"))]
+    text = ", ".join(f"{short} {percent(value)}" for short, value in told if value is not None)
+    return text and f"{text} on the {'test images' if cache.tests else 'training views'}"
 
 
 # Charts ---------------------------------------------------------------------------------------------------
@@ -98,7 +106,7 @@ def _charts(ids: Ids, cache: CacheFacts) -> Iterator[Element]:
         note = f"Bytes of a view in the shards of one seed, compressed; {total:.1f} together."
         yield bars(ids, "Bytes by array", note, named, numbers)
     if len(found.seeds) > 1:
-        yield _seeds(ids, found)
+        yield _seeds(ids, cache)
 
 
 def _mass(ids: Ids, cache: CacheFacts) -> Element:
@@ -132,12 +140,13 @@ def _error(ids: Ids, cache: CacheFacts) -> Element:
     return lines(ids, "What fewer logits would lose", note, x, Axis(log=True), curves, numbers, named=True)
 
 
-def _seeds(ids: Ids, found: StatsReport) -> Element:
+def _seeds(ids: Ids, cache: CacheFacts) -> Element:
+    found = cache.stats
     told = [("mean top-1 probability", tuple((float(s.seed), s.confidence) for s in found.seeds))]
     told += [("top-1 accuracy", tuple((float(s.seed), s.top1) for s in found.seeds if s.top1 is not None))]
     told = [(name, points) for name, points in told if points]
     curves = [Series(name, points, number, marks=True) for number, (name, points) in enumerate(told)]
-    note = "On the training views, seed by seed."
+    note = f"On the {'test images' if cache.tests else 'training views'}, seed by seed."
     if found.agreement is not None:
         note += f" From one to the next {100 * found.agreement:.1f} % of samples keep their top class."
     columns = [dict(points) for _, points in told]

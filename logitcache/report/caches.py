@@ -1,5 +1,6 @@
 """What a cache holds, for the page: what the teacher says, what its top k keep, where the bytes go."""
 
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,16 @@ class CacheFacts(Spec):
     kept: tuple[Kept, ...]
     tried: int
     array_bytes: dict[str, float]
+
+    @property
+    def tests(self) -> bool:
+        """Is it of test images?"""
+        return bool(self.about["dataset"]["split"] == "test")
+
+    def right(self, name: str) -> float | None:
+        """Return how often the teacher is right, "top1" or "top5": mean over the seeds; None where nobody knows."""
+        found = [value for seed in self.stats.seeds if (value := getattr(seed, name)) is not None]
+        return statistics.fmean(found) if found else None
 
 
 def read_cache(

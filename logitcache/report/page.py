@@ -14,9 +14,10 @@ from logitcache.files import replacing
 from logitcache.report.anatomy import about_cache, headings
 from logitcache.report.caches import CacheFacts, read_cache
 from logitcache.report.html import Ids, tag, written
+from logitcache.report.metrics import measure
 from logitcache.report.pictures import Pictures, open_for, pictures
 from logitcache.report.runs import Group, RunFacts, grouped, read_run
-from logitcache.report.students import about_runs
+from logitcache.report.students import about_runs, teachers
 from logitcache.runs import RunFolder
 from logitcache.schema import Spec
 from logitcache.store import CacheReader
@@ -112,10 +113,9 @@ def _cache(
 def page(groups: Sequence[Group], caches: Shown, *, on: datetime.date) -> str:
     """Write the page, made on a day."""
     ids = Ids()
-    told = zip(
-        headings([facts for facts, _ in caches]), (about_cache(ids, *one) for one in caches), strict=True
-    )
-    sections = [*(about_runs(ids, groups) if groups else []), *told]
+    facts = [facts for facts, _ in caches]
+    told = zip(headings(facts), (about_cache(ids, *one) for one in caches), strict=True)
+    sections = [*(about_runs(ids, groups, facts) if groups else []), *told]
     named = [(ids.new("section"), heading, body) for heading, body in sections]
     main = [
         tag("section", tag("h2", heading, id=name), body, aria_labelledby=name)
@@ -141,7 +141,7 @@ def page(groups: Sequence[Group], caches: Shown, *, on: datetime.date) -> str:
                     "header",
                     tag("p", "logitcache report", class_="eyebrow"),
                     tag("h1", title),
-                    _lede(groups),
+                    _lede(groups, facts),
                     tag("nav", tag("ul", contents), aria_label="Contents"),
                 ),
                 tag("main", main, id="main"),
@@ -162,8 +162,8 @@ def _title(groups: Sequence[Group], caches: Shown) -> str:
     return ", ".join(parts) + (f" on {data.pop()}" if len(data) == 1 else "")
 
 
-def _lede(groups: Sequence[Group]) -> Element | None:
-    """Say in a sentence what came out highest."""
+def _lede(groups: Sequence[Group], caches: Sequence[CacheFacts]) -> Element | None:
+    """Say what came out highest, and what the teachers have."""
     if groups and not any(group.finished for group in groups):
         return tag("p", "No run has come to its end yet.")
     told = [(found, group) for group in groups if group.finished and (found := group.spread("top1"))]
@@ -178,7 +178,11 @@ def _lede(groups: Sequence[Group]) -> Element | None:
         text += f" ({1 + len(best.copies)} runs of the same seed)"
     tied = [group.name for (other, _), group in told if group is not best and round(mean - other, 4) == 0]
     also = f", a tie with {', '.join(tied[:3])}{' and others' if tied[3:] else ''}" if tied else ""
-    return tag("p", f"Highest top-1 after the last epoch: {best.name}, {text}{also}.")
+    beside = [
+        f" {name[0].upper()}{name[1:]}: {measure('top1').text(cache.right('top1'))}."
+        for name, cache in teachers(groups, caches).items()
+    ]
+    return tag("p", f"Highest top-1 after the last epoch: {best.name}, {text}{also}.", *beside)
 
 
 def _write(out: Path, text: str) -> None:

@@ -78,8 +78,8 @@ def open_for(reader: CacheReader, named: Sequence[str] = ()) -> tuple[Images | N
     try:
         images, name = images_to_show(reader, named)
     except (DataError, MismatchError) as error:
-        return None, "", f"Images are not shown: {error}"
-    return images, name, "" if images else f"Images are not shown: {how_to_show(reader)}"
+        return None, "", f"Without images and labels: {error}"
+    return images, name, "" if images else f"Without images and labels: {how_to_show(reader)}"
 
 
 def pictures(reader: CacheReader, images: Images, found: StatsReport) -> Pictures:

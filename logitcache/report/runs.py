@@ -222,11 +222,11 @@ def _settings(record: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Va
             yield "objective", _loss(str(value))
             yield from _objective(str(value))
         elif name == "stream.seeds" and isinstance(value, list):
-            yield name, _brief(seed_list([seed for seed in value if isinstance(seed, int)]))
+            yield name, brief(seed_list([seed for seed in value if isinstance(seed, int)]))
         elif isinstance(value, dict) and value and not all(map(str.isdecimal, value)):
             yield from _settings(value, f"{name}.")
         else:
-            yield name, value if isinstance(value, int | float | bool | None) else _brief(value)
+            yield name, value if isinstance(value, int | float | bool | None) else brief(value)
 
 
 def _objective(expression: str) -> Iterator[tuple[str, Value]]:
@@ -234,22 +234,22 @@ def _objective(expression: str) -> Iterator[tuple[str, Value]]:
     try:
         objective = Objective.parse(expression)
     except LogitCacheError:  # of another version: as it stands
-        yield "objective.expression", _brief(expression)
+        yield "objective.expression", brief(expression)
         return
     for key, (term, weight) in zip(objective.keys, objective.terms, strict=True):
         yield f"objective.{key}.weight", weight
         for option, value in term.options.items():
-            yield f"objective.{key}.{option}", _brief(str(value))
+            yield f"objective.{key}.{option}", brief(str(value))
 
 
 def _loss(expression: str) -> str:
     try:
         return " + ".join(term.name for term, _ in Objective.parse(expression).terms) or "ce"
     except LogitCacheError:
-        return _brief(expression)
+        return brief(expression)
 
 
-def _brief(value: object) -> str:
+def brief(value: object) -> str:
     """Write a value for people; of a long one the beginning, and a digest so that a difference is seen."""
     text = value if isinstance(value, str) else json.dumps(value)
     if len(text) <= LONGEST:

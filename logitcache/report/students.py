@@ -1,23 +1,57 @@
 """The half of the page about runs: students side by side, their curves, what differs in their settings."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from xml.etree.ElementTree import Element
 
+from logitcache.report.caches import CacheFacts
 from logitcache.report.charts import Axis, Numbers, Series, points, swatch
 from logitcache.report.curves import Curves
 from logitcache.report.html import Child, Ids, table, tag
 from logitcache.report.metrics import JUDGED, SECTIONS, measure, percent
-from logitcache.report.runs import Group, RunFacts, differences
+from logitcache.report.runs import Group, RunFacts, brief, differences
 from logitcache.units import span, span_unit
 
 COLUMNS = (*JUDGED, measure("loss"))
 MANY = 6  # students
+DATA, TEACHER = ("data.name", "data.num_classes"), ("name", "weights", "weights_sha256")
 
 
-def about_runs(ids: Ids, groups: Sequence[Group]) -> Iterator[tuple[str, Element]]:
-    """Write the sections about runs, each with its heading."""
-    curves = Curves(ids, groups)
-    yield "Students side by side", tag("div", _standings(groups), _trades(ids, curves), _each_run(curves))
+def teachers(groups: Sequence[Group], caches: Sequence[CacheFacts]) -> dict[str, CacheFacts]:
+    """Find caches, by teacher, that say how often a teacher of these runs is right on what all of them are judged on.
+
+    A run names its data, not its test images: name, classes and recipe of evaluation stand for these.
+    """
+    runs = [run for group in groups for run in group.runs]
+    judged = {
+        tuple(run.settings.get(f"stream.{name}") for name in (*DATA, "recipe.evaluation"))
+        for run in runs
+        if "top1" in run.names
+    }
+    taught = {tuple(run.settings.get(f"stream.teacher.{name}") for name in TEACHER) for run in runs}
+    found: dict[tuple[object, ...], CacheFacts] = {}
+    for cache in caches:
+        data, teacher, recipe = (cache.about[part] for part in ("dataset", "teacher", "recipe"))
+        told = (brief(data["name"]), data["num_classes"], brief(recipe["name"]))
+        who = tuple(None if teacher[name] is None else brief(teacher[name]) for name in TEACHER)
+        known = cache.tests and cache.right("top1") is not None
+        if known and judged == {told} and who in taught:
+            found.setdefault(who, cache)
+    names = [cache.about["teacher"]["name"] for cache in found.values()]
+    return {
+        f"teacher {name}" + (f", {cache.about['teacher']['weights']}" if names.count(name) > 1 else ""): cache
+        for name, cache in zip(names, found.values(), strict=True)
+    }
+
+
+def about_runs(
+    ids: Ids, groups: Sequence[Group], caches: Sequence[CacheFacts] = ()
+) -> Iterator[tuple[str, Element]]:
+    """Write the sections about runs, each with its heading; `caches` may say what their teachers come to."""
+    curves, beside = Curves(ids, groups), teachers(groups, caches)
+    yield (
+        "Students side by side",
+        tag("div", _standings(groups, beside), _trades(ids, curves), _each_run(curves)),
+    )
     for section, (heading, lede) in SECTIONS.items():
         if (charts := curves.section(section)) is not None:
             yield heading, tag("div", tag("p", lede), charts)
@@ -28,8 +62,8 @@ def about_runs(ids: Ids, groups: Sequence[Group]) -> Iterator[tuple[str, Element
 # Side by side ---------------------------------------------------------------------------------------------
 
 
-def _standings(groups: Sequence[Group]) -> Element:
-    """A row for each group: figures of the last epoch, size, time."""
+def _standings(groups: Sequence[Group], beside: Mapping[str, CacheFacts]) -> Element:
+    """A row for each group: figures of the last epoch, size, time; above them their teachers."""
     told = [what for what in COLUMNS if any(group.spread(what.name) for group in groups)]
     repeated = any(len(group.runs) > 1 for group in groups)
     copied = any(group.copies for group in groups)
@@ -41,6 +75,11 @@ def _standings(groups: Sequence[Group]) -> Element:
     judged = any("top1" in run.names for group in groups for run in group.runs)
     heads += [*(["best top-1"] if judged else []), "parameters", "epochs", "time", "views/s"]
     rows: list[list[Child]] = []
+    for name, cache in beside.items():
+        right = {what.name: cache.right(what.name) for what in JUDGED if what.name in ("top1", "top5")}
+        figures = [what.text(right.get(what.name)) for what in told]
+        before: list[Child] = [name, *(["–"] if repeated or copied else []), *figures]
+        rows.append([*before, *["–"] * (len(heads) - len(before))])
     for number, group in enumerate(groups):
         many = len(group.runs)
         runs = f"{many} of {many + len(group.copies)}" if group.copies else str(many)
@@ -55,6 +94,7 @@ def _standings(groups: Sequence[Group]) -> Element:
         row += [f"{rate[0]:,.0f}" if rate else "–"]
         rows.append(row)
     notes = ["Figures are those of the last epoch."]
+    notes += ["The teacher's are its cache's of the test images."] if beside else []
     notes += ["The best top-1 is chosen on the test images, and so flatters."] if judged else []
     if repeated:
         notes.append(

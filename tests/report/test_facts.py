@@ -1,5 +1,6 @@
 """What is drawn, and the facts behind it: lines keep their extremes, text stays text, repeats are told apart."""
 
+import json
 import shutil
 import string
 from html.parser import HTMLParser
@@ -14,6 +15,7 @@ from reports import Page, a_run, rows_of
 from small import few_digits
 from test_dump import RECIPE, a_teacher
 
+from logitcache.datasets import digits
 from logitcache.dump import DumpConfig, dump
 from logitcache.report.caches import read_cache
 from logitcache.report.charts import LEAST, Axis, Scale, thinned
@@ -22,6 +24,8 @@ from logitcache.report.runs import grouped, read_run
 from logitcache.sparse import SparseTeacher
 from logitcache.spool import decode
 from logitcache.store import CacheReader
+from logitcache.teachers import CachedTeacher
+from logitcache.views import recipe_named
 
 # What is drawn --------------------------------------------------------------------------------------------
 
@@ -134,6 +138,42 @@ def test_a_tie_is_called_one_and_caches_of_one_teacher_are_told_apart(folder: Pa
     assert [Path(title.rpartition(", ")[2]).name for title in titles] == ["c.zarr", "copy.zarr"]
     report(tmp_path / "r.html", [runs[0], folder / "c.zarr"])
     assert "a tie with" not in Page(tmp_path / "r.html").text["p"]
+
+
+def test_the_teacher_stands_beside_students_judged_on_what_its_cache_answers(tmp_path: Path) -> None:
+    images, recipe, teacher = digits("test"), recipe_named("center@8"), a_teacher()
+    config = DumpConfig(seeds=(0,), top_k=6, workers=0, precision="float32")
+    dump(tmp_path / "test.zarr", images, recipe, teacher, config)
+    spec = CacheReader(tmp_path / "test.zarr").spec
+    taught = {
+        "data": {"name": "digits", "num_classes": 10},
+        "recipe": {"evaluation": "center@8"},
+        "teacher": spec.teacher.to_dict(),
+    }
+    answers = CachedTeacher(CacheReader(tmp_path / "test.zarr")).take(torch.arange(len(images)), 0)
+    right = answers.ids == torch.from_numpy(images.labels)[:, None]
+    top1, top5 = (f"{100 * right[:, :k].any(1).double().mean():.2f} %" for k in (1, 5))
+
+    def standings(**other: object) -> tuple[list[list[str]], Page]:
+        folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        record = json.loads((a_run(folder, rows_of(2)) / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**record, "stream": {**taught, **other}}))
+        report(tmp_path / "r.html", [folder, tmp_path / "test.zarr"])
+        page = Page(tmp_path / "r.html")
+        return page.tables["Figures of the students"], page
+
+    (head, row, _), page = standings()
+    assert row[: head.index("NLL")] == [f"teacher {spec.teacher.name}", top1, top5]
+    assert f"Teacher {spec.teacher.name}: {top1}." in page.text["p"].replace("\N{NO-BREAK SPACE}", " ")
+    for other in (
+        {"data": {"name": "cifar10", "num_classes": 10}},
+        {"recipe": {"evaluation": "center@32"}},
+        {"teacher": {**spec.teacher.to_dict(), "weights": "random:9"}},
+    ):
+        rows, page = standings(**other)
+        assert len(rows) == 2
+        told = page.text["dd"].replace("\N{NO-BREAK SPACE}", " ")
+        assert f"top-1 {top1}, top-5 {top5} on the test images" in told
 
 
 def test_what_fewer_logits_lose_is_what_dense_arithmetic_says(tmp_path: Path) -> None:
