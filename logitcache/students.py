@@ -54,6 +54,11 @@ class Trained:
                 )
             about = read_header(path)
             return cls(path, about.name, about.num_classes) if about else cls(path, None, None)
+        if not RunFolder.holds(path):
+            inside = runs_inside(path)
+            others = f", or another of the {len(inside)} runs there" if len(inside) > 1 else ""
+            meant = f"; did you mean {inside[0]}{others}?" if inside else ""
+            raise NotFoundError(f"no run in {path}: config.json is not there{meant}")
         name, data, recipe = _of_record(path, RunFolder(path).record())
         file = path / f"{which}.safetensors"
         if not file.is_file():
@@ -98,6 +103,11 @@ class Trained:
             )
         weights = str(self.file)
         return build(name, num_classes=classes, view_size=view_size, weights=weights, input_size=input_size)
+
+
+def runs_inside(folder: Path) -> list[Path]:
+    """List the run folders in a folder, by name."""
+    return sorted(file.parent for file in folder.glob("*/config.json"))
 
 
 def _of_record(folder: Path, record: dict[str, Any]) -> tuple[str, str, RecipeSpec]:

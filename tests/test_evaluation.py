@@ -285,7 +285,12 @@ def test_evaluate_compares_with_the_teacher_by_a_cache_of_test_images(folder: Pa
 
 def test_evaluating_what_is_not_there_is_one_line(folder: Path, tmp_path: Path) -> None:
     assert "no run folder or weights file" in fails("evaluate", "nothing", cwd=folder)
-    assert "config.json is not there" in fails("evaluate", str(tmp_path), cwd=folder)
+    assert fails("evaluate", str(tmp_path), cwd=folder).rstrip().endswith("config.json is not there")
+    for name, hint in (("b", "runs/b?"), ("a", "runs/a, or another of the 2 runs there?")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.json").write_text("{}")
+        for command in ("evaluate", "export"):
+            assert f"config.json is not there; did you mean {hint}" in fails(command, "runs", cwd=tmp_path)
     alone = "run/best.safetensors"
     assert "name images with --data" in fails("evaluate", alone, cwd=folder)
     assert "not of resnet18" in fails(

@@ -21,6 +21,7 @@ from logitcache.report.students import about_runs, teachers
 from logitcache.runs import RunFolder
 from logitcache.schema import Spec
 from logitcache.store import CacheReader
+from logitcache.students import runs_inside
 from logitcache.views import library_versions
 
 MOST_IMAGES = 96  # of hardest samples, in all caches
@@ -91,7 +92,7 @@ def _found(path: str) -> RunFacts | CacheReader:
     try:
         return CacheReader(path)
     except NotFoundError as error:
-        inside = [file.parent for file in Path(path).glob("*/config.json")]
+        inside = runs_inside(Path(path))
         advice = f"; did you mean {inside[0] if len(inside) == 1 else f'{path}/*'}?" if inside else ""
         raise NotFoundError(f"{path} is neither a run folder (config.json) nor a cache{advice}") from error
 
