@@ -64,7 +64,8 @@ def _facts(cache: CacheFacts) -> Element:
 def _right(cache: CacheFacts) -> str:
     told = [(short, cache.right(name)) for name, short in (("top1", "top-1"), ("top5", "top-5"))]
     text = ", ".join(f"{short} {percent(value)}" for short, value in told if value is not None)
-    return text and f"{text} on the {'test images' if cache.tests else 'training views'}"
+    many = f", mean of {len(cache.stats.seeds)} seeds" if len(cache.stats.seeds) > 1 else ""
+    return text and f"{text} on the {'test images' if cache.tests else 'training views'}{many}"
 
 
 # Charts ---------------------------------------------------------------------------------------------------
@@ -256,10 +257,11 @@ def _image(picture: Picture, alt: str) -> Element:
 def _of_seeds(cache: CacheFacts) -> str:
     seeds = [seed.seed for seed in cache.stats.seeds]
     text = seed_list(seeds)
+    if len(seeds) == cache.complete:
+        return f"Measured on {text}."
+    numbers = text.removeprefix("seeds ").removeprefix("seed ")
     return (
-        f"Of {text}."
-        if len(seeds) == cache.complete
-        else f"Of {text}, {len(seeds)} of {cache.complete} complete."
+        f"Measured on {len(seeds)} of {cache.complete} complete seeds ({numbers}), a sample, to stay quick."
     )
 
 

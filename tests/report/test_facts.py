@@ -23,7 +23,7 @@ from logitcache.report.page import report
 from logitcache.report.runs import grouped, read_run
 from logitcache.sparse import SparseTeacher
 from logitcache.spool import decode
-from logitcache.store import CacheReader
+from logitcache.store import CacheReader, seed_list
 from logitcache.teachers import CachedTeacher
 from logitcache.views import recipe_named
 
@@ -174,6 +174,16 @@ def test_the_teacher_stands_beside_students_judged_on_what_its_cache_answers(tmp
         assert len(rows) == 2
         told = page.text["dd"].replace("\N{NO-BREAK SPACE}", " ")
         assert f"top-1 {top1}, top-5 {top5} on the test images" in told
+
+
+def test_of_many_seeds_a_sample_is_measured_and_the_page_says_so(tmp_path: Path) -> None:
+    config = DumpConfig(seeds=tuple(range(9)), top_k=2, workers=0, precision="float32")
+    dump(tmp_path / "c.zarr", few_digits(40), RECIPE, a_teacher(), config)
+    report(tmp_path / "r.html", [tmp_path / "c.zarr"])
+    said = Page(tmp_path / "r.html").source
+    measured = [seed.seed for seed in read_cache(CacheReader(tmp_path / "c.zarr")).stats.seeds]
+    numbers = seed_list(measured).removeprefix("seeds ")
+    assert f"Measured on 8 of 9 complete seeds ({numbers}), a sample, to stay quick." in said
 
 
 def test_what_fewer_logits_lose_is_what_dense_arithmetic_says(tmp_path: Path) -> None:
