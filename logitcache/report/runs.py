@@ -83,6 +83,17 @@ class RunFacts(Spec):
         """Time in its epochs."""
         return sum(row.get("seconds", 0.0) for row in self.rows)
 
+    @property
+    def rate(self) -> float | None:
+        """Views per second over all of its epochs; None where no epoch says."""
+        told = [
+            (r["views_per_second"], r["seconds"])
+            for r in self.rows
+            if {"views_per_second", "seconds"} <= r.keys()
+        ]
+        seconds = sum(time for _, time in told)
+        return sum(rate * time for rate, time in told) / seconds if seconds else None
+
 
 @dataclass(frozen=True)
 class Group(Spec):

@@ -90,8 +90,8 @@ def _standings(groups: Sequence[Group], beside: Mapping[str, CacheFacts]) -> Ele
         row += [_range(f"{run.weights:,}" if run.weights else "–" for run in group.runs)]
         row += [_range(_epochs(run) for run in group.runs)]
         row += [span(sum(run.seconds for run in group.runs) / many)]
-        rate = group.spread("views_per_second")
-        row += [f"{rate[0]:,.0f}" if rate else "–"]
+        rates = [rate for run in group.runs if (rate := run.rate) is not None]
+        row += [f"{sum(rates) / len(rates):,.0f}" if rates else "–"]
         rows.append(row)
     notes = ["Figures are those of the last epoch."]
     notes += ["The teacher's are its cache's of the test images."] if beside else []
@@ -106,7 +106,9 @@ def _standings(groups: Sequence[Group], beside: Mapping[str, CacheFacts]) -> Ele
         )
     if not all(group.finished for group in groups):
         notes.append("A run that is unfinished is compared with none, and is a repeat of none.")
-    notes.append("Time is that of a run's epochs without evaluation; runs trained side by side share it.")
+    notes.append(
+        "Time and views/s are those of all epochs of a run without evaluation; runs trained side by side share it."
+    )
     frame = table(None, heads, rows, name="Figures of the students")
     return tag("div", frame, tag("p", " ".join(notes), class_="note"))
 

@@ -176,6 +176,18 @@ def test_the_teacher_stands_beside_students_judged_on_what_its_cache_answers(tmp
         assert f"top-1 {top1}, top-5 {top5} on the test images" in told
 
 
+def test_time_and_rate_are_those_of_all_epochs(tmp_path: Path) -> None:
+    paces = [(100.0, 1.0), (300.0, 3.0)]
+    rows = [
+        row | {"views_per_second": rate, "seconds": seconds}
+        for row, (rate, seconds) in zip(rows_of(2), paces, strict=True)
+    ]
+    report(tmp_path / "r.html", [a_run(tmp_path / "run", rows)])
+    head, row = Page(tmp_path / "r.html").tables["Figures of the students"]
+    told = dict(zip(head, row, strict=True))
+    assert (told["time"], told["views/s"]) == ("4.0 s", "250")
+
+
 def test_of_many_seeds_a_sample_is_measured_and_the_page_says_so(tmp_path: Path) -> None:
     config = DumpConfig(seeds=tuple(range(9)), top_k=2, workers=0, precision="float32")
     dump(tmp_path / "c.zarr", few_digits(40), RECIPE, a_teacher(), config)
