@@ -122,7 +122,7 @@ def train(
                     active = group.each(active, Learner.save)
                     saved = time.monotonic()
                 if stop and active:
-                    return _stopped(world, epoch, step)
+                    return _stopped(world, [run.out for run in runs], epoch, step)
             views += seen
             active = group.each(active, Learner.mix_heads)
             tallies: list[Tally | None] = [None for _ in active]
@@ -181,11 +181,14 @@ def _learners(runs: Sequence[Run], stream: Stream, world: World, resume: bool) -
     return learners
 
 
-def _stopped(world: World, epoch: int, step: int) -> list[TrainReport]:
+def _stopped(world: World, folders: Sequence[Path], epoch: int, step: int) -> list[TrainReport]:
     if world.rank:
         return []
+    shared = {folder.parent for folder in folders} if len(folders) > 1 else set(folders)
+    out = f"--out {shared.pop()} and " if len(shared) == 1 else ""
     raise StoppedError(
-        f"stopped after step {step + 1} of epoch {epoch + 1}, as asked; --resume goes on from there"
+        f"stopped after step {step + 1} of epoch {epoch + 1}, as asked; "
+        f"the same command with {out}--resume goes on from there"
     )
 
 
