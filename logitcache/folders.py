@@ -33,7 +33,9 @@ class FolderImages(Images):
     def labelled(cls, name: str, root: Path, split: str) -> "FolderImages":
         """Open train/ or val/ of a folder, each with one folder per class."""
         folder = root / ("train" if split == "train" else "val")
-        _require_folder(folder, f"{name}: expected {root}/train and {root}/val, each with a folder per class")
+        expected = f"{name}: expected {root}/train and {root}/val, each with a folder per class"
+        named_split = root.name in ("train", "val") and (root.parent / folder.name).is_dir()
+        _require_folder(folder, expected, root, f"imagefolder:{root.parent}" if named_split else "")
         classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
         if split != "train" and (root / "train").is_dir():
             trained = sorted(entry.name for entry in os.scandir(root / "train") if entry.is_dir())
@@ -66,7 +68,7 @@ class FolderImages(Images):
     @classmethod
     def unlabelled(cls, name: str, root: Path, split: str) -> "FolderImages":
         """Open every image below a folder, without labels."""
-        _require_folder(root, f"{name}: expected a folder of images")
+        _require_folder(root, f"{name}: expected a folder of images", root)
         if split != "train":
             raise DataError(f"{name}: images without labels have no test split to evaluate on")
         files = _image_files(root, "")
@@ -168,9 +170,12 @@ def _size(path: Path) -> int:
         return -1
 
 
-def _require_folder(folder: Path, expected: str) -> None:
+def _require_folder(folder: Path, expected: str, root: Path, meant: str = "") -> None:
     if not folder.is_dir():
-        raise NotFoundError(f"{expected}; {printable(folder)} is not a folder")
+        gone = root if not root.exists() else folder
+        found = "does not exist" if not gone.exists() else "is not a folder"
+        advice = f"; did you mean {meant}?" if meant else ""
+        raise NotFoundError(f"{expected}; {printable(gone)} {found}{advice}")
 
 
 def printable(path: Path) -> str:

@@ -228,7 +228,7 @@ def test_the_file_gives_defaults_and_the_command_line_wins(tmp_path: Path) -> No
         (("dump", "--teacher", "digits_tiny", "--data", "digit"), "did you mean digits"),
         (
             ("dump", "--teacher", "digits_tiny", "--data", "imagefolder:nowhere"),
-            "nowhere/train is not a folder",
+            "nowhere does not exist",
         ),
         (("dump", "--teacher", "digits_tiny", "--seeds", "3-1"), "seeds read like 0-3,7"),
         (("dump", "--teacher", "digits_tiny", "--seeds", "5,0-999999999"), "more than 100,000 seeds"),

@@ -24,5 +24,5 @@ def test_from_another_folder_the_images_are_asked_for(tmp_path: Path) -> None:
     succeeds(*train[:-1], "moved", "--data", pets, cwd=there)
     (here / "pets" / "val").rename(here / "pets" / "unused")
     line = fails("evaluate", run, cwd=here)
-    assert "pets/val is not a folder" in line
+    assert "pets/val does not exist" in line
     assert asked not in line

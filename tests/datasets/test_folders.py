@@ -180,6 +180,9 @@ def test_folders_that_are_not_there_are_named_with_what_was_expected(tmp_path: P
             lambda root=root, split=split: open_images(f"imagefolder:{root}", split),
             f"expected {root}/train and {root}/val",
         )
+    refused(
+        NotFoundError, lambda: open_images(f"imagefolder:{tmp_path}/none"), f"{tmp_path}/none does not exist"
+    )
     for name in ("none", "picture.png"):
         refused(
             NotFoundError,
@@ -187,6 +190,17 @@ def test_folders_that_are_not_there_are_named_with_what_was_expected(tmp_path: P
             "a folder of images",
             name,
         )
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_splits_own_folder_is_told_which_folder_to_name(tmp_path: Path, split: str):
+    write(tmp_path / "train" / "ant" / "0.png")
+    write(tmp_path / "val" / "ant" / "0.png")
+    meant = f"did you mean imagefolder:{tmp_path}?"
+    refused(NotFoundError, lambda: open_images(f"imagefolder:{tmp_path / split}"), meant)
+    with pytest.raises(NotFoundError) as refusal:
+        open_images(f"imagefolder:{tmp_path / split / 'ant'}")
+    assert "did you mean" not in str(refusal.value)
 
 
 def test_a_folder_without_images_and_a_test_split_without_labels_are_refused(tmp_path: Path):
