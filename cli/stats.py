@@ -1,5 +1,6 @@
 """``logitcache stats``: what the teacher says of the data."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -58,13 +59,14 @@ def _rows(found: "StatsReport", names: Sequence[str]) -> list[tuple[str, str]]:
     rows = [("cache", found.path)]
     for seed in found.seeds:
         right = "" if seed.top1 is None else f"top-1 {100 * seed.top1:.2f} %, "
-        text = f"{right}sure to {seed.confidence:.3f}, entropy {seed.entropy:.3f}, tail {seed.tail_mass:.2g}"
-        rows.append((f"seed {seed.seed}", text))
+        sure = f"confidence {seed.confidence:.3f}, entropy {seed.entropy:.3f} nats"
+        rows.append((f"seed {seed.seed}", f"{right}{sure}, tail {seed.tail_mass:.2g}"))
     if found.agreement is not None:
         rows.append(
             ("agreement", f"{100 * found.agreement:.2f} % of samples have the top class of the seed before")
         )
-    rows.append(("entropy", f"0 [{_bars(found.entropy_bins)}] log C"))
+    most = f"{math.log(found.num_classes):.3g} nats, log of {found.num_classes} classes"
+    rows.append(("entropy", f"0 [{_bars(found.entropy_bins)}] {most}"))
     if found.tail_bins:
         rows.append(("tail mass", f"1e-10 [{_bars(found.tail_bins)}] 1"))
     for p in found.neighbours:

@@ -120,6 +120,9 @@ def test_the_command_says_so_in_words_and_in_json(tmp_path: Path) -> None:
     for hard in found["hardest"]:
         given = f"which the teacher gives {share(hard['probability'])}; it says {hard['teacher']}"
         assert f"{hard['name']}, label {hard['label']}, {given}" in text.stdout
+    (seed,) = found["seeds"]
+    assert f"confidence {seed['confidence']:.3f}, entropy {seed['entropy']:.3f} nats" in text.stdout
+    assert "] 2.3 nats, log of 10 classes" in text.stdout
     assert len(found["hardest"]) == 3
     assert found["seeds"][0]["views"] == 1437
 
