@@ -8,7 +8,7 @@ at before a byte of it is unpacked.
 
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +16,6 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 from numcodecs import blosc, zstd
-from zarr.abc.codec import Codec
-from zarr.codecs import ShardingCodec
 
 from logitcache.errors import FormatError, OptionError
 from logitcache.schema import ArraySpec, CacheSpec, itemsize
@@ -71,29 +69,31 @@ def require_codecs(array: Any, expected: ArraySpec, where: object) -> None:
     Raises:
         FormatError: it does not.
     """
-    name, chain = f"{where}: array {expected.name!r}", array.metadata.codecs
+    name = f"{where}: array {expected.name!r}"
+    chain: list[Any] = [
+        codec.to_dict() for codec in array.metadata.codecs
+    ]  # the same in every version of Zarr
     first = array.metadata.chunk_key_encoding.encode_chunk_key((0,) * array.ndim)
     if first != "/".join("c" + "0" * array.ndim):
         raise FormatError(f"{name}: expected chunk keys like c/0, of the default encoding, found {first}")
     if expected.shards is not None:
-        outer = chain[0]
-        if len(chain) != 1 or not isinstance(outer, ShardingCodec) or outer.index_location.value != "end":
+        outer = chain[0].get("configuration", {})
+        if [codec["name"] for codec in chain] != ["sharding_indexed"] or outer["index_location"] != "end":
             raise FormatError(f"{name}: expected one sharding codec, its index at the end")
-        _require(outer.index_codecs, INDEX, name)
-        chain = outer.codecs
+        _require(outer["index_codecs"], INDEX, name)
+        chain = outer["codecs"]
     if expected.codec == "pcodec":
         _require(chain, ("numcodecs.pcodec", "crc32c"), name)
     else:
         _require(chain, ("bytes", "zstd" if expected.codec == "zstd" else "blosc", "crc32c"), name)
 
 
-def _require(chain: Sequence[Codec], names: Sequence[str], name: str) -> None:
-    found: list[Any] = [codec.to_dict() for codec in chain]
-    endian = [c.get("configuration", {}).get("endian", "little") for c in found if c["name"] == "bytes"]
-    if [c["name"] for c in found] != list(names) or not set(endian) <= {"little"}:
+def _require(chain: Sequence[Mapping[str, Any]], names: Sequence[str], name: str) -> None:
+    found = [codec["name"] for codec in chain]
+    endian = [c.get("configuration", {}).get("endian", "little") for c in chain if c["name"] == "bytes"]
+    if found != list(names) or not set(endian) <= {"little"}:
         raise FormatError(
-            f"{name}: expected codecs {', '.join(names)} (little-endian), "
-            f"found {', '.join(str(c['name']) for c in found)}"
+            f"{name}: expected codecs {', '.join(names)} (little-endian), found {', '.join(map(str, found))}"
         )
 
 
