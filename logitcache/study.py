@@ -35,7 +35,7 @@ FRESH = 10_000  # epochs without a cache whose views are new; then they come aga
 Say = Callable[[str], None]
 Student = tuple[Model, Lesson]
 LONGEST = 100  # name of a folder
-UNLEARNT = 1e-3  # share of first values in running statistics above which evaluation suffers
+UNLEARNT = 2e-2  # share of first values in running statistics above which evaluation suffers
 
 
 @dataclass(frozen=True)
