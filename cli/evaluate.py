@@ -9,7 +9,7 @@ import typer
 from logitcache.errors import OptionError
 
 from .options import Device, Json, PrecisionName, StudentSize, Workers
-from .terminal import show
+from .terminal import say, show
 
 if TYPE_CHECKING:
     from logitcache.evaluation import EvaluationReport
@@ -69,6 +69,8 @@ def evaluate(
     built = trained.model(architecture, classes, side, input_size)
     model = ViewModel(built, choose_precision(precision, where)).on(where)
     found = evaluated(model, evaluation, built.num_classes)
+    if told and weights == "best" and student.is_dir():
+        say("note: these weights are of the epoch that was best on these images, which flatters; --weights last")
     about = {"student": built.name, "weights": str(trained.file)}
     rows = [
         ("student", f"{built.name}, {trained.file}"),
