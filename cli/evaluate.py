@@ -70,7 +70,9 @@ def evaluate(
     model = ViewModel(built, choose_precision(precision, where)).on(where)
     found = evaluated(model, evaluation, built.num_classes)
     if told and weights == "best" and student.is_dir():
-        say("note: these weights are of the epoch that was best on these images, which flatters; --weights last")
+        say(
+            "note: these weights are of the epoch that was best on these images, which flatters; --weights last"
+        )
     about = {"student": built.name, "weights": str(trained.file)}
     rows = [
         ("student", f"{built.name}, {trained.file}"),
