@@ -129,8 +129,8 @@ def _scale(config: BenchConfig, device: torch.device) -> Found:
     return tables, found.to_dict()
 
 
-# Seconds on two quiet cores, where nothing is asked for but the suite; of some, reckoned from more rounds.
-EXPECTED = {"losses": 10, "views": 20, "store": 85, "scale": 140, "dump": 105, "train": 215}
+# Seconds on two quiet cores, where nothing is asked for but the suite.
+EXPECTED = {"losses": 7, "views": 15, "store": 80, "scale": 110, "dump": 95, "train": 200}
 
 SUITES: dict[str, Callable[[BenchConfig, torch.device], Found]] = {
     "losses": _losses,
