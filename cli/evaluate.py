@@ -71,7 +71,7 @@ def evaluate(
     found = evaluated(model, evaluation, built.num_classes)
     if told and weights == "best" and student.is_dir():
         say(
-            "note: these weights are of the epoch that was best on these images, which flatters; --weights last"
+            "note: these weights are of the epoch best on these images, which flatters; --weights last takes the last"
         )
     about = {"student": built.name, "weights": str(trained.file)}
     rows = [
