@@ -67,7 +67,8 @@ class RunFolder:
             differing = [k for k in record if _plain(record[k]) != found.get(k)]
             if fields := [d for k in differing for d in _differences(k, found.get(k), _plain(record[k]))]:
                 advice = "resume with its own options, or choose another --out"
-                if unknown := sorted(_names(_plain(record)) - _names(found)):
+                kept = [(part, found.get(part, {}), record[part]) for part in ("config", "student")]
+                if unknown := [f"{part}.{k}" for part, then, now in kept for k in now if k not in then]:
                     advice = (
                         f"it was begun by a logitcache that did not keep {unknown[0]}: go on with that one, or "
                         "choose another --out"
@@ -271,13 +272,6 @@ def _read(file: Path) -> bytes:
 
 def _plain(value: object) -> Any:
     return json.loads(json.dumps(value))
-
-
-def _names(record: object, at: str = "") -> set[str]:
-    """Return the dotted names of all that a record says something of."""
-    if not isinstance(record, dict):
-        return {at}
-    return {name for key, value in record.items() for name in _names(value, f"{at}.{key}" if at else key)}
 
 
 def _differences(name: str, expected: object, found: object) -> Iterator[Difference]:

@@ -232,6 +232,15 @@ def test_a_run_whose_rows_are_not_those_of_its_epochs_is_one_line(
     assert (tmp_path / "best.safetensors").read_bytes() == before
 
 
+def test_a_run_without_a_teacher_is_not_taken_for_one_of_an_older_version(
+    exact: CacheReader, tmp_path: Path
+) -> None:
+    plain = Stream.plain(few_digits(), RECIPE, seeds=(0, 1), batch_size=32, workers=0)
+    train([a_run(tmp_path, "ce")], plain)
+    with pytest.raises(MismatchError, match="resume with its own options"):
+        train([a_run(tmp_path, "kd")], a_stream(exact), resume=True)
+
+
 def test_a_folder_that_holds_a_run_is_left_alone(exact: CacheReader, tmp_path: Path) -> None:
     train([a_run(tmp_path)], a_stream(exact))
     before = (tmp_path / "last.safetensors").read_bytes()
