@@ -23,15 +23,16 @@ def replacing(file: Path) -> Iterator[Path]:
         mode = stat.S_IMODE(aside.stat().st_mode)
         yield aside
         aside.chmod(mode)
-        _flush(aside)
+        flush(aside)
         aside.replace(file)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    _flush(file.parent)
+    flush(file.parent)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Let the disk have a file, or the names in a folder, before anything else is done."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from logitcache.errors import FormatError, LogitCacheError, StorageError
+from logitcache.files import flush
 
 MENDS = "`logitcache verify --repair` mends that, or restore it from a copy"
 
@@ -16,13 +17,13 @@ MENDS = "`logitcache verify --repair` mends that, or restore it from a copy"
 def make_durable(files: Iterable[Path]) -> None:
     """Flush files to the disk."""
     for file in files:
-        _flush(file)
+        flush(file)
 
 
 def make_names_durable(files: Iterable[Path]) -> None:
     """Flush the folders that name files, which may be new themselves, to the disk."""
     for folder in {folder for file in files for folder in list(file.parents)[:3]}:
-        _flush(folder)
+        flush(folder)
 
 
 def make_folder(folder: Path) -> None:
@@ -30,15 +31,7 @@ def make_folder(folder: Path) -> None:
     lacking = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in lacking:
-        _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush(path.parent)
 
 
 def require_file(path: Path, most: int) -> None:
