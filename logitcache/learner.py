@@ -141,9 +141,8 @@ class Learner:
         config, epoch, step = self.run.config, self.ledger.epoch, self.ledger.step
         done = epoch * self.steps + step  # as if all epochs were as long as this one
         rank = () if self.world.rank == 0 else (self.world.rank,)
-        _draw_from(
-            key(config.seed, epoch, step, *rank) >> 1, self.device
-        )  # dropout's numbers; views have their own
+        # Dropout's numbers; views have their own.
+        _draw_from(key(config.seed, epoch, step, *rank) >> 1, self.device)
         if self._validation:
             batch = self._validation.without(batch)
         if not self._validation or len(batch.views) > 1:  # else too few for batch norm
