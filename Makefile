@@ -24,7 +24,7 @@ bench: $(READY)         ## every suite of `logitcache bench`
 SECONDS ?= 180
 SEED    ?= 0
 soak: $(READY)          ## faults of every kind, counted: kill, power, full disk, flips, fuzz; SECONDS=…, SEED=…
-	PYTHONPATH=tests $(BIN)/python -W ignore:resource_tracker -m soak --seconds $(SECONDS) --seed $(SEED)
+	PYTHONPATH=tests:tests/support $(BIN)/python -W ignore:resource_tracker -m soak --seconds $(SECONDS) --seed $(SEED)
 
 check: $(READY)         ## lint, format, types, architecture
 	$(BIN)/ruff check .

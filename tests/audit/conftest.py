@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from breaking import RECIPE, N, config_of
+from dumping import a_teacher, dump_digits
 from small import few_digits
-from test_dump import a_teacher, dump_digits
 
 from logitcache.dump import dump
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from breaking import flip
+from command import logitcache, succeeds
+from dumping import a_teacher, dump_digits
 from small_caches import files_of
-from test_cli import logitcache, succeeds
-from test_dump import a_teacher, dump_digits
 
 from logitcache.audit.checkup import CheckupConfig, checkup, teacher_of
 from logitcache.audit.glance import glance, view_size

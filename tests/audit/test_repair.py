@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 from breaking import SPEED, N, flip, rewrite
-from small import few_digits
+from dumping import a_teacher
+from small import Pixels, few_digits
 from small_caches import files_of
-from test_dump import a_teacher
-from test_replay import Pixels
 
 from logitcache.audit.repair import repair
 from logitcache.audit.verify import verify

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from breaking import N, rewrite
+from dumping import dump_digits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_caches import spec_of
-from test_dump import dump_digits
 
 from logitcache.audit.rules import broken_rules
 from logitcache.audit.verify import verify

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
+from dumping import RECIPE, a_teacher
 from reports import a_run, rows_of
-from test_dump import RECIPE, a_teacher
 
 from logitcache.datasets import digits
 from logitcache.dump import DumpConfig, dump

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from dumping import RECIPE, a_teacher
 from hypothesis import given
 from hypothesis import strategies as st
 from reports import Page, a_run, rows_of
 from small import few_digits
-from test_dump import RECIPE, a_teacher
 
 from logitcache.datasets import digits
 from logitcache.dump import DumpConfig, dump

@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from command import fails, succeeds
 from reports import EVIL, Page, a_run, rows_of
-from test_cli import fails, succeeds
 
 from logitcache.report.page import report
 

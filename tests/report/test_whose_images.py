@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from command import fails, logitcache, succeeds
+from dumping import RECIPE, a_teacher
+from pictures import picture_folder
 from reports import EVIL, EVIL_CLASS, Page
 from small import few_digits
-from test_cli import fails, logitcache, succeeds
-from test_dump import RECIPE, a_teacher, picture_folder
 
 from logitcache.datasets import ArrayImages, open_images
 from logitcache.dump import DumpConfig, dump

@@ -11,8 +11,8 @@ from unittest import mock
 
 import numpy as np
 import torch
+from dumping import a_teacher
 from small import few_digits
-from test_dump import a_teacher
 
 from logitcache.datasets import ArrayImages
 from logitcache.dump import DumpConfig, dump

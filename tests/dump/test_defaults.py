@@ -1,0 +1,151 @@
+"""A dump into a cache that is there: what is left open is as the cache has it, what is said must agree."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import fails, logitcache, succeeds
+from dumping import RECIPE, a_teacher, assert_same, dump_digits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small import few_digits
+
+from logitcache.adopt import adopted
+from logitcache.dump import DumpConfig, dump
+from logitcache.errors import LogitCacheError, OptionError
+from logitcache.ranks import dump_in_ranks
+from logitcache.schema import CacheSpec
+from logitcache.sources import Sources
+from logitcache.store import CacheReader, CacheWriter
+from logitcache.world import World
+
+SAID: dict[str, Any] = {
+    "weights": "random",
+    "data": "small:dozen",
+    "split": "test",
+    "recipe": "cifar",
+    "input_size": 16,
+    "top_k": 3,
+    "profile": "archive",
+    "precision": "float32",
+}
+OTHERS: dict[str, Any] = {
+    "data": "digits",
+    "split": "train",
+    "recipe": "center@8",
+    "input_size": 32,
+    "top_k": 4,
+    "profile": "default",
+    "precision": "bfloat16",
+}
+NAMED = {  # by the field in which the caches then differ
+    "data": "dataset.",
+    "split": "dataset.split",
+    "recipe": r"recipe_sha256: expected center@8 \(\w+…\), found identity \(",
+    "input_size": "teacher.adapter.size",
+    "top_k": "k: expected 4, found 3",
+    "profile": "profile.name: expected default, found archive",
+    "precision": "teacher.precision: expected bfloat16, found float32",
+}
+
+
+def ask(out: Path, seed: int, notes: list[str] | None = None, **said: Any) -> CacheSpec:
+    """Dump a seed as the command does that says so much."""
+    of_sources = {name: value for name, value in said.items() if name in Sources.__dataclass_fields__}
+    settings = {name: value for name, value in said.items() if name not in of_sources}
+    config = DumpConfig(seeds=(seed,), workers=0, batch_size=6, **settings)
+    told = None if notes is None else notes.append
+    dump_in_ranks(World(), out, Sources("digits_tiny", **of_sources), config, on_note=told)
+    return CacheReader(out).spec
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "c.zarr"
+    for seed in range(2):
+        ask(out, seed, **SAID)
+    return out
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.sets(st.sampled_from(sorted(SAID))))
+def test_whatever_is_left_open_a_dump_goes_on_to_the_same_cache(
+    whole: Path, tmp_path_factory: pytest.TempPathFactory, left_open: set[str]
+) -> None:
+    out, notes = tmp_path_factory.mktemp("c") / "c.zarr", list[str]()
+    shutil.copytree(whole, out, ignore=lambda _, names: {"seed-1"} & set(names))
+    spec = CacheReader(out).spec
+    assert ask(out, 1, notes, **{name: v for name, v in SAID.items() if name not in left_open}) == spec
+    assert_same(out, whole)
+    lines = [note for note in notes if "is there" in note]
+    assert len(lines) == bool(left_open)
+    for name in left_open:
+        shown = "identity" if name == "recipe" else SAID[name]
+        assert f"--{name.replace('_', '-')} {shown}" in lines[0]
+
+
+@pytest.mark.parametrize("name", sorted(OTHERS))
+def test_what_is_said_and_differs_is_refused_by_name(whole: Path, name: str) -> None:
+    with pytest.raises(LogitCacheError, match=NAMED[name]):
+        ask(whole, 2, **{name: OTHERS[name]})
+    assert CacheReader(whole).complete() == [0, 1]
+
+
+def test_fewer_logits_than_an_exact_cache_has_are_not_taken_for_all(tmp_path: Path) -> None:
+    dump_digits(tmp_path / "c.zarr", 20, profile="exact")
+    with pytest.raises(LogitCacheError, match="k: expected 4, found 10"):
+        dump_digits(tmp_path / "c.zarr", 20, top_k=4)
+    dump_digits(tmp_path / "c.zarr", 20, seeds=(7,), top_k=None)
+    dump_digits(tmp_path / "c.zarr", 20, seeds=(8,), top_k=10)
+    assert CacheReader(tmp_path / "c.zarr").complete() == [0, 1, 7, 8]
+
+
+def test_another_teacher_is_told_by_its_name(whole: Path) -> None:
+    with pytest.raises(LogitCacheError, match=r"teacher\.name: expected digits_small, found digits_tiny"):
+        dump_in_ranks(World(), whole, Sources("digits_small"), DumpConfig(workers=0))
+
+
+def test_a_cache_runs_no_strangers_code_because_something_is_left_open(tmp_path: Path) -> None:
+    few = few_digits(20)
+    few.name = "shutil:rmtree"
+    config = DumpConfig(seeds=(0,), top_k=4, workers=0)
+    dump(tmp_path / "a.zarr", few, RECIPE, a_teacher(), config)
+    armed = dataclasses.replace(RECIPE, evaluation="shutil:rmtree")
+    dump(tmp_path / "b.zarr", few_digits(20), armed, a_teacher(), config)
+    for name in ("a.zarr", "b.zarr"):
+        with pytest.raises(OptionError, match="names the code shutil:rmtree"):
+            adopted(tmp_path / name, Sources("digits_small"), config)
+
+
+def test_a_new_cache_has_sixteen_logits_and_the_default_profile(tmp_path: Path) -> None:
+    sources, config = Sources("digits_small"), DumpConfig()
+    assert adopted(tmp_path / "c.zarr", sources, config) == (sources, config)
+    spec = dump_in_ranks(World(), tmp_path / "c.zarr", sources, DumpConfig(workers=0)) and (
+        CacheReader(tmp_path / "c.zarr").spec
+    )
+    assert spec
+    assert (spec.k, spec.profile.name, spec.dataset.name) == (10, "default", "digits")
+    assert CacheReader(tmp_path / "c.zarr").complete() == [0, 1, 2, 3]
+
+
+def test_seeds_are_added_by_a_command_that_says_nothing_else(tmp_path: Path) -> None:
+    words = ("dump", "--teacher", "digits_tiny", "--out", "c.zarr")
+    succeeds(*words, "--top-k", 3, "--profile", "compact", "--seeds", 0, cwd=tmp_path)
+    ended = logitcache(*words, "--seeds", "1-2", cwd=tmp_path)
+    assert ended.exit_code == 0, ended.output
+    (line,) = [line for line in ended.stderr.splitlines() if "is there" in line]
+    assert line.startswith("note: c.zarr is there, and goes on with its own --weights random --data digits")
+    assert "--top-k 3 --profile compact --precision float32" in line
+    assert CacheReader(tmp_path / "c.zarr").complete() == [0, 1, 2]
+    assert "k: expected 4, found 3" in fails(*words, "--top-k", 4, cwd=tmp_path)
+
+
+def test_weights_from_a_file_have_to_be_named(tmp_path: Path) -> None:
+    succeeds("train", "--student", "digits_tiny", "--loss", "ce", "--epochs", 1, "--out", "t", cwd=tmp_path)
+    words, weights = ("dump", "--teacher", "digits_tiny", "--out", "c.zarr"), "t/best.safetensors"
+    succeeds(*words, "--weights", weights, "--seeds", 0, cwd=tmp_path)
+    assert "came from the file best.safetensors; name it with --weights" in fails(*words, cwd=tmp_path)
+    succeeds(*words, "--weights", weights, "--seeds", 1, cwd=tmp_path)
+    assert CacheWriter.there(tmp_path / "c.zarr").complete() == [0, 1]

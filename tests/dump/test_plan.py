@@ -1,0 +1,159 @@
+"""The plan says before a dump what the dump then comes to."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from command import on_terminal
+from dumping import RECIPE, a_teacher
+from small import few_digits
+from typer.testing import CliRunner
+
+from logitcache.dump import DumpConfig, dump
+from logitcache.errors import OptionError
+from logitcache.forward import ViewModel
+from logitcache.identity import PROFILES
+from logitcache.loader import KeyedViews, require
+from logitcache.plan import Choice, Plan, PlanConfig, _advice, plan
+from logitcache.sparse import SparseTeacher
+from logitcache.units import parse_size
+from logitcache_cli.main import app
+
+CONFIG = PlanConfig(seeds=3, epochs=2, images=300, ks=(2, 4, 99), budget=20_000, workers=0)
+
+
+@pytest.fixture(scope="module")
+def found() -> Plan:
+    return plan(few_digits(), RECIPE, a_teacher(), CONFIG)
+
+
+def test_what_is_kept_is_what_a_sparse_teacher_keeps(found: Plan) -> None:
+    views = KeyedViews(few_digits(), RECIPE)
+    pairs = [(i, s) for s in (0, 1) for i in range(300)]
+    with torch.inference_mode():
+        logits = ViewModel(a_teacher()).eval()(require(views.__getitems__(pairs)).views)
+    choice = next(c for c in found.choices if (c.k, c.profile) == (4, "default"))
+    sparse = SparseTeacher.from_logits(logits, 4)
+    for number, temperature in enumerate((1.0, 2.0, 4.0)):
+        p, q = (logits / temperature).softmax(1), sparse.densify(temperature)
+        kl = (p * (p / q).log()).sum(1).mean()
+        assert choice.kl[number] == pytest.approx(float(kl), rel=0.01)
+        r = torch.stack([torch.corrcoef(torch.stack([a, b]))[0, 1] for a, b in zip(p, q, strict=True)])
+        assert choice.pearson[number] == pytest.approx(float(r.mean()), rel=1e-4)
+    assert choice.tail_mass == pytest.approx(float(sparse.tail_mass().mean()), rel=1e-3)
+    assert 0.99 < choice.order <= 1
+
+
+def test_more_logits_and_finer_gaps_keep_more(found: Plan) -> None:
+    kinds = {(c.k, c.profile): c for c in found.choices}
+    assert {k for k, _ in kinds} == {2, 4, 10}
+    assert kinds[2, "default"].error > kinds[4, "default"].error > kinds[10, "exact"].error
+    assert kinds[4, "compact"].order < kinds[4, "default"].order
+    assert kinds[10, "exact"].order == 1
+    assert kinds[10, "exact"].tail_mass == 0
+    errors = [c.error for c in found.choices]
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_bytes_are_those_of_the_dump_that_follows(found: Plan, tmp_path: Path) -> None:
+    choice = next(c for c in found.choices if (c.k, c.profile) == (4, "default"))
+    config = DumpConfig(seeds=(0, 1), top_k=4, profile="default", workers=0, precision="float32")
+    dump(tmp_path / "c.zarr", few_digits(), RECIPE, a_teacher(), config)
+    files = [f for f in (tmp_path / "c.zarr").glob("seed-*/*/c/**/*") if f.is_file()]
+    assert choice.bytes_per_view == pytest.approx(sum(f.stat().st_size for f in files) / 600, rel=0.02)
+    assert choice.bytes_in_all == math.ceil(choice.bytes_per_view * 300 * 3)
+
+
+def test_the_budget_takes_what_keeps_most_of_what_fits(found: Plan) -> None:
+    fitting = [c for c in found.choices if c.bytes_in_all <= 20_000]
+    assert 0 < len(fitting) < len(found.choices)
+    assert found.chosen == min(fitting, key=lambda c: (c.error, c.bytes_in_all))
+
+
+def test_nothing_is_beaten_that_has_anything_for_it(found: Plan) -> None:
+    for c in found.choices:
+        better = [
+            o
+            for o in found.choices
+            if o.bytes_in_all <= c.bytes_in_all
+            and all(a <= b for a, b in zip(o.kl, c.kl, strict=True))
+            and o.order >= c.order
+            and (o.bytes_in_all, o.kl, o.order) != (c.bytes_in_all, c.kl, c.order)
+        ]
+        assert c.beaten == bool(better), c
+    assert 0 < sum(c.beaten for c in found.choices) < len(found.choices)
+    assert found.chosen
+    assert not found.chosen.beaten
+
+
+def choice(k: int, size: int, kl: float) -> Choice:
+    return Choice(k, "default", size / 100, size, (kl, kl, kl), (1.0, 1.0, 1.0), 1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "budget", "taken", "reason"),
+    [
+        ({4: (10, 0.1), 8: (20, 9e-4), 16: (30, 1e-5)}, None, 8, "smallest whose KL stays below 0.001"),
+        ({4: (10, 0.1), 8: (20, 0.01)}, None, 8, "keeps most; none has a KL below 0.001"),
+        ({4: (10, 0.1), 8: (20, 9e-4), 16: (30, 1e-5)}, 25, 8, "keeps most of what fits 25 B"),
+        ({4: (10, 0.1), 8: (20, 9e-4), 16: (30, 1e-5)}, 99, 16, "keeps most of what fits 99 B"),
+        ({4: (10, 0.1)}, 9, None, "nothing fits 9 B"),
+    ],
+)
+def test_one_is_recommended_and_why(
+    sizes: dict[int, tuple[int, float]], budget: int | None, taken: int | None, reason: str
+) -> None:
+    chosen, why = _advice([choice(k, *kept) for k, kept in sizes.items()], budget)
+    assert (chosen.k if chosen else None) == taken
+    assert reason in why
+
+
+@pytest.mark.parametrize(("seeds", "epochs", "runs"), [(10, 10, 2), (1, 100, 1), (300, 100, 4), (30, 20, 2)])
+def test_it_pays_from_the_run_on_at_which_the_teacher_would_have_worked_longer(
+    seeds: int, epochs: int, runs: int
+) -> None:
+    config = PlanConfig(seeds=seeds, epochs=epochs, images=8, ks=(2,), workers=0)
+    found = plan(few_digits(), RECIPE, a_teacher(), config)
+    assert found.pays_from == runs
+    assert runs * found.live_hours > found.cache_hours >= (runs - 1) * found.live_hours
+    assert found.hours["4"] == pytest.approx(found.hours["1"] / 4)
+
+
+def test_nothing_to_plan_is_refused() -> None:
+    with pytest.raises(OptionError, match="at least 1"):
+        plan(few_digits(), RECIPE, a_teacher(), PlanConfig(ks=(0,)))
+
+
+def test_the_command_fits_a_terminal_and_speaks_json(tmp_path: Path) -> None:
+    words = ["plan", "--teacher", "digits_tiny", "--images", "20", "--top-k", "2,8", "--workers", "0"]
+    text = "\n".join(on_terminal(*words, cwd=tmp_path))
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert {c["profile"] for c in found["choices"]} >= {"default", "compact", "exact"}
+    assert found["chosen"] in found["choices"]
+    assert "the smallest whose KL stays below" in found["reason"]
+    rows = [line for line in text.splitlines() if any(f" {name} " in line for name in PROFILES)]
+    assert len(rows) == sum(not c["beaten"] for c in found["choices"])
+    assert f"--top-k {found['chosen']['k']} --profile {found['chosen']['profile']}" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("20GB", 20 * 10**9),
+        ("500 MB", 500 * 10**6),
+        ("1.5TiB", 3 << 39),
+        ("7", 7),
+        ("2kB", 2000),
+        ("1KiB", None),
+    ],
+)
+def test_sizes(text: str, size: int | None) -> None:
+    if size is None:
+        with pytest.raises(OptionError, match="20GB"):
+            parse_size(text)
+    else:
+        assert parse_size(text) == size

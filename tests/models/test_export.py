@@ -1,0 +1,163 @@
+"""Exported students answer as the student does, elsewhere and at any batch size, or there is no file."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from command import fails, logitcache, succeeds
+from torch import Tensor, nn
+
+from logitcache.errors import MismatchError, OptionError, StorageError
+from logitcache.export import export
+from logitcache.forward import ViewModel
+from logitcache.models import Model, build
+from logitcache.nets import Mixing
+from logitcache.schema import AdapterSpec
+
+FORMATS = ("onnx", "torchscript")
+
+
+def a_student(heads: int = 1) -> Model:
+    model = build("digits_tiny", num_classes=10, view_size=8, weights="random", heads=heads)
+    if heads == 2:
+        model.module.mixing = Mixing(0.3, 0.7)
+    return model
+
+
+def some_views(n: int) -> Tensor:
+    return torch.randint(0, 256, (n, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
+
+
+def read_onnx(file: Path, views: Tensor) -> tuple[np.ndarray, str]:
+    onnx.checker.check_model(file, full_check=True)
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    about = session.get_modelmeta().custom_metadata_map["logitcache"]
+    return session.run(["logits"], {"views": views.numpy()})[0], about
+
+
+def read_torchscript(file: Path, views: Tensor) -> tuple[np.ndarray, str]:
+    held = {"logitcache.json": ""}
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        loaded = torch.jit.load(str(file), _extra_files=held)
+    return loaded(views).detach().numpy(), held["logitcache.json"]
+
+
+READ = {"onnx": read_onnx, "torchscript": read_torchscript}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_file_answers_as_the_student_does_at_any_batch_size(
+    tmp_path: Path, format: str, heads: int
+) -> None:
+    student, file = a_student(heads), tmp_path / "new" / "student"
+    report = export(student, file, format)
+    assert student.module.training
+    assert (report.input, report.num_classes, report.bytes) == ((1, 8, 8), 10, file.stat().st_size)
+    for n in (1, 2, 9):
+        found, about = READ[format](file, some_views(n))
+        with torch.no_grad():
+            expected = ViewModel(student).eval()(some_views(n))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    said = json.loads(about)
+    assert (said["name"], said["num_classes"]) == ("digits_tiny", 10)
+    assert said["input"] == {"dtype": "uint8", "shape": ["batch", 1, 8, 8]}
+    assert [path.name for path in file.parent.iterdir()] == ["student"]
+
+
+class Counting(nn.Module):
+    """Answers by the number of images: a Python value, which neither exporter follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(images.flatten(1)) * float(np.array(images.shape[0]))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_that_would_answer_otherwise_is_not_kept(tmp_path: Path, format: str) -> None:
+    model = Model("own", Counting(), AdapterSpec(1, 8, (0.5,), (0.5,)), 10, "own")
+    (tmp_path / "file").write_bytes(b"the one before")
+    with pytest.raises((MismatchError, OptionError), match=r"not answer as the student|cannot be exported"):
+        export(model, tmp_path / "file", format)
+    assert (tmp_path / "file").read_bytes() == b"the one before"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_keeps_an_export_from_being_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OptionError, match="formats are onnx, torchscript"):
+        export(a_student(), tmp_path / "f", "tflite")  # type: ignore[arg-type]
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="cannot write"):
+        export(a_student(), tmp_path / "file" / "f", "torchscript")
+    with pytest.raises(OptionError, match="is a folder; name the file to write"):
+        export(a_student(), tmp_path, "torchscript")
+    for name, format in (("f.onnx", "torchscript"), ("f.pt", "onnx"), ("f.torchscript", "onnx")):
+        with pytest.raises(OptionError, match="is named as a file of"):
+            export(a_student(), tmp_path / name, format)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(OptionError, match=r"pip install 'logitcache\[onnx\]'"):
+        export(a_student(), tmp_path / "f")
+
+
+def test_export_by_command(tmp_path: Path) -> None:
+    words = ("train", "--student", "digits_tiny", "--loss", "ce", "--epochs", 1, "--out", "run")
+    succeeds(*words, cwd=tmp_path)
+    report = json.loads(succeeds("export", "run", "--format", "torchscript", "--json", cwd=tmp_path))
+    assert report["path"] == "run/best.torchscript"
+    assert (tmp_path / report["path"]).stat().st_size == report["bytes"]
+    assert "off by" in succeeds(
+        "export", "run/last.safetensors", "--format", "torchscript", "--out", "x.pt", cwd=tmp_path
+    )
+    assert "no run folder or weights file" in fails("export", "none", cwd=tmp_path)
+    said = fails("export", "run", "--num-classes", 7, cwd=tmp_path)
+    assert "run/best.safetensors tells 10 classes apart, --num-classes says 7; leave it out" in said
+    succeeds("export", "run", "--num-classes", 10, "--format", "torchscript", cwd=tmp_path)
+
+
+def test_training_exports_the_best_weights(tmp_path: Path) -> None:
+    words = ("train", "--student", "digits_tiny", "--loss", "ce", "--epochs", 1, "--out", "run", "--json")
+    (report,) = json.loads(succeeds(*words, "--export", "torchscript", cwd=tmp_path))["runs"]
+    assert report["exported"] == ["run/best.torchscript"]
+    found, about = read_torchscript(tmp_path / "run" / "best.torchscript", some_views(3))
+    weights = str(tmp_path / "run" / "best.safetensors")
+    student = ViewModel(build("digits_tiny", num_classes=10, view_size=8, weights=weights)).eval()
+    np.testing.assert_allclose(found, student(some_views(3)).detach(), rtol=1e-4, atol=1e-5)
+    assert json.loads(about)["name"] == "digits_tiny"
+    assert "formats are onnx, torchscript, found 'tflite'" in fails(
+        "train",
+        "--student",
+        "digits_tiny",
+        "--loss",
+        "ce",
+        "--out",
+        "none",
+        "--export",
+        "tflite",
+        cwd=tmp_path,
+    )
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_student_that_cannot_be_exported_is_named_and_the_others_are(tmp_path: Path) -> None:
+    (tmp_path / "counting.py").write_text(
+        "from test_export import AdapterSpec, Counting\n"
+        "def net(num_classes):\n    return Counting(), AdapterSpec(1, 8, (0.5,), (0.5,))\n"
+    )
+    words = ("train", "--student", "counting:net", "--student", "digits_tiny", "--loss", "ce", "--epochs", 1)
+    ended = logitcache(*words, "--out", "runs", "--export", "torchscript", cwd=tmp_path)
+    assert ended.exit_code == 1
+    last = ended.stderr.splitlines()[-1]
+    assert (
+        "1 of 2 students ended early, or were not exported: runs/counting_net-ce: the exported file" in last
+    )
+    assert ended.stdout.count("top-1") == 2
+    assert [path.parent.name for path in tmp_path.glob("runs/*/best.torchscript")] == ["digits_tiny-ce"]

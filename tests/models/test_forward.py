@@ -1,0 +1,76 @@
+"""Forward: a batch that does not fit the device is run in pieces, to the same logits."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from dumping import RECIPE, a_teacher
+from small import few_digits
+
+from logitcache.dump import DumpConfig, dump
+from logitcache.errors import DeviceMemoryError, MismatchError
+from logitcache.forward import InPieces, ViewModel
+from logitcache.models import Model, build
+from logitcache.store import CacheReader
+from logitcache.teachers import CachedTeacher
+
+
+def short_of_memory(most: int) -> Model:
+    """A teacher on a device that has room for so many images at once."""
+    teacher = a_teacher()
+
+    class Short(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = teacher.module
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if len(x) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return self.inner(x)
+
+    return dataclasses.replace(teacher, module=Short())
+
+
+@pytest.mark.parametrize(("most", "expected"), [(50, 50), (49, 25), (7, 7), (1, 1)])
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(most: int, expected: int) -> None:
+    views = few_digits(50).images
+    said: list[str] = []
+    run = InPieces(ViewModel(short_of_memory(most)).eval(), said.append)
+    with torch.inference_mode():
+        logits = run(views)
+        torch.testing.assert_close(logits, ViewModel(a_teacher()).eval()(views))
+        before = len(said)
+        run(views[:20])
+        run(views)
+    assert len(said) == before  # what was learned is kept
+    assert (run.most or 50) == expected
+    assert all("views at a time" in line for line in said)
+    assert bool(said) == (most < 50)
+
+
+def test_one_view_that_does_not_fit_is_an_error_in_one_line() -> None:
+    with pytest.raises(
+        DeviceMemoryError, match=r"one view of shape \(1, 8, 8\) does not fit the memory of cpu"
+    ):
+        InPieces(ViewModel(short_of_memory(0)).eval())(few_digits(4).images)
+
+
+def test_a_dump_whose_batches_do_not_fit_says_so_and_stores_the_same(tmp_path: Path) -> None:
+    config = DumpConfig(seeds=(0,), top_k=4, workers=0, precision="float32")
+    said: list[str] = []
+    dump(tmp_path / "short", few_digits(), RECIPE, short_of_memory(10), config, on_note=said.append)
+    dump(tmp_path / "whole", few_digits(), RECIPE, a_teacher(), config)
+    assert said == [f"out of memory: the model now runs on {most} views at a time" for most in (32, 16, 8)]
+    short, whole = (CachedTeacher(CacheReader(tmp_path / name)) for name in ("short", "whole"))
+    samples = torch.arange(300)
+    mine, theirs = short.take(samples, 0), whole.take(samples, 0)
+    torch.testing.assert_close(mine.log_probs(), theirs.log_probs(), rtol=1e-3, atol=1e-2)
+
+
+def test_a_teacher_of_other_classes_than_the_images_is_refused(tmp_path: Path) -> None:
+    teacher = build("digits_tiny", num_classes=7, view_size=8, weights="random")
+    with pytest.raises(MismatchError, match="number of classes: expected 10, found 7"):
+        dump(tmp_path / "c.zarr", few_digits(), RECIPE, teacher, DumpConfig(seeds=(0,), workers=0))
+    assert not (tmp_path / "c.zarr").exists()

@@ -1,0 +1,11 @@
+"""Recipes that mix images."""
+
+from logitcache.schema import RecipeSpec, StepSpec
+
+CROP = StepSpec("RandomCrop", {"size": 8, "padding": 1})
+
+BOTH = (StepSpec("MixUp", {"alpha": 0.8, "probability": 0.4}), StepSpec("CutMix", {"probability": 0.4}))
+
+
+def a_recipe(*mixes: StepSpec) -> RecipeSpec:
+    return RecipeSpec("mixed", 1, (CROP, *mixes), "identity")

@@ -1,0 +1,196 @@
+"""Small caches that nobody's teacher made, what must be read from them, and faults of the disk."""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+
+from logitcache.coding import code_gaps, decode_gaps, rounded
+from logitcache.errors import LogitCacheError
+from logitcache.schema import AdapterSpec, CacheSpec, DatasetSpec, RecipeSpec, StepSpec, TeacherSpec
+from logitcache.store import CacheReader, CacheWriter
+
+FORK = multiprocessing.get_context("fork")
+
+
+def spec_of(
+    n=11, k=2, classes=5, profile="default", shard=4, weights="ab", fingerprint="cd", size=8
+) -> CacheSpec:
+    return CacheSpec.new(
+        TeacherSpec("net", "random", weights, "float32", AdapterSpec(1, 8, (0.5,), (0.5,))),
+        DatasetSpec("digits", "train", n, classes, fingerprint),
+        RecipeSpec("digits", 1, (StepSpec("RandomCrop", {"size": size, "padding": 1}),), "identity"),
+        k=k,
+        profile=profile,
+        versions={"torch": "2"},
+        shard_samples=shard,
+    )
+
+
+SMALL = spec_of(n=7, classes=3, profile="exact")  # two shards, four arrays
+
+
+def arrays_of(spec: CacheSpec, seed: int, shard: int) -> dict[str, np.ndarray]:
+    """What a teacher might have said: a function of its place, in dtypes as `dump` gives them."""
+    rng = np.random.default_rng([seed, shard])
+    rows, k = len(spec.shard_range(shard)), spec.k
+    arrays = {
+        "ids": rng.integers(0, spec.dataset.num_classes, (rows, k), np.int32),
+        "gap": np.sort(rng.exponential(3.0, (rows, k)).astype(np.float32), axis=1),
+        "canary": rng.integers(1, 1 << 32, (1, spec.canaries), np.uint32),
+    }
+    for name in ("top", "tail_lse", "tail_mean", "tail_var"):
+        arrays[name] = rng.normal(0, 9, rows).astype(np.float32)
+    arrays["top"][rng.random(rows) < 0.1] = np.nan
+    return arrays
+
+
+def as_stored(spec: CacheSpec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    stored = {a.name: arrays[a.name].astype(a.dtype) for a in spec.arrays() if a.name != "gap"}
+    for name in {"top", "tail_lse", "tail_mean", "tail_var"} & set(stored):
+        stored[name] = rounded(stored[name], spec.profile.scalar_bits)
+    return {**stored, "gap": code_gaps(arrays["gap"], spec.profile)}
+
+
+def fill(path: Path, spec: CacheSpec, seeds=(1,), shards=None) -> Path:
+    """Write the shards that are missing."""
+    writer = CacheWriter.open(path, spec)
+    for seed in seeds:
+        with writer.seed(seed) as own:
+            committed = own.committed()
+            for shard in range(spec.shards) if shards is None else shards:
+                if not committed[shard]:
+                    own.write(shard, arrays_of(spec, seed, shard))
+    return path
+
+
+def assert_holds(reader: CacheReader, seed: int, shard: int) -> None:
+    found = reader.read(seed, shard)
+    expected = as_stored(reader.spec, arrays_of(reader.spec, seed, shard))
+    assert set(found) == set(expected)
+    for name, values in expected.items():
+        assert found[name].dtype == values.dtype
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
+def assert_typed(path: Path, seed: int = 1) -> LogitCacheError | None:
+    """Reading gives right numbers or an error of ours, in one line; return the error."""
+    try:
+        reader = CacheReader(path)
+        for shard in range(reader.spec.shards):
+            assert_holds(reader, seed, shard)
+    except LogitCacheError as error:
+        return one_line(error)
+    return None
+
+
+def one_line(error: LogitCacheError) -> LogitCacheError:
+    assert "\n" not in str(error)
+    return error
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Everything a cache is; locks are not."""
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file() and not file.name.startswith(".")
+    }
+
+
+def commits(path: Path, seed: int = 1) -> list[int]:
+    reader = CacheReader(path)
+    return reader.commits(seed).tolist() if seed in reader.seeds() else [0] * reader.spec.shards
+
+
+class Killed(BaseException):
+    """What follows the point at which the process was killed."""
+
+
+class Faults:
+    """Let so many file operations of this process happen; then each fails (once), or none happens any more."""
+
+    def __init__(self, monkeypatch, allowed: int, error: BaseException) -> None:
+        self.left, self.error = allowed, error
+        monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+        for module, name in ((os, "replace"), (os, "rename"), (os, "unlink"), (os, "mkdir"), (os, "fsync")):
+            monkeypatch.setattr(module, name, self._guarded(getattr(module, name)))
+        really_open = io.open
+
+        def guarded_open(file, mode="r", *args, **options):
+            if set(mode) & set("wax+"):
+                self._step()
+            return really_open(file, mode, *args, **options)
+
+        monkeypatch.setattr(io, "open", guarded_open)
+
+    def _guarded(self, operation):
+        def guarded(*args, **options):
+            self._step()
+            return operation(*args, **options)
+
+        return guarded
+
+    def _step(self) -> None:
+        self.left -= 1
+        if self.left == -1 or (self.left < -1 and isinstance(self.error, Killed)):
+            raise self.error
+
+
+def attributes(cache: Path) -> dict:
+    return json.loads((cache / "zarr.json").read_text())["attributes"]["logitcache"]
+
+
+def set_attributes(cache: Path, about: object) -> None:
+    digest = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=8).hexdigest()
+    attributes = {"logitcache": about, "logitcache_digest": digest}
+    root = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    (cache / "zarr.json").write_text(json.dumps(root))
+
+
+def stored_arrays(spec: CacheSpec, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Arrays of so many samples in stored dtypes, over the whole range of each."""
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for a in spec.arrays():
+        shape = (rows, *a.shape[1:]) if a.dimensions[0] == "sample" else (1, *a.shape[1:])
+        if a.name == "ids":
+            arrays[a.name] = rng.integers(0, spec.dataset.num_classes, shape).astype(a.dtype)
+            arrays[a.name].flat[0] = spec.dataset.num_classes - 1
+        elif a.name == "gap" and spec.profile.gap_coding == "differences":
+            arrays[a.name] = rng.integers(0, 255, shape, a.dtype, endpoint=True)
+        elif a.dtype.startswith("uint"):
+            arrays[a.name] = rng.integers(0, np.iinfo(a.dtype).max, shape, a.dtype, endpoint=True)
+        else:
+            arrays[a.name] = rng.normal(0, 9, shape).astype(a.dtype)
+    return arrays
+
+
+def make(path: Path, spec: CacheSpec, seeds=(0,)) -> CacheReader:
+    writer = CacheWriter.open(path, spec)
+    for seed in seeds:
+        with writer.seed(seed) as own:
+            for shard in range(spec.shards):
+                arrays = stored_arrays(spec, len(spec.shard_range(shard)), 100 * seed + shard)
+                gap = np.abs(decode_gaps(arrays["gap"], spec.profile))
+                own.write(shard, arrays | {"gap": gap})
+    return CacheReader(path)
+
+
+def of_all_shards(reader: CacheReader, seed: int) -> dict[str, np.ndarray]:
+    shards = [reader.read(seed, shard) for shard in range(reader.spec.shards)]
+    return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+
+
+def assert_same_cache(reader: CacheReader, other: CacheReader) -> None:
+    assert reader.seeds() == other.seeds()
+    for seed in reader.seeds():
+        expected = of_all_shards(other, seed)
+        for name, array in of_all_shards(reader, seed).items():
+            np.testing.assert_array_equal(array, expected[name])
+        assert reader.identity(seed) == other.identity(seed)
+        assert reader.canaries(seed) == other.canaries(seed)

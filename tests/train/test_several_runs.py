@@ -1,0 +1,120 @@
+"""Several runs of one command: each has a folder of its own, all of them begin or none, and all go on together."""
+
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import fails, logitcache, succeeds
+from dumping import RECIPE
+from small import few_digits
+
+from logitcache.errors import OptionError
+from logitcache.learner import Run
+from logitcache.losses import Objective
+from logitcache.models import build
+from logitcache.protocols import TrainConfig
+from logitcache.runs import RunFolder, claimed_folders
+from logitcache.stream import Stream
+from logitcache.train import train
+
+CONFIG = TrainConfig(epochs=2, lr=0.1)
+
+
+def two(folder: Path, **second: Any) -> list[Run]:
+    models = [build("digits_tiny", num_classes=10, view_size=8, weights="random", seed=s) for s in (0, 1)]
+    configs = CONFIG, CONFIG.changed(second)
+    return [
+        Run(folder / name, model, Objective.parse("ce"), config)
+        for name, model, config in zip("ab", models, configs, strict=True)
+    ]
+
+
+def a_stream() -> Stream:
+    return Stream.plain(few_digits(), RECIPE, seeds=(0, 1), batch_size=60, workers=0)
+
+
+def test_of_runs_that_cannot_all_begin_none_leaves_anything(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="sync-batch-norm needs GPUs"):
+        train(two(tmp_path, sync_batch_norm=True), a_stream())
+    assert list(tmp_path.iterdir()) == []
+    assert len(train(two(tmp_path), a_stream())) == 2
+
+
+def test_a_run_that_had_not_begun_begins_when_the_others_go_on(tmp_path: Path) -> None:
+    train(two(tmp_path), a_stream())
+    whole = {name: (tmp_path / name / "last.safetensors").read_bytes() for name in "ab"}
+    shutil.rmtree(tmp_path / "b")
+    train(two(tmp_path), a_stream(), resume=True)
+    assert {name: (tmp_path / name / "last.safetensors").read_bytes() for name in "ab"} == whole
+
+
+def test_one_folder_is_not_two_runs(tmp_path: Path) -> None:
+    one, other = two(tmp_path)
+    with pytest.raises(OptionError, match=r"two runs would share the folder .*a; name each"):
+        train([one, Run(one.out, other.student, other.objective, other.config)], a_stream())
+    words = ("train", "--loss", "ce", "--student", "digits_tiny", "--student", "digits_tiny", "--epochs", "1")
+    assert "digits_tiny-ce would be trained twice" in fails(*words, cwd=tmp_path)
+    assert list((tmp_path / "runs").iterdir() if (tmp_path / "runs").exists() else ()) == []
+
+
+def test_who_claims_a_folder_has_it_alone_and_what_stays_empty_is_gone(tmp_path: Path) -> None:
+    found: list[Path] = []
+    all_there = threading.Barrier(8)
+
+    def claim() -> None:
+        with claimed_folders(tmp_path, ["x", "y"]) as folders:
+            found.extend(folders)
+            all_there.wait(30)
+            (folders[0] / "config.json").touch()
+
+    threads = [threading.Thread(target=claim) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(path.name for path in found) == sorted(f"{n}-{i}" for n in "xy" for i in range(8))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"x-{i}" for i in range(8)]
+
+
+def test_a_loss_too_long_for_a_folders_name_is_cut_and_told_apart(tmp_path: Path) -> None:
+    long = "+".join(f"kd(temperature={t}.5):0.1" for t in range(1, 16))
+    succeeds("train", "--student", "digits_tiny", "--loss", "ce", "--epochs", "1", "--out", "t", cwd=tmp_path)
+    cache = ("--teacher", "digits_tiny", "--weights", "t/best.safetensors", "--seeds", "0", "--out", "c.zarr")
+    succeeds("dump", *cache, cwd=tmp_path)
+    words = ("train", "--student", "digits_tiny", "--cache", "c.zarr", "--epochs", "1", "--fraction", "0.1")
+    succeeds(*words, "--variant", f"loss={long}", "--variant", f"loss={long}1", cwd=tmp_path)
+    names = [folder.name for folder in (tmp_path / "runs").iterdir()]
+    assert len(names) == 2
+    assert all(name.endswith("-0") and len(name) <= 102 for name in names)
+
+
+def test_a_batch_too_small_for_two_heads_is_one_line(tmp_path: Path) -> None:
+    teach = ("train", "--student", "digits_tiny", "--loss", "ce", "--epochs", "1", "--out", "t")
+    succeeds(*teach, cwd=tmp_path)
+    cache = ("--teacher", "digits_tiny", "--weights", "t/best.safetensors", "--seeds", "0", "--out", "c.zarr")
+    succeeds("dump", *cache, cwd=tmp_path)
+    words = ("--student", "digits_tiny", "--loss", "dho", "--batch-size", "1", "--fraction", "0.02")
+    said = fails("train", *words, "--cache", "c.zarr", "--epochs", "1", "--out", "r", cwd=tmp_path)
+    assert "leaves two views to train on; choose a larger --batch-size" in said
+
+
+def test_what_may_surprise_of_a_student_is_said_before_it_trains(tmp_path: Path) -> None:
+    words = ("train", "--loss", "ce", "--epochs", "1", "--fraction", "0.1", "--student")
+    few = logitcache(*words, "digits_tiny", cwd=tmp_path)
+    assert "batch norm forgets one part in 10 a step, so that after 3 steps" in few.stderr
+    many = logitcache(*words, "digits_tiny", "--batch-size", "2", cwd=tmp_path)
+    assert "batch norm" not in many.stderr
+    shown = logitcache(*words, "resnet8", cwd=tmp_path)
+    assert "resnet8 sees views of 8 pixels resized to 32" in shown.stderr
+
+
+def test_of_equal_epochs_the_later_is_kept_as_best(tmp_path: Path) -> None:
+    folder, best = RunFolder(tmp_path), tmp_path / "best.safetensors"
+    for epoch, (top1, is_best) in enumerate(
+        [(0.5, True), (0.5, True), (0.4, False), (0.5, True), (0.6, True)]
+    ):
+        student = build("digits_tiny", num_classes=10, view_size=8, weights="random", seed=epoch)
+        folder.keep({"epoch": epoch, "loss": 1.0, "top1": top1}, None, {}, student)
+        assert (best.read_bytes() == (tmp_path / "last.safetensors").read_bytes()) == is_best

@@ -1,0 +1,48 @@
+"""Curves for TensorBoard say what metrics.jsonl says, also of a run that was resumed."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from command import fails, succeeds
+
+ROOT = ("train", "--student", "digits_tiny", "--loss", "ce", "--tensorboard")
+
+
+def curves(run: Path) -> dict[str, dict[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(run)).Reload()
+    return {name: {e.step: e.value for e in found.Scalars(name)} for name in found.Tags()["scalars"]}
+
+
+@pytest.mark.filterwarnings("ignore")  # of TensorBoard's own
+def test_curves_are_the_rows_of_metrics(tmp_path: Path) -> None:
+    succeeds(*ROOT, "--epochs", 2, "--out", "run", cwd=tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    found = curves(tmp_path / "run")
+    assert {"loss", "ce", "lr", "top1", "nll", "ece"} <= found.keys()
+    for name, curve in found.items():
+        assert curve == {row["epoch"]: pytest.approx(row[name], rel=1e-6) for row in rows}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_epoch_that_is_told_again_counts_once(tmp_path: Path) -> None:
+    from logitcache.board import Board
+
+    told: list[dict[str, object]] = []
+    for value in (1.0, 2.0):
+        board = Board(told.append)
+        for epoch in (0, 1) if value == 1.0 else (1,):
+            board({"run": str(tmp_path), "epoch": epoch, "loss": value})
+        board({"epoch": 1, "step": 3})
+    assert curves(tmp_path) == {"loss": {0: 1.0, 1: 2.0}}
+    assert len(told) == 5
+
+
+def test_tensorboard_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert "pip install 'logitcache[tensorboard]'" in fails(
+        *ROOT, "--epochs", 1, "--out", "run", cwd=tmp_path
+    )

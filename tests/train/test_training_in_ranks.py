@@ -1,0 +1,257 @@
+"""Training in several ranks is training in one process on the same batches, and one that is lost ends all."""
+
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dumping import RECIPE, a_teacher, dump_digits, taught
+from in_ranks import commanded, in_ranks
+from mixed import BOTH, a_recipe
+from safetensors.torch import load_file
+from small import few_digits
+from training import apart, outcome, perceptron, rows_of
+
+from logitcache.errors import (
+    ClusterError,
+    NonFiniteError,
+    OptionError,
+    StoppedError,
+    StorageError,
+    StudentsError,
+)
+from logitcache.evaluation import Evaluation
+from logitcache.forward import ViewModel
+from logitcache.learner import Run
+from logitcache.losses import Objective
+from logitcache.models import Model, build
+from logitcache.protocols import TrainConfig
+from logitcache.stream import Stream, StreamConfig
+from logitcache.teachers import LiveTeacher
+from logitcache.train import train
+from logitcache.views import recipe_named
+from logitcache.world import World
+
+CONFIG = TrainConfig(2, lr=0.1)
+BATCH = 60  # 300 digits: five whole batches
+SUMS = ("nll", "ece", "kl")  # scores that are no counts
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exact") / "c.zarr"
+    dump_digits(out, profile="exact")
+    return out
+
+
+def trained(
+    out: Path,
+    world: World,
+    cache: Path,
+    configs: tuple[TrainConfig, ...] = (CONFIG,),
+    student: Model | None = None,
+    **options: Any,
+) -> Any:
+    """Train from a cache, as one of the world's ranks."""
+    config = {"batch_size": BATCH // world.size, "rank": world.rank, "world_size": world.size, "workers": 0}
+    stream = Stream.from_cache(cache, few_digits(), **config)
+    evaluation = Evaluation(few_digits(60, "test"), recipe_named("identity"), batch_size=20)
+    folders = [out] if len(configs) == 1 else [out / str(number) for number in range(len(configs))]
+    runs = [
+        Run(f, student or perceptron(), Objective.parse("kd"), c)
+        for f, c in zip(folders, configs, strict=True)
+    ]
+    return train(runs, stream, evaluation, **options)
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "last.safetensors")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        dataclasses.replace(CONFIG, accumulate=3, clip_norm=1.0),
+        dataclasses.replace(CONFIG, optimizer="adamw", lr=0.01, ema=0.8),
+    ],
+    ids=["plain", "pieces", "average"],
+)
+def test_ranks_take_the_steps_of_one_process_with_the_teacher_live(
+    config: TrainConfig, exact: Path, tmp_path: Path
+) -> None:
+    cached = Stream.from_cache(exact, few_digits(), batch_size=BATCH, workers=0)
+    live = LiveTeacher(ViewModel(a_teacher()), 300, 10, 10)
+    alone = Stream(cached.views, live, cached.config)
+    evaluation = Evaluation(few_digits(60, "test"), recipe_named("identity"))
+    train([Run(tmp_path / "alone", perceptron(), Objective.parse("kd"), config)], alone, evaluation)
+    heard = in_ranks(lambda world: trained(tmp_path / "ranks", world, exact, (config,)))
+    assert heard[1] == []
+    assert heard[0][0].epochs == 2
+    for mine, theirs in zip(rows_of(tmp_path / "ranks"), rows_of(tmp_path / "alone"), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4)
+    mine, theirs = weights_of(tmp_path / "ranks"), weights_of(tmp_path / "alone")
+    for name, value in mine.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [32, 256])  # seven batches for three ranks, and one
+def test_ranks_that_share_an_evaluation_score_as_one_process(batch_size: int, tmp_path: Path) -> None:
+    images = few_digits(200, "test")
+    cache = taught(tmp_path / "c.zarr", images)
+
+    def scores(world: World) -> Any:
+        students = [
+            ViewModel(build("digits_tiny", num_classes=10, view_size=8, weights="random")),
+            ViewModel(perceptron()),
+        ]
+        if world.rank:  # as ranks that each remember their own batches
+            next(students[0].buffers()).mul_(0.5)
+        evaluation = Evaluation(images, recipe_named("identity"), cache, batch_size=batch_size)
+        seen: list[int] = []
+        students[1].register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+        return [tally.scores() for tally in evaluation.of(students, world)], sum(seen)
+
+    alone, n = scores(World())
+    heard = in_ranks(scores, 3)
+    assert sum(seen for _, seen in heard.values()) == n == 200
+    for found, _ in heard.values():
+        assert found == heard[0][0]
+        for mine, theirs in zip(found, alone, strict=True):
+            assert {**mine, **dict.fromkeys(SUMS)} == {**theirs, **dict.fromkeys(SUMS)}
+            assert mine == pytest.approx(theirs, rel=1e-12)
+
+
+def test_ranks_in_half_precision_on_mixed_views_train_as_one_process_with_the_teacher(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, precision="bfloat16")
+    dump_digits(tmp_path / "c.zarr", recipe=a_recipe(*BOTH), profile="exact")
+    cached = Stream.from_cache(tmp_path / "c.zarr", few_digits(), batch_size=BATCH, workers=0)
+    live = Stream(cached.views, LiveTeacher(ViewModel(a_teacher()), 300, 10, 10), cached.config)
+    train([Run(tmp_path / "alone", perceptron(), Objective.parse("kd"), config)], live)
+    in_ranks(lambda world: trained(tmp_path / "ranks", world, tmp_path / "c.zarr", (config,)))
+    assert apart(tmp_path / "ranks", tmp_path / "alone", perceptron().module.state_dict()) < 0.02
+    for mine, theirs in zip(rows_of(tmp_path / "ranks"), rows_of(tmp_path / "alone"), strict=True):
+        assert {name: mine[name] for name in theirs} == pytest.approx(theirs, rel=1e-2)
+
+
+def test_what_ranks_score_is_what_the_weights_kept_score(exact: Path, tmp_path: Path) -> None:
+    def train_one(world: World) -> Any:
+        student = build("digits_tiny", num_classes=10, view_size=8, weights="random")
+        return trained(tmp_path / "run", world, exact, student=student)
+
+    in_ranks(train_one)
+    weights = str(tmp_path / "run" / "last.safetensors")
+    kept = build("digits_tiny", num_classes=10, view_size=8, weights=weights)
+    evaluation = Evaluation(few_digits(60, "test"), recipe_named("identity"), batch_size=20)
+    (tally,) = evaluation.of([ViewModel(kept)])
+    score, row = tally.scores(), rows_of(tmp_path / "run")[-1]
+    assert {name: row[name] for name in score} == pytest.approx(score, rel=1e-12)
+
+
+def test_ranks_that_are_stopped_go_on_as_if_they_had_not_been(exact: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, optimizer="adamw", lr=0.01, ema=0.8)
+
+    def stopped(world: World) -> Any:
+        steps = iter(range(6))  # only rank 1 is asked to stop, in the second epoch
+        return trained(
+            tmp_path / "broken",
+            world,
+            exact,
+            (config,),
+            should_stop=lambda: world.rank == 1 and next(steps, None) is None,
+        )
+
+    in_ranks(lambda world: trained(tmp_path / "whole", world, exact, (config,)))
+    heard = in_ranks(stopped)
+    assert heard[1] == []
+    assert isinstance(heard[0], StoppedError)
+    assert "step 2 of epoch 2" in str(heard[0])
+    in_ranks(lambda world: trained(tmp_path / "broken", world, exact, (config,), resume=True))
+    mine, theirs = outcome(tmp_path / "broken"), outcome(tmp_path / "whole")
+    assert mine[1:] == theirs[1:]  # weights, bit for bit
+    for row, other in zip(mine[0], theirs[0], strict=True):
+        assert row == pytest.approx(other, rel=1e-6)
+    trained(tmp_path / "broken", World(), exact, (config,), resume=True)  # one process may go on with it
+
+
+def test_a_lost_rank_ends_all(exact: Path, tmp_path: Path) -> None:
+    def doomed(world: World) -> Any:
+        def stop() -> bool:
+            if world.rank == 1 and (tmp_path / "run" / "metrics.jsonl").exists():
+                os.kill(os.getpid(), signal.SIGKILL)
+            return False
+
+        return trained(tmp_path / "run", world, exact, should_stop=stop, checkpoint_every=0.0)
+
+    heard = in_ranks(doomed, lost=1)
+    assert set(heard) == {0}
+    assert isinstance(heard[0], ClusterError)
+    assert "another rank ended" in str(heard[0])
+    heard = in_ranks(lambda world: trained(tmp_path / "run", world, exact, resume=True))
+    assert heard[0][0].epochs == 2
+
+
+def test_what_fails_in_telling_ends_all(exact: Path, tmp_path: Path) -> None:
+    """Rank 0 alone tells; were only its student to end, its others would go on with those of another rank."""
+
+    def full(event: dict[str, Any]) -> None:
+        if "epoch" in event and event.get("run", "").endswith("/0"):
+            raise StorageError("the disk is full")
+
+    two = (CONFIG, dataclasses.replace(CONFIG, lr=0.2))
+    heard = in_ranks(lambda world: trained(tmp_path, world, exact, two, on_progress=full))
+    assert isinstance(heard[0], StorageError)
+    assert isinstance(heard[1], ClusterError)
+
+
+def test_what_ends_all_is_said_once(exact: Path, tmp_path: Path) -> None:
+    wild = dataclasses.replace(CONFIG, lr=1e30, warmup_epochs=0.0)
+    heard = in_ranks(lambda world: trained(tmp_path / "wild", world, exact, (wild,)))
+    assert isinstance(heard[0], NonFiniteError)
+    assert heard[1] == []
+    heard = in_ranks(lambda world: trained(tmp_path / "wild", world, exact, (wild,)))
+    assert isinstance(heard[0], OptionError)
+    assert "holds a run already" in str(heard[0])
+    assert heard[1] == []
+    heard = in_ranks(lambda world: trained(tmp_path / "two", world, exact, (wild, CONFIG)))
+    assert isinstance(heard[0], StudentsError)
+    assert [Path(report.out).name for report in heard[0].reports] == ["1"]
+    assert heard[1] == []
+
+
+def test_ranks_need_a_process_group_and_one_head(exact: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="torchrun"):
+        trained(tmp_path / "run", World(0, 2), exact)
+    views = Stream.plain(few_digits(), RECIPE, seeds=(0,)).views
+
+    def mixing(world: World) -> Any:
+        config = StreamConfig(30, (0,), rank=world.rank, world_size=world.size, workers=0)
+        run = Run(tmp_path / "dho", perceptron(), Objective.parse("dho"), CONFIG)
+        return train([run], Stream(views, LiveTeacher(ViewModel(a_teacher()), 300, 10, 10), config))
+
+    heard = in_ranks(mixing)
+    assert isinstance(heard[0], OptionError)
+    assert "train it in one process" in str(heard[0])
+    assert heard[1] == []
+    assert not (tmp_path / "dho").exists()
+
+
+def test_the_command_line_in_ranks_prints_one_report(tmp_path: Path) -> None:
+    words = ["train", "--student", "digits_tiny", "--loss", "ce", "--epochs", "2", "--workers", "0", "--json"]
+    (code, printed, said), other = commanded(words, tmp_path)
+    assert code == 0, said
+    assert other == (0, "", "")
+    (report,) = json.loads(printed)["runs"]
+    assert report["epochs"] == 2
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [Path(report["out"]).name]
+    assert said.count("epoch 2 of 2") == 1
+    config = json.loads((tmp_path / report["out"] / "config.json").read_text())
+    assert config["stream"]["batch_size"] == 64
+    (code, _, said), other = commanded([*words, "--batch-size", "33"], tmp_path)
+    assert code == 1
+    assert "batches of 33 cannot be dealt evenly to 2 ranks; choose a --batch-size such as 32" in said
+    assert other == (0, "", "")
