@@ -54,10 +54,10 @@ def dump(
         say(f"note: {text}")
 
     with progress(f"dump {teacher}", "views", first="loading images and teacher") as advance:
+        from logitcache.distributed import World
         from logitcache.dump import DumpConfig
         from logitcache.ranks import dump_in_ranks
         from logitcache.sources import Sources
-        from logitcache.world import World
 
         sources = Sources(**given(context.params, Sources))
         config = DumpConfig(**given(context.params, DumpConfig) | chosen)

@@ -46,7 +46,7 @@ def evaluate(
     from logitcache.evaluation import Evaluation
     from logitcache.evaluation import evaluate as evaluated
     from logitcache.forward import ViewModel, choose_device, choose_precision
-    from logitcache.plugin import require_own
+    from logitcache.plugins import require_own
     from logitcache.store import CacheReader
     from logitcache.students import Trained
     from logitcache.views import recipe_named

@@ -89,9 +89,9 @@ def train(
     Example: logitcache train --student resnet18 --cache caches/vit_l-digits.zarr --loss cmkd
     """
     from logitcache.board import Board
+    from logitcache.distributed import World
     from logitcache.protocols import protocol_named
     from logitcache.study import Study
-    from logitcache.world import World
 
     settings = protocol_named(protocol)
     lessons = by.lessons(context, settings.config)

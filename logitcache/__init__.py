@@ -7,7 +7,7 @@ are the two stages as functions, `logitcache.losses` and `logitcache.errors` the
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from logitcache.versions import __version__
 
 if TYPE_CHECKING:
     from logitcache.cached import CachedViews, ViewSampler

@@ -17,7 +17,7 @@ from logitcache.folders import FolderImages, from_pillow
 from logitcache.images import Images as Images
 from logitcache.images import Labels, checked_labels, digest_of
 from logitcache.images import Samples as Samples
-from logitcache.plugin import load_callable, require_own
+from logitcache.plugins import load_callable, require_own
 
 
 def open_images(name: str, split: str = "train") -> Images:

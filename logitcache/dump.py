@@ -24,7 +24,7 @@ from logitcache.order import distinct_keys, in_cache_order
 from logitcache.replay import prove_replay
 from logitcache.schema import DATA, CacheSpec, RecipeSpec, Spec, TeacherSpec
 from logitcache.store import CacheReader, CacheWriter, SeedWriter
-from logitcache.views import library_versions
+from logitcache.versions import library_versions
 
 TOP_K = 16  # of a new cache
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from logitcache.datasets import Images, WrappedImages, open_images
+from logitcache.distributed import World
 from logitcache.errors import DataError, Difference, MismatchError, NonFiniteError
 from logitcache.forward import ViewModel
 from logitcache.loader import KeyedViews, ViewBatch, loaded, view_loader
@@ -31,7 +32,6 @@ from logitcache.store import CacheReader
 from logitcache.stream import Stream
 from logitcache.teachers import CachedTeacher
 from logitcache.views import recipe_named
-from logitcache.world import World
 
 SEED = 0  # the only one that a recipe without randomness has any use for
 ALONE = World()

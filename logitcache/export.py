@@ -23,7 +23,7 @@ from logitcache.files import replacing
 from logitcache.forward import ViewModel
 from logitcache.models import Model
 from logitcache.schema import Spec
-from logitcache.views import library_versions
+from logitcache.versions import library_versions
 from logitcache.weights import first_line
 
 Format = Literal["onnx", "torchscript"]

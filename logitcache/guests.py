@@ -13,7 +13,8 @@ from logitcache.order import in_cache_order
 from logitcache.schema import CacheSpec, Spec
 from logitcache.sources import Sources
 from logitcache.store import CacheReader, CacheWriter
-from logitcache.views import digest, library_versions
+from logitcache.versions import library_versions
+from logitcache.views import digest
 
 VIEWS = 8  # that owner and guest both make
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from logitcache.distributed import World
 from logitcache.errors import DeviceMemoryError, OptionError, StorageError
 from logitcache.forward import ViewModel, choose_precision
 from logitcache.holdout import Validation
@@ -25,7 +26,6 @@ from logitcache.reliability import Reliability
 from logitcache.runs import RunFolder, Stateful
 from logitcache.stream import Batch, Stream
 from logitcache.views import key
-from logitcache.world import World
 
 CHECK_EVERY = 50  # steps between looks at the losses, each of which waits for the device
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from logitcache.distributed import World
 from logitcache.errors import NonFiniteError
-from logitcache.world import World
 
 
 class Ledger:

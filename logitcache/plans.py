@@ -13,7 +13,7 @@ from torch import nn
 
 from logitcache.errors import OptionError, UnknownNameError, WeightsError
 from logitcache.nets import DIGITS_NETS, NETS
-from logitcache.plugin import load_callable
+from logitcache.plugins import load_callable
 from logitcache.schema import AdapterSpec
 from logitcache.weights import WITH_AUXILIARY_HEADS, State, downloaded, first_line
 

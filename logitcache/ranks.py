@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from logitcache.adopt import adopted
+from logitcache.distributed import World
 from logitcache.dump import DumpConfig, DumpReport, dump, filler, owned
 from logitcache.errors import LogitCacheError
 from logitcache.fill import Progress, Receipt, Work
 from logitcache.guests import Guest, Terms
 from logitcache.schema import Spec
 from logitcache.sources import Sources
-from logitcache.world import World
 
 
 @dataclass(frozen=True)

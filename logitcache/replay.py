@@ -9,10 +9,11 @@ from logitcache.errors import DataError, Difference, DriftError, IncompleteError
 from logitcache.loader import KeyedViews, require
 from logitcache.models import Model
 from logitcache.order import in_cache_order
-from logitcache.plugin import require_own
+from logitcache.plugins import require_own
 from logitcache.schema import CacheSpec, Spec
 from logitcache.store import CacheReader, seed_list
-from logitcache.views import digest, library_versions
+from logitcache.versions import library_versions
+from logitcache.views import digest
 
 
 def check_teacher(reader: CacheReader, teacher: Model) -> None:

@@ -30,7 +30,7 @@ from logitcache.errors import (
 from logitcache.files import replacing
 from logitcache.models import Model, save_weights
 from logitcache.reliability import Reliability
-from logitcache.views import library_versions
+from logitcache.versions import library_versions
 from logitcache.weights import first_line
 
 

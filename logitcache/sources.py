@@ -9,7 +9,7 @@ from logitcache.errors import OptionError
 from logitcache.loader import KeyedViews
 from logitcache.models import Model, build
 from logitcache.plans import canonical
-from logitcache.plugin import require_own
+from logitcache.plugins import require_own
 from logitcache.schema import RecipeSpec, TeacherSpec
 from logitcache.store import CacheReader
 from logitcache.views import recipe_named

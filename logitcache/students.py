@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from logitcache.errors import FormatError, NotFoundError, OptionError
 from logitcache.models import Model, build
-from logitcache.plugin import require_own
+from logitcache.plugins import require_own
 from logitcache.runs import RunFolder
 from logitcache.schema import RecipeSpec
 from logitcache.weights import read_header

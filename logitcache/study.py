@@ -12,6 +12,7 @@ import numpy as np
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from logitcache.datasets import open_images
+from logitcache.distributed import World
 from logitcache.errors import DataError, LogitCacheError, NotFoundError, OptionError, StudentsError
 from logitcache.evaluation import Evaluation
 from logitcache.export import export, format_named
@@ -28,7 +29,6 @@ from logitcache.stream import Stream
 from logitcache.students import Trained
 from logitcache.train import TrainReport, train
 from logitcache.views import recipe_named
-from logitcache.world import World
 
 FRESH = 10_000  # epochs without a cache whose views are new; then they come again
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from logitcache.distributed import World, lost_ranks_named
 from logitcache.errors import (
     LogitCacheError,
     NonFiniteError,
@@ -27,7 +28,6 @@ from logitcache.loader import deaths_named
 from logitcache.runs import RunFolder
 from logitcache.spec import Spec
 from logitcache.stream import Batch, Stream
-from logitcache.world import World, lost_ranks_named
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import DataError, FormatError, NotFoundError, OptionError, UnknownNameError
-from logitcache.plugin import load_callable
+from logitcache.plugins import load_callable
 from logitcache.schema import RecipeSpec, StepSpec
 
 _UINT64 = (1 << 64) - 1
@@ -148,21 +148,6 @@ def digest(view: Tensor) -> int:
     """CRC-32 of a view's shape (as "(C, h, w)") followed by its pixels, (C, h, w) uint8; 1 where that is 0."""
     shape = ", ".join(map(str, view.shape))
     return zlib.crc32(view.cpu().contiguous().numpy().data, zlib.crc32(f"({shape})".encode())) or 1
-
-
-def library_versions() -> dict[str, str]:
-    """Return the versions of the libraries that views and logits depend on."""
-    import PIL
-    import torchvision
-
-    from logitcache import __version__
-
-    return {
-        "logitcache": __version__,
-        "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
-        "pillow": str(PIL.__version__),
-    }
 
 
 def _build_step(step: StepSpec) -> Callable[[Tensor], Any]:

@@ -2,8 +2,8 @@
 
 import pytest
 
+from logitcache.distributed import World
 from logitcache.errors import OptionError
-from logitcache.world import World
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 

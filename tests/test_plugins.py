@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from logitcache.errors import NotFoundError, OptionError, UnknownNameError
-from logitcache.plugin import load_callable, require_own
+from logitcache.plugins import load_callable, require_own
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from logitcache.dump import DumpConfig
 from logitcache.errors import OptionError
 from logitcache.loader import KeyedViews, OnBadImage
 from logitcache.models import Model, build
-from logitcache.plugin import require_own
+from logitcache.plugins import require_own
 from logitcache.schema import CacheSpec, Spec
 from logitcache.sources import weights_of
 from logitcache.store import CacheReader

@@ -9,7 +9,7 @@ from logitcache.schema import RecipeSpec
 from logitcache.sparse import SparseTeacher
 from logitcache.spool import decode
 from logitcache.store import CacheReader, seed_list
-from logitcache.views import library_versions
+from logitcache.versions import library_versions
 
 LOOKED_AT = 3  # seeds; a shard of each: enough for two digits of a mean
 TEMPERATURES = (1.0, 4.0)

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-from logitcache.views import library_versions
+from logitcache.versions import library_versions
 
 
 class Cells(Protocol):

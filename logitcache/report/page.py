@@ -22,7 +22,7 @@ from logitcache.runs import RunFolder
 from logitcache.schema import Spec
 from logitcache.store import CacheReader
 from logitcache.students import runs_inside
-from logitcache.views import library_versions
+from logitcache.versions import library_versions
 
 MOST_IMAGES = 96  # of hardest samples, in all caches
 # No script, no address: whatever a name in a run may try, the browser asks nobody for anything.

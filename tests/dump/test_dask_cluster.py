@@ -23,6 +23,7 @@ from pictures import picture_folder
 from small_teachers import FLAG
 
 from logitcache.cluster import dump_on_dask
+from logitcache.distributed import World
 from logitcache.dump import DumpConfig, DumpReport, dump, owned
 from logitcache.errors import (
     ClusterError,
@@ -37,7 +38,6 @@ from logitcache.guests import Guest, Terms
 from logitcache.ranks import dump_in_ranks
 from logitcache.sources import Sources
 from logitcache.store import CacheReader, CacheWriter
-from logitcache.world import World
 
 CONFIG = DumpConfig(seeds=(0, 1), top_k=4, shard_samples=256, batch_size=64, workers=0)
 SOURCES = Sources("digits_small", weights="random")

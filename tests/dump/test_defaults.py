@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from small import few_digits
 
 from logitcache.adopt import adopted
+from logitcache.distributed import World
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import LogitCacheError, OptionError
 from logitcache.ranks import dump_in_ranks
 from logitcache.schema import CacheSpec
 from logitcache.sources import Sources
 from logitcache.store import CacheReader, CacheWriter
-from logitcache.world import World
 
 SAID: dict[str, Any] = {
     "weights": "random",

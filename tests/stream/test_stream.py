@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcache.datasets import ArrayImages, digits
+from logitcache.distributed import World
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import ImageError, IncompleteError, MismatchError, OptionError, StorageError
 from logitcache.forward import ViewModel
@@ -19,7 +20,6 @@ from logitcache.stream import Stream, StreamConfig
 from logitcache.study import FRESH, Supply
 from logitcache.teachers import CachedTeacher, LiveTeacher
 from logitcache.views import recipe_named
-from logitcache.world import World
 
 N, BAD = 50, (3, 30)
 RECIPE = recipe_named("digits")

@@ -10,8 +10,8 @@ from typing import Any
 
 from typer.testing import CliRunner
 
+from logitcache.distributed import World
 from logitcache.errors import LogitCacheError
-from logitcache.world import World
 from logitcache_cli.main import app
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from small import few_digits
 from training import apart, outcome, perceptron, rows_of
 
+from logitcache.distributed import World
 from logitcache.errors import (
     ClusterError,
     NonFiniteError,
@@ -34,7 +35,6 @@ from logitcache.stream import Stream, StreamConfig
 from logitcache.teachers import LiveTeacher
 from logitcache.train import train
 from logitcache.views import recipe_named
-from logitcache.world import World
 
 CONFIG = TrainConfig(2, lr=0.1)
 BATCH = 60  # 300 digits: five whole batches

@@ -12,7 +12,8 @@ from refusals import refused
 
 from logitcache.errors import DataError, FormatError, NotFoundError, OptionError, UnknownNameError
 from logitcache.schema import RecipeSpec, StepSpec
-from logitcache.views import ViewMaker, digest, library_versions, recipe_named
+from logitcache.versions import library_versions
+from logitcache.views import ViewMaker, digest, recipe_named
 
 # Recipes --------------------------------------------------------------------------------------------------
 
