@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from logitcache.dump import DumpConfig
-from logitcache.schema import RecipeSpec
+from logitcache.format.schema import RecipeSpec
 from logitcache.sources import Sources
 from logitcache.store import CacheWriter
 

@@ -23,9 +23,9 @@ from logitcache.adopt import adopted
 from logitcache.dump import DumpConfig, DumpReport, owned
 from logitcache.errors import ClusterError, LogitCacheError, OptionError
 from logitcache.fill import Progress, Receipt, Work, views_of
+from logitcache.format.schema import CacheSpec
 from logitcache.forward import choose_device, choose_precision
 from logitcache.guests import Guest, Terms
-from logitcache.schema import CacheSpec
 from logitcache.sources import Sources
 
 try:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from logitcache.coding import decode_gaps
 from logitcache.errors import IncompleteError, OptionError
-from logitcache.schema import CacheSpec, Profile, Spec, profile_named
+from logitcache.format.quantize import decode_gaps
+from logitcache.format.schema import CacheSpec, Profile, Spec, profile_named
 from logitcache.store import CacheReader, CacheWriter, seed_list
 
 Progress = Callable[[int, int], None]

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from logitcache.datasets import Images, WrappedImages, open_images
 from logitcache.distributed import World
 from logitcache.errors import DataError, Difference, MismatchError, NonFiniteError
+from logitcache.format.schema import RecipeSpec, Spec
 from logitcache.forward import ViewModel
 from logitcache.loader import KeyedViews, ViewBatch, loaded, view_loader
 from logitcache.losses.kd import kl_rows
@@ -26,7 +27,6 @@ from logitcache.order import in_cache_order
 from logitcache.pairs import Switch
 from logitcache.reliability import BINS, Reliability
 from logitcache.replay import prove_replay
-from logitcache.schema import RecipeSpec, Spec
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader
 from logitcache.stream import Stream

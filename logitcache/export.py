@@ -20,9 +20,9 @@ from torch import Tensor
 
 from logitcache.errors import Difference, MismatchError, OptionError, StorageError
 from logitcache.files import replacing
+from logitcache.format.schema import Spec
 from logitcache.forward import ViewModel
 from logitcache.models import Model
-from logitcache.schema import Spec
 from logitcache.versions import library_versions
 from logitcache.weights import first_line
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from logitcache.errors import DeviceMemoryError, OptionError
+from logitcache.format.schema import Precision
 from logitcache.models import InputAdapter, Model
-from logitcache.schema import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {
     "float32": torch.float32,

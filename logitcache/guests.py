@@ -8,9 +8,9 @@ from pathlib import Path
 from logitcache.dump import DumpConfig, Owned, cache_spec, filler
 from logitcache.errors import Difference, MismatchError
 from logitcache.fill import Filler, Progress, Receipt, Work, receipt
+from logitcache.format.schema import CacheSpec, Spec
 from logitcache.loader import KeyedViews
 from logitcache.order import in_cache_order
-from logitcache.schema import CacheSpec, Spec
 from logitcache.sources import Sources
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.versions import library_versions

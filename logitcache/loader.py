@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 from logitcache.batched import BatchedViews
 from logitcache.datasets import Images
 from logitcache.errors import DataError, ImageError, LogitCacheError, OptionError
+from logitcache.format.schema import RecipeSpec
 from logitcache.mixing import Mixer
-from logitcache.schema import RecipeSpec
 from logitcache.views import ViewMaker
 
 Pair = tuple[int, int]

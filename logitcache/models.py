@@ -24,9 +24,9 @@ from logitcache.errors import (
     UnknownNameError,
     WeightsError,
 )
+from logitcache.format.schema import AdapterSpec
 from logitcache.nets import TwoHeads, two_heads
 from logitcache.plans import Plan, plan_of, seeded
-from logitcache.schema import AdapterSpec
 from logitcache.weights import (
     Header,
     State,

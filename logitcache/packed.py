@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from logitcache.errors import IncompleteError
+from logitcache.format.schema import RowLayout
 from logitcache.loader import KeyedViews, Pair, require
-from logitcache.schema import RowLayout
 from logitcache.sealed import whole
 from logitcache.sparse import SparseTeacher
 

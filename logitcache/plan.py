@@ -20,8 +20,8 @@ from logitcache.derive import derive
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import OptionError
 from logitcache.fill import Progress
+from logitcache.format.schema import PROFILES, RecipeSpec, Spec
 from logitcache.models import Model
-from logitcache.schema import PROFILES, RecipeSpec, Spec
 from logitcache.sparse import SparseTeacher
 from logitcache.spool import decode
 from logitcache.store import CacheReader

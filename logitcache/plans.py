@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from logitcache.errors import OptionError, UnknownNameError, WeightsError
+from logitcache.format.schema import AdapterSpec
 from logitcache.nets import DIGITS_NETS, NETS
 from logitcache.plugins import load_callable
-from logitcache.schema import AdapterSpec
 from logitcache.weights import WITH_AUXILIARY_HEADS, State, downloaded, first_line
 
 SHORT_NAMES = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from logitcache.errors import FormatError, OptionError, UnknownNameError
-from logitcache.spec import Spec
+from logitcache.format.spec import Spec
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from logitcache.distributed import World
 from logitcache.dump import DumpConfig, DumpReport, dump, filler, owned
 from logitcache.errors import LogitCacheError
 from logitcache.fill import Progress, Receipt, Work
+from logitcache.format.schema import Spec
 from logitcache.guests import Guest, Terms
-from logitcache.schema import Spec
 from logitcache.sources import Sources
 
 

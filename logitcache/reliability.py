@@ -5,7 +5,7 @@ from typing import Self
 
 import numpy as np
 
-from logitcache.spec import Spec, require
+from logitcache.format.spec import Spec, require
 
 BINS = 15  # of confidence, equally wide
 

@@ -6,11 +6,11 @@ from types import MappingProxyType
 
 from logitcache.datasets import Images, open_recorded
 from logitcache.errors import DataError, Difference, DriftError, IncompleteError, MismatchError
+from logitcache.format.schema import CacheSpec, Spec
 from logitcache.loader import KeyedViews, require
 from logitcache.models import Model
 from logitcache.order import in_cache_order
 from logitcache.plugins import require_own
-from logitcache.schema import CacheSpec, Spec
 from logitcache.store import CacheReader, seed_list
 from logitcache.versions import library_versions
 from logitcache.views import digest

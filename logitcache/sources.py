@@ -6,11 +6,11 @@ from typing import NamedTuple, Self
 
 from logitcache.datasets import Images, open_images
 from logitcache.errors import OptionError
+from logitcache.format.schema import RecipeSpec, TeacherSpec
 from logitcache.loader import KeyedViews
 from logitcache.models import Model, build
 from logitcache.plans import canonical
 from logitcache.plugins import require_own
-from logitcache.schema import RecipeSpec, TeacherSpec
 from logitcache.store import CacheReader
 from logitcache.views import recipe_named
 

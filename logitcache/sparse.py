@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import OptionError
-from logitcache.schema import RowLayout
+from logitcache.format.schema import RowLayout
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from logitcache.errors import LogitCacheError, StorageError
-from logitcache.schema import CacheSpec, RowLayout
+from logitcache.format.schema import CacheSpec, RowLayout
 from logitcache.sealed import CRC, begun, whole
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader

@@ -23,12 +23,12 @@ from torch import Tensor
 from logitcache.datasets import Images
 from logitcache.ensemble import Ensemble, require_same_views
 from logitcache.errors import DataError, IncompleteError, OptionError
+from logitcache.format.schema import RecipeSpec
 from logitcache.forward import choose_device
 from logitcache.loader import KeyedViews, ViewBatch, loaded, view_loader
 from logitcache.mixing import MixedLabels
 from logitcache.pairs import PairSampler, SeedOrder, Switch, require_rank, require_views, seeds_of, subset
 from logitcache.replay import Drift, proved_views
-from logitcache.schema import RecipeSpec
 from logitcache.sparse import MixSpace, SparseTeacher
 from logitcache.spool import DEFAULT_LIMIT
 from logitcache.store import CacheReader, seed_list

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from logitcache.errors import FormatError, NotFoundError, OptionError
+from logitcache.format.schema import RecipeSpec
 from logitcache.models import Model, build
 from logitcache.plugins import require_own
 from logitcache.runs import RunFolder
-from logitcache.schema import RecipeSpec
 from logitcache.weights import read_header
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from logitcache.errors import IncompleteError, OptionError
-from logitcache.schema import RowLayout
+from logitcache.format.schema import RowLayout
 from logitcache.sparse import SparseTeacher
 from logitcache.spool import DEFAULT_LIMIT, Rows, open_spool
 from logitcache.store import CacheReader

@@ -23,10 +23,10 @@ from logitcache.errors import (
     StudentsError,
 )
 from logitcache.evaluation import Evaluation, Tally
+from logitcache.format.spec import Spec
 from logitcache.learner import Learner, Run
 from logitcache.loader import deaths_named
 from logitcache.runs import RunFolder
-from logitcache.spec import Spec
 from logitcache.stream import Batch, Stream
 
 

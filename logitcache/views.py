@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import DataError, FormatError, NotFoundError, OptionError, UnknownNameError
+from logitcache.format.schema import RecipeSpec, StepSpec
 from logitcache.plugins import load_callable
-from logitcache.schema import RecipeSpec, StepSpec
 
 _UINT64 = (1 << 64) - 1
 

@@ -9,10 +9,10 @@ from logitcache.audit.verify import Progress, VerifyReport, verify
 from logitcache.datasets import Images, open_images, open_recorded
 from logitcache.dump import DumpConfig
 from logitcache.errors import OptionError
+from logitcache.format.schema import CacheSpec, Spec
 from logitcache.loader import KeyedViews, OnBadImage
 from logitcache.models import Model, build
 from logitcache.plugins import require_own
-from logitcache.schema import CacheSpec, Spec
 from logitcache.sources import weights_of
 from logitcache.store import CacheReader
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from logitcache.errors import FormatError
-from logitcache.schema import RecipeSpec
+from logitcache.format.schema import RecipeSpec
 from logitcache.sparse import SparseTeacher
 from logitcache.spool import decode
 from logitcache.store import CacheReader, seed_list

@@ -11,11 +11,11 @@ from logitcache.datasets import Images
 from logitcache.dump import DumpConfig, cache_spec, dump
 from logitcache.errors import FormatError, MismatchError, OptionError, StorageError
 from logitcache.fill import Progress
+from logitcache.format.schema import CacheSpec, Spec
 from logitcache.loader import KeyedViews
 from logitcache.models import Model
 from logitcache.order import in_cache_order
 from logitcache.replay import check_teacher, prove_replay
-from logitcache.schema import CacheSpec, Spec
 from logitcache.store import CacheReader, CacheWriter
 
 

@@ -7,15 +7,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from logitcache.coding import clipped_gaps, decode_gaps, gap_error, scalar_error
 from logitcache.datasets import Images
 from logitcache.errors import IncompleteError
+from logitcache.format.quantize import clipped_gaps, decode_gaps, gap_error, scalar_error
+from logitcache.format.schema import CacheSpec, Precision, Spec
 from logitcache.forward import ViewModel, choose_device
 from logitcache.loader import KeyedViews, require
 from logitcache.models import Model
 from logitcache.order import in_cache_order
 from logitcache.replay import Drift, check_teacher, drift_of
-from logitcache.schema import CacheSpec, Precision, Spec
 from logitcache.store import Arrays, CacheReader
 from logitcache.views import key
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from logitcache.coding import decode_gaps, gap_error, scalar_error
-from logitcache.schema import CacheSpec
+from logitcache.format.quantize import decode_gaps, gap_error, scalar_error
+from logitcache.format.schema import CacheSpec
 from logitcache.store import Arrays
 
 BLOCK = 16_384  # rows judged at a time: what a check needs beside the shard itself stays small

@@ -17,8 +17,8 @@ from dask.delayed import delayed
 
 from logitcache.datasets import Images
 from logitcache.errors import IncompleteError
+from logitcache.format.schema import Spec
 from logitcache.order import in_cache_order
-from logitcache.schema import Spec
 from logitcache.spool import decode
 from logitcache.store import CacheReader, seed_list
 

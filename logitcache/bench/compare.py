@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from logitcache.schema import Spec
+from logitcache.format.schema import Spec
 
 Seconds = npt.NDArray[np.float64]
 

@@ -29,12 +29,12 @@ from logitcache.datasets import ArrayImages, digits
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import NonFiniteError, StudentsError
 from logitcache.evaluation import Evaluation
+from logitcache.format.schema import RecipeSpec, Spec
 from logitcache.forward import ViewModel
 from logitcache.learner import Run
 from logitcache.losses import LOSSES, Objective
 from logitcache.models import Model, build
 from logitcache.protocols import TrainConfig
-from logitcache.schema import RecipeSpec, Spec
 from logitcache.stream import Stream
 from logitcache.teachers import LiveTeacher
 from logitcache.train import train

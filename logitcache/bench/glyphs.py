@@ -15,7 +15,7 @@ import torch
 
 from logitcache.datasets import ArrayImages
 from logitcache.errors import OptionError
-from logitcache.schema import RecipeSpec, StepSpec
+from logitcache.format.schema import RecipeSpec, StepSpec
 
 TEST_FACES = ("DejaVuSans-BoldOblique", "DejaVuSansMono", "DejaVuSerif-Italic", "STIXGeneralBol")
 TRAIN_FACES = (

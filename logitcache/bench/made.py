@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from logitcache.bench.answers import BLOCK, Answers, answers
-from logitcache.schema import (
+from logitcache.format.schema import (
     PROFILES,
     SHARD_SAMPLES,
     AdapterSpec,

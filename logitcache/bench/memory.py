@@ -19,8 +19,8 @@ import torch
 from logitcache.audit.verify import verify
 from logitcache.datasets import ArrayImages, digits
 from logitcache.dump import DumpConfig, dump
+from logitcache.format.schema import Spec
 from logitcache.models import build
-from logitcache.schema import Spec
 from logitcache.spool import open_spool
 from logitcache.store import CacheReader
 from logitcache.teachers import CachedTeacher

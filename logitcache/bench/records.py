@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from logitcache.schema import CHUNK_SAMPLES
+from logitcache.format.schema import CHUNK_SAMPLES
 
 Records = npt.NDArray[np.void]
 Samples = npt.NDArray[np.int64]

@@ -24,7 +24,7 @@ from logitcache.bench.memory import anonymous, told, watched
 from logitcache.bench.sizes import on_disk
 from logitcache.bench.speeds import brief
 from logitcache.errors import OptionError, StorageError
-from logitcache.schema import SHARD_SAMPLES, CacheSpec, RowLayout, Spec
+from logitcache.format.schema import SHARD_SAMPLES, CacheSpec, RowLayout, Spec
 from logitcache.sparse import SparseTeacher
 from logitcache.spool import open_spool
 from logitcache.store import CacheReader, CacheWriter

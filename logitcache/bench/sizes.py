@@ -14,7 +14,7 @@ from torch import Tensor
 from logitcache.bench.kept import divergence, sparse_log_probs, spread_log_probs, true_log_probs
 from logitcache.bench.made import Made
 from logitcache.bench.records import FilePerSample, Lookup
-from logitcache.schema import PROFILES, RowLayout, Spec
+from logitcache.format.schema import PROFILES, RowLayout, Spec
 from logitcache.sparse import SparseTeacher
 from logitcache.spool import pack
 from logitcache.store import CacheReader

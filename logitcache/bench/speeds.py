@@ -17,7 +17,7 @@ from logitcache.bench.answers import answers
 from logitcache.bench.compare import Seconds, in_turns
 from logitcache.bench.made import Made
 from logitcache.bench.records import Lookup
-from logitcache.schema import Spec
+from logitcache.format.schema import Spec
 from logitcache.spool import open_spool
 from logitcache.store import CacheReader
 from logitcache.teachers import CachedTeacher

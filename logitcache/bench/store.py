@@ -14,7 +14,7 @@ from logitcache.bench.memory import Peak, peaks
 from logitcache.bench.records import Lookup, alternatives
 from logitcache.bench.sizes import Size, sizes
 from logitcache.bench.speeds import Speed, lookups, opening, whole_seeds
-from logitcache.schema import SHARD_SAMPLES, Spec
+from logitcache.format.schema import SHARD_SAMPLES, Spec
 
 VIEWS = 2 * SHARD_SAMPLES
 SHUFFLED = SHARD_SAMPLES // 2

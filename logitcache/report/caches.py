@@ -15,8 +15,8 @@ from logitcache.audit.stats import StatsReport, stats
 from logitcache.datasets import Images
 from logitcache.derive import derived_spec, reduced
 from logitcache.errors import IncompleteError
+from logitcache.format.schema import CacheSpec, Spec
 from logitcache.report.charts import spaced
-from logitcache.schema import CacheSpec, Spec
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader, seed_list
 

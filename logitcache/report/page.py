@@ -11,6 +11,7 @@ from xml.etree.ElementTree import Element
 from logitcache.datasets import Images, open_images
 from logitcache.errors import NotFoundError, OptionError, StorageError
 from logitcache.files import replacing
+from logitcache.format.schema import Spec
 from logitcache.report.anatomy import about_cache, headings
 from logitcache.report.caches import CacheFacts, read_cache
 from logitcache.report.html import Ids, tag, written
@@ -19,7 +20,6 @@ from logitcache.report.pictures import Pictures, open_for, pictures
 from logitcache.report.runs import Group, RunFacts, grouped, read_run
 from logitcache.report.students import about_runs, teachers
 from logitcache.runs import RunFolder
-from logitcache.schema import Spec
 from logitcache.store import CacheReader
 from logitcache.students import runs_inside
 from logitcache.versions import library_versions

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from logitcache.errors import IncompleteError, LogitCacheError
+from logitcache.format.schema import Spec
 from logitcache.losses import Objective
 from logitcache.reliability import Reliability
 from logitcache.runs import RunFolder
-from logitcache.schema import Spec
 from logitcache.store import seed_list
 from logitcache.weights import count_weights
 

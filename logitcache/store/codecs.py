@@ -18,7 +18,7 @@ import numpy.typing as npt
 from numcodecs import blosc, zstd
 
 from logitcache.errors import FormatError, OptionError
-from logitcache.schema import ArraySpec, CacheSpec, itemsize
+from logitcache.format.schema import ArraySpec, CacheSpec, itemsize
 
 INDEX = ("bytes", "crc32c")
 NO_CHUNK = (1 << 64) - 1

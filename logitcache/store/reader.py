@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logitcache.errors import FormatError, IncompleteError, NotFoundError
-from logitcache.schema import CacheSpec
+from logitcache.format.schema import CacheSpec
 from logitcache.store.codecs import unpacked
 from logitcache.store.disk import MENDS, reading
 from logitcache.store.place import KEYS, SHARD_LOCK, Place, place_of

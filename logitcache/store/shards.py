@@ -15,9 +15,9 @@ import zarr
 from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
-from logitcache.coding import code_gaps, rounded
 from logitcache.errors import FormatError, OptionError
-from logitcache.schema import ArraySpec, CacheSpec, itemsize
+from logitcache.format.quantize import code_gaps, rounded
+from logitcache.format.schema import ArraySpec, CacheSpec, itemsize
 from logitcache.store.codecs import knowing_codecs, packed, require_codecs, unpacked
 from logitcache.store.disk import MENDS, reading
 

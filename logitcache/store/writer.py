@@ -14,7 +14,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from logitcache.errors import FormatError, MismatchError, NotFoundError, OptionError
-from logitcache.schema import ArraySpec, CacheSpec
+from logitcache.format.schema import ArraySpec, CacheSpec
 from logitcache.store.codecs import codecs, knowing_codecs, packed
 from logitcache.store.disk import reading
 from logitcache.store.place import INDEX, Place, place_of

@@ -16,7 +16,7 @@ from logitcache.audit.rules import broken_rules
 from logitcache.audit.verify import verify
 from logitcache.derive import derive
 from logitcache.errors import IncompleteError, OptionError
-from logitcache.schema import CacheSpec
+from logitcache.format.schema import CacheSpec
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.store.shards import as_stored

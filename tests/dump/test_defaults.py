@@ -16,8 +16,8 @@ from logitcache.adopt import adopted
 from logitcache.distributed import World
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import LogitCacheError, OptionError
+from logitcache.format.schema import CacheSpec
 from logitcache.ranks import dump_in_ranks
-from logitcache.schema import CacheSpec
 from logitcache.sources import Sources
 from logitcache.store import CacheReader, CacheWriter
 

@@ -29,10 +29,10 @@ from logitcache.errors import (
     NonFiniteError,
     OptionError,
 )
+from logitcache.format.schema import StepSpec
 from logitcache.forward import ViewModel
 from logitcache.loader import KeyedViews
 from logitcache.models import build
-from logitcache.schema import StepSpec
 from logitcache.sources import Sources
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader, CacheWriter

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitcache.coding import code_gaps, decode_gaps, rounded
 from logitcache.errors import OptionError
-from logitcache.schema import PROFILES, Profile
+from logitcache.format.quantize import code_gaps, decode_gaps, rounded
+from logitcache.format.schema import PROFILES, Profile
 from logitcache.sparse import SparseTeacher
 
 any_float = st.floats(width=32) | st.floats(-40, 40, width=32)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from specs import caches, names, often, put, small_cache, through_json
 
 from logitcache.errors import FormatError, OptionError, UnknownNameError
-from logitcache.schema import (
+from logitcache.format.schema import (
     PROFILES,
     SHARD_BYTES,
     SHARD_SAMPLES,

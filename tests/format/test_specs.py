@@ -22,7 +22,15 @@ from specs import (
 )
 
 from logitcache.errors import FormatError
-from logitcache.schema import FORMAT_VERSION, PROFILES, CacheSpec, RecipeSpec, RowLayout, Spec, StepSpec
+from logitcache.format.schema import (
+    FORMAT_VERSION,
+    PROFILES,
+    CacheSpec,
+    RecipeSpec,
+    RowLayout,
+    Spec,
+    StepSpec,
+)
 
 # Round trips ----------------------------------------------------------------------------------------------
 

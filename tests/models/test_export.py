@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from logitcache.errors import MismatchError, OptionError, StorageError
 from logitcache.export import export
+from logitcache.format.schema import AdapterSpec
 from logitcache.forward import ViewModel
 from logitcache.models import Model, build
 from logitcache.nets import Mixing
-from logitcache.schema import AdapterSpec
 
 FORMATS = ("onnx", "torchscript")
 

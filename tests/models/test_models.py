@@ -9,9 +9,9 @@ from building import logits, refused, tiny
 from torchvision.transforms import v2
 
 from logitcache.errors import DataError, OptionError, UnknownNameError, WeightsError
+from logitcache.format.schema import AdapterSpec
 from logitcache.models import InputAdapter, build
 from logitcache.plans import SHORT_NAMES, names
-from logitcache.schema import AdapterSpec
 
 # Names ----------------------------------------------------------------------------------------------------
 

@@ -7,9 +7,9 @@ import torch
 from building import logits, refused, tiny
 
 from logitcache.errors import NotFoundError, OptionError, UnknownNameError, WeightsError
+from logitcache.format.schema import AdapterSpec
 from logitcache.models import InputAdapter, save_weights
 from logitcache.nets import Mixing, two_heads
-from logitcache.schema import AdapterSpec
 
 # timm, and your own ---------------------------------------------------------------------------------------
 
@@ -28,7 +28,7 @@ def test_timm_is_used_where_it_is_and_asked_for_where_it_is_not():
 
 OWN = """
 import torch
-from logitcache.schema import AdapterSpec
+from logitcache.format.schema import AdapterSpec
 
 class Net(torch.nn.Sequential):
     def __init__(self, pixels, classes):

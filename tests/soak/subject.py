@@ -17,7 +17,7 @@ from small import few_digits
 from logitcache.datasets import ArrayImages
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import LogitCacheError
-from logitcache.schema import CacheSpec, RowLayout
+from logitcache.format.schema import CacheSpec, RowLayout
 from logitcache.sparse import SparseTeacher
 from logitcache.spool import open_spool
 from logitcache.store import CacheReader, SeedWriter

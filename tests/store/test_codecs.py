@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zarr.storage import MemoryStore
 
-from logitcache.schema import ArraySpec
+from logitcache.format.schema import ArraySpec
 from logitcache.store.codecs import codecs, packed, unpacked
 
 KINDS = [

@@ -18,7 +18,7 @@ from logitcache.datasets import ArrayImages
 from logitcache.derive import derive, derived_spec, reduced
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import BusyError, ImageError, IncompleteError, MismatchError, OptionError
-from logitcache.schema import PROFILES, CacheSpec
+from logitcache.format.schema import PROFILES, CacheSpec
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.stream import Stream
 

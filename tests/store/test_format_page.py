@@ -23,7 +23,7 @@ from numcodecs import Blosc, PCodec, Zstd
 
 from logitcache import views
 from logitcache.datasets import digits
-from logitcache.schema import AdapterSpec, CacheSpec, DatasetSpec, RecipeSpec, StepSpec, TeacherSpec
+from logitcache.format.schema import AdapterSpec, CacheSpec, DatasetSpec, RecipeSpec, StepSpec, TeacherSpec
 from logitcache.store import CacheWriter
 
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text()

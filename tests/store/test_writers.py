@@ -7,7 +7,7 @@ import pytest
 from small_caches import FORK, SMALL, arrays_of, assert_typed, fill, spec_of
 
 from logitcache.errors import BusyError, MismatchError, OptionError
-from logitcache.schema import CacheSpec
+from logitcache.format.schema import CacheSpec
 from logitcache.store import CacheReader, CacheWriter
 
 # Writers side by side -------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from logitcache import CachedTeacher, CachedViews, SparseTeacher, Stream, ViewSa
 from logitcache.datasets import ArrayImages, images_of
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import DataError, ImageError, IncompleteError, MismatchError, OptionError
-from logitcache.schema import RecipeSpec, StepSpec
+from logitcache.format.schema import RecipeSpec, StepSpec
 from logitcache.store import CacheReader
 
 N = 96

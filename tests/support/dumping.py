@@ -8,8 +8,8 @@ from small import few_digits
 
 from logitcache.datasets import Images
 from logitcache.dump import DumpConfig, DumpReport, dump
+from logitcache.format.schema import RecipeSpec
 from logitcache.models import Model, build
-from logitcache.schema import RecipeSpec
 from logitcache.store import CacheReader
 from logitcache.views import recipe_named
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from logitcache.coding import code_gaps, decode_gaps, rounded
 from logitcache.errors import LogitCacheError
-from logitcache.schema import AdapterSpec, CacheSpec, DatasetSpec, RecipeSpec, StepSpec, TeacherSpec
+from logitcache.format.quantize import code_gaps, decode_gaps, rounded
+from logitcache.format.schema import AdapterSpec, CacheSpec, DatasetSpec, RecipeSpec, StepSpec, TeacherSpec
 from logitcache.store import CacheReader, CacheWriter
 
 FORK = multiprocessing.get_context("fork")

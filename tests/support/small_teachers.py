@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from logitcache.format.schema import AdapterSpec
 from logitcache.models import build
-from logitcache.schema import AdapterSpec
 
 FLAG = "LOGITCACHE_TEST_FLAG"
 

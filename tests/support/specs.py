@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from logitcache.schema import (
+from logitcache.format.schema import (
     PROFILES,
     AdapterSpec,
     CacheSpec,

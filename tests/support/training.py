@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from logitcache.format.schema import AdapterSpec
 from logitcache.learner import Run
 from logitcache.losses import Objective
 from logitcache.models import Model, build
 from logitcache.protocols import TrainConfig
-from logitcache.schema import AdapterSpec
 
 CONFIG = TrainConfig(epochs=3, lr=0.1, seed=5)
 

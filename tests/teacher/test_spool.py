@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_caches import FORK, make, of_all_shards, spec_of, stored_arrays
 
-from logitcache.coding import decode_gaps
 from logitcache.errors import FormatError, IncompleteError, StorageError
-from logitcache.schema import PROFILES, CacheSpec, RowLayout
+from logitcache.format.quantize import decode_gaps
+from logitcache.format.schema import PROFILES, CacheSpec, RowLayout
 from logitcache.sparse import SparseTeacher
 from logitcache.spool import default_folder, open_spool, pack
 from logitcache.store import CacheReader, CacheWriter

@@ -35,12 +35,12 @@ from logitcache.errors import (
     StorageError,
 )
 from logitcache.evaluation import Evaluation
+from logitcache.format.schema import AdapterSpec
 from logitcache.learner import Run
 from logitcache.losses import Objective
 from logitcache.models import Model
 from logitcache.protocols import TrainConfig
 from logitcache.report.runs import read_run
-from logitcache.schema import AdapterSpec
 from logitcache.stream import Stream
 from logitcache.train import train
 from logitcache.views import recipe_named

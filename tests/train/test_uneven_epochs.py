@@ -10,11 +10,11 @@ from torch import Tensor
 from logitcache.datasets import ArrayImages
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import ImageError
+from logitcache.format.schema import StepSpec
 from logitcache.learner import Run
 from logitcache.losses import Objective
 from logitcache.models import build
 from logitcache.protocols import TrainConfig
-from logitcache.schema import StepSpec
 from logitcache.stream import Stream
 from logitcache.train import train
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from logitcache.datasets import ArrayImages, Images, open_images
 from logitcache.errors import DataError, LogitCacheError, OptionError
+from logitcache.format.schema import RecipeSpec, StepSpec
 from logitcache.loader import (
     KeyedViews,
     Pair,
@@ -28,7 +29,6 @@ from logitcache.loader import (
     require,
     view_loader,
 )
-from logitcache.schema import RecipeSpec, StepSpec
 from logitcache.views import ViewMaker, digest, recipe_named
 
 CPU = torch.device("cpu")

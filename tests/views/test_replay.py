@@ -11,11 +11,11 @@ from small import Pixels
 from logitcache.datasets import ArrayImages, digits
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import DataError, DriftError, FormatError, MismatchError
+from logitcache.format.schema import StepSpec
 from logitcache.loader import KeyedViews
 from logitcache.models import build
 from logitcache.order import in_cache_order
 from logitcache.replay import check_teacher, prove_replay
-from logitcache.schema import StepSpec
 from logitcache.store import CacheReader
 from logitcache.stream import Stream
 from logitcache.views import recipe_named

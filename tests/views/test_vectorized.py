@@ -20,12 +20,12 @@ from logitcache.datasets import ArrayImages
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import DataError, OptionError
 from logitcache.evaluation import Evaluation
+from logitcache.format.schema import RecipeSpec, StepSpec
 from logitcache.learner import Run
 from logitcache.loader import InMemory, KeyedViews, Pair, loaded, view_loader
 from logitcache.losses import Objective
 from logitcache.models import build
 from logitcache.protocols import TrainConfig
-from logitcache.schema import RecipeSpec, StepSpec
 from logitcache.store import CacheReader
 from logitcache.stream import Stream
 from logitcache.train import train

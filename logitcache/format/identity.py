@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from logitcache.errors import UnknownNameError
-from logitcache.spec import Spec, require
+from logitcache.format.spec import Spec, require
 
 Precision = Literal["float32", "bfloat16", "float16"]
 

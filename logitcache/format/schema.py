@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from logitcache.errors import Difference, FormatError, OptionError
-from logitcache.identity import PROFILES as PROFILES
-from logitcache.identity import AdapterSpec as AdapterSpec
-from logitcache.identity import DatasetSpec as DatasetSpec
-from logitcache.identity import PartSpec as PartSpec
-from logitcache.identity import Precision as Precision
-from logitcache.identity import Profile as Profile
-from logitcache.identity import RecipeSpec as RecipeSpec
-from logitcache.identity import StepSpec as StepSpec
-from logitcache.identity import TeacherSpec as TeacherSpec
-from logitcache.identity import profile_named as profile_named
-from logitcache.spec import Spec as Spec
-from logitcache.spec import require
+from logitcache.format.identity import PROFILES as PROFILES
+from logitcache.format.identity import AdapterSpec as AdapterSpec
+from logitcache.format.identity import DatasetSpec as DatasetSpec
+from logitcache.format.identity import PartSpec as PartSpec
+from logitcache.format.identity import Precision as Precision
+from logitcache.format.identity import Profile as Profile
+from logitcache.format.identity import RecipeSpec as RecipeSpec
+from logitcache.format.identity import StepSpec as StepSpec
+from logitcache.format.identity import TeacherSpec as TeacherSpec
+from logitcache.format.identity import profile_named as profile_named
+from logitcache.format.spec import Spec as Spec
+from logitcache.format.spec import require
 
 FORMAT_VERSION = 1
 CHUNK_SAMPLES = 65_536
