@@ -29,7 +29,7 @@ def derive(
 
     Example: logitcache derive exact.zarr small.zarr --top-k 8 --profile compact
     """
-    from logitcache.derive import derive as derive_cache
+    from logitcache.store.derive import derive as derive_cache
 
     chosen = parse_seeds(seeds) if seeds else ()
     with progress("derive", "views") as advance:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from logitcache.datasets import Images
-from logitcache.derive import derive
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import OptionError
 from logitcache.fill import Progress
@@ -25,6 +24,7 @@ from logitcache.models import Model
 from logitcache.sparse import SparseTeacher
 from logitcache.spool import decode
 from logitcache.store import CacheReader
+from logitcache.store.derive import derive
 from logitcache.units import size
 from logitcache.views import permutation
 

@@ -14,11 +14,11 @@ from small_caches import spec_of
 
 from logitcache.audit.rules import broken_rules
 from logitcache.audit.verify import verify
-from logitcache.derive import derive
 from logitcache.errors import IncompleteError, OptionError
 from logitcache.format.schema import CacheSpec
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader, CacheWriter
+from logitcache.store.derive import derive
 from logitcache.store.shards import as_stored
 
 # The rules ------------------------------------------------------------------------------------------------

@@ -16,12 +16,12 @@ from small_caches import assert_holds, fill
 from logitcache.audit.repair import repair
 from logitcache.audit.rerun import rerun
 from logitcache.audit.verify import verify
-from logitcache.copy import copy
-from logitcache.derive import derive
 from logitcache.dump import DumpConfig
 from logitcache.errors import IncompleteError
 from logitcache.loader import KeyedViews
 from logitcache.store import CacheReader, CacheWriter
+from logitcache.store.copy import copy
+from logitcache.store.derive import derive
 from logitcache.stream import Stream
 
 pytestmark = pytest.mark.usefixtures("fast")

@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from logitcache.copy import copy
-from logitcache.derive import derive
 from logitcache.errors import LogitCacheError, StorageError
 from logitcache.spool import open_spool
 from logitcache.store import CacheReader
+from logitcache.store.copy import copy
+from logitcache.store.derive import derive
 from soak.disk import Recorder, replay
 from soak.subject import SAMPLES, SEEDS, HangError, Truth, dump_digits, one_line
 from soak.watch import Operation, Watch

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from small_caches import assert_same_cache, make, spec_of, stored_arrays
 
-from logitcache.copy import copy
 from logitcache.errors import FormatError, IncompleteError, MismatchError, OptionError
 from logitcache.store import CacheReader, CacheWriter
+from logitcache.store.copy import copy
 
 SPEC = spec_of(n=7)
 
@@ -107,7 +107,7 @@ def test_a_damaged_source_is_named_and_its_shard_not_committed(name, source, tmp
 
 KILLED = """
 import os, signal, sys
-from logitcache.copy import copy
+from logitcache.store.copy import copy
 def on_progress(done, total):
     if done == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -10,13 +10,13 @@ from dumping import a_teacher
 from small import few_digits
 
 from logitcache.datasets import digits
-from logitcache.derive import derive
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import IncompleteError, MismatchError, OptionError
 from logitcache.forward import ViewModel
 from logitcache.losses import kd
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader
+from logitcache.store.derive import derive
 from logitcache.stream import Stream
 from logitcache.views import recipe_named
 
