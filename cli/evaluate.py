@@ -45,7 +45,7 @@ def evaluate(
     from logitcache.datasets import open_images, open_recorded
     from logitcache.evaluation import Evaluation
     from logitcache.evaluation import evaluate as evaluated
-    from logitcache.forward import ViewModel, choose_device, choose_precision
+    from logitcache.models.forward import ViewModel, choose_device, choose_precision
     from logitcache.plugins import require_own
     from logitcache.store import CacheReader
     from logitcache.students import Trained

@@ -29,7 +29,7 @@ def export(
 
     Example: logitcache export runs/resnet18-cmkd-0 --format onnx
     """
-    from logitcache.export import export as write
+    from logitcache.models.export import export as write
     from logitcache.students import Trained
 
     trained = Trained.find(student, weights)

@@ -24,8 +24,8 @@ from logitcache.dump import DumpConfig, DumpReport, owned
 from logitcache.errors import ClusterError, LogitCacheError, OptionError
 from logitcache.fill import Progress, Receipt, Work, views_of
 from logitcache.format.schema import CacheSpec
-from logitcache.forward import choose_device, choose_precision
 from logitcache.guests import Guest, Terms
+from logitcache.models.forward import choose_device, choose_precision
 from logitcache.sources import Sources
 
 try:

@@ -17,10 +17,10 @@ from logitcache.dump import DumpConfig, dump
 from logitcache.errors import OptionError
 from logitcache.evaluation import Evaluation
 from logitcache.format.schema import Spec
-from logitcache.forward import ViewModel, choose_device
 from logitcache.learner import Run
 from logitcache.losses import Objective
-from logitcache.models import Model, build
+from logitcache.models.build import Model, build
+from logitcache.models.forward import ViewModel, choose_device
 from logitcache.protocols import TrainConfig
 from logitcache.report.page import report
 from logitcache.store import CacheReader

@@ -18,9 +18,9 @@ from logitcache.datasets import Images
 from logitcache.errors import BusyError, Difference, MismatchError, OptionError
 from logitcache.fill import Filler, Progress, Receipt, Work
 from logitcache.format.schema import DATA, CacheSpec, RecipeSpec, Spec, TeacherSpec
-from logitcache.forward import InPieces, ViewModel, choose_device, choose_precision
 from logitcache.loader import KeyedViews, OnBadImage
-from logitcache.models import Model
+from logitcache.models.build import Model
+from logitcache.models.forward import InPieces, ViewModel, choose_device, choose_precision
 from logitcache.order import distinct_keys, in_cache_order
 from logitcache.replay import prove_replay
 from logitcache.store import CacheReader, CacheWriter, SeedWriter

@@ -20,9 +20,9 @@ from logitcache.datasets import Images, WrappedImages, open_images
 from logitcache.distributed import World
 from logitcache.errors import DataError, Difference, MismatchError, NonFiniteError
 from logitcache.format.schema import RecipeSpec, Spec
-from logitcache.forward import ViewModel
 from logitcache.loader import KeyedViews, ViewBatch, loaded, view_loader
 from logitcache.losses.kd import kl_rows
+from logitcache.models.forward import ViewModel
 from logitcache.order import in_cache_order
 from logitcache.pairs import Switch
 from logitcache.reliability import BINS, Reliability

@@ -21,8 +21,8 @@ from torch import Tensor
 from logitcache.datasets import Images
 from logitcache.errors import NonFiniteError
 from logitcache.format.schema import CacheSpec, Spec
-from logitcache.forward import InPieces
 from logitcache.loader import KeyedViews, Pair, ViewBatch, deaths_named, loaded, view_loader
+from logitcache.models.forward import InPieces
 from logitcache.sparse import SparseTeacher
 from logitcache.store import SeedWriter
 from logitcache.views import digest

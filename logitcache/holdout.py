@@ -5,10 +5,10 @@ import numpy.typing as npt
 import torch
 
 from logitcache.datasets import Images
-from logitcache.forward import ViewModel
 from logitcache.loader import KeyedViews, loaded, view_loader
 from logitcache.losses import choose_mixing
-from logitcache.nets import EVEN, TwoHeads
+from logitcache.models.forward import ViewModel
+from logitcache.models.nets import EVEN, TwoHeads
 from logitcache.stream import Batch, Stream
 from logitcache.views import permutation, recipe_named
 

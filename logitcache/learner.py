@@ -14,12 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from logitcache.distributed import World
 from logitcache.errors import DeviceMemoryError, OptionError, StorageError
-from logitcache.forward import ViewModel, choose_precision
 from logitcache.holdout import Validation
 from logitcache.ledger import Ledger
 from logitcache.losses import Objective
-from logitcache.models import Model
-from logitcache.nets import TwoHeads
+from logitcache.models.build import Model
+from logitcache.models.forward import ViewModel, choose_precision
+from logitcache.models.nets import TwoHeads
 from logitcache.optim import MovingAverage, optimizer_for, rate
 from logitcache.protocols import TrainConfig
 from logitcache.reliability import Reliability

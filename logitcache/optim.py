@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from logitcache.errors import OptionError
-from logitcache.forward import ViewModel
+from logitcache.models.forward import ViewModel
 from logitcache.protocols import TrainConfig
 
 

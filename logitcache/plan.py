@@ -20,7 +20,7 @@ from logitcache.dump import DumpConfig, dump
 from logitcache.errors import OptionError
 from logitcache.fill import Progress
 from logitcache.format.schema import PROFILES, RecipeSpec, Spec
-from logitcache.models import Model
+from logitcache.models.build import Model
 from logitcache.sparse import SparseTeacher
 from logitcache.spool import decode
 from logitcache.store import CacheReader

@@ -8,7 +8,7 @@ from logitcache.datasets import Images, open_recorded
 from logitcache.errors import DataError, Difference, DriftError, IncompleteError, MismatchError
 from logitcache.format.schema import CacheSpec, Spec
 from logitcache.loader import KeyedViews, require
-from logitcache.models import Model
+from logitcache.models.build import Model
 from logitcache.order import in_cache_order
 from logitcache.plugins import require_own
 from logitcache.store import CacheReader, seed_list

@@ -28,10 +28,10 @@ from logitcache.errors import (
     StorageError,
 )
 from logitcache.files import replacing
-from logitcache.models import Model, save_weights
+from logitcache.models.build import Model, save_weights
+from logitcache.models.weights import first_line
 from logitcache.reliability import Reliability
 from logitcache.versions import library_versions
-from logitcache.weights import first_line
 
 
 class Stateful(Protocol):

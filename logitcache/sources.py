@@ -8,8 +8,8 @@ from logitcache.datasets import Images, open_images
 from logitcache.errors import OptionError
 from logitcache.format.schema import RecipeSpec, TeacherSpec
 from logitcache.loader import KeyedViews
-from logitcache.models import Model, build
-from logitcache.plans import canonical
+from logitcache.models.build import Model, build
+from logitcache.models.catalog import canonical
 from logitcache.plugins import require_own
 from logitcache.store import CacheReader
 from logitcache.views import recipe_named

@@ -24,9 +24,9 @@ from logitcache.datasets import Images
 from logitcache.ensemble import Ensemble, require_same_views
 from logitcache.errors import DataError, IncompleteError, OptionError
 from logitcache.format.schema import RecipeSpec
-from logitcache.forward import choose_device
 from logitcache.loader import KeyedViews, ViewBatch, loaded, view_loader
 from logitcache.mixing import MixedLabels
+from logitcache.models.forward import choose_device
 from logitcache.pairs import PairSampler, SeedOrder, Switch, require_rank, require_views, seeds_of, subset
 from logitcache.replay import Drift, proved_views
 from logitcache.sparse import MixSpace, SparseTeacher

@@ -6,10 +6,10 @@ from typing import Any, Self
 
 from logitcache.errors import FormatError, NotFoundError, OptionError
 from logitcache.format.schema import RecipeSpec
-from logitcache.models import Model, build
+from logitcache.models.build import Model, build
+from logitcache.models.weights import read_header
 from logitcache.plugins import require_own
 from logitcache.runs import RunFolder
-from logitcache.weights import read_header
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from logitcache.datasets import open_images
 from logitcache.distributed import World
 from logitcache.errors import DataError, LogitCacheError, NotFoundError, OptionError, StudentsError
 from logitcache.evaluation import Evaluation
-from logitcache.export import export, format_named
 from logitcache.learner import Run
 from logitcache.lessons import Lesson
-from logitcache.models import NEW_HEAD, Model, build
+from logitcache.models.build import NEW_HEAD, Model, build
+from logitcache.models.catalog import require_known
+from logitcache.models.export import export, format_named
 from logitcache.pairs import SeedOrder
-from logitcache.plans import require_known
 from logitcache.runs import claimed_folders
 from logitcache.sparse import MixSpace
 from logitcache.spool import DEFAULT_LIMIT

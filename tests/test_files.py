@@ -10,9 +10,9 @@ import pytest
 from reports import a_run, rows_of
 
 from logitcache.errors import StorageError
-from logitcache.export import export
 from logitcache.files import replacing
-from logitcache.models import build, save_weights
+from logitcache.models.build import build, save_weights
+from logitcache.models.export import export
 from logitcache.report.page import report
 
 

@@ -11,7 +11,7 @@ from logitcache.dump import DumpConfig
 from logitcache.errors import OptionError
 from logitcache.format.schema import CacheSpec, Spec
 from logitcache.loader import KeyedViews, OnBadImage
-from logitcache.models import Model, build
+from logitcache.models.build import Model, build
 from logitcache.plugins import require_own
 from logitcache.sources import weights_of
 from logitcache.store import CacheReader

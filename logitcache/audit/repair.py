@@ -13,7 +13,7 @@ from logitcache.errors import FormatError, MismatchError, OptionError, StorageEr
 from logitcache.fill import Progress
 from logitcache.format.schema import CacheSpec, Spec
 from logitcache.loader import KeyedViews
-from logitcache.models import Model
+from logitcache.models.build import Model
 from logitcache.order import in_cache_order
 from logitcache.replay import check_teacher, prove_replay
 from logitcache.store import CacheReader, CacheWriter

@@ -11,9 +11,9 @@ from logitcache.datasets import Images
 from logitcache.errors import IncompleteError
 from logitcache.format.quantize import clipped_gaps, decode_gaps, gap_error, scalar_error
 from logitcache.format.schema import CacheSpec, Precision, Spec
-from logitcache.forward import ViewModel, choose_device
 from logitcache.loader import KeyedViews, require
-from logitcache.models import Model
+from logitcache.models.build import Model
+from logitcache.models.forward import ViewModel, choose_device
 from logitcache.order import in_cache_order
 from logitcache.replay import Drift, check_teacher, drift_of
 from logitcache.store import Arrays, CacheReader

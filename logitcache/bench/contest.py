@@ -30,10 +30,10 @@ from logitcache.dump import DumpConfig, dump
 from logitcache.errors import NonFiniteError, StudentsError
 from logitcache.evaluation import Evaluation
 from logitcache.format.schema import RecipeSpec, Spec
-from logitcache.forward import ViewModel
 from logitcache.learner import Run
 from logitcache.losses import LOSSES, Objective
-from logitcache.models import Model, build
+from logitcache.models.build import Model, build
+from logitcache.models.forward import ViewModel
 from logitcache.protocols import TrainConfig
 from logitcache.stream import Stream
 from logitcache.teachers import LiveTeacher

@@ -18,9 +18,9 @@ from logitcache.bench.compare import Comparison, in_turns
 from logitcache.datasets import Images, open_images
 from logitcache.dump import DumpConfig, dump
 from logitcache.format.schema import RecipeSpec
-from logitcache.forward import ViewModel, choose_precision
 from logitcache.loader import KeyedViews, Pair, loaded, view_loader
-from logitcache.models import Model, build
+from logitcache.models.build import Model, build
+from logitcache.models.forward import ViewModel, choose_precision
 from logitcache.sparse import SparseTeacher
 from logitcache.views import recipe_named
 

@@ -20,7 +20,7 @@ from logitcache.audit.verify import verify
 from logitcache.datasets import ArrayImages, digits
 from logitcache.dump import DumpConfig, dump
 from logitcache.format.schema import Spec
-from logitcache.models import build
+from logitcache.models.build import build
 from logitcache.spool import open_spool
 from logitcache.store import CacheReader
 from logitcache.teachers import CachedTeacher

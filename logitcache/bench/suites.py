@@ -10,7 +10,7 @@ import torch
 
 from logitcache.bench import Cells, conditions, dump, losses, plot, scale, store, train, views
 from logitcache.errors import OptionError
-from logitcache.forward import choose_device
+from logitcache.models.forward import choose_device
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from logitcache.bench.memory import Shared, held, shared_by, told
 from logitcache.datasets import Images
 from logitcache.dump import DumpConfig, dump
 from logitcache.format.schema import RecipeSpec, Spec
-from logitcache.forward import ViewModel, choose_precision
 from logitcache.learner import Learner, Run
 from logitcache.loader import choose_workers
 from logitcache.losses import Objective
-from logitcache.models import Model, build
+from logitcache.models.build import Model, build
+from logitcache.models.forward import ViewModel, choose_precision
 from logitcache.protocols import TrainConfig
 from logitcache.stream import Stream
 from logitcache.teachers import LiveTeacher

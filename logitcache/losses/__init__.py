@@ -16,7 +16,7 @@ from logitcache.losses.taid import taid
 from logitcache.losses.term import Loss, Term
 from logitcache.losses.ttm import ttm, wttm
 from logitcache.losses.two_heads import choose_mixing, dhkd, dho
-from logitcache.nets import Mixing, mixed
+from logitcache.models.nets import Mixing, mixed
 
 __all__ = [
     "LOSSES",

@@ -31,7 +31,7 @@ from logitcache.losses.term import Loss, Term
 from logitcache.losses.ttm import ttm, wttm
 from logitcache.losses.two_heads import dhkd, dho
 from logitcache.mixing import MixedLabels
-from logitcache.nets import EVEN, Mixing, mixed
+from logitcache.models.nets import EVEN, Mixing, mixed
 from logitcache.sparse import SparseTeacher
 
 # The default weights, against a cross-entropy of weight 1, are argued in docs/losses.md.

@@ -1,7 +1,7 @@
 """Students with two heads on one backbone, one for the labels and one for the teacher.
 
 The contract: student logits are (B, 2, C), head 0 learns from cross-entropy and head 1 from the teacher. How the
-two are one answer at evaluation is `logitcache.nets.mixed`, or head 0 alone.
+two are one answer at evaluation is `logitcache.models.nets.mixed`, or head 0 alone.
 """
 
 import torch
@@ -12,7 +12,7 @@ from logitcache.errors import OptionError
 from logitcache.losses.kd import Tail, kd
 from logitcache.losses.ranks import spread
 from logitcache.losses.student import warn_of_tail, widened
-from logitcache.nets import Mixing, mixed
+from logitcache.models.nets import Mixing, mixed
 from logitcache.sparse import SparseTeacher
 
 

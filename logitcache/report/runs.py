@@ -14,10 +14,10 @@ from typing import Any
 from logitcache.errors import IncompleteError, LogitCacheError
 from logitcache.format.schema import Spec
 from logitcache.losses import Objective
+from logitcache.models.weights import count_weights
 from logitcache.reliability import Reliability
 from logitcache.runs import RunFolder
 from logitcache.store import seed_list
-from logitcache.weights import count_weights
 
 Value = str | int | float | bool | None
 REPEATED = ("config.seed", "stream.order")  # what differs between repeats; and random initial weights

@@ -16,7 +16,7 @@ from logitcache.audit.checkup import CheckupConfig, checkup, teacher_of
 from logitcache.audit.glance import glance, view_size
 from logitcache.audit.verify import Problem
 from logitcache.errors import LogitCacheError, OptionError
-from logitcache.models import build, save_weights
+from logitcache.models.build import build, save_weights
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.views import recipe_named
 

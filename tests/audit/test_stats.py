@@ -17,7 +17,7 @@ from logitcache.audit.stats import BINS, stats
 from logitcache.datasets import open_images
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import IncompleteError, MismatchError
-from logitcache.models import build
+from logitcache.models.build import build
 from logitcache.store import CacheReader
 from logitcache.teachers import CachedTeacher
 from logitcache.units import share

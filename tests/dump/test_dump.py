@@ -30,9 +30,9 @@ from logitcache.errors import (
     OptionError,
 )
 from logitcache.format.schema import StepSpec
-from logitcache.forward import ViewModel
 from logitcache.loader import KeyedViews
-from logitcache.models import build
+from logitcache.models.build import build
+from logitcache.models.forward import ViewModel
 from logitcache.sources import Sources
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader, CacheWriter

@@ -19,7 +19,7 @@ from logitcache.dump import DumpConfig, dump
 from logitcache.errors import DataError, MismatchError
 from logitcache.folders import FolderImages
 from logitcache.loader import InMemory, KeyedViews, loaded, view_loader
-from logitcache.models import build
+from logitcache.models.build import build
 from logitcache.order import OrderedImages, in_cache_order
 from logitcache.replay import prove_replay
 from logitcache.store import CacheReader

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import OptionError
 from logitcache.format.identity import PROFILES
-from logitcache.forward import ViewModel
 from logitcache.loader import KeyedViews, require
+from logitcache.models.forward import ViewModel
 from logitcache.plan import Choice, Plan, PlanConfig, _advice, plan
 from logitcache.sparse import SparseTeacher
 from logitcache.units import parse_size

@@ -14,11 +14,11 @@ from command import fails, logitcache, succeeds
 from torch import Tensor, nn
 
 from logitcache.errors import MismatchError, OptionError, StorageError
-from logitcache.export import export
 from logitcache.format.schema import AdapterSpec
-from logitcache.forward import ViewModel
-from logitcache.models import Model, build
-from logitcache.nets import Mixing
+from logitcache.models.build import Model, build
+from logitcache.models.export import export
+from logitcache.models.forward import ViewModel
+from logitcache.models.nets import Mixing
 
 FORMATS = ("onnx", "torchscript")
 

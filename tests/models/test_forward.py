@@ -10,8 +10,8 @@ from small import few_digits
 
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import DeviceMemoryError, MismatchError
-from logitcache.forward import InPieces, ViewModel
-from logitcache.models import Model, build
+from logitcache.models.build import Model, build
+from logitcache.models.forward import InPieces, ViewModel
 from logitcache.store import CacheReader
 from logitcache.teachers import CachedTeacher
 

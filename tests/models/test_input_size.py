@@ -9,7 +9,7 @@ from command import fails, succeeds
 from small import few_digits
 
 from logitcache.errors import OptionError
-from logitcache.models import build, save_weights
+from logitcache.models.build import build, save_weights
 from logitcache.students import Trained
 
 SIZES = {

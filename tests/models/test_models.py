@@ -10,8 +10,8 @@ from torchvision.transforms import v2
 
 from logitcache.errors import DataError, OptionError, UnknownNameError, WeightsError
 from logitcache.format.schema import AdapterSpec
-from logitcache.models import InputAdapter, build
-from logitcache.plans import SHORT_NAMES, names
+from logitcache.models.build import InputAdapter, build
+from logitcache.models.catalog import SHORT_NAMES, names
 
 # Names ----------------------------------------------------------------------------------------------------
 

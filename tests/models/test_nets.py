@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision.models
 
-from logitcache.nets import CIFAR_NETS, DIGITS_NETS, NETS
+from logitcache.models.nets import CIFAR_NETS, DIGITS_NETS, NETS
 
 # Million parameters for the 100 classes of CIFAR-100, as the papers print them.
 PUBLISHED = {

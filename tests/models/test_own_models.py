@@ -8,8 +8,8 @@ from building import logits, refused, tiny
 
 from logitcache.errors import NotFoundError, OptionError, UnknownNameError, WeightsError
 from logitcache.format.schema import AdapterSpec
-from logitcache.models import InputAdapter, save_weights
-from logitcache.nets import Mixing, two_heads
+from logitcache.models.build import InputAdapter, save_weights
+from logitcache.models.nets import Mixing, two_heads
 
 # timm, and your own ---------------------------------------------------------------------------------------
 

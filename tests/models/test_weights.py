@@ -13,7 +13,7 @@ import torchvision.models
 from building import refused, tiny
 
 from logitcache.errors import NotFoundError, OptionError, StorageError, WeightsError
-from logitcache.models import build, save_weights
+from logitcache.models.build import build, save_weights
 
 
 @pytest.mark.parametrize("name", ["digits_tiny", "resnet8", "vit_b"])

@@ -15,7 +15,7 @@ from small import few_digits
 
 from logitcache.datasets import ArrayImages, open_images
 from logitcache.dump import DumpConfig, dump
-from logitcache.models import build
+from logitcache.models.build import build
 from logitcache.report.page import POLICY
 from logitcache.views import recipe_named
 

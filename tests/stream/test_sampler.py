@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from logitcache.datasets import ArrayImages
 from logitcache.errors import OptionError
-from logitcache.forward import ViewModel
 from logitcache.learner import Run
 from logitcache.loader import KeyedViews
 from logitcache.losses import Objective
+from logitcache.models.forward import ViewModel
 from logitcache.pairs import PairSampler, seeds_of, subset
 from logitcache.protocols import TrainConfig
 from logitcache.store import CacheReader

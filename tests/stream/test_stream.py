@@ -10,9 +10,9 @@ from logitcache.datasets import ArrayImages, digits
 from logitcache.distributed import World
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import ImageError, IncompleteError, MismatchError, OptionError, StorageError
-from logitcache.forward import ViewModel
 from logitcache.loader import KeyedViews
-from logitcache.models import Model, build
+from logitcache.models.build import Model, build
+from logitcache.models.forward import ViewModel
 from logitcache.pairs import PairSampler
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader, CacheWriter

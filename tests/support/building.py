@@ -4,7 +4,7 @@ import refusals
 import torch
 
 from logitcache.errors import LogitCacheError
-from logitcache.models import InputAdapter, Model, build
+from logitcache.models.build import InputAdapter, Model, build
 
 
 def tiny(

@@ -9,7 +9,7 @@ from small import few_digits
 from logitcache.datasets import Images
 from logitcache.dump import DumpConfig, DumpReport, dump
 from logitcache.format.schema import RecipeSpec
-from logitcache.models import Model, build
+from logitcache.models.build import Model, build
 from logitcache.store import CacheReader
 from logitcache.views import recipe_named
 

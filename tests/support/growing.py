@@ -10,7 +10,7 @@ from small_caches import SMALL, fill
 
 from logitcache.datasets import Images, open_images
 from logitcache.dump import DumpConfig, dump
-from logitcache.models import build
+from logitcache.models.build import build
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.views import recipe_named
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from logitcache.format.schema import AdapterSpec
-from logitcache.models import build
+from logitcache.models.build import build
 
 FLAG = "LOGITCACHE_TEST_FLAG"
 

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from logitcache.format.schema import AdapterSpec
 from logitcache.learner import Run
 from logitcache.losses import Objective
-from logitcache.models import Model, build
+from logitcache.models.build import Model, build
 from logitcache.protocols import TrainConfig
 
 CONFIG = TrainConfig(epochs=3, lr=0.1, seed=5)

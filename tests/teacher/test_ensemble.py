@@ -12,8 +12,8 @@ from small import few_digits
 from logitcache.datasets import digits
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import IncompleteError, MismatchError, OptionError
-from logitcache.forward import ViewModel
 from logitcache.losses import kd
+from logitcache.models.forward import ViewModel
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader
 from logitcache.store.derive import derive

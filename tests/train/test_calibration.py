@@ -15,9 +15,9 @@ from small import few_digits
 from training import CONFIG
 
 from logitcache.evaluation import Evaluation
-from logitcache.forward import ViewModel
 from logitcache.losses import Objective
-from logitcache.models import build
+from logitcache.models.build import build
+from logitcache.models.forward import ViewModel
 from logitcache.reliability import BINS, Reliability
 from logitcache.report.page import report
 from logitcache.runs import RunFolder

@@ -18,10 +18,10 @@ from training import Perceptron, perceptron
 
 from logitcache.errors import DeviceMemoryError, OptionError, UnknownNameError
 from logitcache.evaluation import Evaluation
-from logitcache.forward import ViewModel
 from logitcache.learner import Run
 from logitcache.losses import Objective
-from logitcache.models import Model, build
+from logitcache.models.build import Model, build
+from logitcache.models.forward import ViewModel
 from logitcache.optim import rate
 from logitcache.protocols import PROTOCOLS, TrainConfig, protocol_named
 from logitcache.stream import Stream, StreamConfig

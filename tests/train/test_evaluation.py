@@ -24,8 +24,8 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from logitcache.datasets import ArrayImages, images_of
 from logitcache.errors import DataError, IncompleteError, MismatchError, NonFiniteError
 from logitcache.evaluation import Evaluation, evaluate, flops
-from logitcache.forward import ViewModel
-from logitcache.models import Model, build
+from logitcache.models.build import Model, build
+from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
 from logitcache.stream import Stream
 

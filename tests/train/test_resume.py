@@ -38,7 +38,7 @@ from logitcache.evaluation import Evaluation
 from logitcache.format.schema import AdapterSpec
 from logitcache.learner import Run
 from logitcache.losses import Objective
-from logitcache.models import Model
+from logitcache.models.build import Model
 from logitcache.protocols import TrainConfig
 from logitcache.report.runs import read_run
 from logitcache.stream import Stream

@@ -13,7 +13,7 @@ from small import few_digits
 from logitcache.errors import OptionError
 from logitcache.learner import Run
 from logitcache.losses import Objective
-from logitcache.models import build
+from logitcache.models.build import build
 from logitcache.protocols import TrainConfig
 from logitcache.runs import RunFolder, claimed_folders
 from logitcache.stream import Stream

@@ -21,11 +21,11 @@ from logitcache.errors import (
     StoppedError,
 )
 from logitcache.evaluation import Evaluation
-from logitcache.forward import ViewModel
 from logitcache.holdout import held_out
 from logitcache.learner import Run
 from logitcache.losses import LOSSES, Mixing, Objective
-from logitcache.models import build
+from logitcache.models.build import build
+from logitcache.models.forward import ViewModel
 from logitcache.protocols import TrainConfig
 from logitcache.store import CacheReader
 from logitcache.stream import Stream

@@ -26,10 +26,10 @@ from logitcache.errors import (
     StudentsError,
 )
 from logitcache.evaluation import Evaluation
-from logitcache.forward import ViewModel
 from logitcache.learner import Run
 from logitcache.losses import Objective
-from logitcache.models import Model, build
+from logitcache.models.build import Model, build
+from logitcache.models.forward import ViewModel
 from logitcache.protocols import TrainConfig
 from logitcache.stream import Stream, StreamConfig
 from logitcache.teachers import LiveTeacher

@@ -13,7 +13,7 @@ from logitcache.errors import ImageError
 from logitcache.format.schema import StepSpec
 from logitcache.learner import Run
 from logitcache.losses import Objective
-from logitcache.models import build
+from logitcache.models.build import build
 from logitcache.protocols import TrainConfig
 from logitcache.stream import Stream
 from logitcache.train import train

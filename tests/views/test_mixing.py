@@ -18,11 +18,11 @@ from logitcache.datasets import ArrayImages
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import FormatError, OptionError
 from logitcache.format.schema import RecipeSpec, StepSpec
-from logitcache.forward import ViewModel
 from logitcache.holdout import Validation, held_out
 from logitcache.loader import KeyedViews, require, view_loader
 from logitcache.losses import ce
 from logitcache.mixing import MixedLabels, Mixer, partner
+from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
 from logitcache.stream import Stream
 from logitcache.teachers import LiveTeacher

@@ -13,7 +13,7 @@ from logitcache.dump import DumpConfig, dump
 from logitcache.errors import DataError, DriftError, FormatError, MismatchError
 from logitcache.format.schema import StepSpec
 from logitcache.loader import KeyedViews
-from logitcache.models import build
+from logitcache.models.build import build
 from logitcache.order import in_cache_order
 from logitcache.replay import check_teacher, prove_replay
 from logitcache.store import CacheReader

@@ -24,7 +24,7 @@ from logitcache.format.schema import RecipeSpec, StepSpec
 from logitcache.learner import Run
 from logitcache.loader import InMemory, KeyedViews, Pair, loaded, view_loader
 from logitcache.losses import Objective
-from logitcache.models import build
+from logitcache.models.build import build
 from logitcache.protocols import TrainConfig
 from logitcache.store import CacheReader
 from logitcache.stream import Stream

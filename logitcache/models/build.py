@@ -1,7 +1,7 @@
 """Teachers and students by name: build the module, give it weights, and say how it wants its input.
 
 A name is torchvision's (``resnet18``, ``vit_l_16``), a short form people say (``vit_l``), one of
-`logitcache.nets` (``wrn_16_2``, ``digits_tiny``), ``timm:NAME``, or your own ``module:function``. Weights are
+`logitcache.models.nets` (``wrn_16_2``, ``digits_tiny``), ``timm:NAME``, or your own ``module:function``. Weights are
 pretrained, from a file, or random from a seed. `InputAdapter` turns uint8 views into what the module takes.
 """
 
@@ -25,9 +25,9 @@ from logitcache.errors import (
     WeightsError,
 )
 from logitcache.format.schema import AdapterSpec
-from logitcache.nets import TwoHeads, two_heads
-from logitcache.plans import Plan, plan_of, seeded
-from logitcache.weights import (
+from logitcache.models.catalog import Plan, plan_of, seeded
+from logitcache.models.nets import TwoHeads, two_heads
+from logitcache.models.weights import (
     Header,
     State,
     first_line,

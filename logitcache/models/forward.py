@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from logitcache.errors import DeviceMemoryError, OptionError
 from logitcache.format.schema import Precision
-from logitcache.models import InputAdapter, Model
+from logitcache.models.build import InputAdapter, Model
 
 DTYPES: dict[Precision, torch.dtype] = {
     "float32": torch.float32,

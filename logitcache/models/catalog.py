@@ -13,9 +13,9 @@ from torch import nn
 
 from logitcache.errors import OptionError, UnknownNameError, WeightsError
 from logitcache.format.schema import AdapterSpec
-from logitcache.nets import DIGITS_NETS, NETS
+from logitcache.models.nets import DIGITS_NETS, NETS
+from logitcache.models.weights import WITH_AUXILIARY_HEADS, State, downloaded, first_line
 from logitcache.plugins import load_callable
-from logitcache.weights import WITH_AUXILIARY_HEADS, State, downloaded, first_line
 
 SHORT_NAMES = {
     "vit_b": "vit_b_16",
@@ -35,7 +35,7 @@ _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def names() -> list[str]:
-    """List the names that `build` knows: torchvision's classifiers and `logitcache.nets`, sorted."""
+    """List the names that `build` knows: torchvision's classifiers and `logitcache.models.nets`, sorted."""
     import torchvision.models
 
     return sorted({*torchvision.models.list_models(torchvision.models), *NETS})
@@ -88,7 +88,7 @@ def require_known(name: str) -> None:
     """
     if ":" in name or canonical(name) in (known := names()):
         return
-    hint = "(timm:NAME and your own module:function work too; `logitcache.plans.names()` lists all)"
+    hint = "(timm:NAME and your own module:function work too; `logitcache.models.catalog.names()` lists all)"
     raise UnknownNameError("model", name, [*known, *SHORT_NAMES], hint)
 
 

@@ -21,10 +21,10 @@ from torch import Tensor
 from logitcache.errors import Difference, MismatchError, OptionError, StorageError
 from logitcache.files import replacing
 from logitcache.format.schema import Spec
-from logitcache.forward import ViewModel
-from logitcache.models import Model
+from logitcache.models.build import Model
+from logitcache.models.forward import ViewModel
+from logitcache.models.weights import first_line
 from logitcache.versions import library_versions
-from logitcache.weights import first_line
 
 Format = Literal["onnx", "torchscript"]
 ABOUT = "logitcache"

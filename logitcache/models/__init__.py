@@ -1,0 +1,1 @@
+"""Models: networks by name, weights in, logits out."""
