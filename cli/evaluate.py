@@ -42,14 +42,14 @@ def evaluate(
 
     Example: logitcache evaluate runs/resnet18-cmkd-0
     """
-    from logitcache.datasets import open_images, open_recorded
     from logitcache.evaluation import Evaluation
     from logitcache.evaluation import evaluate as evaluated
     from logitcache.models.forward import ViewModel, choose_device, choose_precision
     from logitcache.plugins import require_own
     from logitcache.store import CacheReader
     from logitcache.students import Trained
-    from logitcache.views import recipe_named
+    from logitcache.views.datasets import open_images, open_recorded
+    from logitcache.views.recipes import recipe_named
 
     trained = Trained.find(student, weights)
     if data == "auto" and trained.data is None:
@@ -84,7 +84,7 @@ def evaluate(
 def _rows(
     found: "EvaluationReport", most: int, names: Sequence[str], num_classes: int
 ) -> list[tuple[str, str]]:
-    from logitcache.images import called
+    from logitcache.views.images import called
 
     rows = [("data", f"{found.data}, {found.split}: {found.images:,} images by {found.recipe}")]
     if found.top1 is not None and found.top5 is not None:

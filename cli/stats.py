@@ -38,8 +38,8 @@ def stats(
     """
     from logitcache.audit.pictures import draw
     from logitcache.audit.stats import stats as read_stats
-    from logitcache.order import how_to_show, images_to_show
     from logitcache.store import CacheReader
+    from logitcache.views.alignment import how_to_show, images_to_show
 
     reader = CacheReader(cache)
     images, _ = images_to_show(reader, [data] if data else [])
@@ -54,7 +54,7 @@ def stats(
 
 
 def _rows(found: "StatsReport", names: Sequence[str]) -> list[tuple[str, str]]:
-    from logitcache.images import called
+    from logitcache.views.images import called
 
     rows = [("cache", found.path)]
     for seed in found.seeds:

@@ -11,16 +11,16 @@ from logitcache.versions import __version__
 
 if TYPE_CHECKING:
     from logitcache.cached import CachedViews, ViewSampler
-    from logitcache.datasets import open_images
     from logitcache.errors import LogitCacheError
-    from logitcache.images import Images
-    from logitcache.loader import KeyedViews
     from logitcache.losses import Objective
     from logitcache.sparse import SparseTeacher
     from logitcache.store import CacheReader
     from logitcache.stream import Stream
     from logitcache.teachers import CachedTeacher
-    from logitcache.views import ViewMaker, recipe_named
+    from logitcache.views.datasets import open_images
+    from logitcache.views.images import Images
+    from logitcache.views.loader import KeyedViews
+    from logitcache.views.recipes import ViewMaker, recipe_named
 
 __all__ = [
     "CacheReader",

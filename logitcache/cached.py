@@ -19,16 +19,16 @@ import torch.distributed
 from torch import Tensor
 from torch.utils.data import Sampler, get_worker_info
 
-from logitcache.datasets import Images, images_of
 from logitcache.errors import OptionError
-from logitcache.loader import Pair
 from logitcache.packed import PackedViews
 from logitcache.pairs import SeedOrder, require_rank, require_views, seeds_of, subset
-from logitcache.replay import proved_views
 from logitcache.spool import DEFAULT_LIMIT, spool_file
 from logitcache.store import CacheReader
 from logitcache.teachers import CachedTeacher
-from logitcache.views import permutation
+from logitcache.views.datasets import Images, images_of
+from logitcache.views.loader import Pair
+from logitcache.views.recipes import permutation
+from logitcache.views.replay import proved_views
 
 
 class CachedViews(PackedViews):

@@ -99,7 +99,9 @@ class Joining(WorkerPlugin):
     async def setup(self, worker: Worker) -> None:
         """Join, on a thread of its own: the worker has to answer its scheduler meanwhile."""
         multiprocessing.current_process().daemon = False  # a daemon may have no processes that make views
-        multiprocessing.set_forkserver_preload(["logitcache.loader"])  # which begin anew with every shard
+        multiprocessing.set_forkserver_preload(
+            ["logitcache.views.loader"]
+        )  # which begin anew with every shard
         config = dataclasses.replace(self.config, start_method=self.config.start_method or "forkserver")
         if self.local and config.device == "auto" and (gpus := torch.cuda.device_count()):
             config = dataclasses.replace(config, device=f"cuda:{int(worker.name) % gpus}")

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from logitcache.datasets import digits
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import OptionError
 from logitcache.evaluation import Evaluation
@@ -27,7 +26,8 @@ from logitcache.store import CacheReader
 from logitcache.stream import Stream
 from logitcache.teachers import LiveTeacher
 from logitcache.train import train
-from logitcache.views import recipe_named
+from logitcache.views.datasets import digits
+from logitcache.views.recipes import recipe_named
 
 TEACHER, STUDENT = "digits_teacher", "digits_tiny"
 # Loss and peak learning rate, as the contest of `bench.digits` chose them on images that neither student nor teacher

@@ -14,17 +14,17 @@ from typing import Self
 
 import numpy as np
 
-from logitcache.datasets import Images
 from logitcache.errors import BusyError, Difference, MismatchError, OptionError
 from logitcache.fill import Filler, Progress, Receipt, Work
 from logitcache.format.schema import DATA, CacheSpec, RecipeSpec, Spec, TeacherSpec
-from logitcache.loader import KeyedViews, OnBadImage
 from logitcache.models.build import Model
 from logitcache.models.forward import InPieces, ViewModel, choose_device, choose_precision
-from logitcache.order import distinct_keys, in_cache_order
-from logitcache.replay import prove_replay
 from logitcache.store import CacheReader, CacheWriter, SeedWriter
 from logitcache.versions import library_versions
+from logitcache.views.alignment import distinct_keys, in_cache_order
+from logitcache.views.datasets import Images
+from logitcache.views.loader import KeyedViews, OnBadImage
+from logitcache.views.replay import prove_replay
 
 TOP_K = 16  # of a new cache
 

@@ -16,22 +16,22 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from logitcache.datasets import Images, WrappedImages, open_images
 from logitcache.distributed import World
 from logitcache.errors import DataError, Difference, MismatchError, NonFiniteError
 from logitcache.format.schema import RecipeSpec, Spec
-from logitcache.loader import KeyedViews, ViewBatch, loaded, view_loader
 from logitcache.losses.kd import kl_rows
 from logitcache.models.forward import ViewModel
-from logitcache.order import in_cache_order
 from logitcache.pairs import Switch
 from logitcache.reliability import BINS, Reliability
-from logitcache.replay import prove_replay
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader
 from logitcache.stream import Stream
 from logitcache.teachers import CachedTeacher
-from logitcache.views import recipe_named
+from logitcache.views.alignment import in_cache_order
+from logitcache.views.datasets import Images, WrappedImages, open_images
+from logitcache.views.loader import KeyedViews, ViewBatch, loaded, view_loader
+from logitcache.views.recipes import recipe_named
+from logitcache.views.replay import prove_replay
 
 SEED = 0  # the only one that a recipe without randomness has any use for
 ALONE = World()

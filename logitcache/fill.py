@@ -18,14 +18,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from logitcache.datasets import Images
 from logitcache.errors import NonFiniteError
 from logitcache.format.schema import CacheSpec, Spec
-from logitcache.loader import KeyedViews, Pair, ViewBatch, deaths_named, loaded, view_loader
 from logitcache.models.forward import InPieces
 from logitcache.sparse import SparseTeacher
 from logitcache.store import SeedWriter
-from logitcache.views import digest
+from logitcache.views.datasets import Images
+from logitcache.views.loader import KeyedViews, Pair, ViewBatch, deaths_named, loaded, view_loader
+from logitcache.views.recipes import digest
 
 Progress = Callable[[int, int], None]
 

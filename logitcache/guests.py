@@ -9,12 +9,12 @@ from logitcache.dump import DumpConfig, Owned, cache_spec, filler
 from logitcache.errors import Difference, MismatchError
 from logitcache.fill import Filler, Progress, Receipt, Work, receipt
 from logitcache.format.schema import CacheSpec, Spec
-from logitcache.loader import KeyedViews
-from logitcache.order import in_cache_order
 from logitcache.sources import Sources
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.versions import library_versions
-from logitcache.views import digest
+from logitcache.views.alignment import in_cache_order
+from logitcache.views.loader import KeyedViews
+from logitcache.views.recipes import digest
 
 VIEWS = 8  # that owner and guest both make
 

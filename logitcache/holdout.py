@@ -4,13 +4,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from logitcache.datasets import Images
-from logitcache.loader import KeyedViews, loaded, view_loader
 from logitcache.losses import choose_mixing
 from logitcache.models.forward import ViewModel
 from logitcache.models.nets import EVEN, TwoHeads
 from logitcache.stream import Batch, Stream
-from logitcache.views import permutation, recipe_named
+from logitcache.views.datasets import Images
+from logitcache.views.loader import KeyedViews, loaded, view_loader
+from logitcache.views.recipes import permutation, recipe_named
 
 HELD_OUT, AT_MOST = 10, 5000
 

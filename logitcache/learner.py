@@ -25,7 +25,7 @@ from logitcache.protocols import TrainConfig
 from logitcache.reliability import Reliability
 from logitcache.runs import RunFolder, Stateful
 from logitcache.stream import Batch, Stream
-from logitcache.views import key
+from logitcache.views.recipes import key
 
 CHECK_EVERY = 50  # steps between looks at the losses, each of which waits for the device
 

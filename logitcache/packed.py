@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 
 from logitcache.errors import IncompleteError
 from logitcache.format.schema import RowLayout
-from logitcache.loader import KeyedViews, Pair, require
 from logitcache.sealed import whole
 from logitcache.sparse import SparseTeacher
+from logitcache.views.loader import KeyedViews, Pair, require
 
 Item = tuple[Any, int, Tensor]
 

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitcache.datasets import Images
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import OptionError
 from logitcache.fill import Progress
@@ -26,7 +25,8 @@ from logitcache.spool import decode
 from logitcache.store import CacheReader
 from logitcache.store.derive import derive
 from logitcache.units import size
-from logitcache.views import permutation
+from logitcache.views.datasets import Images
+from logitcache.views.recipes import permutation
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 KS = (4, 8, 16, 32, 64, 128)

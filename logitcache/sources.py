@@ -4,15 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
-from logitcache.datasets import Images, open_images
 from logitcache.errors import OptionError
 from logitcache.format.schema import RecipeSpec, TeacherSpec
-from logitcache.loader import KeyedViews
 from logitcache.models.build import Model, build
 from logitcache.models.catalog import canonical
 from logitcache.plugins import require_own
 from logitcache.store import CacheReader
-from logitcache.views import recipe_named
+from logitcache.views.datasets import Images, open_images
+from logitcache.views.loader import KeyedViews
+from logitcache.views.recipes import recipe_named
 
 SMALL = 32  # pixels a side: data sets of these have recipes of their own
 CLASSES = 1000  # of a teacher, where neither images nor user say: ImageNet's

@@ -20,19 +20,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitcache.datasets import Images
 from logitcache.ensemble import Ensemble, require_same_views
 from logitcache.errors import DataError, IncompleteError, OptionError
 from logitcache.format.schema import RecipeSpec
-from logitcache.loader import KeyedViews, ViewBatch, loaded, view_loader
-from logitcache.mixing import MixedLabels
 from logitcache.models.forward import choose_device
 from logitcache.pairs import PairSampler, SeedOrder, Switch, require_rank, require_views, seeds_of, subset
-from logitcache.replay import Drift, proved_views
 from logitcache.sparse import MixSpace, SparseTeacher
 from logitcache.spool import DEFAULT_LIMIT
 from logitcache.store import CacheReader, seed_list
 from logitcache.teachers import CachedTeacher, Teacher
+from logitcache.views.datasets import Images
+from logitcache.views.loader import KeyedViews, ViewBatch, loaded, view_loader
+from logitcache.views.mixing import MixedLabels
+from logitcache.views.replay import Drift, proved_views
 
 
 @dataclass(frozen=True, eq=False)

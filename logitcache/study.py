@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from logitcache.datasets import open_images
 from logitcache.distributed import World
 from logitcache.errors import DataError, LogitCacheError, NotFoundError, OptionError, StudentsError
 from logitcache.evaluation import Evaluation
@@ -28,7 +27,8 @@ from logitcache.store import CacheReader
 from logitcache.stream import Stream
 from logitcache.students import Trained
 from logitcache.train import TrainReport, train
-from logitcache.views import recipe_named
+from logitcache.views.datasets import open_images
+from logitcache.views.recipes import recipe_named
 
 FRESH = 10_000  # epochs without a cache whose views are new; then they come again
 

@@ -25,9 +25,9 @@ from logitcache.errors import (
 from logitcache.evaluation import Evaluation, Tally
 from logitcache.format.spec import Spec
 from logitcache.learner import Learner, Run
-from logitcache.loader import deaths_named
 from logitcache.runs import RunFolder
 from logitcache.stream import Batch, Stream
+from logitcache.views.loader import deaths_named
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,15 @@ from functools import cache
 from logitcache.audit.repair import RepairReport, repair
 from logitcache.audit.rerun import RerunReport, rerun
 from logitcache.audit.verify import Progress, VerifyReport, verify
-from logitcache.datasets import Images, open_images, open_recorded
 from logitcache.dump import DumpConfig
 from logitcache.errors import OptionError
 from logitcache.format.schema import CacheSpec, Spec
-from logitcache.loader import KeyedViews, OnBadImage
 from logitcache.models.build import Model, build
 from logitcache.plugins import require_own
 from logitcache.sources import weights_of
 from logitcache.store import CacheReader
+from logitcache.views.datasets import Images, open_images, open_recorded
+from logitcache.views.loader import KeyedViews, OnBadImage
 
 
 @dataclass(frozen=True)

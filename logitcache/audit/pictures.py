@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from logitcache.audit.stats import BINS, LEAST_TAIL, StatsReport
-from logitcache.datasets import Images
 from logitcache.errors import OptionError, StorageError
+from logitcache.views.datasets import Images
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

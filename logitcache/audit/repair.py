@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from logitcache.audit.verify import KEYS, UNREADABLE, VerifyReport, verify
-from logitcache.datasets import Images
 from logitcache.dump import DumpConfig, cache_spec, dump
 from logitcache.errors import FormatError, MismatchError, OptionError, StorageError
 from logitcache.fill import Progress
 from logitcache.format.schema import CacheSpec, Spec
-from logitcache.loader import KeyedViews
 from logitcache.models.build import Model
-from logitcache.order import in_cache_order
-from logitcache.replay import check_teacher, prove_replay
 from logitcache.store import CacheReader, CacheWriter
+from logitcache.views.alignment import in_cache_order
+from logitcache.views.datasets import Images
+from logitcache.views.loader import KeyedViews
+from logitcache.views.replay import check_teacher, prove_replay
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from logitcache.datasets import Images
 from logitcache.errors import IncompleteError
 from logitcache.format.quantize import clipped_gaps, decode_gaps, gap_error, scalar_error
 from logitcache.format.schema import CacheSpec, Precision, Spec
-from logitcache.loader import KeyedViews, require
 from logitcache.models.build import Model
 from logitcache.models.forward import ViewModel, choose_device
-from logitcache.order import in_cache_order
-from logitcache.replay import Drift, check_teacher, drift_of
 from logitcache.store import Arrays, CacheReader
-from logitcache.views import key
+from logitcache.views.alignment import in_cache_order
+from logitcache.views.datasets import Images
+from logitcache.views.loader import KeyedViews, require
+from logitcache.views.recipes import key
+from logitcache.views.replay import Drift, check_teacher, drift_of
 
 NOISE: dict[Precision, float] = {"float32": 2.0**-10, "float16": 2.0**-8, "bfloat16": 2.0**-5}
 """Relative: how far one teacher's logits may differ between batches and machines (float32 as TF32 too)."""

@@ -15,12 +15,12 @@ import torch
 from dask.base import compute
 from dask.delayed import delayed
 
-from logitcache.datasets import Images
 from logitcache.errors import IncompleteError
 from logitcache.format.schema import Spec
-from logitcache.order import in_cache_order
 from logitcache.spool import decode
 from logitcache.store import CacheReader, seed_list
+from logitcache.views.alignment import in_cache_order
+from logitcache.views.datasets import Images
 
 Numbers = npt.NDArray[np.float64]
 Progress = Callable[[int, int], None]

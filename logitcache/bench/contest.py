@@ -25,7 +25,6 @@ import numpy as np
 import torch
 
 from logitcache.bench.glyphs import CLASSES, glyphs, shifted
-from logitcache.datasets import ArrayImages, digits
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import NonFiniteError, StudentsError
 from logitcache.evaluation import Evaluation
@@ -38,7 +37,8 @@ from logitcache.protocols import TrainConfig
 from logitcache.stream import Stream
 from logitcache.teachers import LiveTeacher
 from logitcache.train import train
-from logitcache.views import permutation, recipe_named
+from logitcache.views.datasets import ArrayImages, digits
+from logitcache.views.recipes import permutation, recipe_named
 
 
 @dataclass(frozen=True)

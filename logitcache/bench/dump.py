@@ -15,14 +15,14 @@ import torch
 from torch import nn
 
 from logitcache.bench.compare import Comparison, in_turns
-from logitcache.datasets import Images, open_images
 from logitcache.dump import DumpConfig, dump
 from logitcache.format.schema import RecipeSpec
-from logitcache.loader import KeyedViews, Pair, loaded, view_loader
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel, choose_precision
 from logitcache.sparse import SparseTeacher
-from logitcache.views import recipe_named
+from logitcache.views.datasets import Images, open_images
+from logitcache.views.loader import KeyedViews, Pair, loaded, view_loader
+from logitcache.views.recipes import recipe_named
 
 CLASSES, TOP_K = 1000, 16
 SEEDS = 8  # of one pass

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from logitcache.datasets import ArrayImages
 from logitcache.errors import OptionError
 from logitcache.format.schema import RecipeSpec, StepSpec
+from logitcache.views.datasets import ArrayImages
 
 TEST_FACES = ("DejaVuSans-BoldOblique", "DejaVuSansMono", "DejaVuSerif-Italic", "STIXGeneralBol")
 TRAIN_FACES = (

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from logitcache.audit.verify import verify
-from logitcache.datasets import ArrayImages, digits
 from logitcache.dump import DumpConfig, dump
 from logitcache.format.schema import Spec
 from logitcache.models.build import build
 from logitcache.spool import open_spool
 from logitcache.store import CacheReader
 from logitcache.teachers import CachedTeacher
-from logitcache.views import recipe_named
+from logitcache.views.datasets import ArrayImages, digits
+from logitcache.views.recipes import recipe_named
 
 STATUS = Path("/proc/self/status")
 MAPS = Path("/proc/self/smaps")

@@ -19,11 +19,9 @@ from logitcache.bench.compare import Comparison, clock_of, in_turns
 from logitcache.bench.dump import CLASSES, TOP_K, idle_teacher, pictures_in
 from logitcache.bench.made import write_cache
 from logitcache.bench.memory import Shared, held, shared_by, told
-from logitcache.datasets import Images
 from logitcache.dump import DumpConfig, dump
 from logitcache.format.schema import RecipeSpec, Spec
 from logitcache.learner import Learner, Run
-from logitcache.loader import choose_workers
 from logitcache.losses import Objective
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel, choose_precision
@@ -31,7 +29,9 @@ from logitcache.protocols import TrainConfig
 from logitcache.stream import Stream
 from logitcache.teachers import LiveTeacher
 from logitcache.train import train
-from logitcache.views import ViewMaker, recipe_named
+from logitcache.views.datasets import Images
+from logitcache.views.loader import choose_workers
+from logitcache.views.recipes import ViewMaker, recipe_named
 
 STUDENT = "resnet18"
 PROCESSES = (1, 4, 8)

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitcache.batched import BatchedViews
 from logitcache.bench.compare import Comparison, Seconds, in_turns
-from logitcache.datasets import ArrayImages, digits
 from logitcache.errors import LogitCacheError
-from logitcache.loader import InMemory, KeyedViews, Pair
-from logitcache.views import ViewMaker, key, recipe_named
+from logitcache.views.datasets import ArrayImages, digits
+from logitcache.views.loader import InMemory, KeyedViews, Pair
+from logitcache.views.recipes import ViewMaker, key, recipe_named
+from logitcache.views.vectorized import BatchedViews
 
 TURNS = 8
 ONE_BY_ONE = 64

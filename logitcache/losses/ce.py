@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from logitcache.losses.student import widened
-from logitcache.mixing import MixedLabels
+from logitcache.views.mixing import MixedLabels
 
 
 def ce(student_logits: Tensor, target: Tensor | MixedLabels, *, label_smoothing: float = 0.0) -> Tensor:

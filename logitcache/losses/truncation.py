@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from logitcache.datasets import digits
 from logitcache.losses.objective import LOSSES
 from logitcache.sparse import SparseTeacher
+from logitcache.views.datasets import digits
 
 KS = (8, 16, 32, 100)
 TEMPERATURES = (1.0, 2.0, 4.0)

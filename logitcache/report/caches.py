@@ -12,13 +12,13 @@ from torch import Tensor
 
 from logitcache.audit.glance import glance
 from logitcache.audit.stats import StatsReport, stats
-from logitcache.datasets import Images
 from logitcache.errors import IncompleteError
 from logitcache.format.schema import CacheSpec, Spec
 from logitcache.report.charts import spaced
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader, seed_list
 from logitcache.store.derive import derived_spec, reduced
+from logitcache.views.datasets import Images
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 MOST_SEEDS = 8  # read whole

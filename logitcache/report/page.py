@@ -8,7 +8,6 @@ from importlib import resources
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from logitcache.datasets import Images, open_images
 from logitcache.errors import NotFoundError, OptionError, StorageError
 from logitcache.files import replacing
 from logitcache.format.schema import Spec
@@ -23,6 +22,7 @@ from logitcache.runs import RunFolder
 from logitcache.store import CacheReader
 from logitcache.students import runs_inside
 from logitcache.versions import library_versions
+from logitcache.views.datasets import Images, open_images
 
 MOST_IMAGES = 96  # of hardest samples, in all caches
 # No script, no address: whatever a name in a run may try, the browser asks nobody for anything.

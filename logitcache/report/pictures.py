@@ -12,15 +12,15 @@ from PIL import Image
 from torch import Tensor
 
 from logitcache.audit.stats import StatsReport
-from logitcache.datasets import Images
 from logitcache.errors import DataError, ImageError, LogitCacheError, MismatchError
-from logitcache.images import called
-from logitcache.loader import KeyedViews, require
-from logitcache.order import how_to_show, images_to_show
-from logitcache.replay import prove_replay
 from logitcache.report.charts import spaced
 from logitcache.spool import decode
 from logitcache.store import CacheReader
+from logitcache.views.alignment import how_to_show, images_to_show
+from logitcache.views.datasets import Images
+from logitcache.views.images import called
+from logitcache.views.loader import KeyedViews, require
+from logitcache.views.replay import prove_replay
 
 SIDE = 144  # pixels; larger images are made smaller
 SEEDS, TOP = 6, 5

@@ -18,7 +18,7 @@ from logitcache.audit.verify import Problem
 from logitcache.errors import LogitCacheError, OptionError
 from logitcache.models.build import build, save_weights
 from logitcache.store import CacheReader, CacheWriter
-from logitcache.views import recipe_named
+from logitcache.views.recipes import recipe_named
 
 # The teacher by the spec ----------------------------------------------------------------------------------
 

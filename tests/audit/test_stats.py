@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 from logitcache.audit.pictures import draw
 from logitcache.audit.stats import BINS, stats
-from logitcache.datasets import open_images
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import IncompleteError, MismatchError
 from logitcache.models.build import build
 from logitcache.store import CacheReader
 from logitcache.teachers import CachedTeacher
 from logitcache.units import share
+from logitcache.views.datasets import open_images
 from logitcache_cli.main import app
 
 

@@ -25,10 +25,10 @@ from logitcache.bench.memory import TASKS, shared_by, told, watched
 from logitcache.bench.records import FilePerSample, Lookup, alternatives
 from logitcache.bench.scale import ScaleReport
 from logitcache.bench.store import StoreReport
-from logitcache.datasets import digits
 from logitcache.errors import DataError, NotFoundError, OptionError
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader
+from logitcache.views.datasets import digits
 from logitcache_cli.bench import _table
 from logitcache_cli.main import app
 from logitcache_cli.terminal import console

@@ -18,7 +18,6 @@ from pictures import picture_folder
 from small import few_digits
 
 from logitcache.audit.checkup import CheckupConfig, checkup
-from logitcache.datasets import ArrayImages, open_images
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import (
     BusyError,
@@ -30,14 +29,15 @@ from logitcache.errors import (
     OptionError,
 )
 from logitcache.format.schema import StepSpec
-from logitcache.loader import KeyedViews
 from logitcache.models.build import build
 from logitcache.models.forward import ViewModel
 from logitcache.sources import Sources
 from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.stream import Stream
-from logitcache.views import digest, recipe_named
+from logitcache.views.datasets import ArrayImages, open_images
+from logitcache.views.loader import KeyedViews
+from logitcache.views.recipes import digest, recipe_named
 
 
 @pytest.fixture(scope="module")

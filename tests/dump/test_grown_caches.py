@@ -18,11 +18,11 @@ from logitcache.audit.rerun import rerun
 from logitcache.audit.verify import verify
 from logitcache.dump import DumpConfig
 from logitcache.errors import IncompleteError
-from logitcache.loader import KeyedViews
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.store.copy import copy
 from logitcache.store.derive import derive
 from logitcache.stream import Stream
+from logitcache.views.loader import KeyedViews
 
 pytestmark = pytest.mark.usefixtures("fast")
 

@@ -14,17 +14,17 @@ from small import few_digits
 from small_caches import attributes as root_of
 from small_caches import files_of
 
-from logitcache.datasets import ArrayImages, Images, WrappedImages
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import DataError, MismatchError
-from logitcache.folders import FolderImages
-from logitcache.loader import InMemory, KeyedViews, loaded, view_loader
 from logitcache.models.build import build
-from logitcache.order import OrderedImages, in_cache_order
-from logitcache.replay import prove_replay
 from logitcache.store import CacheReader
 from logitcache.stream import Stream
-from logitcache.views import recipe_named
+from logitcache.views.alignment import OrderedImages, in_cache_order
+from logitcache.views.datasets import ArrayImages, Images, WrappedImages
+from logitcache.views.folders import FolderImages
+from logitcache.views.loader import InMemory, KeyedViews, loaded, view_loader
+from logitcache.views.recipes import recipe_named
+from logitcache.views.replay import prove_replay
 
 pytestmark = pytest.mark.usefixtures("fast")
 

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import OptionError
 from logitcache.format.identity import PROFILES
-from logitcache.loader import KeyedViews, require
 from logitcache.models.forward import ViewModel
 from logitcache.plan import Choice, Plan, PlanConfig, _advice, plan
 from logitcache.sparse import SparseTeacher
 from logitcache.units import parse_size
+from logitcache.views.loader import KeyedViews, require
 from logitcache_cli.main import app
 
 CONFIG = PlanConfig(seeds=3, epochs=2, images=300, ks=(2, 4, 99), budget=20_000, workers=0)

@@ -6,9 +6,9 @@ import pytest
 from dumping import RECIPE, a_teacher
 from reports import a_run, rows_of
 
-from logitcache.datasets import digits
 from logitcache.dump import DumpConfig, dump
 from logitcache.report.page import report
+from logitcache.views.datasets import digits
 
 
 @pytest.fixture(scope="session")

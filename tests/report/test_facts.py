@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from reports import Page, a_run, rows_of
 from small import few_digits
 
-from logitcache.datasets import digits
 from logitcache.dump import DumpConfig, dump
 from logitcache.report.caches import read_cache
 from logitcache.report.charts import LEAST, Axis, Scale, thinned
@@ -25,7 +24,8 @@ from logitcache.sparse import SparseTeacher
 from logitcache.spool import decode
 from logitcache.store import CacheReader, seed_list
 from logitcache.teachers import CachedTeacher
-from logitcache.views import recipe_named
+from logitcache.views.datasets import digits
+from logitcache.views.recipes import recipe_named
 
 # What is drawn --------------------------------------------------------------------------------------------
 

@@ -13,11 +13,11 @@ from pictures import picture_folder
 from reports import EVIL, EVIL_CLASS, Page
 from small import few_digits
 
-from logitcache.datasets import ArrayImages, open_images
 from logitcache.dump import DumpConfig, dump
 from logitcache.models.build import build
 from logitcache.report.page import POLICY
-from logitcache.views import recipe_named
+from logitcache.views.datasets import ArrayImages, open_images
+from logitcache.views.recipes import recipe_named
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ import torch
 from dumping import a_teacher
 from small import few_digits
 
-from logitcache.datasets import ArrayImages
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import LogitCacheError
 from logitcache.format.schema import CacheSpec, RowLayout
@@ -22,7 +21,8 @@ from logitcache.sparse import SparseTeacher
 from logitcache.spool import open_spool
 from logitcache.store import CacheReader, SeedWriter
 from logitcache.stream import Stream
-from logitcache.views import recipe_named
+from logitcache.views.datasets import ArrayImages
+from logitcache.views.recipes import recipe_named
 
 SAMPLES, SEEDS = 40, (0, 1)
 CONFIG = DumpConfig(SEEDS, 3, shard_samples=16, batch_size=8, workers=0, device="cpu", grow=True)

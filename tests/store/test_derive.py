@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import few_digits
 
-from logitcache.datasets import ArrayImages
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import BusyError, ImageError, IncompleteError, MismatchError, OptionError
 from logitcache.format.schema import PROFILES, CacheSpec
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.store.derive import derive, derived_spec, reduced
 from logitcache.stream import Stream
+from logitcache.views.datasets import ArrayImages
 
 TAIL = ("tail_lse", "tail_mean", "tail_var")
 

@@ -21,10 +21,10 @@ import xarray
 import xxhash
 from numcodecs import Blosc, PCodec, Zstd
 
-from logitcache import views
-from logitcache.datasets import digits
 from logitcache.format.schema import AdapterSpec, CacheSpec, DatasetSpec, RecipeSpec, StepSpec, TeacherSpec
 from logitcache.store import CacheWriter
+from logitcache.views import recipes as views
+from logitcache.views.datasets import digits
 
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
 NO_CHUNK = (1 << 64) - 1

@@ -14,10 +14,8 @@ from small import few_digits
 from training import perceptron
 from typer.testing import CliRunner
 
-from logitcache.datasets import ArrayImages
 from logitcache.errors import OptionError
 from logitcache.learner import Run
-from logitcache.loader import KeyedViews
 from logitcache.losses import Objective
 from logitcache.models.forward import ViewModel
 from logitcache.pairs import PairSampler, seeds_of, subset
@@ -26,6 +24,8 @@ from logitcache.store import CacheReader
 from logitcache.stream import Stream, StreamConfig
 from logitcache.teachers import LiveTeacher
 from logitcache.train import train
+from logitcache.views.datasets import ArrayImages
+from logitcache.views.loader import KeyedViews
 from logitcache_cli.main import app
 
 

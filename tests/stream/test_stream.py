@@ -6,11 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitcache.datasets import ArrayImages, digits
 from logitcache.distributed import World
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import ImageError, IncompleteError, MismatchError, OptionError, StorageError
-from logitcache.loader import KeyedViews
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel
 from logitcache.pairs import PairSampler
@@ -19,7 +17,9 @@ from logitcache.store import CacheReader, CacheWriter
 from logitcache.stream import Stream, StreamConfig
 from logitcache.study import FRESH, Supply
 from logitcache.teachers import CachedTeacher, LiveTeacher
-from logitcache.views import recipe_named
+from logitcache.views.datasets import ArrayImages, digits
+from logitcache.views.loader import KeyedViews
+from logitcache.views.recipes import recipe_named
 
 N, BAD = 50, (3, 30)
 RECIPE = recipe_named("digits")

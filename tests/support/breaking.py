@@ -5,7 +5,7 @@ from pathlib import Path
 
 from logitcache.dump import DumpConfig
 from logitcache.store import CacheReader, CacheWriter
-from logitcache.views import recipe_named
+from logitcache.views.recipes import recipe_named
 
 RECIPE = recipe_named("digits")
 N = 150  # three shards, the last one shorter

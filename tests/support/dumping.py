@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from small import few_digits
 
-from logitcache.datasets import Images
 from logitcache.dump import DumpConfig, DumpReport, dump
 from logitcache.format.schema import RecipeSpec
 from logitcache.models.build import Model, build
 from logitcache.store import CacheReader
-from logitcache.views import recipe_named
+from logitcache.views.datasets import Images
+from logitcache.views.recipes import recipe_named
 
 RECIPE = recipe_named("digits")
 

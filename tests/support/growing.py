@@ -8,11 +8,11 @@ import numpy as np
 from PIL import Image
 from small_caches import SMALL, fill
 
-from logitcache.datasets import Images, open_images
 from logitcache.dump import DumpConfig, dump
 from logitcache.models.build import build
 from logitcache.store import CacheReader, CacheWriter
-from logitcache.views import recipe_named
+from logitcache.views.datasets import Images, open_images
+from logitcache.views.recipes import recipe_named
 
 OLD, NEW = ("b", "d", "f", "h", "k"), ("a", "c", "i", "z")
 

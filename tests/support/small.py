@@ -1,7 +1,7 @@
 """Small data that several tests share."""
 
-from logitcache.datasets import ArrayImages, digits
 from logitcache.errors import ImageError
+from logitcache.views.datasets import ArrayImages, digits
 
 
 def few_digits(n: int = 300, split: str = "train") -> ArrayImages:

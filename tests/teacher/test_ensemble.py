@@ -9,7 +9,6 @@ from command import fails, succeeds
 from dumping import a_teacher
 from small import few_digits
 
-from logitcache.datasets import digits
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import IncompleteError, MismatchError, OptionError
 from logitcache.losses import kd
@@ -18,7 +17,8 @@ from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader
 from logitcache.store.derive import derive
 from logitcache.stream import Stream
-from logitcache.views import recipe_named
+from logitcache.views.datasets import digits
+from logitcache.views.recipes import recipe_named
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from logitcache.report.page import report
 from logitcache.runs import RunFolder
 from logitcache.stream import Stream
 from logitcache.train import Run, train
-from logitcache.views import recipe_named
+from logitcache.views.recipes import recipe_named
 
 
 def drawn(seed: int) -> Reliability:

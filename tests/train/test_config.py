@@ -27,7 +27,7 @@ from logitcache.protocols import PROTOCOLS, TrainConfig, protocol_named
 from logitcache.stream import Stream, StreamConfig
 from logitcache.teachers import LiveTeacher
 from logitcache.train import train
-from logitcache.views import recipe_named
+from logitcache.views.recipes import recipe_named
 
 PLAIN = TrainConfig(epochs=2, lr=0.1, warmup_epochs=0.5)
 

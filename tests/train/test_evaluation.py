@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from logitcache.datasets import ArrayImages, images_of
 from logitcache.errors import DataError, IncompleteError, MismatchError, NonFiniteError
 from logitcache.evaluation import Evaluation, evaluate, flops
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
 from logitcache.stream import Stream
+from logitcache.views.datasets import ArrayImages, images_of
 
 
 class Numbered(nn.Module):
@@ -296,7 +296,7 @@ def test_evaluating_what_is_not_there_is_one_line(folder: Path, tmp_path: Path) 
     foreign = str(tmp_path / "foreign.safetensors")
     assert "name it with --student" in fails("evaluate", foreign, "--data", "digits", cwd=folder)
     (folder / "pairs.py").write_text(
-        "from logitcache.datasets import ArrayImages, digits\n"
+        "from logitcache.views.datasets import ArrayImages, digits\n"
         "def two(split):\n    these = digits(split)\n"
         "    return ArrayImages('two', split, these.images, these.labels % 2, 2, 'digits')\n"
     )

@@ -43,7 +43,7 @@ from logitcache.protocols import TrainConfig
 from logitcache.report.runs import read_run
 from logitcache.stream import Stream
 from logitcache.train import train
-from logitcache.views import recipe_named
+from logitcache.views.recipes import recipe_named
 from logitcache_cli.ending import stopped_gently
 
 EPOCHS, STEPS = 2, 5

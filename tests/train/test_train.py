@@ -31,7 +31,7 @@ from logitcache.store import CacheReader
 from logitcache.stream import Stream
 from logitcache.teachers import LiveTeacher
 from logitcache.train import train
-from logitcache.views import recipe_named
+from logitcache.views.recipes import recipe_named
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ from logitcache.protocols import TrainConfig
 from logitcache.stream import Stream, StreamConfig
 from logitcache.teachers import LiveTeacher
 from logitcache.train import train
-from logitcache.views import recipe_named
+from logitcache.views.recipes import recipe_named
 
 CONFIG = TrainConfig(2, lr=0.1)
 BATCH = 60  # 300 digits: five whole batches

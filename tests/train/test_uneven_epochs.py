@@ -7,7 +7,6 @@ from mixed import a_recipe
 from small import few_digits
 from torch import Tensor
 
-from logitcache.datasets import ArrayImages
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import ImageError
 from logitcache.format.schema import StepSpec
@@ -17,6 +16,7 @@ from logitcache.models.build import build
 from logitcache.protocols import TrainConfig
 from logitcache.stream import Stream
 from logitcache.train import train
+from logitcache.views.datasets import ArrayImages
 
 EPOCHS, BAD = 4, range(0, 50, 5)
 

@@ -11,8 +11,8 @@ import torch
 from pictures import write_cifar
 from refusals import refused
 
-from logitcache.datasets import ArrayImages, digits_file, open_images
 from logitcache.errors import DataError, NotFoundError
+from logitcache.views.datasets import ArrayImages, digits_file, open_images
 
 # Digits ---------------------------------------------------------------------------------------------------
 

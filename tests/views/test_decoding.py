@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from refusals import refused
 
 from logitcache.errors import ImageError
-from logitcache.folders import IMAGE_SUFFIXES, decode, printable
+from logitcache.views.folders import IMAGE_SUFFIXES, decode, printable
 
 PALETTE = Image.fromarray(smooth()).quantize(16)
 PALETTE_RGB = np.array(PALETTE.convert("RGB"))

@@ -10,10 +10,10 @@ import pytest
 from pictures import image_folder, smooth, write
 from refusals import refused
 
-from logitcache.datasets import open_images
 from logitcache.errors import DataError, ImageError, NotFoundError, OptionError, UnknownNameError
-from logitcache.folders import FolderImages
-from logitcache.images import UNLABELLED_CLASSES
+from logitcache.views.datasets import open_images
+from logitcache.views.folders import FolderImages
+from logitcache.views.images import UNLABELLED_CLASSES
 
 
 def test_an_image_folder_gives_files_by_class_in_order_with_true_pixels(tmp_path: Path):

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from logitcache.datasets import ArrayImages, Images, open_images
 from logitcache.errors import DataError, LogitCacheError, OptionError
 from logitcache.format.schema import RecipeSpec, StepSpec
-from logitcache.loader import (
+from logitcache.views.datasets import ArrayImages, Images, open_images
+from logitcache.views.loader import (
     KeyedViews,
     Pair,
     ViewBatch,
@@ -29,7 +29,7 @@ from logitcache.loader import (
     require,
     view_loader,
 )
-from logitcache.views import ViewMaker, digest, recipe_named
+from logitcache.views.recipes import ViewMaker, digest, recipe_named
 
 CPU = torch.device("cpu")
 
@@ -374,9 +374,9 @@ def test_a_program_that_keeps_a_loader_to_its_end_ends(tmp_path: Path) -> None:
     for number in range(8):
         Image.new("RGB", (12, 12), (30 * number, 90, 10)).save(tmp_path / f"{number}.png")
     program = f"""
-from logitcache.datasets import open_images
+from logitcache.views.datasets import open_images
 from logitcache.stream import Stream
-from logitcache.views import recipe_named
+from logitcache.views.recipes import recipe_named
 
 images, recipe = open_images("folder:{tmp_path}"), recipe_named("imagenet@8")
 stream = Stream.plain(images, recipe, seeds=(0,), batch_size=4, workers=1)

@@ -14,20 +14,20 @@ from mixed import BOTH, CROP, a_recipe
 from small import few_digits
 from training import a_run, assert_same_weights, rows_of
 
-from logitcache.datasets import ArrayImages
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import FormatError, OptionError
 from logitcache.format.schema import RecipeSpec, StepSpec
 from logitcache.holdout import Validation, held_out
-from logitcache.loader import KeyedViews, require, view_loader
 from logitcache.losses import ce
-from logitcache.mixing import MixedLabels, Mixer, partner
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
 from logitcache.stream import Stream
 from logitcache.teachers import LiveTeacher
 from logitcache.train import train
-from logitcache.views import ViewMaker, recipe_named
+from logitcache.views.datasets import ArrayImages
+from logitcache.views.loader import KeyedViews, require, view_loader
+from logitcache.views.mixing import MixedLabels, Mixer, partner
+from logitcache.views.recipes import ViewMaker, recipe_named
 
 MIXUP = StepSpec("MixUp", {"alpha": 1.0})
 CUTMIX = StepSpec("CutMix", {"alpha": 1.0})

@@ -9,15 +9,15 @@ import pytest
 import torch
 from refusals import refused
 
-from logitcache.datasets import open_images
 from logitcache.errors import DataError, ImageError, NotFoundError, UnknownNameError
-from logitcache.images import Images
+from logitcache.views.datasets import open_images
+from logitcache.views.images import Images
 
 OWN = """
 import numpy as np, torch
 from PIL import Image
-from logitcache.datasets import ArrayImages
-from logitcache.folders import FolderImages
+from logitcache.views.datasets import ArrayImages
+from logitcache.views.folders import FolderImages
 
 PIXELS = np.arange(6 * 8 * 8 * 3).reshape(6, 8, 8, 3).astype(np.uint8)
 LABELS = [0, 1, 2, 0, 1, 2]

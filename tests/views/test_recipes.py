@@ -13,7 +13,7 @@ from refusals import refused
 from logitcache.errors import DataError, FormatError, NotFoundError, OptionError, UnknownNameError
 from logitcache.format.schema import RecipeSpec, StepSpec
 from logitcache.versions import library_versions
-from logitcache.views import ViewMaker, digest, recipe_named
+from logitcache.views.recipes import ViewMaker, digest, recipe_named
 
 # Recipes --------------------------------------------------------------------------------------------------
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 from small import Pixels
 
-from logitcache.datasets import ArrayImages, digits
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import DataError, DriftError, FormatError, MismatchError
 from logitcache.format.schema import StepSpec
-from logitcache.loader import KeyedViews
 from logitcache.models.build import build
-from logitcache.order import in_cache_order
-from logitcache.replay import check_teacher, prove_replay
 from logitcache.store import CacheReader
 from logitcache.stream import Stream
-from logitcache.views import recipe_named
+from logitcache.views.alignment import in_cache_order
+from logitcache.views.datasets import ArrayImages, digits
+from logitcache.views.loader import KeyedViews
+from logitcache.views.recipes import recipe_named
+from logitcache.views.replay import check_teacher, prove_replay
 
 N, CANARY = 40, 20
 RECIPE = recipe_named("digits")

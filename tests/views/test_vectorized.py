@@ -14,23 +14,23 @@ from small import few_digits
 from torch import Tensor
 from torchvision.transforms import v2
 
-import logitcache.loader
-from logitcache.batched import BatchedViews
-from logitcache.datasets import ArrayImages
+import logitcache.views.loader
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import DataError, OptionError
 from logitcache.evaluation import Evaluation
 from logitcache.format.schema import RecipeSpec, StepSpec
 from logitcache.learner import Run
-from logitcache.loader import InMemory, KeyedViews, Pair, loaded, view_loader
 from logitcache.losses import Objective
 from logitcache.models.build import build
 from logitcache.protocols import TrainConfig
 from logitcache.store import CacheReader
 from logitcache.stream import Stream
 from logitcache.train import train
-from logitcache.twister import MOST_WORDS, Draws, told_exactly
-from logitcache.views import ViewMaker, digest, key, keys, recipe_named
+from logitcache.views.datasets import ArrayImages
+from logitcache.views.loader import InMemory, KeyedViews, Pair, loaded, view_loader
+from logitcache.views.mt19937 import MOST_WORDS, Draws, told_exactly
+from logitcache.views.recipes import ViewMaker, digest, key, keys, recipe_named
+from logitcache.views.vectorized import BatchedViews
 
 Seeds = st.integers(0, 2**63 - 1)
 
@@ -152,7 +152,7 @@ def test_thousands_of_views_of_real_recipes_are_those_made_alone(name: str):
 
 def test_a_side_that_rounds_either_way_is_asked_of_torch(monkeypatch: pytest.MonkeyPatch):
     """Where the last bits of float32's exp decide, it is torch's own exp of that one number that does."""
-    from logitcache.batched import _sides
+    from logitcache.views.vectorized import _sides
 
     log_ratio = np.linspace(-1, 1, 2001, dtype=np.float32)
     exact = np.exp(log_ratio.astype(np.float64))
@@ -182,7 +182,7 @@ def test_what_a_batch_holds_does_not_depend_on_how_far_is_drawn_ahead(batches: l
     images, made_by = in_memory(), recipe(("RandomCrop", {"size": 8, "padding": 2}), ("RandomErasing", {}))
     views = KeyedViews(images, made_by)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logitcache.loader, "AHEAD", ahead)
+        patch.setattr(logitcache.views.loader, "AHEAD", ahead)
         loader = view_loader(views, batches)
         assert isinstance(loader, InMemory)
         for _ in range(2):

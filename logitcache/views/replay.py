@@ -4,16 +4,16 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from logitcache.datasets import Images, open_recorded
 from logitcache.errors import DataError, Difference, DriftError, IncompleteError, MismatchError
 from logitcache.format.schema import CacheSpec, Spec
-from logitcache.loader import KeyedViews, require
 from logitcache.models.build import Model
-from logitcache.order import in_cache_order
 from logitcache.plugins import require_own
 from logitcache.store import CacheReader, seed_list
 from logitcache.versions import library_versions
-from logitcache.views import digest
+from logitcache.views.alignment import in_cache_order
+from logitcache.views.datasets import Images, open_recorded
+from logitcache.views.loader import KeyedViews, require
+from logitcache.views.recipes import digest
 
 
 def check_teacher(reader: CacheReader, teacher: Model) -> None:

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from logitcache.datasets import Images
-from logitcache.twister import MOST_WORDS, Draws, Ints, told_exactly
-from logitcache.views import ViewMaker, keys
+from logitcache.views.datasets import Images
+from logitcache.views.mt19937 import MOST_WORDS, Draws, Ints, told_exactly
+from logitcache.views.recipes import ViewMaker, keys
 
 PROVED = 64
 """Views that an engine makes in both ways before it is used."""

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import DataError, ImageError, NotFoundError, OptionError, UnknownNameError
-from logitcache.folders import FolderImages, from_pillow
-from logitcache.images import Images as Images
-from logitcache.images import Labels, checked_labels, digest_of
-from logitcache.images import Samples as Samples
 from logitcache.plugins import load_callable, require_own
+from logitcache.views.folders import FolderImages, from_pillow
+from logitcache.views.images import Images as Images
+from logitcache.views.images import Labels, checked_labels, digest_of
+from logitcache.views.images import Samples as Samples
 
 
 def open_images(name: str, split: str = "train") -> Images:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import DataError, ImageError, NotFoundError
-from logitcache.images import Images, Labels, Samples, digest_of
+from logitcache.views.images import Images, Labels, Samples, digest_of
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 

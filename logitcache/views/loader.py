@@ -1,7 +1,7 @@
 """Loading: a torch data set whose index is (sample, seed), so that workers carry no state.
 
 A batch is a list of such pairs. Pairs of one sample that stand side by side decode its image once. Views of images
-that lie in memory are made by whole batches in this process where their recipe allows it (`logitcache.batched`).
+that lie in memory are made by whole batches in this process where their recipe allows it (`views.vectorized`).
 """
 
 import atexit
@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from logitcache.batched import BatchedViews
-from logitcache.datasets import Images
 from logitcache.errors import DataError, ImageError, LogitCacheError, OptionError
 from logitcache.format.schema import RecipeSpec
-from logitcache.mixing import Mixer
-from logitcache.views import ViewMaker
+from logitcache.views.datasets import Images
+from logitcache.views.mixing import Mixer
+from logitcache.views.recipes import ViewMaker
+from logitcache.views.vectorized import BatchedViews
 
 Pair = tuple[int, int]
 OnBadImage = Literal["error", "skip"]

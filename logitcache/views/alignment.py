@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from logitcache.datasets import Images, Samples, open_images
 from logitcache.errors import DataError, Difference, LogitCacheError, MismatchError, NotFoundError
 from logitcache.store import CacheReader
+from logitcache.views.datasets import Images, Samples, open_images
 
 Keys = npt.NDArray[np.uint64]
 
