@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from logitcache.cached import CachedViews, ViewSampler
     from logitcache.errors import LogitCacheError
     from logitcache.losses import Objective
-    from logitcache.sparse import SparseTeacher
     from logitcache.store import CacheReader
     from logitcache.stream import Stream
-    from logitcache.teachers import CachedTeacher
+    from logitcache.teacher.sparse import SparseTeacher
+    from logitcache.teacher.teachers import CachedTeacher
     from logitcache.views.datasets import open_images
     from logitcache.views.images import Images
     from logitcache.views.loader import KeyedViews

@@ -22,9 +22,9 @@ from torch.utils.data import Sampler, get_worker_info
 from logitcache.errors import OptionError
 from logitcache.packed import PackedViews
 from logitcache.pairs import SeedOrder, require_rank, require_views, seeds_of, subset
-from logitcache.spool import DEFAULT_LIMIT, spool_file
 from logitcache.store import CacheReader
-from logitcache.teachers import CachedTeacher
+from logitcache.teacher.spool import DEFAULT_LIMIT, spool_file
+from logitcache.teacher.teachers import CachedTeacher
 from logitcache.views.datasets import Images, images_of
 from logitcache.views.loader import Pair
 from logitcache.views.recipes import permutation

@@ -24,7 +24,7 @@ from logitcache.protocols import TrainConfig
 from logitcache.report.page import report
 from logitcache.store import CacheReader
 from logitcache.stream import Stream
-from logitcache.teachers import LiveTeacher
+from logitcache.teacher.teachers import LiveTeacher
 from logitcache.train import train
 from logitcache.views.datasets import digits
 from logitcache.views.recipes import recipe_named

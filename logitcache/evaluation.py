@@ -23,10 +23,10 @@ from logitcache.losses.kd import kl_rows
 from logitcache.models.forward import ViewModel
 from logitcache.pairs import Switch
 from logitcache.reliability import BINS, Reliability
-from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader
 from logitcache.stream import Stream
-from logitcache.teachers import CachedTeacher
+from logitcache.teacher.sparse import SparseTeacher
+from logitcache.teacher.teachers import CachedTeacher
 from logitcache.views.alignment import in_cache_order
 from logitcache.views.datasets import Images, WrappedImages, open_images
 from logitcache.views.loader import KeyedViews, ViewBatch, loaded, view_loader

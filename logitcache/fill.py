@@ -21,8 +21,8 @@ from torch import Tensor
 from logitcache.errors import NonFiniteError
 from logitcache.format.schema import CacheSpec, Spec
 from logitcache.models.forward import InPieces
-from logitcache.sparse import SparseTeacher
 from logitcache.store import SeedWriter
+from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.datasets import Images
 from logitcache.views.loader import KeyedViews, Pair, ViewBatch, deaths_named, loaded, view_loader
 from logitcache.views.recipes import digest

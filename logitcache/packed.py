@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 
 from logitcache.errors import IncompleteError
 from logitcache.format.schema import RowLayout
-from logitcache.sealed import whole
-from logitcache.sparse import SparseTeacher
+from logitcache.teacher.sparse import SparseTeacher
+from logitcache.teacher.spool_file import whole
 from logitcache.views.loader import KeyedViews, Pair, require
 
 Item = tuple[Any, int, Tensor]

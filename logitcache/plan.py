@@ -20,10 +20,10 @@ from logitcache.errors import OptionError
 from logitcache.fill import Progress
 from logitcache.format.schema import PROFILES, RecipeSpec, Spec
 from logitcache.models.build import Model
-from logitcache.sparse import SparseTeacher
-from logitcache.spool import decode
 from logitcache.store import CacheReader
 from logitcache.store.derive import derive
+from logitcache.teacher.sparse import SparseTeacher
+from logitcache.teacher.spool import decode
 from logitcache.units import size
 from logitcache.views.datasets import Images
 from logitcache.views.recipes import permutation

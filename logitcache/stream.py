@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitcache.ensemble import Ensemble, require_same_views
 from logitcache.errors import DataError, IncompleteError, OptionError
 from logitcache.format.schema import RecipeSpec
 from logitcache.models.forward import choose_device
 from logitcache.pairs import PairSampler, SeedOrder, Switch, require_rank, require_views, seeds_of, subset
-from logitcache.sparse import MixSpace, SparseTeacher
-from logitcache.spool import DEFAULT_LIMIT
 from logitcache.store import CacheReader, seed_list
-from logitcache.teachers import CachedTeacher, Teacher
+from logitcache.teacher.ensemble import Ensemble, require_same_views
+from logitcache.teacher.sparse import MixSpace, SparseTeacher
+from logitcache.teacher.spool import DEFAULT_LIMIT
+from logitcache.teacher.teachers import CachedTeacher, Teacher
 from logitcache.views.datasets import Images
 from logitcache.views.loader import KeyedViews, ViewBatch, loaded, view_loader
 from logitcache.views.mixing import MixedLabels

@@ -21,11 +21,11 @@ from logitcache.models.catalog import require_known
 from logitcache.models.export import export, format_named
 from logitcache.pairs import SeedOrder
 from logitcache.runs import claimed_folders
-from logitcache.sparse import MixSpace
-from logitcache.spool import DEFAULT_LIMIT
 from logitcache.store import CacheReader
 from logitcache.stream import Stream
 from logitcache.students import Trained
+from logitcache.teacher.sparse import MixSpace
+from logitcache.teacher.spool import DEFAULT_LIMIT
 from logitcache.train import TrainReport, train
 from logitcache.views.datasets import open_images
 from logitcache.views.recipes import recipe_named

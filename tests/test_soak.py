@@ -17,10 +17,10 @@ from soak.processes import OUT, recorded
 from soak.subject import SEEDS, Truth, dump_digits, images
 
 from logitcache.errors import DriftError, FormatError
-from logitcache.spool import open_spool
 from logitcache.store import CacheReader, CacheWriter, place
 from logitcache.store.codecs import blosc_size, zstd_size
 from logitcache.stream import Stream
+from logitcache.teacher.spool import open_spool
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import numpy as np
 
 from logitcache.errors import FormatError
 from logitcache.format.schema import RecipeSpec
-from logitcache.sparse import SparseTeacher
-from logitcache.spool import decode
 from logitcache.store import CacheReader, seed_list
+from logitcache.teacher.sparse import SparseTeacher
+from logitcache.teacher.spool import decode
 from logitcache.versions import library_versions
 
 LOOKED_AT = 3  # seeds; a shard of each: enough for two digits of a mean

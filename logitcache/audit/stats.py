@@ -17,8 +17,8 @@ from dask.delayed import delayed
 
 from logitcache.errors import IncompleteError
 from logitcache.format.schema import Spec
-from logitcache.spool import decode
 from logitcache.store import CacheReader, seed_list
+from logitcache.teacher.spool import decode
 from logitcache.views.alignment import in_cache_order
 from logitcache.views.datasets import Images
 

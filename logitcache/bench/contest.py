@@ -35,7 +35,7 @@ from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel
 from logitcache.protocols import TrainConfig
 from logitcache.stream import Stream
-from logitcache.teachers import LiveTeacher
+from logitcache.teacher.teachers import LiveTeacher
 from logitcache.train import train
 from logitcache.views.datasets import ArrayImages, digits
 from logitcache.views.recipes import permutation, recipe_named

@@ -19,7 +19,7 @@ from logitcache.dump import DumpConfig, dump
 from logitcache.format.schema import RecipeSpec
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel, choose_precision
-from logitcache.sparse import SparseTeacher
+from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.datasets import Images, open_images
 from logitcache.views.loader import KeyedViews, Pair, loaded, view_loader
 from logitcache.views.recipes import recipe_named

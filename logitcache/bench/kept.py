@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitcache.sparse import SparseTeacher
+from logitcache.teacher.sparse import SparseTeacher
 
 LEAST = 1e-8  # the tail's mass where a record's rounded probabilities leave none
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from logitcache.bench.compare import Comparison, Seconds, clock_of, in_turns
 from logitcache.losses import blondel_ranks, cmkd, kd, laplace_ranks, soft_spearman
-from logitcache.sparse import SparseTeacher
+from logitcache.teacher.sparse import SparseTeacher
 
 TEMPERATURE = 4.0
 STRENGTH = 0.25

@@ -20,8 +20,8 @@ from logitcache.format.schema import (
     RecipeSpec,
     TeacherSpec,
 )
-from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheWriter
+from logitcache.teacher.sparse import SparseTeacher
 
 Arrays = dict[str, npt.NDArray[Any]]
 Records = npt.NDArray[np.void]

@@ -20,9 +20,9 @@ from logitcache.audit.verify import verify
 from logitcache.dump import DumpConfig, dump
 from logitcache.format.schema import Spec
 from logitcache.models.build import build
-from logitcache.spool import open_spool
 from logitcache.store import CacheReader
-from logitcache.teachers import CachedTeacher
+from logitcache.teacher.spool import open_spool
+from logitcache.teacher.teachers import CachedTeacher
 from logitcache.views.datasets import ArrayImages, digits
 from logitcache.views.recipes import recipe_named
 

@@ -25,9 +25,9 @@ from logitcache.bench.sizes import on_disk
 from logitcache.bench.speeds import brief
 from logitcache.errors import OptionError, StorageError
 from logitcache.format.schema import SHARD_SAMPLES, CacheSpec, RowLayout, Spec
-from logitcache.sparse import SparseTeacher
-from logitcache.spool import open_spool
 from logitcache.store import CacheReader, CacheWriter
+from logitcache.teacher.sparse import SparseTeacher
+from logitcache.teacher.spool import open_spool
 
 LEAST, MOST = 10_000, 10_000_000  # samples
 SEEDS, ENOUGH = (1, 10, 100, 300), 100

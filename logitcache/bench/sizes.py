@@ -15,9 +15,9 @@ from logitcache.bench.kept import divergence, sparse_log_probs, spread_log_probs
 from logitcache.bench.made import Made
 from logitcache.bench.records import FilePerSample, Lookup
 from logitcache.format.schema import PROFILES, RowLayout, Spec
-from logitcache.sparse import SparseTeacher
-from logitcache.spool import pack
 from logitcache.store import CacheReader
+from logitcache.teacher.sparse import SparseTeacher
+from logitcache.teacher.spool import pack
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 WANTED_BYTES = {"default": 48.0, "compact": 33.0, "archive": 38.0}

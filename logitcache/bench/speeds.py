@@ -18,9 +18,9 @@ from logitcache.bench.compare import Seconds, in_turns
 from logitcache.bench.made import Made
 from logitcache.bench.records import Lookup
 from logitcache.format.schema import Spec
-from logitcache.spool import open_spool
 from logitcache.store import CacheReader
-from logitcache.teachers import CachedTeacher
+from logitcache.teacher.spool import open_spool
+from logitcache.teacher.teachers import CachedTeacher
 
 SEEDS = 300
 WANTED_SPEEDS = {"seek + read": "≥ 50", "LMDB": "≥ 20", "memmap.take": "≥ ⅓"}

@@ -27,7 +27,7 @@ from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel, choose_precision
 from logitcache.protocols import TrainConfig
 from logitcache.stream import Stream
-from logitcache.teachers import LiveTeacher
+from logitcache.teacher.teachers import LiveTeacher
 from logitcache.train import train
 from logitcache.views.datasets import Images
 from logitcache.views.loader import choose_workers

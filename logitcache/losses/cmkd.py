@@ -14,7 +14,7 @@ from logitcache.losses.correlation import FLAT, WideTail, check_wide_tail, proba
 from logitcache.losses.dist import intra_class
 from logitcache.losses.ranks import RANKS, RankOperator, rank_floor, soft_spearman, steepness
 from logitcache.losses.student import split, warn_of_tail, widened
-from logitcache.sparse import SparseTeacher
+from logitcache.teacher.sparse import SparseTeacher
 
 Difficulty = Literal["teacher_entropy", "student_entropy", "teacher_error", "student_ce", "fixed"]
 

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from logitcache.errors import OptionError
 from logitcache.losses.kd import under_policy
 from logitcache.losses.student import widened
-from logitcache.sparse import Softened
+from logitcache.teacher.sparse import Softened
 
 WideTail = Literal["uniform", "renorm"]
 """The tail policies of `kd` that keep all C classes apart. A `ghost` class, far larger than any other, would rule

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from logitcache.errors import OptionError
 from logitcache.losses.student import split
-from logitcache.sparse import SparseTeacher
+from logitcache.teacher.sparse import SparseTeacher
 
 
 def dkd(

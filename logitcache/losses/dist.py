@@ -9,7 +9,7 @@ from logitcache.errors import OptionError
 from logitcache.losses.correlation import FLAT, WideTail, probability_pearson
 from logitcache.losses.kd import under_policy
 from logitcache.losses.student import widened
-from logitcache.sparse import Softened, SparseTeacher
+from logitcache.teacher.sparse import Softened, SparseTeacher
 
 
 def dist(

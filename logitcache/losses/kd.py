@@ -8,7 +8,7 @@ from torch import Tensor
 
 from logitcache.errors import OptionError
 from logitcache.losses.student import TailSum, split, widened
-from logitcache.sparse import Softened, SparseTeacher
+from logitcache.teacher.sparse import Softened, SparseTeacher
 
 Tail = Literal["uniform", "ghost", "renorm"]
 """What stands for the C − k classes that the teacher does not list: their mass spread evenly (`uniform`), one

@@ -5,7 +5,7 @@ from torch import Tensor
 from logitcache.errors import OptionError
 from logitcache.losses.ranks import spread
 from logitcache.losses.student import widened
-from logitcache.sparse import SparseTeacher
+from logitcache.teacher.sparse import SparseTeacher
 
 
 def kendall(

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from logitcache.losses.student import widened
-from logitcache.sparse import SparseTeacher
+from logitcache.teacher.sparse import SparseTeacher
 
 
 def mse(

@@ -31,7 +31,7 @@ from logitcache.losses.term import Loss, Term
 from logitcache.losses.ttm import ttm, wttm
 from logitcache.losses.two_heads import dhkd, dho
 from logitcache.models.nets import EVEN, Mixing, mixed
-from logitcache.sparse import SparseTeacher
+from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.mixing import MixedLabels
 
 # The default weights, against a cross-entropy of weight 1, are argued in docs/losses.md.

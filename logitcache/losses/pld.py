@@ -7,7 +7,7 @@ from torch import Tensor
 
 from logitcache.errors import OptionError
 from logitcache.losses.student import widened
-from logitcache.sparse import SparseTeacher
+from logitcache.teacher.sparse import SparseTeacher
 
 
 def pld(

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from logitcache.sparse import SparseTeacher
+from logitcache.teacher.sparse import SparseTeacher
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from logitcache.losses.objective import LOSSES
-from logitcache.sparse import SparseTeacher
+from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.datasets import digits
 
 KS = (8, 16, 32, 100)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from logitcache.losses.kd import Tail, kl_rows
-from logitcache.sparse import SparseTeacher
+from logitcache.teacher.sparse import SparseTeacher
 
 
 def ttm(

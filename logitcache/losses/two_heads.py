@@ -13,7 +13,7 @@ from logitcache.losses.kd import Tail, kd
 from logitcache.losses.ranks import spread
 from logitcache.losses.student import warn_of_tail, widened
 from logitcache.models.nets import Mixing, mixed
-from logitcache.sparse import SparseTeacher
+from logitcache.teacher.sparse import SparseTeacher
 
 
 def dho(

@@ -15,9 +15,9 @@ from logitcache.audit.stats import StatsReport, stats
 from logitcache.errors import IncompleteError
 from logitcache.format.schema import CacheSpec, Spec
 from logitcache.report.charts import spaced
-from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader, seed_list
 from logitcache.store.derive import derived_spec, reduced
+from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.datasets import Images
 
 TEMPERATURES = (1.0, 2.0, 4.0)

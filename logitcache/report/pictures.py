@@ -14,8 +14,8 @@ from torch import Tensor
 from logitcache.audit.stats import StatsReport
 from logitcache.errors import DataError, ImageError, LogitCacheError, MismatchError
 from logitcache.report.charts import spaced
-from logitcache.spool import decode
 from logitcache.store import CacheReader
+from logitcache.teacher.spool import decode
 from logitcache.views.alignment import how_to_show, images_to_show
 from logitcache.views.datasets import Images
 from logitcache.views.images import called

@@ -16,10 +16,10 @@ from logitcache.audit.rules import broken_rules
 from logitcache.audit.verify import verify
 from logitcache.errors import IncompleteError, OptionError
 from logitcache.format.schema import CacheSpec
-from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.store.derive import derive
 from logitcache.store.shards import as_stored
+from logitcache.teacher.sparse import SparseTeacher
 
 # The rules ------------------------------------------------------------------------------------------------
 

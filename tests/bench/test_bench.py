@@ -26,8 +26,8 @@ from logitcache.bench.records import FilePerSample, Lookup, alternatives
 from logitcache.bench.scale import ScaleReport
 from logitcache.bench.store import StoreReport
 from logitcache.errors import DataError, NotFoundError, OptionError
-from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader
+from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.datasets import digits
 from logitcache_cli.bench import _table
 from logitcache_cli.main import app

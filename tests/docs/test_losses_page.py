@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from logitcache.losses import LOSSES, Loss, Objective
-from logitcache.sparse import SparseTeacher
+from logitcache.teacher.sparse import SparseTeacher
 
 PAGE = (Path(__file__).parents[2] / "docs" / "losses.md").read_text(encoding="utf-8")
 

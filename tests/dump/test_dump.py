@@ -32,9 +32,9 @@ from logitcache.format.schema import StepSpec
 from logitcache.models.build import build
 from logitcache.models.forward import ViewModel
 from logitcache.sources import Sources
-from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.stream import Stream
+from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.datasets import ArrayImages, open_images
 from logitcache.views.loader import KeyedViews
 from logitcache.views.recipes import digest, recipe_named

@@ -16,7 +16,7 @@ from logitcache.errors import OptionError
 from logitcache.format.identity import PROFILES
 from logitcache.models.forward import ViewModel
 from logitcache.plan import Choice, Plan, PlanConfig, _advice, plan
-from logitcache.sparse import SparseTeacher
+from logitcache.teacher.sparse import SparseTeacher
 from logitcache.units import parse_size
 from logitcache.views.loader import KeyedViews, require
 from logitcache_cli.main import app

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from logitcache.errors import OptionError
 from logitcache.format.quantize import code_gaps, decode_gaps, rounded
 from logitcache.format.schema import PROFILES, Profile
-from logitcache.sparse import SparseTeacher
+from logitcache.teacher.sparse import SparseTeacher
 
 any_float = st.floats(width=32) | st.floats(-40, 40, width=32)
 gap_lists = st.lists(st.floats(0, 2.0**127, width=32) | st.floats(0, 40, width=32), min_size=1, max_size=30)

@@ -5,7 +5,7 @@ import torch
 
 from logitcache.bench.losses import measure, saved_bytes
 from logitcache.losses import kd
-from logitcache.sparse import SparseTeacher
+from logitcache.teacher.sparse import SparseTeacher
 
 
 @pytest.mark.parametrize("tail", ["uniform", "ghost", "renorm"])

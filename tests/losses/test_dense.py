@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from logitcache.losses import LOSSES
-from logitcache.sparse import SparseTeacher
+from logitcache.teacher.sparse import SparseTeacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*of which the teacher lists:UserWarning")
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from logitcache.errors import OptionError, UnknownNameError
 from logitcache.losses import LOSSES, Mixing, Objective, choose_mixing
-from logitcache.sparse import SparseTeacher
+from logitcache.teacher.sparse import SparseTeacher
 
 
 def test_cross_entropy_alone_needs_no_teacher():

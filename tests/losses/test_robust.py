@@ -8,7 +8,7 @@ from scipy.stats import kendalltau
 
 from logitcache.errors import OptionError
 from logitcache.losses import LOSSES, Objective, kendall
-from logitcache.sparse import SparseTeacher
+from logitcache.teacher.sparse import SparseTeacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*of which the teacher lists:UserWarning")
 

@@ -13,7 +13,7 @@ from logitcache.errors import DeviceMemoryError, MismatchError
 from logitcache.models.build import Model, build
 from logitcache.models.forward import InPieces, ViewModel
 from logitcache.store import CacheReader
-from logitcache.teachers import CachedTeacher
+from logitcache.teacher.teachers import CachedTeacher
 
 
 def short_of_memory(most: int) -> Model:

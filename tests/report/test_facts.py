@@ -20,10 +20,10 @@ from logitcache.report.caches import read_cache
 from logitcache.report.charts import LEAST, Axis, Scale, thinned
 from logitcache.report.page import report
 from logitcache.report.runs import grouped, read_run
-from logitcache.sparse import SparseTeacher
-from logitcache.spool import decode
 from logitcache.store import CacheReader, seed_list
-from logitcache.teachers import CachedTeacher
+from logitcache.teacher.sparse import SparseTeacher
+from logitcache.teacher.spool import decode
+from logitcache.teacher.teachers import CachedTeacher
 from logitcache.views.datasets import digits
 from logitcache.views.recipes import recipe_named
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from logitcache.spool import open_spool
 from logitcache.store import CacheReader
+from logitcache.teacher.spool import open_spool
 from soak import hostile as cases
 from soak.processes import SERVER
 from soak.subject import SEEDS, HangError, Truth, UntypedError, WrongNumberError

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from logitcache.errors import LogitCacheError, StorageError
-from logitcache.spool import open_spool
 from logitcache.store import CacheReader
 from logitcache.store.copy import copy
 from logitcache.store.derive import derive
+from logitcache.teacher.spool import open_spool
 from soak.disk import Recorder, replay
 from soak.subject import SAMPLES, SEEDS, HangError, Truth, dump_digits, one_line
 from soak.watch import Operation, Watch

@@ -17,10 +17,10 @@ from small import few_digits
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import LogitCacheError
 from logitcache.format.schema import CacheSpec, RowLayout
-from logitcache.sparse import SparseTeacher
-from logitcache.spool import open_spool
 from logitcache.store import CacheReader, SeedWriter
 from logitcache.stream import Stream
+from logitcache.teacher.sparse import SparseTeacher
+from logitcache.teacher.spool import open_spool
 from logitcache.views.datasets import ArrayImages
 from logitcache.views.recipes import recipe_named
 

@@ -22,7 +22,7 @@ from logitcache.pairs import PairSampler, seeds_of, subset
 from logitcache.protocols import TrainConfig
 from logitcache.store import CacheReader
 from logitcache.stream import Stream, StreamConfig
-from logitcache.teachers import LiveTeacher
+from logitcache.teacher.teachers import LiveTeacher
 from logitcache.train import train
 from logitcache.views.datasets import ArrayImages
 from logitcache.views.loader import KeyedViews

@@ -12,11 +12,11 @@ from logitcache.errors import ImageError, IncompleteError, MismatchError, Option
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel
 from logitcache.pairs import PairSampler
-from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.stream import Stream, StreamConfig
 from logitcache.study import FRESH, Supply
-from logitcache.teachers import CachedTeacher, LiveTeacher
+from logitcache.teacher.sparse import SparseTeacher
+from logitcache.teacher.teachers import CachedTeacher, LiveTeacher
 from logitcache.views.datasets import ArrayImages, digits
 from logitcache.views.loader import KeyedViews
 from logitcache.views.recipes import recipe_named

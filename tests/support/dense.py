@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from logitcache.sparse import SparseTeacher
+from logitcache.teacher.sparse import SparseTeacher
 
 
 def ranks(x, tau):

@@ -13,10 +13,10 @@ from logitcache.dump import DumpConfig, dump
 from logitcache.errors import IncompleteError, MismatchError, OptionError
 from logitcache.losses import kd
 from logitcache.models.forward import ViewModel
-from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader
 from logitcache.store.derive import derive
 from logitcache.stream import Stream
+from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.datasets import digits
 from logitcache.views.recipes import recipe_named
 

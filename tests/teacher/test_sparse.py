@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcache.errors import OptionError
-from logitcache.sparse import SparseTeacher, mix
+from logitcache.teacher.sparse import SparseTeacher, mix
 
 
 def logits(b=64, c=200, dtype=torch.float64, seed=0):

@@ -15,9 +15,9 @@ from small_caches import FORK, make, of_all_shards, spec_of, stored_arrays
 from logitcache.errors import FormatError, IncompleteError, StorageError
 from logitcache.format.quantize import decode_gaps
 from logitcache.format.schema import PROFILES, CacheSpec, RowLayout
-from logitcache.sparse import SparseTeacher
-from logitcache.spool import default_folder, open_spool, pack
 from logitcache.store import CacheReader, CacheWriter
+from logitcache.teacher.sparse import SparseTeacher
+from logitcache.teacher.spool import default_folder, open_spool, pack
 
 
 def assert_decodes(teacher: SparseTeacher, arrays: dict[str, np.ndarray], spec: CacheSpec) -> None:

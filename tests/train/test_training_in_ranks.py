@@ -32,7 +32,7 @@ from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel
 from logitcache.protocols import TrainConfig
 from logitcache.stream import Stream, StreamConfig
-from logitcache.teachers import LiveTeacher
+from logitcache.teacher.teachers import LiveTeacher
 from logitcache.train import train
 from logitcache.views.recipes import recipe_named
 

@@ -22,7 +22,7 @@ from logitcache.losses import ce
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
 from logitcache.stream import Stream
-from logitcache.teachers import LiveTeacher
+from logitcache.teacher.teachers import LiveTeacher
 from logitcache.train import train
 from logitcache.views.datasets import ArrayImages
 from logitcache.views.loader import KeyedViews, require, view_loader

@@ -9,11 +9,11 @@ import numpy.typing as npt
 from torch import Tensor
 
 from logitcache.errors import Difference, MismatchError, OptionError
-from logitcache.sparse import MixSpace, SparseTeacher, mix
 from logitcache.store import CacheReader
+from logitcache.teacher.sparse import MixSpace, SparseTeacher, mix
 
 if TYPE_CHECKING:
-    from logitcache.teachers import Teacher
+    from logitcache.teacher.teachers import Teacher
 
 
 class Ensemble:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from logitcache.errors import IncompleteError, OptionError
 from logitcache.format.schema import RowLayout
-from logitcache.sparse import SparseTeacher
-from logitcache.spool import DEFAULT_LIMIT, Rows, open_spool
 from logitcache.store import CacheReader
+from logitcache.teacher.sparse import SparseTeacher
+from logitcache.teacher.spool import DEFAULT_LIMIT, Rows, open_spool
 
 
 class Teacher(Protocol):

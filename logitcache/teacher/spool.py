@@ -29,9 +29,9 @@ from filelock import FileLock, Timeout
 
 from logitcache.errors import LogitCacheError, StorageError
 from logitcache.format.schema import CacheSpec, RowLayout
-from logitcache.sealed import CRC, begun, whole
-from logitcache.sparse import SparseTeacher
 from logitcache.store import CacheReader
+from logitcache.teacher.sparse import SparseTeacher
+from logitcache.teacher.spool_file import CRC, begun, whole
 
 Rows = npt.NDArray[np.uint8]
 DEFAULT_LIMIT = 50_000_000_000

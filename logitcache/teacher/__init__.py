@@ -1,0 +1,1 @@
+"""Teacher: what a teacher said, as a distribution; from a cache, or live."""
