@@ -10,10 +10,10 @@ from logitcache.losses.logit_std import logit_std
 from logitcache.losses.mse import mse
 from logitcache.losses.objective import LOSSES, Objective
 from logitcache.losses.pld import pld
-from logitcache.losses.ranks import blondel_ranks, laplace_ranks, soft_spearman
+from logitcache.losses.registry import Loss, Term
 from logitcache.losses.sinkd import sinkd
+from logitcache.losses.soft_ranks import blondel_ranks, laplace_ranks, soft_spearman
 from logitcache.losses.taid import taid
-from logitcache.losses.term import Loss, Term
 from logitcache.losses.ttm import ttm, wttm
 from logitcache.losses.two_heads import choose_mixing, dhkd, dho
 from logitcache.models.nets import Mixing, mixed

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from logitcache.losses.student import widened
+from logitcache.losses.student_logits import widened
 from logitcache.views.mixing import MixedLabels
 
 

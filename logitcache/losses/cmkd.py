@@ -12,8 +12,8 @@ from torch import Tensor
 from logitcache.errors import OptionError
 from logitcache.losses.correlation import FLAT, WideTail, check_wide_tail, probability_pearson, sparse_pearson
 from logitcache.losses.dist import intra_class
-from logitcache.losses.ranks import RANKS, RankOperator, rank_floor, soft_spearman, steepness
-from logitcache.losses.student import split, warn_of_tail, widened
+from logitcache.losses.soft_ranks import RANKS, RankOperator, rank_floor, soft_spearman, steepness
+from logitcache.losses.student_logits import split, warn_of_tail, widened
 from logitcache.teacher.sparse import SparseTeacher
 
 Difficulty = Literal["teacher_entropy", "student_entropy", "teacher_error", "student_ce", "fixed"]

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from logitcache.errors import OptionError
 from logitcache.losses.kd import under_policy
-from logitcache.losses.student import widened
+from logitcache.losses.student_logits import widened
 from logitcache.teacher.sparse import Softened
 
 WideTail = Literal["uniform", "renorm"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import OptionError
-from logitcache.losses.student import split
+from logitcache.losses.student_logits import split
 from logitcache.teacher.sparse import SparseTeacher
 
 

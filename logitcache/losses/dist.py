@@ -8,7 +8,7 @@ from torch import Tensor
 from logitcache.errors import OptionError
 from logitcache.losses.correlation import FLAT, WideTail, probability_pearson
 from logitcache.losses.kd import under_policy
-from logitcache.losses.student import widened
+from logitcache.losses.student_logits import widened
 from logitcache.teacher.sparse import Softened, SparseTeacher
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import OptionError
-from logitcache.losses.student import TailSum, split, widened
+from logitcache.losses.student_logits import TailSum, split, widened
 from logitcache.teacher.sparse import Softened, SparseTeacher
 
 Tail = Literal["uniform", "ghost", "renorm"]

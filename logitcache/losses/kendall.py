@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from logitcache.errors import OptionError
-from logitcache.losses.ranks import spread
-from logitcache.losses.student import widened
+from logitcache.losses.soft_ranks import spread
+from logitcache.losses.student_logits import widened
 from logitcache.teacher.sparse import SparseTeacher
 
 

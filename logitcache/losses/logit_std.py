@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from logitcache.losses.kd import kd
-from logitcache.losses.ranks import spread
-from logitcache.losses.student import warn_of_tail, widened
-from logitcache.losses.term import Loss, Term
+from logitcache.losses.registry import Loss, Term
+from logitcache.losses.soft_ranks import spread
+from logitcache.losses.student_logits import warn_of_tail, widened
 from logitcache.teacher.sparse import SparseTeacher
 
 KD_AT_2 = Term("kd", Loss(kd), {"temperature": 2.0, "tail": "uniform"})

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from logitcache.losses.student import widened
+from logitcache.losses.student_logits import widened
 from logitcache.teacher.sparse import SparseTeacher
 
 

@@ -25,9 +25,9 @@ from logitcache.losses.kendall import kendall
 from logitcache.losses.logit_std import logit_std
 from logitcache.losses.mse import mse
 from logitcache.losses.pld import pld
+from logitcache.losses.registry import Loss, Term
 from logitcache.losses.sinkd import sinkd
 from logitcache.losses.taid import taid
-from logitcache.losses.term import Loss, Term
 from logitcache.losses.ttm import ttm, wttm
 from logitcache.losses.two_heads import dhkd, dho
 from logitcache.models.nets import EVEN, Mixing, mixed

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import OptionError
-from logitcache.losses.student import widened
+from logitcache.losses.student_logits import widened
 from logitcache.teacher.sparse import SparseTeacher
 
 

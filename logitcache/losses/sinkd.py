@@ -7,7 +7,7 @@ from torch import Tensor
 
 from logitcache.errors import OptionError
 from logitcache.losses.kd import support_and_tail
-from logitcache.losses.student import widened
+from logitcache.losses.student_logits import widened
 from logitcache.teacher.sparse import SparseTeacher
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from logitcache.errors import OptionError
 from logitcache.losses.kd import Tail, kd
-from logitcache.losses.ranks import spread
-from logitcache.losses.student import warn_of_tail, widened
+from logitcache.losses.soft_ranks import spread
+from logitcache.losses.student_logits import warn_of_tail, widened
 from logitcache.models.nets import Mixing, mixed
 from logitcache.teacher.sparse import SparseTeacher
 
