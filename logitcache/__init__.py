@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from logitcache.versions import __version__
 
 if TYPE_CHECKING:
-    from logitcache.cached import CachedViews, ViewSampler
     from logitcache.errors import LogitCacheError
     from logitcache.losses import Objective
     from logitcache.store import CacheReader
-    from logitcache.stream import Stream
+    from logitcache.stream.stream import Stream
+    from logitcache.stream.torch_dataset import CachedViews, ViewSampler
     from logitcache.teacher.sparse import SparseTeacher
     from logitcache.teacher.teachers import CachedTeacher
     from logitcache.views.datasets import open_images

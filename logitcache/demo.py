@@ -23,7 +23,7 @@ from logitcache.models.forward import ViewModel, choose_device
 from logitcache.protocols import TrainConfig
 from logitcache.report.page import report
 from logitcache.store import CacheReader
-from logitcache.stream import Stream
+from logitcache.stream.stream import Stream
 from logitcache.teacher.teachers import LiveTeacher
 from logitcache.train import train
 from logitcache.views.datasets import digits

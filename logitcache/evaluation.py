@@ -21,10 +21,10 @@ from logitcache.errors import DataError, Difference, MismatchError, NonFiniteErr
 from logitcache.format.schema import RecipeSpec, Spec
 from logitcache.losses.kd import kl_rows
 from logitcache.models.forward import ViewModel
-from logitcache.pairs import Switch
 from logitcache.reliability import BINS, Reliability
 from logitcache.store import CacheReader
-from logitcache.stream import Stream
+from logitcache.stream.sampler import Switch
+from logitcache.stream.stream import Stream
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.teachers import CachedTeacher
 from logitcache.views.alignment import in_cache_order

@@ -7,7 +7,7 @@ import torch
 from logitcache.losses import choose_mixing
 from logitcache.models.forward import ViewModel
 from logitcache.models.nets import EVEN, TwoHeads
-from logitcache.stream import Batch, Stream
+from logitcache.stream.stream import Batch, Stream
 from logitcache.views.datasets import Images
 from logitcache.views.loader import KeyedViews, loaded, view_loader
 from logitcache.views.recipes import permutation, recipe_named

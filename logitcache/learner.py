@@ -24,7 +24,7 @@ from logitcache.optim import MovingAverage, optimizer_for, rate
 from logitcache.protocols import TrainConfig
 from logitcache.reliability import Reliability
 from logitcache.runs import RunFolder, Stateful
-from logitcache.stream import Batch, Stream
+from logitcache.stream.stream import Batch, Stream
 from logitcache.views.recipes import key
 
 CHECK_EVERY = 50  # steps between looks at the losses, each of which waits for the device

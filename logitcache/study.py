@@ -19,10 +19,10 @@ from logitcache.lessons import Lesson
 from logitcache.models.build import NEW_HEAD, Model, build
 from logitcache.models.catalog import require_known
 from logitcache.models.export import export, format_named
-from logitcache.pairs import SeedOrder
 from logitcache.runs import claimed_folders
 from logitcache.store import CacheReader
-from logitcache.stream import Stream
+from logitcache.stream.sampler import SeedOrder
+from logitcache.stream.stream import Stream
 from logitcache.students import Trained
 from logitcache.teacher.sparse import MixSpace
 from logitcache.teacher.spool import DEFAULT_LIMIT

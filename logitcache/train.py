@@ -26,7 +26,7 @@ from logitcache.evaluation import Evaluation, Tally
 from logitcache.format.spec import Spec
 from logitcache.learner import Learner, Run
 from logitcache.runs import RunFolder
-from logitcache.stream import Batch, Stream
+from logitcache.stream.stream import Batch, Stream
 from logitcache.views.loader import deaths_named
 
 

@@ -19,7 +19,7 @@ from soak.subject import SEEDS, Truth, dump_digits, images
 from logitcache.errors import DriftError, FormatError
 from logitcache.store import CacheReader, CacheWriter, place
 from logitcache.store.codecs import blosc_size, zstd_size
-from logitcache.stream import Stream
+from logitcache.stream.stream import Stream
 from logitcache.teacher.spool import open_spool
 
 

@@ -34,7 +34,7 @@ from logitcache.losses import LOSSES, Objective
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel
 from logitcache.protocols import TrainConfig
-from logitcache.stream import Stream
+from logitcache.stream.stream import Stream
 from logitcache.teacher.teachers import LiveTeacher
 from logitcache.train import train
 from logitcache.views.datasets import ArrayImages, digits

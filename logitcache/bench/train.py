@@ -26,7 +26,7 @@ from logitcache.losses import Objective
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel, choose_precision
 from logitcache.protocols import TrainConfig
-from logitcache.stream import Stream
+from logitcache.stream.stream import Stream
 from logitcache.teacher.teachers import LiveTeacher
 from logitcache.train import train
 from logitcache.views.datasets import Images

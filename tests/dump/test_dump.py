@@ -33,7 +33,7 @@ from logitcache.models.build import build
 from logitcache.models.forward import ViewModel
 from logitcache.sources import Sources
 from logitcache.store import CacheReader, CacheWriter
-from logitcache.stream import Stream
+from logitcache.stream.stream import Stream
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.datasets import ArrayImages, open_images
 from logitcache.views.loader import KeyedViews

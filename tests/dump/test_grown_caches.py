@@ -21,7 +21,7 @@ from logitcache.errors import IncompleteError
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.store.copy import copy
 from logitcache.store.derive import derive
-from logitcache.stream import Stream
+from logitcache.stream.stream import Stream
 from logitcache.views.loader import KeyedViews
 
 pytestmark = pytest.mark.usefixtures("fast")

@@ -18,7 +18,7 @@ from logitcache.dump import DumpConfig, dump
 from logitcache.errors import DataError, MismatchError
 from logitcache.models.build import build
 from logitcache.store import CacheReader
-from logitcache.stream import Stream
+from logitcache.stream.stream import Stream
 from logitcache.views.alignment import OrderedImages, in_cache_order
 from logitcache.views.datasets import ArrayImages, Images, WrappedImages
 from logitcache.views.folders import FolderImages

@@ -18,7 +18,7 @@ from logitcache.dump import DumpConfig, dump
 from logitcache.errors import LogitCacheError
 from logitcache.format.schema import CacheSpec, RowLayout
 from logitcache.store import CacheReader, SeedWriter
-from logitcache.stream import Stream
+from logitcache.stream.stream import Stream
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import open_spool
 from logitcache.views.datasets import ArrayImages

@@ -19,7 +19,7 @@ from logitcache.errors import BusyError, ImageError, IncompleteError, MismatchEr
 from logitcache.format.schema import PROFILES, CacheSpec
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.store.derive import derive, derived_spec, reduced
-from logitcache.stream import Stream
+from logitcache.stream.stream import Stream
 from logitcache.views.datasets import ArrayImages
 
 TAIL = ("tail_lse", "tail_mean", "tail_var")

@@ -18,10 +18,10 @@ from logitcache.errors import OptionError
 from logitcache.learner import Run
 from logitcache.losses import Objective
 from logitcache.models.forward import ViewModel
-from logitcache.pairs import PairSampler, seeds_of, subset
 from logitcache.protocols import TrainConfig
 from logitcache.store import CacheReader
-from logitcache.stream import Stream, StreamConfig
+from logitcache.stream.sampler import PairSampler, seeds_of, subset
+from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.teacher.teachers import LiveTeacher
 from logitcache.train import train
 from logitcache.views.datasets import ArrayImages

@@ -11,9 +11,9 @@ from logitcache.dump import DumpConfig, dump
 from logitcache.errors import ImageError, IncompleteError, MismatchError, OptionError, StorageError
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel
-from logitcache.pairs import PairSampler
 from logitcache.store import CacheReader, CacheWriter
-from logitcache.stream import Stream, StreamConfig
+from logitcache.stream.sampler import PairSampler
+from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.study import FRESH, Supply
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.teachers import CachedTeacher, LiveTeacher

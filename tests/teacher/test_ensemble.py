@@ -15,7 +15,7 @@ from logitcache.losses import kd
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
 from logitcache.store.derive import derive
-from logitcache.stream import Stream
+from logitcache.stream.stream import Stream
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.datasets import digits
 from logitcache.views.recipes import recipe_named

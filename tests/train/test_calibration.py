@@ -21,7 +21,7 @@ from logitcache.models.forward import ViewModel
 from logitcache.reliability import BINS, Reliability
 from logitcache.report.page import report
 from logitcache.runs import RunFolder
-from logitcache.stream import Stream
+from logitcache.stream.stream import Stream
 from logitcache.train import Run, train
 from logitcache.views.recipes import recipe_named
 

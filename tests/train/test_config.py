@@ -24,7 +24,7 @@ from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel
 from logitcache.optim import rate
 from logitcache.protocols import PROTOCOLS, TrainConfig, protocol_named
-from logitcache.stream import Stream, StreamConfig
+from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.teacher.teachers import LiveTeacher
 from logitcache.train import train
 from logitcache.views.recipes import recipe_named

@@ -26,7 +26,7 @@ from logitcache.evaluation import Evaluation, evaluate, flops
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
-from logitcache.stream import Stream
+from logitcache.stream.stream import Stream
 from logitcache.views.datasets import ArrayImages, images_of
 
 

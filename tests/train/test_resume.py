@@ -41,7 +41,7 @@ from logitcache.losses import Objective
 from logitcache.models.build import Model
 from logitcache.protocols import TrainConfig
 from logitcache.report.runs import read_run
-from logitcache.stream import Stream
+from logitcache.stream.stream import Stream
 from logitcache.train import train
 from logitcache.views.recipes import recipe_named
 from logitcache_cli.ending import stopped_gently

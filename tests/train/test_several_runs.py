@@ -16,7 +16,7 @@ from logitcache.losses import Objective
 from logitcache.models.build import build
 from logitcache.protocols import TrainConfig
 from logitcache.runs import RunFolder, claimed_folders
-from logitcache.stream import Stream
+from logitcache.stream.stream import Stream
 from logitcache.train import train
 
 CONFIG = TrainConfig(epochs=2, lr=0.1)

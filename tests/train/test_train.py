@@ -28,7 +28,7 @@ from logitcache.models.build import build
 from logitcache.models.forward import ViewModel
 from logitcache.protocols import TrainConfig
 from logitcache.store import CacheReader
-from logitcache.stream import Stream
+from logitcache.stream.stream import Stream
 from logitcache.teacher.teachers import LiveTeacher
 from logitcache.train import train
 from logitcache.views.recipes import recipe_named

@@ -31,7 +31,7 @@ from logitcache.losses import Objective
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel
 from logitcache.protocols import TrainConfig
-from logitcache.stream import Stream, StreamConfig
+from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.teacher.teachers import LiveTeacher
 from logitcache.train import train
 from logitcache.views.recipes import recipe_named

@@ -14,7 +14,7 @@ from logitcache.learner import Run
 from logitcache.losses import Objective
 from logitcache.models.build import build
 from logitcache.protocols import TrainConfig
-from logitcache.stream import Stream
+from logitcache.stream.stream import Stream
 from logitcache.train import train
 from logitcache.views.datasets import ArrayImages
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from logitcache.errors import NonFiniteError, OptionError, StudentsError, UnknownNameError
 from logitcache.lessons import Lesson
 from logitcache.protocols import TrainConfig
-from logitcache.stream import Stream
+from logitcache.stream.stream import Stream
 from logitcache.train import train
 from logitcache_cli.main import app
 

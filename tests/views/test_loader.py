@@ -375,7 +375,7 @@ def test_a_program_that_keeps_a_loader_to_its_end_ends(tmp_path: Path) -> None:
         Image.new("RGB", (12, 12), (30 * number, 90, 10)).save(tmp_path / f"{number}.png")
     program = f"""
 from logitcache.views.datasets import open_images
-from logitcache.stream import Stream
+from logitcache.stream.stream import Stream
 from logitcache.views.recipes import recipe_named
 
 images, recipe = open_images("folder:{tmp_path}"), recipe_named("imagenet@8")

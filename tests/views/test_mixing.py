@@ -21,7 +21,7 @@ from logitcache.holdout import Validation, held_out
 from logitcache.losses import ce
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
-from logitcache.stream import Stream
+from logitcache.stream.stream import Stream
 from logitcache.teacher.teachers import LiveTeacher
 from logitcache.train import train
 from logitcache.views.datasets import ArrayImages

@@ -13,7 +13,7 @@ from logitcache.errors import DataError, DriftError, FormatError, MismatchError
 from logitcache.format.schema import StepSpec
 from logitcache.models.build import build
 from logitcache.store import CacheReader
-from logitcache.stream import Stream
+from logitcache.stream.stream import Stream
 from logitcache.views.alignment import in_cache_order
 from logitcache.views.datasets import ArrayImages, digits
 from logitcache.views.loader import KeyedViews

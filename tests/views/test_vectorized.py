@@ -24,7 +24,7 @@ from logitcache.losses import Objective
 from logitcache.models.build import build
 from logitcache.protocols import TrainConfig
 from logitcache.store import CacheReader
-from logitcache.stream import Stream
+from logitcache.stream.stream import Stream
 from logitcache.train import train
 from logitcache.views.datasets import ArrayImages
 from logitcache.views.loader import InMemory, KeyedViews, Pair, loaded, view_loader

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils.data import Sampler, get_worker_info
 
 from logitcache.errors import OptionError
-from logitcache.packed import PackedViews
-from logitcache.pairs import SeedOrder, require_rank, require_views, seeds_of, subset
 from logitcache.store import CacheReader
+from logitcache.stream.sampler import SeedOrder, require_rank, require_views, seeds_of, subset
+from logitcache.stream.worker_dataset import PackedViews
 from logitcache.teacher.spool import DEFAULT_LIMIT, spool_file
 from logitcache.teacher.teachers import CachedTeacher
 from logitcache.views.datasets import Images, images_of

@@ -23,8 +23,16 @@ from torch import Tensor
 from logitcache.errors import DataError, IncompleteError, OptionError
 from logitcache.format.schema import RecipeSpec
 from logitcache.models.forward import choose_device
-from logitcache.pairs import PairSampler, SeedOrder, Switch, require_rank, require_views, seeds_of, subset
 from logitcache.store import CacheReader, seed_list
+from logitcache.stream.sampler import (
+    PairSampler,
+    SeedOrder,
+    Switch,
+    require_rank,
+    require_views,
+    seeds_of,
+    subset,
+)
 from logitcache.teacher.ensemble import Ensemble, require_same_views
 from logitcache.teacher.sparse import MixSpace, SparseTeacher
 from logitcache.teacher.spool import DEFAULT_LIMIT

@@ -1,0 +1,1 @@
+"""Stream: batches of (views, labels, teacher) for training."""
