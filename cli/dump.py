@@ -10,7 +10,7 @@ from .progress import progress
 from .terminal import say, show
 
 if TYPE_CHECKING:
-    from logitcache.dump import DumpReport
+    from logitcache.dump.job import DumpReport
 
 
 def dump(
@@ -55,14 +55,14 @@ def dump(
 
     with progress(f"dump {teacher}", "views", first="loading images and teacher") as advance:
         from logitcache.distributed import World
-        from logitcache.dump import DumpConfig
-        from logitcache.ranks import dump_in_ranks
-        from logitcache.sources import Sources
+        from logitcache.dump.inputs import Sources
+        from logitcache.dump.job import DumpConfig
+        from logitcache.dump.torchrun import dump_in_ranks
 
         sources = Sources(**given(context.params, Sources))
         config = DumpConfig(**given(context.params, DumpConfig) | chosen)
         if dask:
-            from logitcache.cluster import dump_on_dask
+            from logitcache.dump.dask_cluster import dump_on_dask
 
             done: DumpReport | None = dump_on_dask(dask, path, sources, config, advance, on_note)
         else:

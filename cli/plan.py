@@ -14,7 +14,7 @@ from .progress import progress
 from .terminal import console, say, show
 
 if TYPE_CHECKING:
-    from logitcache.plan import Plan
+    from logitcache.dump.plan import Plan
 
 LEAST = 1e-12  # what is less is rounding
 
@@ -53,9 +53,9 @@ def plan(
         "budget": parse_size(budget) if budget else None,
     }
     with progress(f"plan {teacher}", "views", first="loading images and teacher") as advance:
-        from logitcache.plan import PlanConfig
-        from logitcache.plan import plan as plan_cache
-        from logitcache.sources import Sources
+        from logitcache.dump.inputs import Sources
+        from logitcache.dump.plan import PlanConfig
+        from logitcache.dump.plan import plan as plan_cache
 
         config = PlanConfig(**given(context.params, PlanConfig) | read)
         sources = Sources(**given(context.params, Sources))

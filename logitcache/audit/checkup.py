@@ -6,12 +6,12 @@ from functools import cache
 from logitcache.audit.repair import RepairReport, repair
 from logitcache.audit.rerun import RerunReport, rerun
 from logitcache.audit.verify import Progress, VerifyReport, verify
-from logitcache.dump import DumpConfig
+from logitcache.dump.inputs import weights_of
+from logitcache.dump.job import DumpConfig
 from logitcache.errors import OptionError
 from logitcache.format.schema import CacheSpec, Spec
 from logitcache.models.build import Model, build
 from logitcache.plugins import require_own
-from logitcache.sources import weights_of
 from logitcache.store import CacheReader
 from logitcache.views.datasets import Images, open_images, open_recorded
 from logitcache.views.loader import KeyedViews, OnBadImage

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from logitcache.audit.verify import KEYS, UNREADABLE, VerifyReport, verify
-from logitcache.dump import DumpConfig, cache_spec, dump
+from logitcache.dump.filler import Progress
+from logitcache.dump.job import DumpConfig, cache_spec, dump
 from logitcache.errors import FormatError, MismatchError, OptionError, StorageError
-from logitcache.fill import Progress
 from logitcache.format.schema import CacheSpec, Spec
 from logitcache.models.build import Model
 from logitcache.store import CacheReader, CacheWriter

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from logitcache.bench.glyphs import CLASSES, glyphs, shifted
-from logitcache.dump import DumpConfig, dump
+from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import NonFiniteError, StudentsError
 from logitcache.evaluation import Evaluation
 from logitcache.format.schema import RecipeSpec, Spec

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from logitcache.bench.compare import Comparison, in_turns
-from logitcache.dump import DumpConfig, dump
+from logitcache.dump.job import DumpConfig, dump
 from logitcache.format.schema import RecipeSpec
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel, choose_precision

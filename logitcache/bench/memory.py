@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from logitcache.audit.verify import verify
-from logitcache.dump import DumpConfig, dump
+from logitcache.dump.job import DumpConfig, dump
 from logitcache.format.schema import Spec
 from logitcache.models.build import build
 from logitcache.store import CacheReader

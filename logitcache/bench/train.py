@@ -19,7 +19,7 @@ from logitcache.bench.compare import Comparison, clock_of, in_turns
 from logitcache.bench.dump import CLASSES, TOP_K, idle_teacher, pictures_in
 from logitcache.bench.made import write_cache
 from logitcache.bench.memory import Shared, held, shared_by, told
-from logitcache.dump import DumpConfig, dump
+from logitcache.dump.job import DumpConfig, dump
 from logitcache.format.schema import RecipeSpec, Spec
 from logitcache.learner import Learner, Run
 from logitcache.losses import Objective

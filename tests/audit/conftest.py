@@ -9,7 +9,7 @@ from breaking import RECIPE, N, config_of
 from dumping import a_teacher, dump_digits
 from small import few_digits
 
-from logitcache.dump import dump
+from logitcache.dump.job import dump
 
 
 @pytest.fixture(scope="session")

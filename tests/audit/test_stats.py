@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from logitcache.audit.pictures import draw
 from logitcache.audit.stats import BINS, stats
-from logitcache.dump import DumpConfig, dump
+from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import IncompleteError, MismatchError
 from logitcache.models.build import build
 from logitcache.store import CacheReader

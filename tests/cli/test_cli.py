@@ -63,7 +63,7 @@ def test_a_cluster_that_is_none_or_needs_a_package_is_one_line(
 ) -> None:
     words = ("dump", "--teacher", "digits_small", "--dask")
     assert "local:N or a scheduler's address" in fails(*words, "here", cwd=tmp_path)
-    monkeypatch.delitem(sys.modules, "logitcache.cluster")
+    monkeypatch.delitem(sys.modules, "logitcache.dump.dask_cluster")
     monkeypatch.setitem(sys.modules, "distributed", None)
     assert "pip install 'logitcache[cluster]'" in fails(*words, "local:2", cwd=tmp_path)
 

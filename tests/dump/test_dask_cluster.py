@@ -22,9 +22,13 @@ from in_ranks import free_port
 from pictures import picture_folder
 from small_teachers import FLAG
 
-from logitcache.cluster import dump_on_dask
 from logitcache.distributed import World
-from logitcache.dump import DumpConfig, DumpReport, dump, owned
+from logitcache.dump.dask_cluster import dump_on_dask
+from logitcache.dump.filler import Work
+from logitcache.dump.helper import Guest, Terms
+from logitcache.dump.inputs import Sources
+from logitcache.dump.job import DumpConfig, DumpReport, dump, owned
+from logitcache.dump.torchrun import dump_in_ranks
 from logitcache.errors import (
     ClusterError,
     DataError,
@@ -33,10 +37,6 @@ from logitcache.errors import (
     NonFiniteError,
     OptionError,
 )
-from logitcache.fill import Work
-from logitcache.guests import Guest, Terms
-from logitcache.ranks import dump_in_ranks
-from logitcache.sources import Sources
 from logitcache.store import CacheReader, CacheWriter
 
 CONFIG = DumpConfig(seeds=(0, 1), top_k=4, shard_samples=256, batch_size=64, workers=0)
@@ -166,7 +166,7 @@ def test_a_shard_that_workers_die_of_ends_in_one_line(
 def test_a_scheduler_without_workers_is_not_waited_for_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("logitcache.cluster.JOINING", 0.2)
+    monkeypatch.setattr("logitcache.dump.dask_cluster.JOINING", 0.2)
     with (
         distributed.LocalCluster(
             n_workers=0, processes=False, protocol="tcp", dashboard_address="127.0.0.1:0", silence_logs=60
@@ -179,7 +179,7 @@ def test_a_scheduler_without_workers_is_not_waited_for_for_ever(
 def test_a_scheduler_that_nobody_answers_for_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("logitcache.cluster.CONNECTING", 0.5)
+    monkeypatch.setattr("logitcache.dump.dask_cluster.CONNECTING", 0.5)
     address = f"tcp://127.0.0.1:{free_port()}"
     with pytest.raises(ClusterError, match=f"no scheduler answers at {address}") as said:
         dump_on_dask(address, tmp_path / "c.zarr", SOURCES, CONFIG)

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import few_digits
 
-from logitcache.adopt import adopted
 from logitcache.distributed import World
-from logitcache.dump import DumpConfig, dump
+from logitcache.dump.defaults import adopted
+from logitcache.dump.inputs import Sources
+from logitcache.dump.job import DumpConfig, dump
+from logitcache.dump.torchrun import dump_in_ranks
 from logitcache.errors import LogitCacheError, OptionError
 from logitcache.format.schema import CacheSpec
-from logitcache.ranks import dump_in_ranks
-from logitcache.sources import Sources
 from logitcache.store import CacheReader, CacheWriter
 
 SAID: dict[str, Any] = {

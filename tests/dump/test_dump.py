@@ -18,7 +18,8 @@ from pictures import picture_folder
 from small import few_digits
 
 from logitcache.audit.checkup import CheckupConfig, checkup
-from logitcache.dump import DumpConfig, dump
+from logitcache.dump.inputs import Sources
+from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import (
     BusyError,
     DataError,
@@ -31,7 +32,6 @@ from logitcache.errors import (
 from logitcache.format.schema import StepSpec
 from logitcache.models.build import build
 from logitcache.models.forward import ViewModel
-from logitcache.sources import Sources
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.stream.stream import Stream
 from logitcache.teacher.sparse import SparseTeacher

@@ -16,7 +16,7 @@ from small_caches import assert_holds, fill
 from logitcache.audit.repair import repair
 from logitcache.audit.rerun import rerun
 from logitcache.audit.verify import verify
-from logitcache.dump import DumpConfig
+from logitcache.dump.job import DumpConfig
 from logitcache.errors import IncompleteError
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.store.copy import copy

@@ -14,7 +14,7 @@ from small import few_digits
 from small_caches import attributes as root_of
 from small_caches import files_of
 
-from logitcache.dump import DumpConfig, dump
+from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import DataError, MismatchError
 from logitcache.models.build import build
 from logitcache.store import CacheReader

@@ -11,11 +11,11 @@ from dumping import RECIPE, a_teacher
 from small import few_digits
 from typer.testing import CliRunner
 
-from logitcache.dump import DumpConfig, dump
+from logitcache.dump.job import DumpConfig, dump
+from logitcache.dump.plan import Choice, Plan, PlanConfig, _advice, plan
 from logitcache.errors import OptionError
 from logitcache.format.identity import PROFILES
 from logitcache.models.forward import ViewModel
-from logitcache.plan import Choice, Plan, PlanConfig, _advice, plan
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.units import parse_size
 from logitcache.views.loader import KeyedViews, require

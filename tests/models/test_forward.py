@@ -8,7 +8,7 @@ import torch
 from dumping import RECIPE, a_teacher
 from small import few_digits
 
-from logitcache.dump import DumpConfig, dump
+from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import DeviceMemoryError, MismatchError
 from logitcache.models.build import Model, build
 from logitcache.models.forward import InPieces, ViewModel

@@ -6,7 +6,7 @@ import pytest
 from dumping import RECIPE, a_teacher
 from reports import a_run, rows_of
 
-from logitcache.dump import DumpConfig, dump
+from logitcache.dump.job import DumpConfig, dump
 from logitcache.report.page import report
 from logitcache.views.datasets import digits
 

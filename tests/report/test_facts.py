@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from reports import Page, a_run, rows_of
 from small import few_digits
 
-from logitcache.dump import DumpConfig, dump
+from logitcache.dump.job import DumpConfig, dump
 from logitcache.report.caches import read_cache
 from logitcache.report.charts import LEAST, Axis, Scale, thinned
 from logitcache.report.page import report

@@ -14,7 +14,7 @@ import torch
 from dumping import a_teacher
 from small import few_digits
 
-from logitcache.dump import DumpConfig, dump
+from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import LogitCacheError
 from logitcache.format.schema import CacheSpec, RowLayout
 from logitcache.store import CacheReader, SeedWriter

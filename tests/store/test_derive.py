@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import few_digits
 
-from logitcache.dump import DumpConfig, dump
+from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import BusyError, ImageError, IncompleteError, MismatchError, OptionError
 from logitcache.format.schema import PROFILES, CacheSpec
 from logitcache.store import CacheReader, CacheWriter

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcache.distributed import World
-from logitcache.dump import DumpConfig, dump
+from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import ImageError, IncompleteError, MismatchError, OptionError, StorageError
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from small import few_digits
 
-from logitcache.dump import DumpConfig, DumpReport, dump
+from logitcache.dump.job import DumpConfig, DumpReport, dump
 from logitcache.format.schema import RecipeSpec
 from logitcache.models.build import Model, build
 from logitcache.store import CacheReader

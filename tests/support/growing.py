@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from small_caches import SMALL, fill
 
-from logitcache.dump import DumpConfig, dump
+from logitcache.dump.job import DumpConfig, dump
 from logitcache.models.build import build
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.views.datasets import Images, open_images

@@ -9,7 +9,7 @@ from command import fails, succeeds
 from dumping import a_teacher
 from small import few_digits
 
-from logitcache.dump import DumpConfig, dump
+from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import IncompleteError, MismatchError, OptionError
 from logitcache.losses import kd
 from logitcache.models.forward import ViewModel

@@ -7,7 +7,7 @@ from mixed import a_recipe
 from small import few_digits
 from torch import Tensor
 
-from logitcache.dump import DumpConfig, dump
+from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import ImageError
 from logitcache.format.schema import StepSpec
 from logitcache.learner import Run

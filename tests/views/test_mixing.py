@@ -14,7 +14,7 @@ from mixed import BOTH, CROP, a_recipe
 from small import few_digits
 from training import a_run, assert_same_weights, rows_of
 
-from logitcache.dump import DumpConfig, dump
+from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import FormatError, OptionError
 from logitcache.format.schema import RecipeSpec, StepSpec
 from logitcache.holdout import Validation, held_out

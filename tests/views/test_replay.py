@@ -8,7 +8,7 @@ import pytest
 import torch
 from small import Pixels
 
-from logitcache.dump import DumpConfig, dump
+from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import DataError, DriftError, FormatError, MismatchError
 from logitcache.format.schema import StepSpec
 from logitcache.models.build import build

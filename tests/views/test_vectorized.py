@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 import logitcache.views.loader
-from logitcache.dump import DumpConfig, dump
+from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import DataError, OptionError
 from logitcache.evaluation import Evaluation
 from logitcache.format.schema import RecipeSpec, StepSpec

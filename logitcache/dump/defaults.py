@@ -4,9 +4,9 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from logitcache.dump import DumpConfig
+from logitcache.dump.inputs import Sources
+from logitcache.dump.job import DumpConfig
 from logitcache.format.schema import RecipeSpec
-from logitcache.sources import Sources
 from logitcache.store import CacheWriter
 
 SOURCES = ("weights", "data", "split", "recipe", "input_size")

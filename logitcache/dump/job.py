@@ -14,8 +14,8 @@ from typing import Self
 
 import numpy as np
 
+from logitcache.dump.filler import Filler, Progress, Receipt, Work
 from logitcache.errors import BusyError, Difference, MismatchError, OptionError
-from logitcache.fill import Filler, Progress, Receipt, Work
 from logitcache.format.schema import DATA, CacheSpec, RecipeSpec, Spec, TeacherSpec
 from logitcache.models.build import Model
 from logitcache.models.forward import InPieces, ViewModel, choose_device, choose_precision

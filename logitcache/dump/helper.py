@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from logitcache.dump import DumpConfig, Owned, cache_spec, filler
+from logitcache.dump.filler import Filler, Progress, Receipt, Work, receipt
+from logitcache.dump.inputs import Sources
+from logitcache.dump.job import DumpConfig, Owned, cache_spec, filler
 from logitcache.errors import Difference, MismatchError
-from logitcache.fill import Filler, Progress, Receipt, Work, receipt
 from logitcache.format.schema import CacheSpec, Spec
-from logitcache.sources import Sources
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.versions import library_versions
 from logitcache.views.alignment import in_cache_order

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitcache.dump import DumpConfig, dump
+from logitcache.dump.filler import Progress
+from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import OptionError
-from logitcache.fill import Progress
 from logitcache.format.schema import PROFILES, RecipeSpec, Spec
 from logitcache.models.build import Model
 from logitcache.store import CacheReader

@@ -11,14 +11,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from logitcache.adopt import adopted
 from logitcache.distributed import World
-from logitcache.dump import DumpConfig, DumpReport, dump, filler, owned
+from logitcache.dump.defaults import adopted
+from logitcache.dump.filler import Progress, Receipt, Work
+from logitcache.dump.helper import Guest, Terms
+from logitcache.dump.inputs import Sources
+from logitcache.dump.job import DumpConfig, DumpReport, dump, filler, owned
 from logitcache.errors import LogitCacheError
-from logitcache.fill import Progress, Receipt, Work
 from logitcache.format.schema import Spec
-from logitcache.guests import Guest, Terms
-from logitcache.sources import Sources
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,14 @@ from pathlib import Path
 
 import torch
 
-from logitcache.adopt import adopted
-from logitcache.dump import DumpConfig, DumpReport, owned
+from logitcache.dump.defaults import adopted
+from logitcache.dump.filler import Progress, Receipt, Work, views_of
+from logitcache.dump.helper import Guest, Terms
+from logitcache.dump.inputs import Sources
+from logitcache.dump.job import DumpConfig, DumpReport, owned
 from logitcache.errors import ClusterError, LogitCacheError, OptionError
-from logitcache.fill import Progress, Receipt, Work, views_of
 from logitcache.format.schema import CacheSpec
-from logitcache.guests import Guest, Terms
 from logitcache.models.forward import choose_device, choose_precision
-from logitcache.sources import Sources
 
 try:
     from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, get_worker, wait

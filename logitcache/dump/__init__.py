@@ -1,0 +1,1 @@
+"""Dump: stage one, the teacher run once per seed into a cache."""
