@@ -12,7 +12,7 @@ from .options import Device, Json, PrecisionName, StudentSize, Workers
 from .terminal import say, show
 
 if TYPE_CHECKING:
-    from logitcache.evaluation import EvaluationReport
+    from logitcache.train.evaluation import EvaluationReport
 
 
 def evaluate(
@@ -42,12 +42,12 @@ def evaluate(
 
     Example: logitcache evaluate runs/resnet18-cmkd-0
     """
-    from logitcache.evaluation import Evaluation
-    from logitcache.evaluation import evaluate as evaluated
     from logitcache.models.forward import ViewModel, choose_device, choose_precision
     from logitcache.plugins import require_own
     from logitcache.store import CacheReader
-    from logitcache.students import Trained
+    from logitcache.train.evaluation import Evaluation
+    from logitcache.train.evaluation import evaluate as evaluated
+    from logitcache.train.trained import Trained
     from logitcache.views.datasets import open_images, open_recorded
     from logitcache.views.recipes import recipe_named
 

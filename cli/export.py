@@ -30,7 +30,7 @@ def export(
     Example: logitcache export runs/resnet18-cmkd-0 --format onnx
     """
     from logitcache.models.export import export as write
-    from logitcache.students import Trained
+    from logitcache.train.trained import Trained
 
     trained = Trained.find(student, weights)
     model = trained.model(architecture, num_classes, input_size=input_size)

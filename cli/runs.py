@@ -7,7 +7,7 @@ from .progress import Advance
 from .terminal import say, show
 
 if TYPE_CHECKING:
-    from logitcache.train import TrainReport
+    from logitcache.train.loop import TrainReport
 
 
 def reporter(advance: Advance) -> Callable[[dict[str, Any]], None]:

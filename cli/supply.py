@@ -11,7 +11,7 @@ from logitcache.units import parse_size
 from .options import given, parse_numbers, parse_seeds, the_only_cache
 
 if TYPE_CHECKING:
-    from logitcache.study import Supply
+    from logitcache.train.launch import Supply
 
 
 def _of(text: str, *names: str) -> Any:
@@ -44,7 +44,7 @@ def supply(options: Mapping[str, Any], needs_teacher: bool, batch_size: int) -> 
     Raises:
         NotFoundError, OptionError: no cache is named where one is needed, or an option cannot be read.
     """
-    from logitcache.study import Supply
+    from logitcache.train.launch import Supply
 
     read = {
         "caches": tuple(options["cache"] or ([the_only_cache()] if needs_teacher else [])),

@@ -88,10 +88,10 @@ def train(
 
     Example: logitcache train --student resnet18 --cache caches/vit_l-digits.zarr --loss cmkd
     """
-    from logitcache.board import Board
     from logitcache.distributed import World
-    from logitcache.protocols import protocol_named
-    from logitcache.study import Study
+    from logitcache.train.config import protocol_named
+    from logitcache.train.launch import Study
+    from logitcache.train.tensorboard import Board
 
     settings = protocol_named(protocol)
     lessons = by.lessons(context, settings.config)

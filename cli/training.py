@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from logitcache.errors import OptionError
-from logitcache.protocols import PROTOCOLS, TrainConfig
+from logitcache.train.config import PROTOCOLS, TrainConfig
 
 from .options import given
 
 if TYPE_CHECKING:
-    from logitcache.lessons import Lesson
+    from logitcache.train.variants import Lesson
 
 
 def _of(panel: str, name: str, text: str) -> Any:
@@ -70,7 +70,7 @@ def lessons(context: typer.Context, protocol: TrainConfig) -> "tuple[Lesson, ...
     Raises:
         OptionError: a loss is given that every variant replaces, or something cannot be read.
     """
-    from logitcache.lessons import Lesson
+    from logitcache.train.variants import Lesson
 
     options = context.params
     config = protocol.changed(given(options, TrainConfig))

@@ -14,18 +14,18 @@ from typing import Any
 
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import OptionError
-from logitcache.evaluation import Evaluation
 from logitcache.format.schema import Spec
-from logitcache.learner import Run
 from logitcache.losses import Objective
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel, choose_device
-from logitcache.protocols import TrainConfig
 from logitcache.report.page import report
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
 from logitcache.teacher.teachers import LiveTeacher
-from logitcache.train import train
+from logitcache.train.config import TrainConfig
+from logitcache.train.evaluation import Evaluation
+from logitcache.train.learner import Run
+from logitcache.train.loop import train
 from logitcache.views.datasets import digits
 from logitcache.views.recipes import recipe_named
 

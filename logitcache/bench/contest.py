@@ -27,16 +27,16 @@ import torch
 from logitcache.bench.glyphs import CLASSES, glyphs, shifted
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import NonFiniteError, StudentsError
-from logitcache.evaluation import Evaluation
 from logitcache.format.schema import RecipeSpec, Spec
-from logitcache.learner import Run
 from logitcache.losses import LOSSES, Objective
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel
-from logitcache.protocols import TrainConfig
 from logitcache.stream.stream import Stream
 from logitcache.teacher.teachers import LiveTeacher
-from logitcache.train import train
+from logitcache.train.config import TrainConfig
+from logitcache.train.evaluation import Evaluation
+from logitcache.train.learner import Run
+from logitcache.train.loop import train
 from logitcache.views.datasets import ArrayImages, digits
 from logitcache.views.recipes import permutation, recipe_named
 

@@ -21,14 +21,14 @@ from logitcache.bench.made import write_cache
 from logitcache.bench.memory import Shared, held, shared_by, told
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.format.schema import RecipeSpec, Spec
-from logitcache.learner import Learner, Run
 from logitcache.losses import Objective
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel, choose_precision
-from logitcache.protocols import TrainConfig
 from logitcache.stream.stream import Stream
 from logitcache.teacher.teachers import LiveTeacher
-from logitcache.train import train
+from logitcache.train.config import TrainConfig
+from logitcache.train.learner import Learner, Run
+from logitcache.train.loop import train
 from logitcache.views.datasets import Images
 from logitcache.views.loader import choose_workers
 from logitcache.views.recipes import ViewMaker, recipe_named

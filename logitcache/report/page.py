@@ -18,9 +18,9 @@ from logitcache.report.metrics import measure
 from logitcache.report.pictures import Pictures, open_for, pictures
 from logitcache.report.runs import Group, RunFacts, grouped, read_run
 from logitcache.report.students import about_runs, teachers
-from logitcache.runs import RunFolder
 from logitcache.store import CacheReader
-from logitcache.students import runs_inside
+from logitcache.train.run_folder import RunFolder
+from logitcache.train.trained import runs_inside
 from logitcache.versions import library_versions
 from logitcache.views.datasets import Images, open_images
 

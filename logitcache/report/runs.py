@@ -15,9 +15,9 @@ from logitcache.errors import IncompleteError, LogitCacheError
 from logitcache.format.schema import Spec
 from logitcache.losses import Objective
 from logitcache.models.weights import count_weights
-from logitcache.reliability import Reliability
-from logitcache.runs import RunFolder
 from logitcache.store import seed_list
+from logitcache.train.calibration import Reliability
+from logitcache.train.run_folder import RunFolder
 
 Value = str | int | float | bool | None
 REPEATED = ("config.seed", "stream.order")  # what differs between repeats; and random initial weights

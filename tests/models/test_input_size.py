@@ -10,7 +10,7 @@ from small import few_digits
 
 from logitcache.errors import OptionError
 from logitcache.models.build import build, save_weights
-from logitcache.students import Trained
+from logitcache.train.trained import Trained
 
 SIZES = {
     "resnet8": 32,

@@ -15,15 +15,15 @@ from training import perceptron
 from typer.testing import CliRunner
 
 from logitcache.errors import OptionError
-from logitcache.learner import Run
 from logitcache.losses import Objective
 from logitcache.models.forward import ViewModel
-from logitcache.protocols import TrainConfig
 from logitcache.store import CacheReader
 from logitcache.stream.sampler import PairSampler, seeds_of, subset
 from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.teacher.teachers import LiveTeacher
-from logitcache.train import train
+from logitcache.train.config import TrainConfig
+from logitcache.train.learner import Run
+from logitcache.train.loop import train
 from logitcache.views.datasets import ArrayImages
 from logitcache.views.loader import KeyedViews
 from logitcache_cli.main import app

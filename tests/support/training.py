@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from logitcache.format.schema import AdapterSpec
-from logitcache.learner import Run
 from logitcache.losses import Objective
 from logitcache.models.build import Model, build
-from logitcache.protocols import TrainConfig
+from logitcache.train.config import TrainConfig
+from logitcache.train.learner import Run
 
 CONFIG = TrainConfig(epochs=3, lr=0.1, seed=5)
 

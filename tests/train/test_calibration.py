@@ -14,15 +14,15 @@ from reports import Page, a_run, rows_of
 from small import few_digits
 from training import CONFIG
 
-from logitcache.evaluation import Evaluation
 from logitcache.losses import Objective
 from logitcache.models.build import build
 from logitcache.models.forward import ViewModel
-from logitcache.reliability import BINS, Reliability
 from logitcache.report.page import report
-from logitcache.runs import RunFolder
 from logitcache.stream.stream import Stream
-from logitcache.train import Run, train
+from logitcache.train.calibration import BINS, Reliability
+from logitcache.train.evaluation import Evaluation
+from logitcache.train.loop import Run, train
+from logitcache.train.run_folder import RunFolder
 from logitcache.views.recipes import recipe_named
 
 

@@ -17,16 +17,16 @@ from torch import Tensor
 from training import Perceptron, perceptron
 
 from logitcache.errors import DeviceMemoryError, OptionError, UnknownNameError
-from logitcache.evaluation import Evaluation
-from logitcache.learner import Run
 from logitcache.losses import Objective
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel
-from logitcache.optim import rate
-from logitcache.protocols import PROTOCOLS, TrainConfig, protocol_named
 from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.teacher.teachers import LiveTeacher
-from logitcache.train import train
+from logitcache.train.config import PROTOCOLS, TrainConfig, protocol_named
+from logitcache.train.evaluation import Evaluation
+from logitcache.train.learner import Run
+from logitcache.train.loop import train
+from logitcache.train.optim import rate
 from logitcache.views.recipes import recipe_named
 
 PLAIN = TrainConfig(epochs=2, lr=0.1, warmup_epochs=0.5)

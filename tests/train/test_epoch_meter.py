@@ -5,7 +5,7 @@ import io
 import pytest
 import torch
 
-from logitcache.ledger import Ledger
+from logitcache.train.epoch_meter import Ledger
 
 
 def test_many_steps_lose_no_digits() -> None:

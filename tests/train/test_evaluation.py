@@ -22,11 +22,11 @@ from torch.utils.data import TensorDataset
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from logitcache.errors import DataError, IncompleteError, MismatchError, NonFiniteError
-from logitcache.evaluation import Evaluation, evaluate, flops
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
+from logitcache.train.evaluation import Evaluation, evaluate, flops
 from logitcache.views.datasets import ArrayImages, images_of
 
 

@@ -34,15 +34,15 @@ from logitcache.errors import (
     StoppedError,
     StorageError,
 )
-from logitcache.evaluation import Evaluation
 from logitcache.format.schema import AdapterSpec
-from logitcache.learner import Run
 from logitcache.losses import Objective
 from logitcache.models.build import Model
-from logitcache.protocols import TrainConfig
 from logitcache.report.runs import read_run
 from logitcache.stream.stream import Stream
-from logitcache.train import train
+from logitcache.train.config import TrainConfig
+from logitcache.train.evaluation import Evaluation
+from logitcache.train.learner import Run
+from logitcache.train.loop import train
 from logitcache.views.recipes import recipe_named
 from logitcache_cli.ending import stopped_gently
 

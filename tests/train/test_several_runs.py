@@ -11,13 +11,13 @@ from dumping import RECIPE
 from small import few_digits
 
 from logitcache.errors import OptionError
-from logitcache.learner import Run
 from logitcache.losses import Objective
 from logitcache.models.build import build
-from logitcache.protocols import TrainConfig
-from logitcache.runs import RunFolder, claimed_folders
 from logitcache.stream.stream import Stream
-from logitcache.train import train
+from logitcache.train.config import TrainConfig
+from logitcache.train.learner import Run
+from logitcache.train.loop import train
+from logitcache.train.run_folder import RunFolder, claimed_folders
 
 CONFIG = TrainConfig(epochs=2, lr=0.1)
 

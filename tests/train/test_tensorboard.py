@@ -29,7 +29,7 @@ def test_curves_are_the_rows_of_metrics(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_an_epoch_that_is_told_again_counts_once(tmp_path: Path) -> None:
-    from logitcache.board import Board
+    from logitcache.train.tensorboard import Board
 
     told: list[dict[str, object]] = []
     for value in (1.0, 2.0):

@@ -20,17 +20,17 @@ from logitcache.errors import (
     OptionError,
     StoppedError,
 )
-from logitcache.evaluation import Evaluation
-from logitcache.holdout import held_out
-from logitcache.learner import Run
 from logitcache.losses import LOSSES, Mixing, Objective
 from logitcache.models.build import build
 from logitcache.models.forward import ViewModel
-from logitcache.protocols import TrainConfig
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
 from logitcache.teacher.teachers import LiveTeacher
-from logitcache.train import train
+from logitcache.train.config import TrainConfig
+from logitcache.train.evaluation import Evaluation
+from logitcache.train.learner import Run
+from logitcache.train.loop import train
+from logitcache.train.validation import held_out
 from logitcache.views.recipes import recipe_named
 
 

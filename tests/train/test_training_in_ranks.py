@@ -25,15 +25,15 @@ from logitcache.errors import (
     StorageError,
     StudentsError,
 )
-from logitcache.evaluation import Evaluation
-from logitcache.learner import Run
 from logitcache.losses import Objective
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel
-from logitcache.protocols import TrainConfig
 from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.teacher.teachers import LiveTeacher
-from logitcache.train import train
+from logitcache.train.config import TrainConfig
+from logitcache.train.evaluation import Evaluation
+from logitcache.train.learner import Run
+from logitcache.train.loop import train
 from logitcache.views.recipes import recipe_named
 
 CONFIG = TrainConfig(2, lr=0.1)

@@ -10,12 +10,12 @@ from torch import Tensor
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import ImageError
 from logitcache.format.schema import StepSpec
-from logitcache.learner import Run
 from logitcache.losses import Objective
 from logitcache.models.build import build
-from logitcache.protocols import TrainConfig
 from logitcache.stream.stream import Stream
-from logitcache.train import train
+from logitcache.train.config import TrainConfig
+from logitcache.train.learner import Run
+from logitcache.train.loop import train
 from logitcache.views.datasets import ArrayImages
 
 EPOCHS, BAD = 4, range(0, 50, 5)

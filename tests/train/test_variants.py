@@ -14,10 +14,10 @@ from training import a_run, assert_same_weights
 from typer.testing import CliRunner
 
 from logitcache.errors import NonFiniteError, OptionError, StudentsError, UnknownNameError
-from logitcache.lessons import Lesson
-from logitcache.protocols import TrainConfig
 from logitcache.stream.stream import Stream
-from logitcache.train import train
+from logitcache.train.config import TrainConfig
+from logitcache.train.loop import train
+from logitcache.train.variants import Lesson
 from logitcache_cli.main import app
 
 CONFIG = TrainConfig(epochs=2, lr=0.1, seed=5)

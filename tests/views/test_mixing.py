@@ -17,13 +17,13 @@ from training import a_run, assert_same_weights, rows_of
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import FormatError, OptionError
 from logitcache.format.schema import RecipeSpec, StepSpec
-from logitcache.holdout import Validation, held_out
 from logitcache.losses import ce
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
 from logitcache.teacher.teachers import LiveTeacher
-from logitcache.train import train
+from logitcache.train.loop import train
+from logitcache.train.validation import Validation, held_out
 from logitcache.views.datasets import ArrayImages
 from logitcache.views.loader import KeyedViews, require, view_loader
 from logitcache.views.mixing import MixedLabels, Mixer, partner

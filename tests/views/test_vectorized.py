@@ -17,15 +17,15 @@ from torchvision.transforms import v2
 import logitcache.views.loader
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import DataError, OptionError
-from logitcache.evaluation import Evaluation
 from logitcache.format.schema import RecipeSpec, StepSpec
-from logitcache.learner import Run
 from logitcache.losses import Objective
 from logitcache.models.build import build
-from logitcache.protocols import TrainConfig
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
-from logitcache.train import train
+from logitcache.train.config import TrainConfig
+from logitcache.train.evaluation import Evaluation
+from logitcache.train.learner import Run
+from logitcache.train.loop import train
 from logitcache.views.datasets import ArrayImages
 from logitcache.views.loader import InMemory, KeyedViews, Pair, loaded, view_loader
 from logitcache.views.mt19937 import MOST_WORDS, Draws, told_exactly

@@ -22,11 +22,11 @@ from logitcache.errors import (
     StorageError,
     StudentsError,
 )
-from logitcache.evaluation import Evaluation, Tally
 from logitcache.format.spec import Spec
-from logitcache.learner import Learner, Run
-from logitcache.runs import RunFolder
 from logitcache.stream.stream import Batch, Stream
+from logitcache.train.evaluation import Evaluation, Tally
+from logitcache.train.learner import Learner, Run
+from logitcache.train.run_folder import RunFolder
 from logitcache.views.loader import deaths_named
 
 

@@ -9,7 +9,7 @@ from logitcache.format.schema import RecipeSpec
 from logitcache.models.build import Model, build
 from logitcache.models.weights import read_header
 from logitcache.plugins import require_own
-from logitcache.runs import RunFolder
+from logitcache.train.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

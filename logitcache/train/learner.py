@@ -14,17 +14,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from logitcache.distributed import World
 from logitcache.errors import DeviceMemoryError, OptionError, StorageError
-from logitcache.holdout import Validation
-from logitcache.ledger import Ledger
 from logitcache.losses import Objective
 from logitcache.models.build import Model
 from logitcache.models.forward import ViewModel, choose_precision
 from logitcache.models.nets import TwoHeads
-from logitcache.optim import MovingAverage, optimizer_for, rate
-from logitcache.protocols import TrainConfig
-from logitcache.reliability import Reliability
-from logitcache.runs import RunFolder, Stateful
 from logitcache.stream.stream import Batch, Stream
+from logitcache.train.calibration import Reliability
+from logitcache.train.config import TrainConfig
+from logitcache.train.epoch_meter import Ledger
+from logitcache.train.optim import MovingAverage, optimizer_for, rate
+from logitcache.train.run_folder import RunFolder, Stateful
+from logitcache.train.validation import Validation
 from logitcache.views.recipes import key
 
 CHECK_EVERY = 50  # steps between looks at the losses, each of which waits for the device

@@ -30,7 +30,7 @@ from logitcache.errors import (
 from logitcache.files import replacing
 from logitcache.models.build import Model, save_weights
 from logitcache.models.weights import first_line
-from logitcache.reliability import Reliability
+from logitcache.train.calibration import Reliability
 from logitcache.versions import library_versions
 
 

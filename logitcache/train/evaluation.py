@@ -21,12 +21,12 @@ from logitcache.errors import DataError, Difference, MismatchError, NonFiniteErr
 from logitcache.format.schema import RecipeSpec, Spec
 from logitcache.losses.kd import kl_rows
 from logitcache.models.forward import ViewModel
-from logitcache.reliability import BINS, Reliability
 from logitcache.store import CacheReader
 from logitcache.stream.sampler import Switch
 from logitcache.stream.stream import Stream
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.teachers import CachedTeacher
+from logitcache.train.calibration import BINS, Reliability
 from logitcache.views.alignment import in_cache_order
 from logitcache.views.datasets import Images, WrappedImages, open_images
 from logitcache.views.loader import KeyedViews, ViewBatch, loaded, view_loader

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from logitcache.errors import OptionError
 from logitcache.losses import Objective
-from logitcache.protocols import TrainConfig
+from logitcache.train.config import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from logitcache.errors import OptionError
 from logitcache.models.forward import ViewModel
-from logitcache.protocols import TrainConfig
+from logitcache.train.config import TrainConfig
 
 
 def optimizer_for(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

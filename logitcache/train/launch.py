@@ -13,20 +13,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from logitcache.distributed import World
 from logitcache.errors import DataError, LogitCacheError, NotFoundError, OptionError, StudentsError
-from logitcache.evaluation import Evaluation
-from logitcache.learner import Run
-from logitcache.lessons import Lesson
 from logitcache.models.build import NEW_HEAD, Model, build
 from logitcache.models.catalog import require_known
 from logitcache.models.export import export, format_named
-from logitcache.runs import claimed_folders
 from logitcache.store import CacheReader
 from logitcache.stream.sampler import SeedOrder
 from logitcache.stream.stream import Stream
-from logitcache.students import Trained
 from logitcache.teacher.sparse import MixSpace
 from logitcache.teacher.spool import DEFAULT_LIMIT
-from logitcache.train import TrainReport, train
+from logitcache.train.evaluation import Evaluation
+from logitcache.train.learner import Run
+from logitcache.train.loop import TrainReport, train
+from logitcache.train.run_folder import claimed_folders
+from logitcache.train.trained import Trained
+from logitcache.train.variants import Lesson
 from logitcache.views.datasets import open_images
 from logitcache.views.recipes import recipe_named
 

@@ -1,0 +1,1 @@
+"""Train: stage two, students trained from a cache."""
