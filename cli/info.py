@@ -18,7 +18,7 @@ def info(
 
     Example: logitcache info caches/vit_l-digits.zarr
     """
-    from logitcache.audit.glance import glance
+    from logitcache.audit.summary import glance
     from logitcache.store import CacheReader
 
     found = glance(CacheReader(cache))

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from functools import cache
 
+from logitcache.audit.recheck import RerunReport, rerun
 from logitcache.audit.repair import RepairReport, repair
-from logitcache.audit.rerun import RerunReport, rerun
 from logitcache.audit.verify import Progress, VerifyReport, verify
 from logitcache.dump.inputs import weights_of
 from logitcache.dump.job import DumpConfig

@@ -9,7 +9,7 @@ import numpy as np
 from dask.base import compute
 from dask.delayed import delayed
 
-from logitcache.audit.rules import broken_rules
+from logitcache.audit.invariants import broken_rules
 from logitcache.errors import FormatError, IncompleteError, LogitCacheError, OptionError, StorageError
 from logitcache.format.schema import Spec
 from logitcache.store import CacheReader, seed_list, shard_digest

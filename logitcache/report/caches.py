@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from logitcache.audit.glance import glance
 from logitcache.audit.stats import StatsReport, stats
+from logitcache.audit.summary import glance
 from logitcache.errors import IncompleteError
 from logitcache.format.schema import CacheSpec, Spec
 from logitcache.report.charts import spaced

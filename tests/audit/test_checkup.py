@@ -13,7 +13,7 @@ from dumping import a_teacher, dump_digits
 from small_caches import files_of
 
 from logitcache.audit.checkup import CheckupConfig, checkup, teacher_of
-from logitcache.audit.glance import glance, view_size
+from logitcache.audit.summary import glance, view_size
 from logitcache.audit.verify import Problem
 from logitcache.errors import LogitCacheError, OptionError
 from logitcache.models.build import build, save_weights

@@ -8,7 +8,7 @@ from breaking import N, rewrite
 from dumping import a_teacher, dump_digits
 from small import few_digits
 
-from logitcache.audit.rerun import rerun
+from logitcache.audit.recheck import rerun
 from logitcache.errors import MismatchError
 from logitcache.store import CacheReader
 

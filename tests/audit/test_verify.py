@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_caches import spec_of
 
-from logitcache.audit.rules import broken_rules
+from logitcache.audit.invariants import broken_rules
 from logitcache.audit.verify import verify
 from logitcache.errors import IncompleteError, OptionError
 from logitcache.format.schema import CacheSpec

@@ -13,8 +13,8 @@ from growing import GROWN, KEYS, NEW, OLD, before_growth, by_key, dump_folder, f
 from small import few_digits
 from small_caches import assert_holds, fill
 
+from logitcache.audit.recheck import rerun
 from logitcache.audit.repair import repair
-from logitcache.audit.rerun import rerun
 from logitcache.audit.verify import verify
 from logitcache.dump.job import DumpConfig
 from logitcache.errors import IncompleteError
