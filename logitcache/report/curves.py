@@ -6,7 +6,7 @@ from xml.etree.ElementTree import Element
 from logitcache.report.charts import STYLES, Axis, Numbers, Series, legend, lines, spaced, thinned
 from logitcache.report.html import Child, Ids, tag
 from logitcache.report.metrics import measure, percent
-from logitcache.report.runs import Group, short_paths
+from logitcache.report.run_facts import Group, short_paths
 
 MOST_POINTS, POINTS_IN_ALL = 240, 150_000  # of a line; of the page
 MOST_EPOCHS, CELLS_IN_ALL = 60, 60_000  # of a table; of the page

@@ -11,13 +11,13 @@ from xml.etree.ElementTree import Element
 from logitcache.errors import NotFoundError, OptionError, StorageError
 from logitcache.files import replacing
 from logitcache.format.schema import Spec
-from logitcache.report.anatomy import about_cache, headings
-from logitcache.report.caches import CacheFacts, read_cache
+from logitcache.report.cache_facts import CacheFacts, read_cache
+from logitcache.report.cache_section import about_cache, headings
 from logitcache.report.html import Ids, tag, written
 from logitcache.report.metrics import measure
-from logitcache.report.pictures import Pictures, open_for, pictures
-from logitcache.report.runs import Group, RunFacts, grouped, read_run
-from logitcache.report.students import about_runs, teachers
+from logitcache.report.run_facts import Group, RunFacts, grouped, read_run
+from logitcache.report.run_section import about_runs, teachers
+from logitcache.report.thumbnails import Pictures, open_for, pictures
 from logitcache.store import CacheReader
 from logitcache.train.run_folder import RunFolder
 from logitcache.train.trained import runs_inside

@@ -16,10 +16,10 @@ from reports import Page, a_run, rows_of
 from small import few_digits
 
 from logitcache.dump.job import DumpConfig, dump
-from logitcache.report.caches import read_cache
+from logitcache.report.cache_facts import read_cache
 from logitcache.report.charts import LEAST, Axis, Scale, thinned
 from logitcache.report.page import report
-from logitcache.report.runs import grouped, read_run
+from logitcache.report.run_facts import grouped, read_run
 from logitcache.store import CacheReader, seed_list
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import decode

@@ -37,7 +37,7 @@ from logitcache.errors import (
 from logitcache.format.schema import AdapterSpec
 from logitcache.losses import Objective
 from logitcache.models.build import Model
-from logitcache.report.runs import read_run
+from logitcache.report.run_facts import read_run
 from logitcache.stream.stream import Stream
 from logitcache.train.config import TrainConfig
 from logitcache.train.evaluation import Evaluation

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from xml.etree.ElementTree import Element
 
-from logitcache.report.caches import CacheFacts
+from logitcache.report.cache_facts import CacheFacts
 from logitcache.report.charts import Axis, Numbers, Series, points, swatch
 from logitcache.report.curves import Curves
 from logitcache.report.html import Child, Ids, table, tag
 from logitcache.report.metrics import JUDGED, SECTIONS, measure, percent
-from logitcache.report.runs import Group, RunFacts, brief, differences
+from logitcache.report.run_facts import Group, RunFacts, brief, differences
 from logitcache.units import span, span_unit
 
 COLUMNS = (*JUDGED, measure("loss"))

@@ -8,11 +8,11 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from logitcache.audit.stats import BINS, LEAST_TAIL, StatsReport
-from logitcache.report.caches import TEMPERATURES, CacheFacts
+from logitcache.report.cache_facts import TEMPERATURES, CacheFacts
 from logitcache.report.charts import Axis, Numbers, Series, bars, histogram, lines
 from logitcache.report.html import Ids, table, tag
 from logitcache.report.metrics import percent
-from logitcache.report.pictures import Picture, Pictures, Sample
+from logitcache.report.thumbnails import Picture, Pictures, Sample
 from logitcache.store import seed_list
 from logitcache.units import share, size
 
