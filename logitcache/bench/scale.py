@@ -18,11 +18,11 @@ from statistics import median
 import numpy as np
 
 from logitcache.audit.verify import verify
-from logitcache.bench.answers import MadeUp
-from logitcache.bench.made import FIELDS, Arrays, cache_spec, joined, shard_of
+from logitcache.bench.fixtures import FIELDS, Arrays, cache_spec, joined, shard_of
 from logitcache.bench.memory import anonymous, told, watched
 from logitcache.bench.sizes import on_disk
 from logitcache.bench.speeds import brief
+from logitcache.bench.synthetic import MadeUp
 from logitcache.errors import OptionError, StorageError
 from logitcache.format.schema import SHARD_SAMPLES, CacheSpec, RowLayout, Spec
 from logitcache.store import CacheReader, CacheWriter

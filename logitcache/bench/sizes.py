@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from logitcache.bench.kept import divergence, sparse_log_probs, spread_log_probs, true_log_probs
-from logitcache.bench.made import Made
-from logitcache.bench.records import FilePerSample, Lookup
+from logitcache.bench.baselines import FilePerSample, Lookup
+from logitcache.bench.divergence import divergence, sparse_log_probs, spread_log_probs, true_log_probs
+from logitcache.bench.fixtures import Made
 from logitcache.format.schema import PROFILES, RowLayout, Spec
 from logitcache.store import CacheReader
 from logitcache.teacher.sparse import SparseTeacher

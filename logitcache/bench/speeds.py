@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from logitcache.bench.answers import answers
+from logitcache.bench.baselines import Lookup
 from logitcache.bench.compare import Seconds, in_turns
-from logitcache.bench.made import Made
-from logitcache.bench.records import Lookup
+from logitcache.bench.fixtures import Made
+from logitcache.bench.synthetic import answers
 from logitcache.format.schema import Spec
 from logitcache.store import CacheReader
 from logitcache.teacher.spool import open_spool

@@ -8,12 +8,12 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from logitcache.bench.answers import answers
-from logitcache.bench.made import Made
+from logitcache.bench.baselines import Lookup, alternatives
+from logitcache.bench.fixtures import Made
 from logitcache.bench.memory import Peak, peaks
-from logitcache.bench.records import Lookup, alternatives
 from logitcache.bench.sizes import Size, sizes
 from logitcache.bench.speeds import Speed, lookups, opening, whole_seeds
+from logitcache.bench.synthetic import answers
 from logitcache.format.schema import SHARD_SAMPLES, Spec
 
 VIEWS = 2 * SHARD_SAMPLES

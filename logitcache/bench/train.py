@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from logitcache.bench.compare import Comparison, clock_of, in_turns
 from logitcache.bench.dump import CLASSES, TOP_K, idle_teacher, pictures_in
-from logitcache.bench.made import write_cache
+from logitcache.bench.fixtures import write_cache
 from logitcache.bench.memory import Shared, held, shared_by, told
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.format.schema import RecipeSpec, Spec

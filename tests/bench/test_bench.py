@@ -17,14 +17,14 @@ import torch
 from typer.testing import CliRunner
 
 from logitcache.bench import made, memory, scale, speeds
-from logitcache.bench.answers import answers
+from logitcache.bench.baselines import FilePerSample, Lookup, alternatives
 from logitcache.bench.compare import in_turns
 from logitcache.bench.contest import ContestConfig, Entry, Standing, _split, contest, table
-from logitcache.bench.kept import divergence, spread_log_probs, true_log_probs
+from logitcache.bench.divergence import divergence, spread_log_probs, true_log_probs
 from logitcache.bench.memory import TASKS, shared_by, told, watched
-from logitcache.bench.records import FilePerSample, Lookup, alternatives
 from logitcache.bench.scale import ScaleReport
 from logitcache.bench.store import StoreReport
+from logitcache.bench.synthetic import answers
 from logitcache.errors import DataError, NotFoundError, OptionError
 from logitcache.store import CacheReader
 from logitcache.teacher.sparse import SparseTeacher
@@ -389,7 +389,7 @@ def test_an_alternative_returns_the_records_that_it_was_given(kind: type[Lookup]
 
 def test_alternatives_whose_packages_are_missing_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
-    monkeypatch.setattr("logitcache.bench.records.find_spec", lambda name: name != "pyarrow" and real(name))
+    monkeypatch.setattr("logitcache.bench.baselines.find_spec", lambda name: name != "pyarrow" and real(name))
     assert "Parquet" not in {kind.name for kind in alternatives()}
     assert "seek + read" in {kind.name for kind in alternatives()}
 

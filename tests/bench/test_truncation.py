@@ -1,6 +1,6 @@
 import torch
 
-from logitcache.losses.truncation import gaps, table, trained_logits
+from logitcache.bench.truncation import gaps, table, trained_logits
 
 
 def test_gaps_shrink_as_more_classes_are_listed():

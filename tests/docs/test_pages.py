@@ -63,7 +63,7 @@ NAME = re.compile(r"logitcache (\w+|--[\w-]+)")
 NOT_RUN = {
     "logitcache bench": "takes minutes; test_bench.py runs every suite on less",
     "python -m logitcache.bench.contest": "takes an hour; test_bench.py runs a contest of one epoch",
-    "python -m logitcache.losses.truncation": "takes minutes; tests/losses measure the same on less",
+    "python -m logitcache.bench.truncation": "takes minutes; tests/losses measure the same on less",
     "make": "sets up an environment of its own",
     "pip install": "downloads",
     "dask": "serves until it is stopped; the test has a scheduler and a worker of its own",

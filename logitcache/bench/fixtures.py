@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from logitcache.bench.answers import BLOCK, Answers, answers
+from logitcache.bench.synthetic import BLOCK, Answers, answers
 from logitcache.format.schema import (
     PROFILES,
     SHARD_SAMPLES,

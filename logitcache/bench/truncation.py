@@ -1,6 +1,6 @@
 """How far k < C moves a loss from its dense value: the tables of docs/losses.md.
 
-    python -m logitcache.losses.truncation
+    python -m logitcache.bench.truncation
 
 Teacher and student are small networks trained for the purpose on real pixels: two (or three) handwritten digits
 side by side, of which there are 100 (or 1000) kinds, so that classes resemble each other as they do elsewhere.
