@@ -8,7 +8,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from .options import Device, Json
+from .shared_options import Device, Json
 from .terminal import console, say, show
 
 

@@ -6,8 +6,8 @@ import typer
 
 from logitcache.units import size
 
-from .options import Json, parse_seeds
 from .progress import progress
+from .shared_options import Json, parse_seeds
 from .terminal import show
 
 if TYPE_CHECKING:

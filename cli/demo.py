@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from .options import Device, Json
+from .shared_options import Device, Json
 from .terminal import console, say, show
 
 if TYPE_CHECKING:

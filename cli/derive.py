@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from .options import Json, parse_seeds
 from .progress import progress
+from .shared_options import Json, parse_seeds
 from .terminal import show
 
 

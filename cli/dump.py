@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from . import asked, kept
-from .options import Device, Json, PrecisionName, Workers, cache_path, given, parse_seeds
 from .progress import progress
+from .shared_options import Device, Json, PrecisionName, Workers, cache_path, given, parse_seeds
 from .terminal import say, show
 
 if TYPE_CHECKING:

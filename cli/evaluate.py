@@ -8,7 +8,7 @@ import typer
 
 from logitcache.errors import OptionError
 
-from .options import Device, Json, PrecisionName, StudentSize, Workers
+from .shared_options import Device, Json, PrecisionName, StudentSize, Workers
 from .terminal import say, show
 
 if TYPE_CHECKING:

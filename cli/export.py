@@ -7,7 +7,7 @@ import typer
 
 from logitcache.units import size
 
-from .options import Json, StudentSize
+from .shared_options import Json, StudentSize
 from .terminal import show
 
 

@@ -6,7 +6,7 @@ import typer
 
 from logitcache.units import size
 
-from .options import Json
+from .shared_options import Json
 from .terminal import show
 
 

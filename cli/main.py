@@ -13,8 +13,8 @@ from .copy import copy
 from .demo import demo
 from .derive import derive
 from .dump import dump
-from .ending import ending_clearly, telling_when_terminated
 from .evaluate import evaluate
+from .exit_codes import ending_clearly, telling_when_terminated
 from .export import export
 from .info import info
 from .init import init

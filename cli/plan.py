@@ -8,9 +8,9 @@ from rich.table import Table
 
 from logitcache.units import parse_size, size, span
 
-from . import asked
-from .options import Device, Json, PrecisionName, Workers, given, parse_seeds
+from . import teacher_options as asked
 from .progress import progress
+from .shared_options import Device, Json, PrecisionName, Workers, given, parse_seeds
 from .terminal import console, say, show
 
 if TYPE_CHECKING:

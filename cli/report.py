@@ -7,8 +7,8 @@ import typer
 
 from logitcache.units import size
 
-from .options import Json
 from .progress import progress
+from .shared_options import Json
 from .terminal import say, show
 
 

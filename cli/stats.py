@@ -9,8 +9,8 @@ import typer
 
 from logitcache.units import share
 
-from .options import Json, parse_seeds
 from .progress import progress
+from .shared_options import Json, parse_seeds
 from .terminal import say, show
 
 if TYPE_CHECKING:

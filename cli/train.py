@@ -9,11 +9,11 @@ from logitcache.errors import StudentsError
 
 from . import supply as on
 from . import training as by
-from .ending import stopped_gently
-from .options import Device, Json, PrecisionName, StudentSize, Workers
+from .exit_codes import stopped_gently
 from .progress import progress
-from .runs import reporter, show_runs
+from .shared_options import Device, Json, PrecisionName, StudentSize, Workers
 from .terminal import say
+from .train_output import reporter, show_runs
 
 
 def train(

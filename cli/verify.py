@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .options import Device, Json, Workers, given, parse_seeds
 from .progress import progress
+from .shared_options import Device, Json, Workers, given, parse_seeds
 from .terminal import show
 
 if TYPE_CHECKING:

@@ -44,7 +44,7 @@ from logitcache.train.evaluation import Evaluation
 from logitcache.train.learner import Run
 from logitcache.train.loop import train
 from logitcache.views.recipes import recipe_named
-from logitcache_cli.ending import stopped_gently
+from logitcache_cli.exit_codes import stopped_gently
 
 EPOCHS, STEPS = 2, 5
 SETTINGS = {

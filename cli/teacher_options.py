@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .options import MACHINE
+from .shared_options import MACHINE
 
 Teacher = Annotated[str, typer.Option(help="vit_l, resnet50, wrn_40_2, timm:NAME, module:function …")]
 Weights = Annotated[str, typer.Option(help="auto, default (torchvision's), random, or a file.")]

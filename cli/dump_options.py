@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .options import MACHINE
+from .shared_options import MACHINE
 
 
 def _kept(text: str, *names: str, default: str | bool = True) -> Any:

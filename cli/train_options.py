@@ -7,7 +7,7 @@ import typer
 from logitcache.errors import OptionError
 from logitcache.train.config import PROTOCOLS, TrainConfig
 
-from .options import given
+from .shared_options import given
 
 if TYPE_CHECKING:
     from logitcache.train.variants import Lesson

@@ -8,7 +8,7 @@ import typer
 
 from logitcache.units import parse_size
 
-from .options import given, parse_numbers, parse_seeds, the_only_cache
+from .shared_options import given, parse_numbers, parse_seeds, the_only_cache
 
 if TYPE_CHECKING:
     from logitcache.train.launch import Supply
