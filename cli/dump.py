@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from . import asked, kept
+from . import dump_options, teacher_options
 from .progress import progress
 from .shared_options import Device, Json, PrecisionName, Workers, cache_path, given, parse_seeds
 from .terminal import say, show
@@ -15,27 +15,27 @@ if TYPE_CHECKING:
 
 def dump(
     context: typer.Context,
-    teacher: asked.Teacher,
-    weights: asked.Weights = "auto",
-    data: asked.Data = "auto",
-    split: asked.Split = None,
-    recipe: asked.Recipe = "auto",
-    num_classes: asked.NumClasses = None,
-    input_size: asked.InputSize = 0,
-    seeds: kept.Seeds = None,
-    top_k: kept.TopK = None,
-    profile: kept.Profile = None,
-    out: kept.Out = None,
-    shard_samples: kept.ShardSamples = 0,
-    grow: kept.Grow = False,
-    on_bad_image: kept.OnBadImage = "error",
-    batch_size: asked.BatchSize = 0,
+    teacher: teacher_options.Teacher,
+    weights: teacher_options.Weights = "auto",
+    data: teacher_options.Data = "auto",
+    split: teacher_options.Split = None,
+    recipe: teacher_options.Recipe = "auto",
+    num_classes: teacher_options.NumClasses = None,
+    input_size: teacher_options.InputSize = 0,
+    seeds: dump_options.Seeds = None,
+    top_k: dump_options.TopK = None,
+    profile: dump_options.Profile = None,
+    out: dump_options.Out = None,
+    shard_samples: dump_options.ShardSamples = 0,
+    grow: dump_options.Grow = False,
+    on_bad_image: dump_options.OnBadImage = "error",
+    batch_size: teacher_options.BatchSize = 0,
     precision: PrecisionName = "auto",
     device: Device = "auto",
-    compile: kept.Compile = False,
+    compile: dump_options.Compile = False,
     workers: Workers = -1,
-    seeds_per_pass: kept.SeedsPerPass = 1,
-    dask: kept.Dask = None,
+    seeds_per_pass: dump_options.SeedsPerPass = 1,
+    dask: dump_options.Dask = None,
     json: Json = False,
 ) -> None:
     """Run the teacher once per augmentation seed and keep its compressed top-k logits.

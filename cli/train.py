@@ -7,8 +7,8 @@ import typer
 
 from logitcache.errors import StudentsError
 
-from . import supply as on
-from . import training as by
+from . import stream_options as on
+from . import train_options as by
 from .exit_codes import stopped_gently
 from .progress import progress
 from .shared_options import Device, Json, PrecisionName, StudentSize, Workers

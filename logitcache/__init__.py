@@ -40,19 +40,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CacheReader": "store",
-    "CachedTeacher": "teachers",
-    "CachedViews": "cached",
-    "Images": "images",
-    "KeyedViews": "loader",
+    "CacheReader": "store.reader",
+    "CachedTeacher": "teacher.teachers",
+    "CachedViews": "stream.torch_dataset",
+    "Images": "views.images",
+    "KeyedViews": "views.loader",
     "LogitCacheError": "errors",
-    "Objective": "losses",
-    "SparseTeacher": "sparse",
-    "Stream": "stream",
-    "ViewMaker": "views",
-    "ViewSampler": "cached",
-    "open_images": "datasets",
-    "recipe_named": "views",
+    "Objective": "losses.objective",
+    "SparseTeacher": "teacher.sparse",
+    "Stream": "stream.stream",
+    "ViewMaker": "views.recipes",
+    "ViewSampler": "stream.torch_dataset",
+    "open_images": "views.datasets",
+    "recipe_named": "views.recipes",
 }
 
 

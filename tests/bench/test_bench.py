@@ -16,7 +16,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from logitcache.bench import made, memory, scale, speeds
+from logitcache.bench import fixtures as made
+from logitcache.bench import memory, scale, speeds
 from logitcache.bench.baselines import FilePerSample, Lookup, alternatives
 from logitcache.bench.compare import in_turns
 from logitcache.bench.contest import ContestConfig, Entry, Standing, _split, contest, table
