@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from logitcache.store import CacheReader
     from logitcache.stream.stream import Stream
     from logitcache.stream.torch_dataset import CachedViews, ViewSampler
+    from logitcache.teacher.cached import CachedTeacher
     from logitcache.teacher.sparse import SparseTeacher
-    from logitcache.teacher.teachers import CachedTeacher
     from logitcache.views.datasets import open_images
     from logitcache.views.images import Images
     from logitcache.views.loader import KeyedViews
-    from logitcache.views.recipes import ViewMaker, recipe_named
+    from logitcache.views.maker import ViewMaker
+    from logitcache.views.recipes import recipe_named
 
 __all__ = [
     "CacheReader",
@@ -41,7 +42,7 @@ __all__ = [
 
 _HOMES = {
     "CacheReader": "store.reader",
-    "CachedTeacher": "teacher.teachers",
+    "CachedTeacher": "teacher.cached",
     "CachedViews": "stream.torch_dataset",
     "Images": "views.images",
     "KeyedViews": "views.loader",
@@ -49,7 +50,7 @@ _HOMES = {
     "Objective": "losses.objective",
     "SparseTeacher": "teacher.sparse",
     "Stream": "stream.stream",
-    "ViewMaker": "views.recipes",
+    "ViewMaker": "views.maker",
     "ViewSampler": "stream.torch_dataset",
     "open_images": "views.datasets",
     "recipe_named": "views.recipes",

@@ -21,7 +21,7 @@ from logitcache.models.forward import ViewModel, choose_device
 from logitcache.report.page import report
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
-from logitcache.teacher.teachers import LiveTeacher
+from logitcache.teacher.live import LiveTeacher
 from logitcache.train.config import TrainConfig
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.learner import Run

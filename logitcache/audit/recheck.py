@@ -15,8 +15,8 @@ from logitcache.models.forward import ViewModel, choose_device
 from logitcache.store import Arrays, CacheReader
 from logitcache.views.alignment import in_cache_order
 from logitcache.views.datasets import Images
+from logitcache.views.keys import key
 from logitcache.views.loader import KeyedViews, require
-from logitcache.views.recipes import key
 from logitcache.views.replay import Drift, check_teacher, drift_of
 
 NOISE: dict[Precision, float] = {"float32": 2.0**-10, "float16": 2.0**-8, "bfloat16": 2.0**-5}

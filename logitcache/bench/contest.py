@@ -32,13 +32,14 @@ from logitcache.losses import LOSSES, Objective
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel
 from logitcache.stream.stream import Stream
-from logitcache.teacher.teachers import LiveTeacher
+from logitcache.teacher.live import LiveTeacher
 from logitcache.train.config import TrainConfig
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.learner import Run
 from logitcache.train.loop import train
 from logitcache.views.datasets import ArrayImages, digits
-from logitcache.views.recipes import permutation, recipe_named
+from logitcache.views.keys import permutation
+from logitcache.views.recipes import recipe_named
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from logitcache.dump.job import DumpConfig, dump
 from logitcache.format.schema import Spec
 from logitcache.models.build import build
 from logitcache.store import CacheReader
+from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.spool import open_spool
-from logitcache.teacher.teachers import CachedTeacher
 from logitcache.views.datasets import ArrayImages, digits
 from logitcache.views.recipes import recipe_named
 

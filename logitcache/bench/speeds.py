@@ -19,8 +19,8 @@ from logitcache.bench.fixtures import Made
 from logitcache.bench.synthetic import answers
 from logitcache.format.schema import Spec
 from logitcache.store import CacheReader
+from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.spool import open_spool
-from logitcache.teacher.teachers import CachedTeacher
 
 SEEDS = 300
 WANTED_SPEEDS = {"seek + read": "≥ 50", "LMDB": "≥ 20", "memmap.take": "≥ ⅓"}

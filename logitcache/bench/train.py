@@ -25,13 +25,14 @@ from logitcache.losses import Objective
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel, choose_precision
 from logitcache.stream.stream import Stream
-from logitcache.teacher.teachers import LiveTeacher
+from logitcache.teacher.live import LiveTeacher
 from logitcache.train.config import TrainConfig
 from logitcache.train.learner import Learner, Run
 from logitcache.train.loop import train
 from logitcache.views.datasets import Images
 from logitcache.views.loader import choose_workers
-from logitcache.views.recipes import ViewMaker, recipe_named
+from logitcache.views.maker import ViewMaker
+from logitcache.views.recipes import recipe_named
 
 STUDENT = "resnet18"
 PROCESSES = (1, 4, 8)

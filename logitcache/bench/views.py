@@ -15,8 +15,10 @@ from torch import Tensor
 from logitcache.bench.compare import Comparison, Seconds, in_turns
 from logitcache.errors import LogitCacheError
 from logitcache.views.datasets import ArrayImages, digits
+from logitcache.views.keys import key
 from logitcache.views.loader import InMemory, KeyedViews, Pair
-from logitcache.views.recipes import ViewMaker, key, recipe_named
+from logitcache.views.maker import ViewMaker
+from logitcache.views.recipes import recipe_named
 from logitcache.views.vectorized import BatchedViews
 
 TURNS = 8

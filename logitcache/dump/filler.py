@@ -25,7 +25,7 @@ from logitcache.store import SeedWriter
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.datasets import Images
 from logitcache.views.loader import KeyedViews, Pair, ViewBatch, deaths_named, loaded, view_loader
-from logitcache.views.recipes import digest
+from logitcache.views.maker import digest
 
 Progress = Callable[[int, int], None]
 

@@ -14,7 +14,7 @@ from logitcache.store import CacheReader, CacheWriter
 from logitcache.versions import library_versions
 from logitcache.views.alignment import in_cache_order
 from logitcache.views.loader import KeyedViews
-from logitcache.views.recipes import digest
+from logitcache.views.maker import digest
 
 VIEWS = 8  # that owner and guest both make
 

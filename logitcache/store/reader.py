@@ -11,9 +11,11 @@ import numpy.typing as npt
 
 from logitcache.errors import FormatError, IncompleteError, NotFoundError
 from logitcache.format.schema import CacheSpec
+from logitcache.store.address import place_of
 from logitcache.store.codecs import unpacked
 from logitcache.store.disk import MENDS, reading
-from logitcache.store.place import KEYS, SHARD_LOCK, Place, place_of
+from logitcache.store.local import SHARD_LOCK
+from logitcache.store.place import KEYS, Place
 from logitcache.store.shards import (
     COMMIT,
     checked_shard,

@@ -15,9 +15,10 @@ from zarr.storage import MemoryStore
 
 from logitcache.errors import FormatError, MismatchError, NotFoundError, OptionError
 from logitcache.format.schema import ArraySpec, CacheSpec
+from logitcache.store.address import place_of
 from logitcache.store.codecs import codecs, knowing_codecs, packed
 from logitcache.store.disk import reading
-from logitcache.store.place import INDEX, Place, place_of
+from logitcache.store.place import INDEX, Place
 from logitcache.store.reader import CacheReader, Keys, read_keys, read_root, seeds_begun
 from logitcache.store.shards import (
     COMMIT,

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from logitcache.errors import OptionError
+from logitcache.views.keys import permutation
 from logitcache.views.loader import Pair
-from logitcache.views.recipes import permutation
 
 SeedOrder = Literal["mod", "random"]
 _SUBSET, _SEEDS = -1, -2  # what is drawn from an order key besides epochs, which count from 0

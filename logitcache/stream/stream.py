@@ -33,10 +33,11 @@ from logitcache.stream.sampler import (
     seeds_of,
     subset,
 )
+from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.ensemble import Ensemble, require_same_views
+from logitcache.teacher.protocol import Teacher
 from logitcache.teacher.sparse import MixSpace, SparseTeacher
 from logitcache.teacher.spool import DEFAULT_LIMIT
-from logitcache.teacher.teachers import CachedTeacher, Teacher
 from logitcache.views.datasets import Images
 from logitcache.views.loader import KeyedViews, ViewBatch, loaded, view_loader
 from logitcache.views.mixing import MixedLabels

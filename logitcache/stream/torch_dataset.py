@@ -23,11 +23,11 @@ from logitcache.errors import OptionError
 from logitcache.store import CacheReader
 from logitcache.stream.sampler import SeedOrder, require_rank, require_views, seeds_of, subset
 from logitcache.stream.worker_dataset import PackedViews
+from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.spool import DEFAULT_LIMIT, spool_file
-from logitcache.teacher.teachers import CachedTeacher
 from logitcache.views.datasets import Images, images_of
+from logitcache.views.keys import permutation
 from logitcache.views.loader import Pair
-from logitcache.views.recipes import permutation
 from logitcache.views.replay import proved_views
 
 

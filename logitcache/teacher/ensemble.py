@@ -13,7 +13,7 @@ from logitcache.store import CacheReader
 from logitcache.teacher.sparse import MixSpace, SparseTeacher, mix
 
 if TYPE_CHECKING:
-    from logitcache.teacher.teachers import Teacher
+    from logitcache.teacher.protocol import Teacher
 
 
 class Ensemble:

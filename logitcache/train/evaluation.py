@@ -24,8 +24,8 @@ from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
 from logitcache.stream.sampler import Switch
 from logitcache.stream.stream import Stream
+from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.sparse import SparseTeacher
-from logitcache.teacher.teachers import CachedTeacher
 from logitcache.train.calibration import BINS, Reliability
 from logitcache.views.alignment import in_cache_order
 from logitcache.views.datasets import Images, WrappedImages, open_images

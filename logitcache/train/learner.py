@@ -25,7 +25,7 @@ from logitcache.train.epoch_meter import Ledger
 from logitcache.train.optim import MovingAverage, optimizer_for, rate
 from logitcache.train.run_folder import RunFolder, Stateful
 from logitcache.train.validation import Validation
-from logitcache.views.recipes import key
+from logitcache.views.keys import key
 
 CHECK_EVERY = 50  # steps between looks at the losses, each of which waits for the device
 

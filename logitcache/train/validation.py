@@ -9,8 +9,9 @@ from logitcache.models.forward import ViewModel
 from logitcache.models.nets import EVEN, TwoHeads
 from logitcache.stream.stream import Batch, Stream
 from logitcache.views.datasets import Images
+from logitcache.views.keys import permutation
 from logitcache.views.loader import KeyedViews, loaded, view_loader
-from logitcache.views.recipes import permutation, recipe_named
+from logitcache.views.recipes import recipe_named
 
 HELD_OUT, AT_MOST = 10, 5000
 

@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 from logitcache.errors import DataError, ImageError, LogitCacheError, OptionError
 from logitcache.format.schema import RecipeSpec
 from logitcache.views.datasets import Images
+from logitcache.views.maker import ViewMaker
 from logitcache.views.mixing import Mixer
-from logitcache.views.recipes import ViewMaker
 from logitcache.views.vectorized import BatchedViews
 
 Pair = tuple[int, int]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from logitcache.errors import OptionError
 from logitcache.format.schema import RecipeSpec
-from logitcache.views.recipes import key
+from logitcache.views.keys import key
 
 
 class MixedLabels(NamedTuple):

@@ -13,7 +13,7 @@ from logitcache.versions import library_versions
 from logitcache.views.alignment import in_cache_order
 from logitcache.views.datasets import Images, open_recorded
 from logitcache.views.loader import KeyedViews, require
-from logitcache.views.recipes import digest
+from logitcache.views.maker import digest
 
 
 def check_teacher(reader: CacheReader, teacher: Model) -> None:

@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from logitcache.views.datasets import Images
+from logitcache.views.keys import keys
+from logitcache.views.maker import ViewMaker
 from logitcache.views.mt19937 import MOST_WORDS, Draws, Ints, told_exactly
-from logitcache.views.recipes import ViewMaker, keys
 
 PROVED = 64
 """Views that an engine makes in both ways before it is used."""

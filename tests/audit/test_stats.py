@@ -18,7 +18,7 @@ from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import IncompleteError, MismatchError
 from logitcache.models.build import build
 from logitcache.store import CacheReader
-from logitcache.teacher.teachers import CachedTeacher
+from logitcache.teacher.cached import CachedTeacher
 from logitcache.units import share
 from logitcache.views.datasets import open_images
 from logitcache_cli.main import app

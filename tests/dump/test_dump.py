@@ -37,7 +37,8 @@ from logitcache.stream.stream import Stream
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.datasets import ArrayImages, open_images
 from logitcache.views.loader import KeyedViews
-from logitcache.views.recipes import digest, recipe_named
+from logitcache.views.maker import digest
+from logitcache.views.recipes import recipe_named
 
 
 @pytest.fixture(scope="module")

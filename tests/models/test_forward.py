@@ -13,7 +13,7 @@ from logitcache.errors import DeviceMemoryError, MismatchError
 from logitcache.models.build import Model, build
 from logitcache.models.forward import InPieces, ViewModel
 from logitcache.store import CacheReader
-from logitcache.teacher.teachers import CachedTeacher
+from logitcache.teacher.cached import CachedTeacher
 
 
 def short_of_memory(most: int) -> Model:

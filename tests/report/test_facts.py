@@ -21,9 +21,9 @@ from logitcache.report.charts import LEAST, Axis, Scale, thinned
 from logitcache.report.page import report
 from logitcache.report.run_facts import grouped, read_run
 from logitcache.store import CacheReader, seed_list
+from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import decode
-from logitcache.teacher.teachers import CachedTeacher
 from logitcache.views.datasets import digits
 from logitcache.views.recipes import recipe_named
 

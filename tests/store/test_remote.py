@@ -20,7 +20,7 @@ from small_caches import assert_same_cache, make, spec_of
 
 from logitcache.errors import FormatError, IncompleteError, NotFoundError, OptionError, StorageError
 from logitcache.store import CacheReader, CacheWriter, SeedWriter, remote
-from logitcache.store.place import LocalPlace
+from logitcache.store.local import LocalPlace
 
 SPEC = spec_of(n=7)
 

@@ -20,7 +20,7 @@ from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
 from logitcache.stream.sampler import PairSampler, seeds_of, subset
 from logitcache.stream.stream import Stream, StreamConfig
-from logitcache.teacher.teachers import LiveTeacher
+from logitcache.teacher.live import LiveTeacher
 from logitcache.train.config import TrainConfig
 from logitcache.train.learner import Run
 from logitcache.train.loop import train

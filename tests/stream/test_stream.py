@@ -14,8 +14,9 @@ from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.stream.sampler import PairSampler
 from logitcache.stream.stream import Stream, StreamConfig
+from logitcache.teacher.cached import CachedTeacher
+from logitcache.teacher.live import LiveTeacher
 from logitcache.teacher.sparse import SparseTeacher
-from logitcache.teacher.teachers import CachedTeacher, LiveTeacher
 from logitcache.train.launch import FRESH, Supply
 from logitcache.views.datasets import ArrayImages, digits
 from logitcache.views.loader import KeyedViews

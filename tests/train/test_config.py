@@ -21,7 +21,7 @@ from logitcache.losses import Objective
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel
 from logitcache.stream.stream import Stream, StreamConfig
-from logitcache.teacher.teachers import LiveTeacher
+from logitcache.teacher.live import LiveTeacher
 from logitcache.train.config import PROTOCOLS, TrainConfig, protocol_named
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.learner import Run

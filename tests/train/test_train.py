@@ -25,7 +25,7 @@ from logitcache.models.build import build
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
-from logitcache.teacher.teachers import LiveTeacher
+from logitcache.teacher.live import LiveTeacher
 from logitcache.train.config import TrainConfig
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.learner import Run

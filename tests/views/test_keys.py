@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import disturb, global_states, picture
 
-from logitcache.views.recipes import digest, key, permutation
+from logitcache.views.keys import key, permutation
+from logitcache.views.maker import digest
 
 # Keys -----------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,8 @@ from logitcache.views.loader import (
     require,
     view_loader,
 )
-from logitcache.views.recipes import ViewMaker, digest, recipe_named
+from logitcache.views.maker import ViewMaker, digest
+from logitcache.views.recipes import recipe_named
 
 CPU = torch.device("cpu")
 

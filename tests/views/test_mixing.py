@@ -21,13 +21,14 @@ from logitcache.losses import ce
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
-from logitcache.teacher.teachers import LiveTeacher
+from logitcache.teacher.live import LiveTeacher
 from logitcache.train.loop import train
 from logitcache.train.validation import Validation, held_out
 from logitcache.views.datasets import ArrayImages
 from logitcache.views.loader import KeyedViews, require, view_loader
+from logitcache.views.maker import ViewMaker
 from logitcache.views.mixing import MixedLabels, Mixer, partner
-from logitcache.views.recipes import ViewMaker, recipe_named
+from logitcache.views.recipes import recipe_named
 
 MIXUP = StepSpec("MixUp", {"alpha": 1.0})
 CUTMIX = StepSpec("CutMix", {"alpha": 1.0})

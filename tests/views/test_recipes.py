@@ -13,7 +13,8 @@ from refusals import refused
 from logitcache.errors import DataError, FormatError, NotFoundError, OptionError, UnknownNameError
 from logitcache.format.schema import RecipeSpec, StepSpec
 from logitcache.versions import library_versions
-from logitcache.views.recipes import ViewMaker, digest, recipe_named
+from logitcache.views.maker import ViewMaker, digest
+from logitcache.views.recipes import recipe_named
 
 # Recipes --------------------------------------------------------------------------------------------------
 

@@ -27,9 +27,11 @@ from logitcache.train.evaluation import Evaluation
 from logitcache.train.learner import Run
 from logitcache.train.loop import train
 from logitcache.views.datasets import ArrayImages
+from logitcache.views.keys import key, keys
 from logitcache.views.loader import InMemory, KeyedViews, Pair, loaded, view_loader
+from logitcache.views.maker import ViewMaker, digest
 from logitcache.views.mt19937 import MOST_WORDS, Draws, told_exactly
-from logitcache.views.recipes import ViewMaker, digest, key, keys, recipe_named
+from logitcache.views.recipes import recipe_named
 from logitcache.views.vectorized import BatchedViews
 
 Seeds = st.integers(0, 2**63 - 1)

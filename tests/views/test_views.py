@@ -10,7 +10,8 @@ from making import RANDOM_RECIPES, SIZES, disturb, global_states, picture, steps
 
 from logitcache.errors import UnknownNameError
 from logitcache.format.schema import RecipeSpec, StepSpec
-from logitcache.views.recipes import ViewMaker, digest, recipe_named
+from logitcache.views.maker import ViewMaker, digest
+from logitcache.views.recipes import recipe_named
 
 
 @pytest.mark.parametrize("name", RANDOM_RECIPES)

@@ -1,38 +1,20 @@
-"""Who answers for views: the teacher from a cache, or the teacher itself."""
+"""The teacher from a cache: its answers looked up in decoded seeds."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from logitcache.errors import IncompleteError, OptionError
 from logitcache.format.schema import RowLayout
 from logitcache.store import CacheReader
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import DEFAULT_LIMIT, Rows, open_spool
-
-
-class Teacher(Protocol):
-    """Answers for views: from a cache, or live."""
-
-    num_classes: int
-
-    def about(self, seeds: Sequence[int]) -> dict[str, Any]:
-        """Return JSON values that identify the teacher's answers under these seeds."""
-
-    def prepare(self, seeds: Sequence[int]) -> None:
-        """Make ready for these seeds, in this order; may return before it is done."""
-
-    def usable(self, seed: int) -> npt.NDArray[np.bool_]:
-        """(n,) bool: the samples that this teacher can answer for under a seed."""
-
-    def answer(self, views: Tensor, samples: Tensor, seeds: Tensor) -> SparseTeacher:
-        """Answer for B views, on the views' device."""
 
 
 class CachedTeacher:
@@ -126,29 +108,6 @@ class CachedTeacher:
 
 def _failed(spool: Future[Rows]) -> bool:
     return spool.done() and spool.exception() is not None
-
-
-class LiveTeacher:
-    """The teacher itself, run on every batch: what a cache saves, and what it is checked against."""
-
-    def __init__(self, model: nn.Module, n: int, k: int, num_classes: int) -> None:
-        self.model, self.n, self.k, self.num_classes = model.eval(), n, k, num_classes
-
-    def about(self, seeds: Sequence[int]) -> dict[str, Any]:
-        """Say that the teacher is live."""
-        return {"live": type(self.model).__name__, "k": self.k}
-
-    def prepare(self, seeds: Sequence[int]) -> None:
-        """Nothing to prepare."""
-
-    def usable(self, seed: int) -> npt.NDArray[np.bool_]:
-        """Every sample."""
-        return np.ones(self.n, dtype=bool)
-
-    @torch.no_grad()
-    def answer(self, views: Tensor, samples: Tensor, seeds: Tensor) -> SparseTeacher:
-        """Run the model, uint8 views in, logits out, and keep the top k."""
-        return SparseTeacher.from_logits(self.model(views), self.k)
 
 
 def _refuse_invalid(teacher: SparseTeacher, samples: Tensor) -> None:

@@ -1,0 +1,34 @@
+"""The teacher itself, run on every batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from logitcache.teacher.sparse import SparseTeacher
+
+
+class LiveTeacher:
+    """The teacher itself, run on every batch: what a cache saves, and what it is checked against."""
+
+    def __init__(self, model: nn.Module, n: int, k: int, num_classes: int) -> None:
+        self.model, self.n, self.k, self.num_classes = model.eval(), n, k, num_classes
+
+    def about(self, seeds: Sequence[int]) -> dict[str, Any]:
+        """Say that the teacher is live."""
+        return {"live": type(self.model).__name__, "k": self.k}
+
+    def prepare(self, seeds: Sequence[int]) -> None:
+        """Nothing to prepare."""
+
+    def usable(self, seed: int) -> npt.NDArray[np.bool_]:
+        """Every sample."""
+        return np.ones(self.n, dtype=bool)
+
+    @torch.no_grad()
+    def answer(self, views: Tensor, samples: Tensor, seeds: Tensor) -> SparseTeacher:
+        """Run the model, uint8 views in, logits out, and keep the top k."""
+        return SparseTeacher.from_logits(self.model(views), self.k)
