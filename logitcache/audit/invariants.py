@@ -81,7 +81,7 @@ def _rows_breaking(spec: CacheSpec, arrays: Arrays) -> Iterator[tuple[str, Flags
 
 
 def _canary_rule(spec: CacheSpec, shard: int, arrays: Arrays) -> Iterator[Broken]:
-    rows = np.array(spec.canary_samples(shard)) - spec.shard_range(shard).start
+    rows = np.array(spec.layout.canary_samples(shard)) - spec.layout.samples_of(shard).start
     wrong = (arrays["canary"][0] == 0) != np.isnan(arrays["top"][rows])
     if wrong.any():
         yield Broken("canaries are 0 where top is NaN, and only there", int(wrong.sum()), int(rows[wrong][0]))

@@ -73,7 +73,7 @@ def rerun(
     drift = drift_of(reader, views, sorted({pair[0] for pair in drawn}))
     where = choose_device(device)
     model = ViewModel(teacher, reader.spec.teacher.precision).on(where).eval()
-    by_shard = groupby(drawn, lambda pair: (pair[0], reader.spec.shard_of(pair[1])))
+    by_shard = groupby(drawn, lambda pair: (pair[0], reader.spec.layout.shard_of(pair[1])))
     parts = [_compare(reader, views, model, where, list(pairs), batch_size) for _, pairs in by_shard]
     compared = [part for part in parts if part]
     pairs = [pair for part in compared for pair in part.pairs]
@@ -100,7 +100,7 @@ def _draw(reader: CacheReader, count: int, seed: int) -> list[tuple[int, int]]:
     shards = [(s, int(j)) for s in seeds for j in np.flatnonzero(reader.commits(s))]
     if not shards:
         raise IncompleteError(f"{reader.path} has no committed shard yet; run the dump again")
-    ends = np.cumsum([len(spec.shard_range(j)) for _, j in shards])
+    ends = np.cumsum([len(spec.layout.samples_of(j)) for _, j in shards])
     total = int(ends[-1])
     chosen: set[int] = set()
     number = 0
@@ -110,7 +110,7 @@ def _draw(reader: CacheReader, count: int, seed: int) -> list[tuple[int, int]]:
     pairs = []
     for place in chosen:
         at = int(np.searchsorted(ends, place, side="right"))
-        rows = spec.shard_range(shards[at][1])
+        rows = spec.layout.samples_of(shards[at][1])
         pairs.append((shards[at][0], rows[place - int(ends[at])]))  # counted from the shard's end
     return sorted(pairs)
 
@@ -136,9 +136,9 @@ def _compare(
 ) -> _Compared | None:
     """Compare what one shard holds of some samples with what the teacher says now."""
     spec = reader.spec
-    shard = spec.shard_of(pairs[0][1])
+    shard = spec.layout.shard_of(pairs[0][1])
     held = reader.read(pairs[0][0], shard)
-    start = spec.shard_range(shard).start
+    start = spec.layout.samples_of(shard).start
     pairs = [pair for pair in pairs if not np.isnan(held["top"][pair[1] - start])]
     judged = []
     for first in range(0, len(pairs), batch_size):

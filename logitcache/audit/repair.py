@@ -137,7 +137,9 @@ def _require_same(
         raise MismatchError(f"{reader.path} is not as a dump here would make it", fields, advice)
 
     def sound(seed: int) -> bool:
-        return any(reader.commit(seed, j) for j in range(reader.spec.shards) if j not in bad.get(seed, ()))
+        return any(
+            reader.commit(seed, j) for j in range(reader.spec.layout.shards) if j not in bad.get(seed, ())
+        )
 
     seeds = [seed for seed in reader.seeds() if sound(seed)]
     prove_replay(reader, KeyedViews(images, reader.spec.recipe), seeds, without=bad)

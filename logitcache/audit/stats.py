@@ -178,13 +178,13 @@ class _Seed:
 
     def __init__(self, reader: CacheReader, seed: int, labels: npt.NDArray[Any]) -> None:
         spec = reader.spec
-        parts = [delayed(_read, nout=2)(reader, seed, shard, labels) for shard in range(spec.shards)]
+        parts = [delayed(_read, nout=2)(reader, seed, shard, labels) for shard in range(spec.layout.shards)]
 
         def block(shard: int) -> Any:
-            shape = (6, len(spec.shard_range(shard)))
+            shape = (6, len(spec.layout.samples_of(shard)))
             return da.from_delayed(parts[shard][0], shape, np.float64)  # type: ignore[no-untyped-call]
 
-        blocks = [block(shard) for shard in range(spec.shards)]
+        blocks = [block(shard) for shard in range(spec.layout.shards)]
         # (6, n), NaN where a sample has no teacher
         columns = da.concatenate(blocks, axis=1)  # type: ignore[no-untyped-call]
         entropy = columns[ENTROPY] / np.log(spec.dataset.num_classes)
@@ -223,7 +223,7 @@ def _histogram(values: Any, low: float, high: float) -> Any:
 def _read(reader: CacheReader, seed: int, shard: int, labels: npt.NDArray[Any]) -> tuple[Numbers, "_Pairs"]:
     """Decode a shard; (6, rows) columns by sample, and its pairs of classes."""
     spec, teacher = reader.spec, decode(reader, seed, shard)
-    own = labels[spec.shard_range(shard).start : spec.shard_range(shard).stop]
+    own = labels[spec.layout.samples_of(shard).start : spec.layout.samples_of(shard).stop]
     valid = ~teacher.top.isnan().numpy()
     columns = np.full((6, len(valid)), np.nan)
     teacher, label = teacher[torch.from_numpy(valid)], torch.from_numpy(own[valid])

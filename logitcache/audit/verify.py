@@ -105,19 +105,19 @@ def verify(
         if metadata := _metadata_problem(reader, seed):
             problems.append(metadata)
         else:
-            for first in range(0, reader.spec.shards, TOGETHER):
-                shards = range(first, min(first + TOGETHER, reader.spec.shards))
+            for first in range(0, reader.spec.layout.shards, TOGETHER):
+                shards = range(first, min(first + TOGETHER, reader.spec.layout.shards))
                 tasks = [delayed(_check)(reader, seed, shard) for shard in shards]
                 checked += compute(*tasks, scheduler="threads", num_workers=threads)  # type: ignore[no-untyped-call]
                 if on_progress:
-                    done = number * reader.spec.shards + shards.stop
-                    on_progress(done, len(chosen) * reader.spec.shards)
+                    done = number * reader.spec.layout.shards + shards.stop
+                    on_progress(done, len(chosen) * reader.spec.layout.shards)
         there = [shard for shard in checked if shard.there]
         views += sum(shard.views for shard in there)
         problems += [problem for shard in there for problem in shard.problems]
         bad = sum(bool(shard.problems) for shard in there)
         strays = 0 if metadata else len(reader.strays(seed))
-        states.append(SeedState(seed, reader.spec.shards, len(there), bad, strays))
+        states.append(SeedState(seed, reader.spec.layout.shards, len(there), bad, strays))
     return VerifyReport(
         path=str(reader.path),
         clean=not problems,
@@ -191,7 +191,7 @@ def _check(reader: CacheReader, seed: int, shard: int) -> _Checked:
         return bad(kind, f"{what} is damaged ({_why(error)})")
     if (found := shard_digest(reader.spec, seed, shard, arrays)) != commit:
         return bad(DIGEST, f"its data is not what was committed (digest {found:016x}, not {commit:016x})")
-    rows = reader.spec.shard_range(shard)
+    rows = reader.spec.layout.samples_of(shard)
     broken = tuple(
         Problem(seed, shard, b.rule, b.rows, rows[b.first], f"{b.rows} rows break the rule that {b.rule}")
         for b in broken_rules(reader.spec, shard, arrays)

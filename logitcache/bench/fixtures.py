@@ -75,7 +75,7 @@ class Made:
         return cls(
             spec,
             said.about,
-            [shard_of(arrays, spec, number) for number in range(spec.shards)],
+            [shard_of(arrays, spec, number) for number in range(spec.layout.shards)],
             _records(arrays["ids"], p.numpy(), said.num_classes),
             torch.cat(whole),
             np.concatenate(rows),
@@ -113,7 +113,7 @@ def joined(parts: list[SparseTeacher]) -> Arrays:
 
 def shard_of(arrays: Arrays, spec: CacheSpec, shard: int) -> Arrays:
     """Return the arrays of one shard; where answers are fewer than samples, whole shards of them come again."""
-    samples = spec.shard_range(shard)
+    samples = spec.layout.samples_of(shard)
     first = samples.start % len(arrays["top"])
     rows = {name: values[first : first + len(samples)] for name, values in arrays.items()}
     return rows | {"canary": np.ones((1, spec.canaries), np.uint32)}

@@ -224,7 +224,13 @@ def _measured(task: Task, before: float) -> Point:
     size, files = on_disk(path)[0], sum(file.is_file() for file in path.rglob("*"))
     shutil.rmtree(path)
     write, decode, check = (1e6 * median(times[name]) / task.views for name in ("write", "decode", "verify"))
-    about = task.spec.dataset.n, task.seeds, task.spec.k, task.spec.dataset.num_classes, task.spec.shards
+    about = (
+        task.spec.dataset.n,
+        task.seeds,
+        task.spec.k,
+        task.spec.dataset.num_classes,
+        task.spec.layout.shards,
+    )
     opened = 1e3 * median(times["open"])
     return Point(task.grows, *about, write, decode, check, opened, size / task.views, files, peak)
 
@@ -234,7 +240,7 @@ def _steps(task: Task, answers: Arrays, path: Path, spool: Path) -> dict[str, Ca
         writer = CacheWriter.open(path, task.spec)
         for seed in range(task.seeds):
             with writer.seed(seed) as own:
-                for shard in range(task.spec.shards):
+                for shard in range(task.spec.layout.shards):
                     own.write(shard, shard_of(answers, task.spec, shard))
 
     def decode() -> None:
@@ -263,14 +269,14 @@ def _extrapolated(points: Sequence[Point]) -> Iterator[Estimate]:
     views = IMAGES_21K * SEEDS_21K
     per_shard = _slope([(p.shards, p.files) for p in by_samples])
     per_seed = _slope([(p.seeds, p.files) for p in by_seeds])
-    files = SEEDS_21K * (per_seed + per_shard * (spec.shards - 1))
+    files = SEEDS_21K * (per_seed + per_shard * (spec.layout.shards - 1))
     row = RowLayout.of(spec).row_bytes
     yield Estimate("views", f"{IMAGES_21K:,} images × {SEEDS_21K} seeds", f"{views / 1e9:.2f} · 10⁹")
     size = views * many.bytes_per_view
     yield Estimate(
         "bytes", f"views × {many.bytes_per_view:.1f} (C = {CLASSES_21K:,})", f"{size / 1e9:,.0f} GB"
     )
-    of_seed = f"{per_seed:.0f} + {per_shard:.0f} × ({spec.shards} shards − 1)"
+    of_seed = f"{per_seed:.0f} + {per_shard:.0f} × ({spec.layout.shards} shards − 1)"
     yield Estimate("files", f"seeds × ({of_seed})", f"{files:,.0f}")
     at = f"(at {large.samples:,} samples)"
     hours = views * large.write / 3.6e9

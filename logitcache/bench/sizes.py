@@ -136,8 +136,8 @@ def _stored(reader: CacheReader, rows: npt.NDArray[np.int64]) -> SparseTeacher:
     """Read some samples of a cache of one seed as it tells them."""
     spec, layout = reader.spec, RowLayout.of(reader.spec)
     packed = []
-    for shard in range(spec.shards):
-        samples = spec.shard_range(shard)
+    for shard in range(spec.layout.shards):
+        samples = spec.layout.samples_of(shard)
         inside = rows[(rows >= samples.start) & (rows < samples.stop)]
         packed.append(pack(spec, layout, reader.read(0, shard))[inside - samples.start])
     return SparseTeacher.unpack(torch.from_numpy(np.concatenate(packed)), layout)

@@ -139,7 +139,7 @@ def receipt(
     arrays: Mapping[str, npt.NDArray[Any]],
 ) -> Receipt:
     """Return the receipt of a shard of a cache of these images that holds these arrays."""
-    samples = spec.shard_range(shard)
+    samples = spec.layout.samples_of(shard)
     unanswered = np.isnan(arrays["top"])
     labels = np.asarray(images.labels[samples.start : samples.stop])
     labelled = (labels >= 0) & ~unanswered & (not spec.recipe.mix_steps)  # a mixed view has two labels
@@ -150,7 +150,7 @@ def receipt(
 
 def views_of(spec: CacheSpec, work: Sequence[Work]) -> int:
     """Count the views of some work."""
-    return sum(len(spec.shard_range(w.shard)) * len(w.seeds) for w in work)
+    return sum(len(spec.layout.samples_of(w.shard)) * len(w.seeds) for w in work)
 
 
 class _Batches:
@@ -161,12 +161,12 @@ class _Batches:
 
     def __iter__(self) -> Iterator[list[Pair]]:
         for part in self.work:
-            samples = self.spec.shard_range(part.shard)
+            samples = self.spec.layout.samples_of(part.shard)
             for start in range(0, len(samples), self.batch_size):
                 yield [(i, seed) for i in samples[start : start + self.batch_size] for seed in part.seeds]
 
     def __len__(self) -> int:
-        return sum(-(-len(self.spec.shard_range(w.shard)) // self.batch_size) for w in self.work)
+        return sum(-(-len(self.spec.layout.samples_of(w.shard)) // self.batch_size) for w in self.work)
 
 
 # The teacher's answers ------------------------------------------------------------------------------------
@@ -267,20 +267,20 @@ class _Gatherer:
                 "nothing of this shard was committed; try --precision float32, or check the weights"
             )
         first = int(samples[0])
-        shard = self.spec.shard_of(first)
+        shard = self.spec.layout.shard_of(first)
         buffer = self._open.setdefault((shard, seed), _Buffer(self._empty(shard)))
-        at = first - self.spec.shard_range(shard).start
+        at = first - self.spec.layout.samples_of(shard).start
         here = slice(at, at + len(samples))
         bad = ~valid.numpy()
         for name, part in parts.items():
             buffer.arrays[name][here] = part.numpy()
             buffer.arrays[name][here][bad] = 0  # not what the teacher says of a blank picture
         buffer.arrays["top"][here][bad] = np.nan
-        for position, canary in enumerate(self.spec.canary_samples(shard)):
+        for position, canary in enumerate(self.spec.layout.canary_samples(shard)):
             if 0 <= (row := canary - first) < len(samples) and valid[row]:
                 buffer.arrays["canary"][0, position] = digest(views[row])
         buffer.filled += len(samples)
-        if buffer.filled == len(self.spec.shard_range(shard)):
+        if buffer.filled == len(self.spec.layout.samples_of(shard)):
             del self._open[shard, seed]
             self._wait(1)
             self._writing.append(self._thread.submit(self._write, seed, shard, buffer.arrays))
@@ -294,7 +294,7 @@ class _Gatherer:
             self.receipts.append(self._writing.popleft().result())
 
     def _empty(self, shard: int) -> dict[str, npt.NDArray[Any]]:
-        rows = len(self.spec.shard_range(shard))
+        rows = len(self.spec.layout.samples_of(shard))
         dtypes = {"ids": np.int32, "canary": np.uint32}
         return {
             a.name: np.zeros(

@@ -171,7 +171,7 @@ class Owned:
             seeds=tuple(self.seeds),
             skipped=self.skipped,
             views=views,
-            views_in_cache=sum(len(spec.shard_range(j)) for j in there),
+            views_in_cache=sum(len(spec.layout.samples_of(j)) for j in there),
             shards_written=len(receipts),
             bad_images=len({sample for r in receipts for sample in r.bad}),
             teacher_top1=sum(r.right for r in receipts) / labelled if labelled else None,
@@ -328,5 +328,5 @@ def _missing(
         return not committed[seed][shard] and (only is None or shard in only.get(seed, ()))
 
     committed = {seed: writers[seed].committed() for seed in seeds}
-    work = (Work(j, tuple(s for s in seeds if wanted(s, j))) for j in range(spec.shards))
+    work = (Work(j, tuple(s for s in seeds if wanted(s, j))) for j in range(spec.layout.shards))
     return [w for w in work if w.seeds]

@@ -268,7 +268,7 @@ def _kinds(num_classes: int, ks: Sequence[int]) -> Iterator[tuple[int, str]]:
 
 def _answers(reader: CacheReader) -> Iterator[SparseTeacher]:
     for seed in reader.complete():
-        for shard in range(reader.spec.shards):
+        for shard in range(reader.spec.layout.shards):
             yield decode(reader, seed, shard)
 
 

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import math
 import reprlib
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -24,6 +23,7 @@ from logitcache.format.identity import RecipeSpec as RecipeSpec
 from logitcache.format.identity import StepSpec as StepSpec
 from logitcache.format.identity import TeacherSpec as TeacherSpec
 from logitcache.format.identity import profile_named as profile_named
+from logitcache.format.shard_layout import ShardLayout
 from logitcache.format.spec import Spec as Spec
 from logitcache.format.spec import require
 
@@ -188,50 +188,13 @@ class CacheSpec(Spec):
         return sum(itemsize(a.dtype) * math.prod(a.shape[1:]) for a in arrays)
 
     @functools.cached_property
-    def _begins(self) -> tuple[list[int], list[int]]:
-        """Return the first shard and the first sample of each part, and of one that would follow."""
-        shards, samples = [0], [0]
-        for part in self._parts():
-            shards.append(shards[-1] - (samples[-1] - part.n) // self.shard_samples)
-            samples.append(part.n)
-        return shards, samples
-
-    @property
-    def shards(self) -> int:
-        """Number of shards of one seed."""
-        return self._begins[0][-1]
-
-    @property
-    def rows(self) -> int:
-        """Number of rows of the arrays by sample; n, and what shorter shards before the last leave free."""
-        last = self.shards - 1
-        return last * self.shard_samples + len(self.shard_range(last))
-
-    def shard_range(self, shard: int) -> range:
-        """Return the samples of one shard; those of all shards, in order, are all samples."""
-        shards, samples = self._begins
-        part = min(bisect_right(shards, shard), len(samples) - 1)
-        start = samples[part - 1] + (shard - shards[part - 1]) * self.shard_samples
-        return range(start, min(start + self.shard_samples, samples[part]))
-
-    def shard_of(self, sample: int) -> int:
-        """Return the shard that holds a sample."""
-        shards, samples = self._begins
-        part = bisect_right(samples, sample) - 1
-        return shards[part] + (sample - samples[part]) // self.shard_samples
-
-    def fingerprint(self, shard: int) -> str:
-        """Return the fingerprint of the data set as it was when its last growth brought this shard."""
-        return self._parts()[bisect_right(self._begins[0], shard) - 1].fingerprint
-
-    def canary_samples(self, shard: int) -> list[int]:
-        """Return the samples of one shard whose views are kept as a digest: evenly spaced, first included."""
-        samples = self.shard_range(shard)
-        return [samples[(c * len(samples)) // self.canaries] for c in range(self.canaries)]
+    def layout(self) -> ShardLayout:
+        """Which samples each shard of a seed holds."""
+        return ShardLayout(self._parts(), self.shard_samples, self.canaries)
 
     def arrays(self) -> tuple[ArraySpec, ...]:
         """Return the data arrays of one seed, in the order in which the commit digest takes them."""
-        rows, k, profile = self.rows, self.k, self.profile
+        rows, k, profile = self.layout.rows, self.k, self.profile
 
         codec: Codec = "pcodec" if profile.codec == "pcodec" else "bitshuffle"
         of_gaps: Codec = "shuffle" if profile.codec == "blosc" and profile.gap_step is None else codec
@@ -253,26 +216,25 @@ class CacheSpec(Spec):
             self.canary_array(),
         )
 
-    def place(self, array: ArraySpec, shard: int) -> slice:
+    def slice_of(self, array: ArraySpec, shard: int) -> slice:
         """Return where along its first dimension one shard of a data array lies."""
-        if array.dimensions[0] != "sample":
-            return slice(shard, shard + 1)
-        first = shard * self.shard_samples
-        return slice(first, first + len(self.shard_range(shard)))
+        return self.layout.rows_of(shard) if array.dimensions[0] == "sample" else slice(shard, shard + 1)
 
     def canary_array(self) -> ArraySpec:
         """Return the array of view digests: CRC-32 of `canary_samples` of each shard."""
         c = self.canaries
-        return ArraySpec("canary", "uint32", (self.shards, c), (1, c), None, ("shard", "canary"), "zstd")
+        return ArraySpec(
+            "canary", "uint32", (self.layout.shards, c), (1, c), None, ("shard", "canary"), "zstd"
+        )
 
     def commit_array(self) -> ArraySpec:
         """Return the array of commit digests; 0 (also: no file) means that the shard is not there."""
-        return ArraySpec("commit", "uint64", (self.shards,), (1,), None, ("shard",), "zstd")
+        return ArraySpec("commit", "uint64", (self.layout.shards,), (1,), None, ("shard",), "zstd")
 
     def key_array(self) -> ArraySpec:
         """Return the array of sample keys, in the root: placed as samples are, a chunk per shard."""
         return ArraySpec(
-            "sample_key", "uint64", (self.rows,), (self.shard_samples,), None, ("sample",), "zstd"
+            "sample_key", "uint64", (self.layout.rows,), (self.shard_samples,), None, ("sample",), "zstd"
         )
 
     def differences(self, found: "CacheSpec") -> list[Difference]:

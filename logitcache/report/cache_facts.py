@@ -131,7 +131,7 @@ def _samples(reader: CacheReader, seeds: Sequence[int]) -> Iterator[Arrays]:
     """Yield rows of a few shards of each seed, evenly chosen, those without a teacher left out."""
     names = [array.name for array in reader.spec.arrays() if array.dimensions[0] == "sample"]
     for seed in seeds:
-        for shard in spaced(range(reader.spec.shards), TRIED_SHARDS):
+        for shard in spaced(range(reader.spec.layout.shards), TRIED_SHARDS):
             arrays = reader.read(seed, shard)
             valid = np.flatnonzero(~np.isnan(arrays["top"]))
             if len(valid):

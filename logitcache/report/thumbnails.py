@@ -111,8 +111,8 @@ def _sample(reader: CacheReader, views: KeyedViews, sample: int, why: str, seeds
     original = _taken(views.images, sample)
     if original is None:
         return None
-    shard = reader.spec.shard_of(sample)
-    row = sample - reader.spec.shard_range(shard).start
+    shard = reader.spec.layout.shard_of(sample)
+    row = sample - reader.spec.layout.samples_of(shard).start
     looks = []
     for seed in seeds:
         batch, teacher = require(views[sample, seed]), decode(reader, seed, shard)[slice(row, row + 1)]

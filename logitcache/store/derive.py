@@ -82,14 +82,14 @@ def derive(
     for seed in chosen:
         with writer.seed(seed) as own:
             committed = own.committed()
-            for shard in range(spec.shards):
+            for shard in range(spec.layout.shards):
                 if not committed[shard]:
                     own.write(shard, reduced(reader.read(seed, shard), reader.spec, spec))
                     written += 1
-                done += len(spec.shard_range(shard))
+                done += len(spec.layout.samples_of(shard))
                 if on_progress:
                     on_progress(done, total)
-    there = len(chosen) * spec.shards - written
+    there = len(chosen) * spec.layout.shards - written
     return DeriveReport(str(out), tuple(chosen), spec.k, spec.profile.name, total, written, there)
 
 

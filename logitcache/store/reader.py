@@ -77,7 +77,7 @@ class CacheReader:
             shards = range(self._shards(seed))
             files = self._at(seed).fetch(shard_file(self.spec.commit_array(), shard) for shard in shards)
             found = [commit_entry(files, self.spec, shard) for shard in shards]
-        return np.array(found + [0] * (self.spec.shards - len(found)), np.uint64)
+        return np.array(found + [0] * (self.spec.layout.shards - len(found)), np.uint64)
 
     def commit(self, seed: int, shard: int) -> int:
         """Return the commit digest of one shard; 0 where it is not there.
@@ -160,7 +160,9 @@ class CacheReader:
         They are checked against the commit when their shard is read, and here where there is none but 0.
         """
         if without:  # these may be damaged: nothing of them is read
-            committed = [j for j in range(self.spec.shards) if j not in without and self.commit(seed, j)]
+            committed = [
+                j for j in range(self.spec.layout.shards) if j not in without and self.commit(seed, j)
+            ]
         else:
             committed = np.flatnonzero(self.commits(seed)).tolist()
         array = self.spec.canary_array()
@@ -173,7 +175,7 @@ class CacheReader:
         return {
             sample: int(crc)
             for shard, crcs in digests.items()
-            for sample, crc in zip(self.spec.canary_samples(shard), crcs, strict=True)
+            for sample, crc in zip(self.spec.layout.canary_samples(shard), crcs, strict=True)
         }
 
     def voided(self) -> list[int]:
@@ -190,7 +192,7 @@ class CacheReader:
         with reading(place):
             found = place.files() or set()
         ours = {*metadata_files(self.spec), "commit/.lock", "commit/.owner"}
-        for shard in range(self.spec.shards):
+        for shard in range(self.spec.layout.shards):
             *data, commit = shard_files(self.spec, shard)
             ours |= {commit, *data} if commit in found else {commit}
             ours.add(f"commit/{SHARD_LOCK}{shard}")
@@ -202,10 +204,10 @@ class CacheReader:
 
     def info(self) -> dict[str, Any]:
         """Describe the cache in JSON values: what it holds, how far it is, how large."""
-        shards = self.spec.shards
+        shards = self.spec.layout.shards
         begun = self.seeds()
         done = [np.flatnonzero(commits) for commits in self.place.each(self.commits, begun)]
-        views = sum(len(self.spec.shard_range(int(shard))) for those in done for shard in those)
+        views = sum(len(self.spec.layout.samples_of(int(shard))) for those in done for shard in those)
         seeds = [
             {"seed": s, "complete": len(d) == shards, "shards_done": len(d), "shards": shards}
             for s, d in zip(begun, done, strict=True)
@@ -269,7 +271,7 @@ class CacheReader:
                 self._begun[seed] = seed_shards(
                     files, now, self._at(seed)
                 )  # it has grown since it was opened
-        return min(self._begun[seed], self.spec.shards)
+        return min(self._begun[seed], self.spec.layout.shards)
 
 
 def read_root(place: Place) -> CacheSpec:
@@ -301,10 +303,10 @@ def read_keys(place: Place, spec: CacheSpec) -> Keys | None:
         if not metadata.get(about):
             return None
         require_form(opened(metadata), [array], place, longer=True)  # longer while a cache grows
-        shards = range(spec.shards)
+        shards = range(spec.layout.shards)
         files = place.fetch((shard_file(array, shard) for shard in shards), most_bytes(spec))
         rows = [
-            unpacked(files.get(shard_file(array, shard)), array, len(spec.shard_range(shard)))
+            unpacked(files.get(shard_file(array, shard)), array, len(spec.layout.samples_of(shard)))
             for shard in shards
         ]
     return np.concatenate(rows)

@@ -36,8 +36,8 @@ MOST_SHARD_BYTES = (
 
 def require_shard(spec: CacheSpec, shard: int) -> None:
     """Insist that the cache has a shard of this index."""
-    if not 0 <= shard < spec.shards:
-        raise OptionError(f"no shard {shard}: expected 0 to {spec.shards - 1}")
+    if not 0 <= shard < spec.layout.shards:
+        raise OptionError(f"no shard {shard}: expected 0 to {spec.layout.shards - 1}")
 
 
 def seed_arrays(spec: CacheSpec) -> tuple[ArraySpec, ...]:
@@ -89,8 +89,10 @@ def root_spec(attributes: Mapping[str, Any], where: object) -> CacheSpec:
             f"{where}: damaged: attrs[{DIGEST!r}] is {str(found)[:40]!r}, and {expected!r} by what the root says; "
             "restore its zarr.json from a copy"
         )
-    if spec.shards > MOST_SHARDS:
-        raise FormatError(f"{where}: expected at most {MOST_SHARDS} shards of a seed, found {spec.shards}")
+    if spec.layout.shards > MOST_SHARDS:
+        raise FormatError(
+            f"{where}: expected at most {MOST_SHARDS} shards of a seed, found {spec.layout.shards}"
+        )
     if (size := spec.shard_samples * spec.sample_bytes) > MOST_SHARD_BYTES:
         raise FormatError(f"{where}: expected shards of at most {MOST_SHARD_BYTES} bytes, found {size}")
     return spec
@@ -110,10 +112,10 @@ def seed_shards(files: Mapping[str, bytes], spec: CacheSpec, where: object) -> i
     with knowing_codecs(spec):
         group = opened(files)
         lengths = {now.name: require_form(group, (*then, now), where) for *then, now in forms}
-    (held,) = (state for state in spec.history() if state.shards == lengths["commit"])
+    (held,) = (state for state in spec.history() if state.layout.shards == lengths["commit"])
     if short := [a.name for a in seed_arrays(held) if lengths[a.name] < a.shape[0]]:
         raise FormatError(f"{where}: array {short[0]!r} is shorter than 'commit', which is lengthened last")
-    return held.shards
+    return held.layout.shards
 
 
 def opened(files: Mapping[str, bytes]) -> zarr.Group:
@@ -147,7 +149,7 @@ def as_stored(values: npt.NDArray[Any], array: ArraySpec, spec: CacheSpec, shard
     Raises:
         OptionError: its shape is not the shard's, it names classes that are not there, or its gaps fall.
     """
-    place = spec.place(array, shard)
+    place = spec.slice_of(array, shard)
     shape = (place.stop - place.start, *array.shape[1:])
     if (found := np.shape(values)) != shape:
         raise OptionError(f"array {array.name!r} of a shard: expected shape {shape}, found {found}")
@@ -170,7 +172,14 @@ def shard_digest(spec: CacheSpec, seed: int, shard: int, stored: Arrays) -> int:
     taken for this one, whatever it holds.
     """
     t, p, classes = spec.teacher, spec.profile, spec.dataset.num_classes
-    whose = (t.weights_sha256, t.precision, spec.fingerprint(shard), spec.recipe_sha256, classes, spec.k)
+    whose = (
+        t.weights_sha256,
+        t.precision,
+        spec.layout.fingerprint_of(shard),
+        spec.recipe_sha256,
+        classes,
+        spec.k,
+    )
     text = "/".join(map(str, (*whose, seed, shard, p.gap_coding)))
     digest = xxhash.xxh3_64(text.encode())
     digest.update(struct.pack("<d", p.gap_step or 0.0))
@@ -200,7 +209,7 @@ def packed_shard(arrays: Arrays, spec: CacheSpec, seed: int, shard: int) -> tupl
 
 def stored_shard(files: Mapping[str, bytes], spec: CacheSpec, shard: int) -> dict[str, npt.NDArray[Any]]:
     """Unpack the files of one shard: arrays by name, rows of this shard only, in stored dtypes."""
-    rows = {a.name: spec.place(a, shard) for a in spec.arrays()}
+    rows = {a.name: spec.slice_of(a, shard) for a in spec.arrays()}
     return {
         a.name: unpacked(files.get(shard_file(a, shard)), a, rows[a.name].stop - rows[a.name].start)
         for a in spec.arrays()

@@ -63,9 +63,9 @@ class CacheWriter:
             OptionError: the shards would be too many; or nothing can be written at such a URL.
             StorageError: the disk or the host said no.
         """
-        if spec.shards > MOST_SHARDS:
+        if spec.layout.shards > MOST_SHARDS:
             raise OptionError(
-                f"shards of {spec.shard_samples} samples make {spec.shards} of a seed, "
+                f"shards of {spec.shard_samples} samples make {spec.layout.shards} of a seed, "
                 f"more than {MOST_SHARDS}; choose a larger shard size"
             )
         if (size := spec.shard_samples * spec.sample_bytes) > MOST_SHARD_BYTES:
@@ -196,7 +196,7 @@ class SeedWriter:
 
     def commits(self) -> npt.NDArray[np.uint64]:
         """Return the commit digests, (shards,) uint64; 0 where a shard is not there."""
-        return self._commits(range(self.spec.shards))
+        return self._commits(range(self.spec.layout.shards))
 
     def write(self, shard: int, arrays: Arrays) -> int:
         """Write one shard, make it durable, commit it; what an earlier crash left of it is deleted first.
@@ -332,7 +332,7 @@ def _grow(place: Place, spec: CacheSpec, keys: Keys) -> None:
         files = _key_files(spec, keys)
         array = spec.key_array()
         about = f"{array.name}/zarr.json"
-        new = [shard_file(array, shard) for shard in range(found.shards, spec.shards)]
+        new = [shard_file(array, shard) for shard in range(found.layout.shards, spec.layout.shards)]
         place.delete(new)  # of a growth that was given up
         place.put({name: files[name] for name in new if name in files})
         place.put({about: files[about]})
@@ -349,8 +349,8 @@ def _key_files(spec: CacheSpec, keys: Keys) -> dict[str, bytes]:
         raise OptionError(f"expected {spec.dataset.n} sample keys, found {keys.shape}")
     array = spec.key_array()
     files = {f"{array.name}/zarr.json": _made([array])[f"{array.name}/zarr.json"]}
-    for shard in range(spec.shards):
-        samples = spec.shard_range(shard)
+    for shard in range(spec.layout.shards):
+        samples = spec.layout.samples_of(shard)
         if (file := packed(keys[samples.start : samples.stop], array)) is not None:
             files[shard_file(array, shard)] = file
     return files

@@ -154,7 +154,7 @@ def _decoded(reader: CacheReader, seed: int, layout: RowLayout) -> Iterator[Rows
     with ThreadPoolExecutor(DECODERS, "decode") as threads:
         ahead: deque[Future[Rows]] = deque()
         try:
-            for shard in range(reader.spec.shards):
+            for shard in range(reader.spec.layout.shards):
                 ahead.append(threads.submit(rows, shard))
                 if len(ahead) > DECODERS:
                     yield ahead.popleft().result()

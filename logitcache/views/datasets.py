@@ -125,7 +125,7 @@ def digits(split: str = "train") -> ArrayImages:
 def digits_file() -> Any:
     """Return the file of the digits: inside an installed package, or in data/ of a checkout."""
     installed = importlib.resources.files("logitcache") / "data" / "digits.npz"
-    return installed if installed.is_file() else Path(__file__).parent.parent / "data" / "digits.npz"
+    return installed if installed.is_file() else Path(__file__).parents[2] / "data" / "digits.npz"
 
 
 def cifar(kind: str, root: str, split: str) -> ArrayImages:

@@ -154,7 +154,7 @@ def _compared(
                 )
             found = digest(batch.views[0])
             if found != expected:
-                reader.read(seed, reader.spec.shard_of(sample))  # is it the cache that has changed?
+                reader.read(seed, reader.spec.layout.shard_of(sample))  # is it the cache that has changed?
             view = f"view of {views.images.describe(sample)} under seed {seed}"
             yield None if found == expected else Difference(view, f"CRC {expected:08x}", f"{found:08x}")
 

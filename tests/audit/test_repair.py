@@ -136,7 +136,7 @@ def test_nothing_is_taken_back_before_all_is_proved_the_same(who: str, cache: Pa
         before, refusal = files_of(cache), (DriftError, "sample 0 of digits under seed 1")
     if who == "pixels":
         images = Unnoticed("digits", "train", images.images, images.labels, 10, "digits")
-        images.changed = CacheReader(cache).spec.canary_samples(2)[1]
+        images.changed = CacheReader(cache).spec.layout.canary_samples(2)[1]
         refusal = (DriftError, f"sample {images.changed} of digits under seed 0")
     found = verify(CacheReader(cache))
     with pytest.raises(refusal[0], match=refusal[1]):

@@ -34,7 +34,7 @@ def a_shard(spec: CacheSpec, logits: torch.Tensor, invalid: np.ndarray) -> dict[
     }
     arrays["ids"] = sparse.ids.numpy()
     arrays["canary"] = np.arange(1, spec.canaries + 1, dtype=np.uint32)[None]
-    arrays["canary"][0, invalid[spec.canary_samples(0)]] = 0
+    arrays["canary"][0, invalid[spec.layout.canary_samples(0)]] = 0
     arrays["top"][invalid] = np.nan
     return {a.name: as_stored(arrays[a.name], a, spec, 0) for a in spec.arrays()}
 

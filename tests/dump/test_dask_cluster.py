@@ -198,7 +198,7 @@ def test_what_is_no_cluster_is_refused(where: str, tmp_path: Path) -> None:
 
 def _as_guest(out: Path, terms: Terms, barrier: Any, said: Any) -> None:
     guest = Guest.join(out, SOURCES, CONFIG, terms)
-    work = [Work(shard, (0, 1)) for shard in range(guest.writer.spec.shards)]
+    work = [Work(shard, (0, 1)) for shard in range(guest.writer.spec.layout.shards)]
     barrier.wait(60)
     said.put([receipt.to_dict() for receipt in guest.fill(work)])
 

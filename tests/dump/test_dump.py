@@ -52,8 +52,8 @@ def test_a_cache_holds_what_the_teacher_says_of_each_view(whole: Path) -> None:
     images, reader = few_digits(), CacheReader(whole)
     views, model = KeyedViews(images, RECIPE), ViewModel(a_teacher()).eval()
     for seed in (0, 1):
-        for shard in range(reader.spec.shards):
-            held, rows = reader.read(seed, shard), reader.spec.shard_range(shard)
+        for shard in range(reader.spec.layout.shards):
+            held, rows = reader.read(seed, shard), reader.spec.layout.samples_of(shard)
             batch = views.__getitems__([(i, seed) for i in rows])
             with torch.no_grad():
                 expected = SparseTeacher.from_logits(model(batch.views), 4)
@@ -62,7 +62,7 @@ def test_a_cache_holds_what_the_teacher_says_of_each_view(whole: Path) -> None:
             np.testing.assert_allclose(held["top"], expected.top, rtol=2**-11, atol=1e-5)
             assert expected.tail_lse is not None
             np.testing.assert_allclose(held["tail_lse"], expected.tail_lse, rtol=2**-11, atol=1e-5)
-            canaries = [digest(batch.views[i - rows.start]) for i in reader.spec.canary_samples(shard)]
+            canaries = [digest(batch.views[i - rows.start]) for i in reader.spec.layout.canary_samples(shard)]
             assert held["canary"][0].tolist() == canaries
 
 
@@ -265,7 +265,9 @@ def test_bad_images_anywhere_are_marked_and_change_no_other_sample(bad, workers:
     found, good = arrays_of(tmp_path / "c.zarr"), arrays_of(tmp_path / "good.zarr")
     spec = CacheReader(tmp_path / "c.zarr").spec
     for (seed, shard, name), values in found.items():
-        samples = spec.canary_samples(shard) if name == "canary" else list(spec.shard_range(shard))
+        samples = (
+            spec.layout.canary_samples(shard) if name == "canary" else list(spec.layout.samples_of(shard))
+        )
         is_bad = np.isin(samples, list(bad))
         rows = values[0] if name == "canary" else values
         # a blank picture in the batch may change how the others' float sums are rounded, and no more
@@ -408,7 +410,7 @@ def test_a_dump_says_how_often_the_teacher_is_right(tmp_path: Path) -> None:
     report = dump_digits(tmp_path / "c.zarr", 100)
     reader, labels = CacheReader(tmp_path / "c.zarr"), few_digits(100).labels
     first = {
-        seed: np.concatenate([reader.read(seed, j)["ids"][:, 0] for j in range(reader.spec.shards)])
+        seed: np.concatenate([reader.read(seed, j)["ids"][:, 0] for j in range(reader.spec.layout.shards)])
         for seed in (0, 1)
     }
     assert report.teacher_top1 == np.mean([first[seed] == labels for seed in (0, 1)])

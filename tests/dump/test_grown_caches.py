@@ -77,7 +77,7 @@ def test_a_grown_cache_is_verified_repaired_and_asked_again(tmp_path: Path) -> N
 
 def arrays_of_seed(cache: Path, seed: int) -> dict[tuple[int, str], np.ndarray]:
     reader = CacheReader(cache)
-    shards = range(reader.spec.shards)
+    shards = range(reader.spec.layout.shards)
     return {(j, name): values for j in shards for name, values in reader.read(seed, j).items()}
 
 

@@ -95,7 +95,7 @@ def test_grown_and_finished_is_a_fresh_dump(grown: Path, tmp_path: Path) -> None
     )
     old = CacheReader(grown / "old.zarr")
     for seed in (0, 1):
-        for shard in range(old.spec.shards):
+        for shard in range(old.spec.layout.shards):
             for name, values in old.read(seed, shard).items():
                 np.testing.assert_array_equal(CacheReader(grown / "c.zarr").read(seed, shard)[name], values)
 

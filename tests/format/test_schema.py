@@ -99,8 +99,8 @@ def test_arrays_have_the_shapes_dtypes_and_chunks_of_the_format(spec: CacheSpec)
     assert {arrays[name].dtype for name in ("top", *tail)} == {"float32"}
     assert arrays["ids"].shape == arrays["gap"].shape == (n, k)
     assert {arrays[name].shape for name in ("top", *tail)} == {(n,)}
-    assert arrays["canary"].shape == (spec.shards, spec.canaries)
-    assert arrays["commit"].shape == (spec.shards,)
+    assert arrays["canary"].shape == (spec.layout.shards, spec.canaries)
+    assert arrays["commit"].shape == (spec.layout.shards,)
     for array in arrays.values():
         assert len(array.shape) == len(array.chunks) == len(array.dimensions)
         if array.dimensions[0] == "sample":
@@ -127,12 +127,12 @@ def test_exact_keeps_every_class_in_float32_and_has_no_tail(spec: CacheSpec):
 @often
 @given(caches(most_samples=20_000))
 def test_shards_partition_the_samples_in_order(spec: CacheSpec):
-    assume(spec.shards <= 5000)
-    ranges = [spec.shard_range(shard) for shard in range(spec.shards)]
+    assume(spec.layout.shards <= 5000)
+    ranges = [spec.layout.samples_of(shard) for shard in range(spec.layout.shards)]
     assert [i for r in ranges for i in r] == list(range(spec.dataset.n))
     assert all(len(r) == spec.shard_samples for r in ranges[:-1])
     for array in spec.arrays():
-        cut = [spec.place(array, shard) for shard in range(spec.shards)]
+        cut = [spec.slice_of(array, shard) for shard in range(spec.layout.shards)]
         stops = [0, *(part.stop for part in cut)]
         assert [part.start for part in cut] == stops[:-1]
         assert stops[-1] == array.shape[0]
@@ -150,18 +150,22 @@ def grown_caches(draw: st.DrawFn) -> CacheSpec:
 @often
 @given(grown_caches())
 def test_shards_of_data_that_grew_partition_the_samples_and_have_rows_of_their_own(spec: CacheSpec):
-    ranges = [spec.shard_range(shard) for shard in range(spec.shards)]
+    ranges = [spec.layout.samples_of(shard) for shard in range(spec.layout.shards)]
     assert [i for r in ranges for i in r] == list(range(spec.dataset.n))
     assert all(1 <= len(r) <= spec.shard_samples for r in ranges)
-    assert [spec.shard_of(i) for i in range(spec.dataset.n)] == [j for j, r in enumerate(ranges) for _ in r]
+    assert [spec.layout.shard_of(i) for i in range(spec.dataset.n)] == [
+        j for j, r in enumerate(ranges) for _ in r
+    ]
     for array in (*spec.arrays(), spec.key_array()):
-        places = [spec.place(array, shard) for shard in range(spec.shards)]
+        places = [spec.slice_of(array, shard) for shard in range(spec.layout.shards)]
         rows = [row for place in places for row in range(place.start, place.stop)]
         assert rows == sorted(set(rows))
         assert rows[-1] + 1 == array.shape[0]
         if array.dimensions[0] == "sample":
             assert [len(range(p.start, p.stop)) for p in places] == [len(r) for r in ranges]
-            assert [place.start for place in places] == [j * spec.shard_samples for j in range(spec.shards)]
+            assert [place.start for place in places] == [
+                j * spec.shard_samples for j in range(spec.layout.shards)
+            ]
 
 
 @often
@@ -174,15 +178,15 @@ def test_growth_moves_no_shard_and_is_remembered(spec: CacheSpec):
     assert now == spec
     for then in before:
         assert spec.differences(then) != []
-        for shard in range(then.shards):
-            assert then.shard_range(shard) == spec.shard_range(shard)
-            assert then.canary_samples(shard) == spec.canary_samples(shard)
-            assert then.fingerprint(shard) == spec.fingerprint(shard)
+        for shard in range(then.layout.shards):
+            assert then.layout.samples_of(shard) == spec.layout.samples_of(shard)
+            assert then.layout.canary_samples(shard) == spec.layout.canary_samples(shard)
+            assert then.layout.fingerprint_of(shard) == spec.layout.fingerprint_of(shard)
             for mine, theirs in zip(spec.arrays(), then.arrays(), strict=True):
-                assert spec.place(mine, shard) == then.place(theirs, shard)
+                assert spec.slice_of(mine, shard) == then.slice_of(theirs, shard)
     for count, then in enumerate(spec.history()):
-        new = range(before[count - 1].shards if count else 0, then.shards)
-        assert {spec.fingerprint(shard) for shard in new} == {then.dataset.fingerprint}
+        new = range(before[count - 1].shards if count else 0, then.layout.shards)
+        assert {spec.layout.fingerprint_of(shard) for shard in new} == {then.dataset.fingerprint}
 
 
 @pytest.mark.parametrize(
@@ -206,9 +210,9 @@ def test_parts_that_do_not_grow_to_the_data_set_are_refused(parts: Any):
 @often
 @given(caches(), st.data())
 def test_canaries_lie_inside_their_shard_first_included_and_spread(spec: CacheSpec, data: st.DataObject):
-    shard = data.draw(st.integers(0, spec.shards - 1))
-    samples = spec.shard_range(shard)
-    canaries = spec.canary_samples(shard)
+    shard = data.draw(st.integers(0, spec.layout.shards - 1))
+    samples = spec.layout.samples_of(shard)
+    canaries = spec.layout.canary_samples(shard)
     assert len(canaries) == spec.canaries
     assert canaries == sorted(canaries)
     assert canaries[0] == samples[0]

@@ -88,7 +88,7 @@ class Truth:
         self.spec: CacheSpec = reader.spec
         self.about = _about(reader)
         self.layout = RowLayout.of(reader.spec)
-        self.shards = {(s, j): reader.read(s, j) for s in SEEDS for j in range(reader.spec.shards)}
+        self.shards = {(s, j): reader.read(s, j) for s in SEEDS for j in range(reader.spec.layout.shards)}
         self.canaries = {s: reader.canaries(s) for s in SEEDS}
         self.rows = {s: np.array(open_spool(reader, s, spools)) for s in SEEDS}
 
@@ -132,7 +132,7 @@ class Truth:
         """Read canaries; those of whole shards must be right, of a shard that is refused they are nobody's."""
         for sample, crc in reader.canaries(seed).items():
             if crc != self.canaries[seed].get(sample):
-                self.require_shard(reader, seed, self.spec.shard_of(sample))
+                self.require_shard(reader, seed, self.spec.layout.shard_of(sample))
                 raise WrongNumberError(f"canary of sample {sample} under seed {seed}")
 
     def require_about(self, reader: CacheReader) -> None:
@@ -157,7 +157,10 @@ class Truth:
             attempts += [
                 partial(self.require_canaries, reader, seed),
                 partial(self.require_rows, reader, spools, seed),
-                *(partial(self.require_shard, reader, seed, shard) for shard in range(self.spec.shards)),
+                *(
+                    partial(self.require_shard, reader, seed, shard)
+                    for shard in range(self.spec.layout.shards)
+                ),
             ]
         attempts.append(partial(self.require_batch, reader, spools))
         for attempt in attempts:

@@ -222,8 +222,8 @@ def test_seeds_that_are_not_complete_are_refused(dumped, tmp_path: Path) -> None
 def test_shards_stay_where_they_are(dumped) -> None:
     source = CacheReader(dumped(6, "default")).spec
     spec = derived_spec(source, 2)
-    assert [spec.shard_range(j) for j in range(spec.shards)] == [
-        source.shard_range(j) for j in range(source.shards)
+    assert [spec.layout.samples_of(j) for j in range(spec.layout.shards)] == [
+        source.layout.samples_of(j) for j in range(source.layout.shards)
     ]
     assert {d.field for d in source.differences(spec)} == {"k"}
 

@@ -23,8 +23,9 @@ from numcodecs import Blosc, PCodec, Zstd
 
 from logitcache.format.schema import AdapterSpec, CacheSpec, DatasetSpec, RecipeSpec, StepSpec, TeacherSpec
 from logitcache.store import CacheWriter
-from logitcache.views import recipes as views
+from logitcache.views import keys
 from logitcache.views.datasets import digits
+from logitcache.views.maker import digest
 
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
 NO_CHUNK = (1 << 64) - 1
@@ -254,8 +255,8 @@ def key_of(name: bytes) -> int:
 
 def put_shards(cache: CacheWriter, spec: CacheSpec, rng: np.random.Generator, put: dict) -> None:
     with cache.seed(7) as writer:
-        for shard in range(len(put), spec.shards):
-            samples = spec.shard_range(shard)
+        for shard in range(len(put), spec.layout.shards):
+            samples = spec.layout.samples_of(shard)
             logits = rng.normal(0, 3, (len(samples), min(spec.dataset.num_classes, 100))).astype(np.float32)
             order = np.argsort(-logits, axis=1)[:, : spec.k]
             kept = np.take_along_axis(logits, order, 1)
@@ -265,7 +266,7 @@ def put_shards(cache: CacheWriter, spec: CacheSpec, rng: np.random.Generator, pu
             arrays["top"][1] = np.nan
             if shard == 1:  # all zeros: not a file of it is written
                 arrays["tail_var"][:] = 0
-            crcs = [views.digest(torch.from_numpy(view_of(i))) for i in spec.canary_samples(shard)]
+            crcs = [digest(torch.from_numpy(view_of(i))) for i in spec.layout.canary_samples(shard)]
             arrays["canary"] = np.array([crcs], np.uint32)
             writer.write(shard, arrays)
             put[shard] = arrays
@@ -399,4 +400,4 @@ def test_keys_by_the_page_are_those_of_views():
     assert len(vectors) == 4
     for parts, expected in vectors:
         numbers = [int(p) for p in parts.split(",")]
-        assert key(*numbers) == views.key(*numbers) == int(expected, 16)
+        assert key(*numbers) == keys.key(*numbers) == int(expected, 16)

@@ -34,13 +34,13 @@ def test_what_is_written_is_read_back(n, classes, k, profile, shard, seed, tmp_p
     reader = CacheReader(path)
     assert reader.spec == spec
     assert reader.complete() == [seed]
-    for shard in range(spec.shards):
+    for shard in range(spec.layout.shards):
         assert_holds(reader, seed, shard)
     crcs = {
         sample: int(crc)
-        for shard in range(spec.shards)
+        for shard in range(spec.layout.shards)
         for sample, crc in zip(
-            spec.canary_samples(shard), arrays_of(spec, seed, shard)["canary"][0], strict=True
+            spec.layout.canary_samples(shard), arrays_of(spec, seed, shard)["canary"][0], strict=True
         )
     }
     assert reader.canaries(seed) == crcs

@@ -32,7 +32,7 @@ def arrays_of(cache: Path) -> dict[tuple[int, int, str], np.ndarray]:
     return {
         (seed, shard, name): values
         for seed in reader.seeds()
-        for shard in range(reader.spec.shards)
+        for shard in range(reader.spec.layout.shards)
         for name, values in reader.read(seed, shard).items()
     }
 

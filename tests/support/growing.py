@@ -63,8 +63,8 @@ def by_key(cache: Path) -> dict[tuple[int, int, str], bytes]:
     return {
         (seed, int(keys[sample]), name): values[row].tobytes()
         for seed in reader.seeds()
-        for shard in range(reader.spec.shards)
+        for shard in range(reader.spec.layout.shards)
         for name, values in reader.read(seed, shard).items()
-        for row, sample in enumerate(reader.spec.shard_range(shard))
+        for row, sample in enumerate(reader.spec.layout.samples_of(shard))
         if name != "canary"
     }

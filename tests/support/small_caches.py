@@ -37,7 +37,7 @@ SMALL = spec_of(n=7, classes=3, profile="exact")  # two shards, four arrays
 def arrays_of(spec: CacheSpec, seed: int, shard: int) -> dict[str, np.ndarray]:
     """What a teacher might have said: a function of its place, in dtypes as `dump` gives them."""
     rng = np.random.default_rng([seed, shard])
-    rows, k = len(spec.shard_range(shard)), spec.k
+    rows, k = len(spec.layout.samples_of(shard)), spec.k
     arrays = {
         "ids": rng.integers(0, spec.dataset.num_classes, (rows, k), np.int32),
         "gap": np.sort(rng.exponential(3.0, (rows, k)).astype(np.float32), axis=1),
@@ -62,7 +62,7 @@ def fill(path: Path, spec: CacheSpec, seeds=(1,), shards=None) -> Path:
     for seed in seeds:
         with writer.seed(seed) as own:
             committed = own.committed()
-            for shard in range(spec.shards) if shards is None else shards:
+            for shard in range(spec.layout.shards) if shards is None else shards:
                 if not committed[shard]:
                     own.write(shard, arrays_of(spec, seed, shard))
     return path
@@ -81,7 +81,7 @@ def assert_typed(path: Path, seed: int = 1) -> LogitCacheError | None:
     """Reading gives right numbers or an error of ours, in one line; return the error."""
     try:
         reader = CacheReader(path)
-        for shard in range(reader.spec.shards):
+        for shard in range(reader.spec.layout.shards):
             assert_holds(reader, seed, shard)
     except LogitCacheError as error:
         return one_line(error)
@@ -104,7 +104,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def commits(path: Path, seed: int = 1) -> list[int]:
     reader = CacheReader(path)
-    return reader.commits(seed).tolist() if seed in reader.seeds() else [0] * reader.spec.shards
+    return reader.commits(seed).tolist() if seed in reader.seeds() else [0] * reader.spec.layout.shards
 
 
 class Killed(BaseException):
@@ -174,15 +174,15 @@ def make(path: Path, spec: CacheSpec, seeds=(0,)) -> CacheReader:
     writer = CacheWriter.open(path, spec)
     for seed in seeds:
         with writer.seed(seed) as own:
-            for shard in range(spec.shards):
-                arrays = stored_arrays(spec, len(spec.shard_range(shard)), 100 * seed + shard)
+            for shard in range(spec.layout.shards):
+                arrays = stored_arrays(spec, len(spec.layout.samples_of(shard)), 100 * seed + shard)
                 gap = np.abs(decode_gaps(arrays["gap"], spec.profile))
                 own.write(shard, arrays | {"gap": gap})
     return CacheReader(path)
 
 
 def of_all_shards(reader: CacheReader, seed: int) -> dict[str, np.ndarray]:
-    shards = [reader.read(seed, shard) for shard in range(reader.spec.shards)]
+    shards = [reader.read(seed, shard) for shard in range(reader.spec.layout.shards)]
     return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
 
 

@@ -125,7 +125,7 @@ def test_whatever_changes_what_rows_hold_changes_the_spool(tmp_path):
             assert_right(open_spool(reader, seed, tmp_path / "spool"), reader, seed)
     writer = CacheWriter.open(tmp_path / "again.zarr", spec_of(**base))  # one number differs
     with writer.seed(0) as own:
-        for shard in range(writer.spec.shards):
+        for shard in range(writer.spec.layout.shards):
             held = CacheReader(tmp_path / "0.zarr").read(0, shard)
             top = held["top"] + (np.arange(len(held["top"])) == 1) * np.float32(shard == 1)
             own.write(shard, {**held, "gap": np.abs(held["gap"].astype(np.float32)), "top": top})

@@ -79,7 +79,9 @@ def test_the_same_images_by_another_name_pass(cache):
 
 @pytest.mark.parametrize("most", [1, 7, 256])
 def test_the_same_views_are_proved(cache, most):
-    canaries = sum(len(set(cache.spec.canary_samples(shard))) for shard in range(cache.spec.shards))
+    canaries = sum(
+        len(set(cache.spec.layout.canary_samples(shard))) for shard in range(cache.spec.layout.shards)
+    )
     compared = prove_replay(cache, KeyedViews(images_of(), RECIPE), (0, 1), most)
     assert 2 * 2 <= compared <= max(2 * canaries, 2)
     assert compared == 2 * canaries or most < 256
@@ -137,7 +139,7 @@ def test_shards_left_out_of_the_proof_are_not_read(cache, tmp_path):
         prove_replay(CacheReader(damaged), views, (0, 1))
     whole = prove_replay(cache, views, (0, 1))
     left = prove_replay(CacheReader(damaged), views, (0, 1), without={0: [1]})
-    assert left == whole - len(set(cache.spec.canary_samples(1)))
+    assert left == whole - len(set(cache.spec.layout.canary_samples(1)))
 
 
 @pytest.mark.parametrize(

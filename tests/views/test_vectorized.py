@@ -306,7 +306,7 @@ def test_a_dump_and_a_training_are_the_same_with_either_engine(tmp_path: Path):
         )
         dump(out / "c.zarr", images, made_by, _digits_net(1), config)
         reader = CacheReader(out / "c.zarr")
-        arrays = [reader.read(seed, j) for seed in (0, 1) for j in range(reader.spec.shards)]
+        arrays = [reader.read(seed, j) for seed in (0, 1) for j in range(reader.spec.layout.shards)]
         stream = Stream.from_cache(reader, images, batch_size=32, workers=workers, device="cpu")
         assert isinstance(stream._loader, InMemory) == (workers == -1)
         scored = Evaluation(few_digits(60, "test"), recipe_named(made_by.evaluation), workers=workers)
