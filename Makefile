@@ -31,6 +31,7 @@ check: $(READY)         ## lint, format, types, architecture
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest --numprocesses=0 tests/test_design.py
 
 format: $(READY)        ## mend what ruff can mend
 	$(BIN)/ruff check --fix .

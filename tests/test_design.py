@@ -1,20 +1,98 @@
-"""Nobody but the store speaks zarr."""
+"""The wings are as docs/design.md tells, one meaning has one name, and only the store speaks Zarr."""
 
+import ast
+import re
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
+DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+LIBRARY = ROOT / "logitcache"
+WINGS = {folder.name for folder in LIBRARY.iterdir() if (folder / "__init__.py").exists()}
+TOP = {file.stem for file in LIBRARY.glob("*.py")} - {"__init__"}
 
 
 def contract(name: str) -> Any:
-    (found,) = (held for held in CONTRACTS if held["name"] == name)
+    (found,) = (one for one in CONTRACTS if one["name"] == name)
     return found
 
 
-def test_every_module_but_the_store_may_not_speak_zarr():
-    layers = contract("the floors of the house")["layers"]
-    modules = {f"logitcache.{name}" for layer in layers for name in layer.split(" | ")}
+def modules(folder: Path) -> set[str]:
+    return {file.stem for file in folder.glob("*.py")} - {"__init__", "__main__"}
+
+
+def test_the_table_of_wings_is_the_contract():
+    layers = [set(layer.split(" | ")) for layer in contract("wings stand on those below them")["layers"]]
+    table = DESIGN.partition("## Wings")[2].partition("| (top)")[0]
+    wings = re.findall(r"^\| `(\w+)/?` \|", table, re.MULTILINE)
+    assert set(wings) == WINGS | {"demo"}
+    floor = {wing: number for number, layer in enumerate(layers) for wing in layer}
+    assert [floor[wing] for wing in wings] == sorted(floor[wing] for wing in wings)
+    assert len(layers) <= 13
+
+
+def test_the_table_of_wings_names_every_module():
+    for wing in WINGS:
+        (row,) = re.findall(rf"^\| `{wing}/` \|.*", DESIGN, re.MULTILINE)
+        assert modules(LIBRARY / wing) <= set(re.findall(r"`(\w+)`", row)), wing
+    (row,) = re.findall(r"^\| \(top\) \|.*", DESIGN, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", row)) | {"demo"} == TOP
+    assert modules(ROOT / "cli") <= set(re.findall(r"`(\w+)`", DESIGN))
+
+
+def test_module_paths_of_the_page_are_there():
+    named = set(re.findall(r"`((?:cli|tests|\w+)/\w+(?:\.py)?)`", DESIGN))
+    there = {str(file.relative_to(ROOT)) for file in ROOT.glob("*/**/*.py")}
+    for name in named:
+        path = name if name.startswith(("cli/", "tests/")) else f"logitcache/{name}"
+        assert f"{path.removesuffix('.py')}.py" in there, name
+
+
+def test_tests_mirror_the_wings():
+    folders = {folder.name for folder in (ROOT / "tests").iterdir() if any(folder.glob("test_*.py"))}
+    assert WINGS | {"cli", "docs"} == folders
+
+
+def test_no_test_imports_another():
+    for file in (ROOT / "tests").rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) test_", file.read_text(), re.MULTILINE), file
+
+
+def test_two_modules_share_a_name_only_where_they_share_a_meaning():
+    """A command and a suite of the bench are named after what they run; nothing else is named twice."""
+    count = Counter(name for wing in WINGS - {"bench"} for name in modules(LIBRARY / wing))
+    assert [name for name, times in count.items() if times > 1] == []
+    assert set(count) & (TOP | WINGS) <= {"stream"}
+
+
+def test_no_two_classes_share_a_name():
+    defined = Counter(
+        node.name
+        for folder in (LIBRARY, ROOT / "cli")
+        for file in folder.rglob("*.py")
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, times in defined.items() if times > 1] == []
+
+
+@pytest.mark.parametrize("wing", sorted(WINGS))
+def test_no_module_bears_the_name_of_what_its_wing_hands_out(wing: str):
+    face = __import__(f"logitcache.{wing}", fromlist=["__all__"])
+    names = getattr(face, "__all__", [])
+    assert names == sorted(names)
+    assert not set(names) & modules(LIBRARY / wing)
+    for name in names:
+        assert getattr(face, name) is not None
+
+
+def test_every_wing_but_the_store_may_not_speak_zarr():
+    layers = contract("wings stand on those below them")["layers"]
+    wings = {f"logitcache.{name}" for layer in layers for name in layer.split(" | ")}
     sources = contract("only the store speaks zarr")["source_modules"]
-    assert sorted(sources) == sorted(modules - {"logitcache.store"} | {"logitcache_cli"})
+    assert sorted(sources) == sorted(wings - {"logitcache.store"} | {"logitcache_cli"})
