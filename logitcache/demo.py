@@ -14,7 +14,7 @@ from typing import Any
 
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import OptionError
-from logitcache.format.schema import Spec
+from logitcache.format.spec import Spec
 from logitcache.losses import Objective
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel, choose_device

@@ -9,7 +9,8 @@ from logitcache.audit.verify import Progress, VerifyReport, verify
 from logitcache.dump.inputs import weights_of
 from logitcache.dump.job import DumpConfig
 from logitcache.errors import OptionError
-from logitcache.format.schema import CacheSpec, Spec
+from logitcache.format.schema import CacheSpec
+from logitcache.format.spec import Spec
 from logitcache.models.build import Model, build
 from logitcache.plugins import require_own
 from logitcache.store import CacheReader

@@ -8,8 +8,10 @@ import numpy.typing as npt
 import torch
 
 from logitcache.errors import IncompleteError
+from logitcache.format.identity import Precision
 from logitcache.format.quantize import clipped_gaps, decode_gaps, gap_error, scalar_error
-from logitcache.format.schema import CacheSpec, Precision, Spec
+from logitcache.format.schema import CacheSpec
+from logitcache.format.spec import Spec
 from logitcache.models.build import Model
 from logitcache.models.forward import ViewModel, choose_device
 from logitcache.store import Arrays, CacheReader

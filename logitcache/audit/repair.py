@@ -10,7 +10,8 @@ from logitcache.audit.verify import KEYS, UNREADABLE, VerifyReport, verify
 from logitcache.dump.filler import Progress
 from logitcache.dump.job import DumpConfig, cache_spec, dump
 from logitcache.errors import FormatError, MismatchError, OptionError, StorageError
-from logitcache.format.schema import CacheSpec, Spec
+from logitcache.format.schema import CacheSpec
+from logitcache.format.spec import Spec
 from logitcache.models.build import Model
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.views.alignment import in_cache_order

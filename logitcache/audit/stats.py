@@ -16,7 +16,7 @@ from dask.base import compute
 from dask.delayed import delayed
 
 from logitcache.errors import IncompleteError
-from logitcache.format.schema import Spec
+from logitcache.format.spec import Spec
 from logitcache.store import CacheReader, seed_list
 from logitcache.teacher.spool import decode
 from logitcache.views.alignment import in_cache_order

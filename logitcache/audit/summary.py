@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from logitcache.errors import FormatError
-from logitcache.format.schema import RecipeSpec
+from logitcache.format.identity import RecipeSpec
 from logitcache.store import CacheReader, seed_list
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import decode

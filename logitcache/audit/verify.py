@@ -11,7 +11,7 @@ from dask.delayed import delayed
 
 from logitcache.audit.invariants import broken_rules
 from logitcache.errors import FormatError, IncompleteError, LogitCacheError, OptionError, StorageError
-from logitcache.format.schema import Spec
+from logitcache.format.spec import Spec
 from logitcache.store import CacheReader, seed_list, shard_digest
 
 Progress = Callable[[int, int], None]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from logitcache.format.schema import Spec
+from logitcache.format.spec import Spec
 
 Seconds = npt.NDArray[np.float64]
 

@@ -27,7 +27,8 @@ import torch
 from logitcache.bench.glyphs import CLASSES, glyphs, shifted
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import NonFiniteError, StudentsError
-from logitcache.format.schema import RecipeSpec, Spec
+from logitcache.format.identity import RecipeSpec
+from logitcache.format.spec import Spec
 from logitcache.losses import LOSSES, Objective
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel

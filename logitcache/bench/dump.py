@@ -16,7 +16,7 @@ from torch import nn
 
 from logitcache.bench.compare import Comparison, in_turns
 from logitcache.dump.job import DumpConfig, dump
-from logitcache.format.schema import RecipeSpec
+from logitcache.format.identity import RecipeSpec
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel, choose_precision
 from logitcache.teacher.sparse import SparseTeacher

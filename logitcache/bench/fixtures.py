@@ -11,15 +11,8 @@ import torch
 from torch import Tensor
 
 from logitcache.bench.synthetic import BLOCK, Answers, answers
-from logitcache.format.schema import (
-    PROFILES,
-    SHARD_SAMPLES,
-    AdapterSpec,
-    CacheSpec,
-    DatasetSpec,
-    RecipeSpec,
-    TeacherSpec,
-)
+from logitcache.format.identity import PROFILES, AdapterSpec, DatasetSpec, RecipeSpec, TeacherSpec
+from logitcache.format.schema import SHARD_SAMPLES, CacheSpec
 from logitcache.store import CacheWriter
 from logitcache.teacher.sparse import SparseTeacher
 

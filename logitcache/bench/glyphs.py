@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from logitcache.errors import OptionError
-from logitcache.format.schema import RecipeSpec, StepSpec
+from logitcache.format.identity import RecipeSpec, StepSpec
 from logitcache.views.datasets import ArrayImages
 
 TEST_FACES = ("DejaVuSans-BoldOblique", "DejaVuSansMono", "DejaVuSerif-Italic", "STIXGeneralBol")

@@ -18,7 +18,7 @@ import torch
 
 from logitcache.audit.verify import verify
 from logitcache.dump.job import DumpConfig, dump
-from logitcache.format.schema import Spec
+from logitcache.format.spec import Spec
 from logitcache.models.build import build
 from logitcache.store import CacheReader
 from logitcache.teacher.cached import CachedTeacher

@@ -24,7 +24,8 @@ from logitcache.bench.sizes import on_disk
 from logitcache.bench.speeds import brief
 from logitcache.bench.synthetic import MadeUp
 from logitcache.errors import OptionError, StorageError
-from logitcache.format.schema import SHARD_SAMPLES, CacheSpec, RowLayout, Spec
+from logitcache.format.schema import SHARD_SAMPLES, CacheSpec, RowLayout
+from logitcache.format.spec import Spec
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import open_spool

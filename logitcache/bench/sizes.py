@@ -14,7 +14,9 @@ from torch import Tensor
 from logitcache.bench.baselines import FilePerSample, Lookup
 from logitcache.bench.divergence import divergence, sparse_log_probs, spread_log_probs, true_log_probs
 from logitcache.bench.fixtures import Made
-from logitcache.format.schema import PROFILES, RowLayout, Spec
+from logitcache.format.identity import PROFILES
+from logitcache.format.schema import RowLayout
+from logitcache.format.spec import Spec
 from logitcache.store import CacheReader
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import pack

@@ -17,7 +17,7 @@ from logitcache.bench.baselines import Lookup
 from logitcache.bench.compare import Seconds, in_turns
 from logitcache.bench.fixtures import Made
 from logitcache.bench.synthetic import answers
-from logitcache.format.schema import Spec
+from logitcache.format.spec import Spec
 from logitcache.store import CacheReader
 from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.spool import open_spool

@@ -14,7 +14,8 @@ from logitcache.bench.memory import Peak, peaks
 from logitcache.bench.sizes import Size, sizes
 from logitcache.bench.speeds import Speed, lookups, opening, whole_seeds
 from logitcache.bench.synthetic import answers
-from logitcache.format.schema import SHARD_SAMPLES, Spec
+from logitcache.format.schema import SHARD_SAMPLES
+from logitcache.format.spec import Spec
 
 VIEWS = 2 * SHARD_SAMPLES
 SHUFFLED = SHARD_SAMPLES // 2

@@ -20,7 +20,8 @@ from logitcache.bench.dump import CLASSES, TOP_K, idle_teacher, pictures_in
 from logitcache.bench.fixtures import write_cache
 from logitcache.bench.memory import Shared, held, shared_by, told
 from logitcache.dump.job import DumpConfig, dump
-from logitcache.format.schema import RecipeSpec, Spec
+from logitcache.format.identity import RecipeSpec
+from logitcache.format.spec import Spec
 from logitcache.losses import Objective
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel, choose_precision

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from logitcache.dump.inputs import Sources
 from logitcache.dump.job import DumpConfig
-from logitcache.format.schema import RecipeSpec
+from logitcache.format.identity import RecipeSpec
 from logitcache.store import CacheWriter
 
 SOURCES = ("weights", "data", "split", "recipe", "input_size")

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import NonFiniteError
-from logitcache.format.schema import CacheSpec, Spec
+from logitcache.format.schema import CacheSpec
+from logitcache.format.spec import Spec
 from logitcache.models.forward import InPieces
 from logitcache.store import SeedWriter
 from logitcache.teacher.sparse import SparseTeacher

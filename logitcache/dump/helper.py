@@ -9,7 +9,8 @@ from logitcache.dump.filler import Filler, Progress, Receipt, Work, receipt
 from logitcache.dump.inputs import Sources
 from logitcache.dump.job import DumpConfig, Owned, cache_spec, filler
 from logitcache.errors import Difference, MismatchError
-from logitcache.format.schema import CacheSpec, Spec
+from logitcache.format.schema import CacheSpec
+from logitcache.format.spec import Spec
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.versions import library_versions
 from logitcache.views.alignment import in_cache_order

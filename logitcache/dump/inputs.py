@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 from logitcache.errors import OptionError
-from logitcache.format.schema import RecipeSpec, TeacherSpec
+from logitcache.format.identity import RecipeSpec, TeacherSpec
 from logitcache.models.build import Model, build
 from logitcache.models.catalog import canonical
 from logitcache.plugins import require_own

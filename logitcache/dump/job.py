@@ -16,7 +16,9 @@ import numpy as np
 
 from logitcache.dump.filler import Filler, Progress, Receipt, Work
 from logitcache.errors import BusyError, Difference, MismatchError, OptionError
-from logitcache.format.schema import DATA, CacheSpec, RecipeSpec, Spec, TeacherSpec
+from logitcache.format.identity import RecipeSpec, TeacherSpec
+from logitcache.format.schema import DATA, CacheSpec
+from logitcache.format.spec import Spec
 from logitcache.models.build import Model
 from logitcache.models.forward import InPieces, ViewModel, choose_device, choose_precision
 from logitcache.store import CacheReader, CacheWriter, SeedWriter

@@ -18,7 +18,8 @@ from torch import Tensor
 from logitcache.dump.filler import Progress
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import OptionError
-from logitcache.format.schema import PROFILES, RecipeSpec, Spec
+from logitcache.format.identity import PROFILES, RecipeSpec
+from logitcache.format.spec import Spec
 from logitcache.models.build import Model
 from logitcache.store import CacheReader
 from logitcache.store.derive import derive

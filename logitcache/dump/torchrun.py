@@ -18,7 +18,7 @@ from logitcache.dump.helper import Guest, Terms
 from logitcache.dump.inputs import Sources
 from logitcache.dump.job import DumpConfig, DumpReport, dump, filler, owned
 from logitcache.errors import LogitCacheError
-from logitcache.format.schema import Spec
+from logitcache.format.spec import Spec
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logitcache.errors import OptionError
-from logitcache.format.schema import Profile
+from logitcache.format.identity import Profile
 
 
 def rounded(values: npt.NDArray[Any], bits: int) -> npt.NDArray[np.float32]:

@@ -13,19 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from logitcache.errors import Difference, FormatError, OptionError
-from logitcache.format.identity import PROFILES as PROFILES
-from logitcache.format.identity import AdapterSpec as AdapterSpec
-from logitcache.format.identity import DatasetSpec as DatasetSpec
-from logitcache.format.identity import PartSpec as PartSpec
-from logitcache.format.identity import Precision as Precision
-from logitcache.format.identity import Profile as Profile
-from logitcache.format.identity import RecipeSpec as RecipeSpec
-from logitcache.format.identity import StepSpec as StepSpec
-from logitcache.format.identity import TeacherSpec as TeacherSpec
-from logitcache.format.identity import profile_named as profile_named
+from logitcache.format.identity import DatasetSpec, PartSpec, Profile, RecipeSpec, TeacherSpec, profile_named
 from logitcache.format.shard_layout import ShardLayout
-from logitcache.format.spec import Spec as Spec
-from logitcache.format.spec import require
+from logitcache.format.spec import Spec, require
 
 FORMAT_VERSION = 1
 CHUNK_SAMPLES = 65_536

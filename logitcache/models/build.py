@@ -24,7 +24,7 @@ from logitcache.errors import (
     UnknownNameError,
     WeightsError,
 )
-from logitcache.format.schema import AdapterSpec
+from logitcache.format.identity import AdapterSpec
 from logitcache.models.catalog import Plan, plan_of, seeded
 from logitcache.models.nets import TwoHeads, two_heads
 from logitcache.models.weights import (

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from logitcache.errors import OptionError, UnknownNameError, WeightsError
-from logitcache.format.schema import AdapterSpec
+from logitcache.format.identity import AdapterSpec
 from logitcache.models.nets import DIGITS_NETS, NETS
 from logitcache.models.weights import WITH_AUXILIARY_HEADS, State, downloaded, first_line
 from logitcache.plugins import load_callable

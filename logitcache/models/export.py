@@ -20,7 +20,7 @@ from torch import Tensor
 
 from logitcache.errors import Difference, MismatchError, OptionError, StorageError
 from logitcache.files import replacing
-from logitcache.format.schema import Spec
+from logitcache.format.spec import Spec
 from logitcache.models.build import Model
 from logitcache.models.forward import ViewModel
 from logitcache.models.weights import first_line

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from logitcache.errors import DeviceMemoryError, OptionError
-from logitcache.format.schema import Precision
+from logitcache.format.identity import Precision
 from logitcache.models.build import InputAdapter, Model
 
 DTYPES: dict[Precision, torch.dtype] = {

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from logitcache.errors import FormatError, StorageError, WeightsError
 from logitcache.files import replacing
-from logitcache.format.schema import AdapterSpec, Spec
+from logitcache.format.identity import AdapterSpec
+from logitcache.format.spec import Spec
 
 State = Mapping[str, Tensor]
 WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")

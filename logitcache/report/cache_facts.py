@@ -13,7 +13,8 @@ from torch import Tensor
 from logitcache.audit.stats import StatsReport, stats
 from logitcache.audit.summary import glance
 from logitcache.errors import IncompleteError
-from logitcache.format.schema import CacheSpec, Spec
+from logitcache.format.schema import CacheSpec
+from logitcache.format.spec import Spec
 from logitcache.report.charts import spaced
 from logitcache.store import CacheReader, seed_list
 from logitcache.store.derive import derived_spec, reduced

@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 
 from logitcache.errors import NotFoundError, OptionError, StorageError
 from logitcache.files import replacing
-from logitcache.format.schema import Spec
+from logitcache.format.spec import Spec
 from logitcache.report.cache_facts import CacheFacts, read_cache
 from logitcache.report.cache_section import about_cache, headings
 from logitcache.report.html import Ids, tag, written

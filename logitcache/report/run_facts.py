@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from logitcache.errors import IncompleteError, LogitCacheError
-from logitcache.format.schema import Spec
+from logitcache.format.spec import Spec
 from logitcache.losses import Objective
 from logitcache.models.weights import count_weights
 from logitcache.store import seed_list

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logitcache.errors import Difference, FormatError, IncompleteError, MismatchError, OptionError
-from logitcache.format.schema import Spec
+from logitcache.format.spec import Spec
 from logitcache.store import CacheReader, CacheWriter, SeedWriter, seed_list
 
 Progress = Callable[[int, int], None]

@@ -15,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from logitcache.errors import IncompleteError, OptionError
+from logitcache.format.identity import Profile, profile_named
 from logitcache.format.quantize import decode_gaps
-from logitcache.format.schema import CacheSpec, Profile, Spec, profile_named
+from logitcache.format.schema import CacheSpec
+from logitcache.format.spec import Spec
 from logitcache.store import CacheReader, CacheWriter, seed_list
 
 Progress = Callable[[int, int], None]

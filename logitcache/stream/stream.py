@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import DataError, IncompleteError, OptionError
-from logitcache.format.schema import RecipeSpec
+from logitcache.format.identity import RecipeSpec
 from logitcache.models.forward import choose_device
 from logitcache.store import CacheReader, seed_list
 from logitcache.stream.sampler import (

@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from logitcache.distributed import World
 from logitcache.errors import DataError, Difference, MismatchError, NonFiniteError
-from logitcache.format.schema import RecipeSpec, Spec
+from logitcache.format.identity import RecipeSpec
+from logitcache.format.spec import Spec
 from logitcache.losses.kd import kl_rows
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader

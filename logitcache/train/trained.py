@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from logitcache.errors import FormatError, NotFoundError, OptionError
-from logitcache.format.schema import RecipeSpec
+from logitcache.format.identity import RecipeSpec
 from logitcache.models.build import Model, build
 from logitcache.models.weights import read_header
 from logitcache.plugins import require_own

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from logitcache.errors import DataError
-from logitcache.format.schema import DatasetSpec
+from logitcache.format.identity import DatasetSpec
 
 Labels = npt.NDArray[np.int64]
 Samples = npt.NDArray[np.int64] | slice

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from logitcache.errors import DataError, ImageError, LogitCacheError, OptionError
-from logitcache.format.schema import RecipeSpec
+from logitcache.format.identity import RecipeSpec
 from logitcache.views.datasets import Images
 from logitcache.views.maker import ViewMaker
 from logitcache.views.mixing import Mixer

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import DataError, OptionError, UnknownNameError
-from logitcache.format.schema import RecipeSpec, StepSpec
+from logitcache.format.identity import RecipeSpec, StepSpec
 from logitcache.plugins import load_callable
 from logitcache.views.keys import key, preserved_rng
 

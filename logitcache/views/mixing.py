@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import OptionError
-from logitcache.format.schema import RecipeSpec
+from logitcache.format.identity import RecipeSpec
 from logitcache.views.keys import key
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from logitcache.errors import FormatError, NotFoundError, OptionError, UnknownNameError
-from logitcache.format.schema import RecipeSpec, StepSpec
+from logitcache.format.identity import RecipeSpec, StepSpec
 from logitcache.plugins import load_callable
 
 

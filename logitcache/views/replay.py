@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from logitcache.errors import DataError, Difference, DriftError, IncompleteError, MismatchError
-from logitcache.format.schema import CacheSpec, Spec
+from logitcache.format.schema import CacheSpec
+from logitcache.format.spec import Spec
 from logitcache.models.build import Model
 from logitcache.plugins import require_own
 from logitcache.store import CacheReader, seed_list

@@ -29,7 +29,7 @@ from logitcache.errors import (
     NonFiniteError,
     OptionError,
 )
-from logitcache.format.schema import StepSpec
+from logitcache.format.identity import StepSpec
 from logitcache.models.build import build
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader, CacheWriter

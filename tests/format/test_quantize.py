@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcache.errors import OptionError
+from logitcache.format.identity import PROFILES, Profile
 from logitcache.format.quantize import code_gaps, decode_gaps, rounded
-from logitcache.format.schema import PROFILES, Profile
 from logitcache.teacher.sparse import SparseTeacher
 
 any_float = st.floats(width=32) | st.floats(-40, 40, width=32)

@@ -11,18 +11,15 @@ from hypothesis import strategies as st
 from specs import caches, names, often, put, small_cache, through_json
 
 from logitcache.errors import FormatError, OptionError, UnknownNameError
+from logitcache.format.identity import PROFILES, Profile, StepSpec, profile_named
 from logitcache.format.schema import (
-    PROFILES,
     SHARD_BYTES,
     SHARD_SAMPLES,
     SMALLEST_SHARD,
     CacheSpec,
-    Profile,
     RowLayout,
-    StepSpec,
     fitting_shard,
     itemsize,
-    profile_named,
 )
 
 # What makes two caches the same ---------------------------------------------------------------------------

@@ -22,15 +22,9 @@ from specs import (
 )
 
 from logitcache.errors import FormatError
-from logitcache.format.schema import (
-    FORMAT_VERSION,
-    PROFILES,
-    CacheSpec,
-    RecipeSpec,
-    RowLayout,
-    Spec,
-    StepSpec,
-)
+from logitcache.format.identity import PROFILES, RecipeSpec, StepSpec
+from logitcache.format.schema import FORMAT_VERSION, CacheSpec, RowLayout
+from logitcache.format.spec import Spec
 
 # Round trips ----------------------------------------------------------------------------------------------
 

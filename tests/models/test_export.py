@@ -14,7 +14,7 @@ from command import fails, logitcache, succeeds
 from torch import Tensor, nn
 
 from logitcache.errors import MismatchError, OptionError, StorageError
-from logitcache.format.schema import AdapterSpec
+from logitcache.format.identity import AdapterSpec
 from logitcache.models.build import Model, build
 from logitcache.models.export import export
 from logitcache.models.forward import ViewModel

@@ -9,7 +9,7 @@ from building import logits, refused, tiny
 from torchvision.transforms import v2
 
 from logitcache.errors import DataError, OptionError, UnknownNameError, WeightsError
-from logitcache.format.schema import AdapterSpec
+from logitcache.format.identity import AdapterSpec
 from logitcache.models.build import InputAdapter, build
 from logitcache.models.catalog import SHORT_NAMES, names
 

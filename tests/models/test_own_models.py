@@ -7,7 +7,7 @@ import torch
 from building import logits, refused, tiny
 
 from logitcache.errors import NotFoundError, OptionError, UnknownNameError, WeightsError
-from logitcache.format.schema import AdapterSpec
+from logitcache.format.identity import AdapterSpec
 from logitcache.models.build import InputAdapter, save_weights
 from logitcache.models.nets import Mixing, two_heads
 
@@ -28,7 +28,7 @@ def test_timm_is_used_where_it_is_and_asked_for_where_it_is_not():
 
 OWN = """
 import torch
-from logitcache.format.schema import AdapterSpec
+from logitcache.format.identity import AdapterSpec
 
 class Net(torch.nn.Sequential):
     def __init__(self, pixels, classes):

@@ -16,7 +16,8 @@ from small import few_digits
 
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import BusyError, ImageError, IncompleteError, MismatchError, OptionError
-from logitcache.format.schema import PROFILES, CacheSpec
+from logitcache.format.identity import PROFILES
+from logitcache.format.schema import CacheSpec
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.store.derive import derive, derived_spec, reduced
 from logitcache.stream.stream import Stream

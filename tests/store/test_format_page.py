@@ -21,7 +21,8 @@ import xarray
 import xxhash
 from numcodecs import Blosc, PCodec, Zstd
 
-from logitcache.format.schema import AdapterSpec, CacheSpec, DatasetSpec, RecipeSpec, StepSpec, TeacherSpec
+from logitcache.format.identity import AdapterSpec, DatasetSpec, RecipeSpec, StepSpec, TeacherSpec
+from logitcache.format.schema import CacheSpec
 from logitcache.store import CacheWriter
 from logitcache.views import keys
 from logitcache.views.datasets import digits

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from small_caches import SMALL, arrays_of, assert_holds, fill, spec_of
 
 from logitcache.errors import IncompleteError, OptionError
-from logitcache.format.schema import PROFILES
+from logitcache.format.identity import PROFILES
 from logitcache.store import CacheReader, CacheWriter, seed_list
 
 # Round trip -----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from logitcache import CachedTeacher, CachedViews, SparseTeacher, Stream, ViewSampler
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import DataError, ImageError, IncompleteError, MismatchError, OptionError
-from logitcache.format.schema import RecipeSpec, StepSpec
+from logitcache.format.identity import RecipeSpec, StepSpec
 from logitcache.store import CacheReader
 from logitcache.views.datasets import ArrayImages, images_of
 

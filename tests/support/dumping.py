@@ -7,7 +7,7 @@ import numpy as np
 from small import few_digits
 
 from logitcache.dump.job import DumpConfig, DumpReport, dump
-from logitcache.format.schema import RecipeSpec
+from logitcache.format.identity import RecipeSpec
 from logitcache.models.build import Model, build
 from logitcache.store import CacheReader
 from logitcache.views.datasets import Images

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitcache.format.schema import RecipeSpec, StepSpec
+from logitcache.format.identity import RecipeSpec, StepSpec
 
 RANDOM_RECIPES = ["digits", "cifar", "imagenet@16", "imagenet-ra@16", "imagenet-strong@16"]
 

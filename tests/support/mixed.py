@@ -1,6 +1,6 @@
 """Recipes that mix images."""
 
-from logitcache.format.schema import RecipeSpec, StepSpec
+from logitcache.format.identity import RecipeSpec, StepSpec
 
 CROP = StepSpec("RandomCrop", {"size": 8, "padding": 1})
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from logitcache.errors import LogitCacheError
+from logitcache.format.identity import AdapterSpec, DatasetSpec, RecipeSpec, StepSpec, TeacherSpec
 from logitcache.format.quantize import code_gaps, decode_gaps, rounded
-from logitcache.format.schema import AdapterSpec, CacheSpec, DatasetSpec, RecipeSpec, StepSpec, TeacherSpec
+from logitcache.format.schema import CacheSpec
 from logitcache.store import CacheReader, CacheWriter
 
 FORK = multiprocessing.get_context("fork")

@@ -7,16 +7,9 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from logitcache.format.schema import (
-    PROFILES,
-    AdapterSpec,
-    CacheSpec,
-    DatasetSpec,
-    RecipeSpec,
-    Spec,
-    StepSpec,
-    TeacherSpec,
-)
+from logitcache.format.identity import PROFILES, AdapterSpec, DatasetSpec, RecipeSpec, StepSpec, TeacherSpec
+from logitcache.format.schema import CacheSpec
+from logitcache.format.spec import Spec
 
 often = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

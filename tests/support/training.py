@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from logitcache.format.schema import AdapterSpec
+from logitcache.format.identity import AdapterSpec
 from logitcache.losses import Objective
 from logitcache.models.build import Model, build
 from logitcache.train.config import TrainConfig

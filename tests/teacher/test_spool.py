@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from small_caches import FORK, make, of_all_shards, spec_of, stored_arrays
 
 from logitcache.errors import FormatError, IncompleteError, StorageError
+from logitcache.format.identity import PROFILES
 from logitcache.format.quantize import decode_gaps
-from logitcache.format.schema import PROFILES, CacheSpec, RowLayout
+from logitcache.format.schema import CacheSpec, RowLayout
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import default_folder, open_spool, pack

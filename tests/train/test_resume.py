@@ -34,7 +34,7 @@ from logitcache.errors import (
     StoppedError,
     StorageError,
 )
-from logitcache.format.schema import AdapterSpec
+from logitcache.format.identity import AdapterSpec
 from logitcache.losses import Objective
 from logitcache.models.build import Model
 from logitcache.report.run_facts import read_run

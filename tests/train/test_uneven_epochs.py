@@ -9,7 +9,7 @@ from torch import Tensor
 
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import ImageError
-from logitcache.format.schema import StepSpec
+from logitcache.format.identity import StepSpec
 from logitcache.losses import Objective
 from logitcache.models.build import build
 from logitcache.stream.stream import Stream

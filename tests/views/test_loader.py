@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from logitcache.errors import DataError, LogitCacheError, OptionError
-from logitcache.format.schema import RecipeSpec, StepSpec
+from logitcache.format.identity import RecipeSpec, StepSpec
 from logitcache.views.datasets import ArrayImages, Images, open_images
 from logitcache.views.loader import (
     KeyedViews,

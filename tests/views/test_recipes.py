@@ -11,7 +11,7 @@ from making import RANDOM_RECIPES, SIZES, picture, steps
 from refusals import refused
 
 from logitcache.errors import DataError, FormatError, NotFoundError, OptionError, UnknownNameError
-from logitcache.format.schema import RecipeSpec, StepSpec
+from logitcache.format.identity import RecipeSpec, StepSpec
 from logitcache.versions import library_versions
 from logitcache.views.maker import ViewMaker, digest
 from logitcache.views.recipes import recipe_named

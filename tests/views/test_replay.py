@@ -10,7 +10,7 @@ from small import Pixels
 
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import DataError, DriftError, FormatError, MismatchError
-from logitcache.format.schema import StepSpec
+from logitcache.format.identity import StepSpec
 from logitcache.models.build import build
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 import logitcache.views.loader
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import DataError, OptionError
-from logitcache.format.schema import RecipeSpec, StepSpec
+from logitcache.format.identity import RecipeSpec, StepSpec
 from logitcache.losses import Objective
 from logitcache.models.build import build
 from logitcache.store import CacheReader

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from making import RANDOM_RECIPES, SIZES, disturb, global_states, picture, steps
 
 from logitcache.errors import UnknownNameError
-from logitcache.format.schema import RecipeSpec, StepSpec
+from logitcache.format.identity import RecipeSpec, StepSpec
 from logitcache.views.maker import ViewMaker, digest
 from logitcache.views.recipes import recipe_named
 
