@@ -66,7 +66,7 @@ def dump(
 
             done: DumpReport | None = dump_on_dask(dask, path, sources, config, advance, on_note)
         else:
-            done = dump_in_ranks(World.here(), path, sources, config, advance, on_note)
+            done = dump_in_ranks(World.from_environment(), path, sources, config, advance, on_note)
     if done:
         show(done.to_dict(), _rows(done), as_json=json)
 

@@ -100,7 +100,7 @@ def train(
     study = Study(
         tuple(student), lessons, supply, out, weights, teacher_cache, tuple(export or ()), input_size
     )
-    world = World.here()
+    world = World.from_environment()
     try:
         first = "opening images and students"
         with stopped_gently() as stop, progress("train", "steps", first=first) as advance:

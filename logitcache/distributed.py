@@ -1,4 +1,8 @@
-"""Several processes that work as one under torchrun: which of them this is, and how they speak with each other."""
+"""Several processes that work as one under torchrun: which rank this process is, and what ranks exchange.
+
+`World` is one process among the others. Alone it is the only one: then its collectives return at once what they are
+given, and no process group is needed.
+"""
 
 import datetime
 import json
@@ -14,61 +18,81 @@ from torch import Tensor, nn
 
 from logitcache.errors import ClusterError, OptionError
 
-LONGEST = datetime.timedelta(days=30)  # that ranks wait for each other; one that dies is noticed at once
+TIMEOUT = datetime.timedelta(days=30)  # of a collective; a rank that dies is noticed at once
 
 
 @dataclass(frozen=True)
 class World:
-    """Which of how many ranks this process is; alone it is the only one, and speaks with nobody."""
+    """This process among those that work together; by default the only one.
+
+    Attributes:
+        rank: of this process, from 0.
+        size: number of ranks.
+        local_rank: rank among the processes of this node.
+
+    Raises:
+        OptionError: there is no such rank among so many.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.size:
+            raise OptionError(f"rank must be 0 to {self.size - 1} of {self.size}, found {self.rank}")
+
     @classmethod
-    def here(cls) -> Self:
-        """Return what torchrun says in the environment.
+    def from_environment(cls) -> Self:
+        """Return what torchrun says in RANK, WORLD_SIZE and LOCAL_RANK; without all three, a world of one.
 
         Raises:
-            OptionError: it says something else than which of how many ranks this is.
+            OptionError: they do not say which of how many ranks this is.
         """
-        said = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-        if not all(said.values()):
+        texts = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+        if not all(texts.values()):
             return cls()
-        here = cls(*(int(word) if word.isdecimal() else -1 for word in said.values()))
-        if not (0 <= here.rank < here.size and here.local_rank >= 0):
-            told = " ".join(f"{name}={word}" for name, word in said.items())
+        rank, size, local_rank = (int(text) if text.isdecimal() else -1 for text in texts.values())
+        if not (0 <= rank < size and local_rank >= 0):
+            found = " ".join(f"{name}={text}" for name, text in texts.items())
             raise OptionError(
-                f"expected ranks from 0 as torchrun sets them, found {told}; unset them, or use torchrun"
+                f"expected ranks from 0 as torchrun sets them, found {found}; unset them, or use torchrun"
             )
-        return here
+        return cls(rank, size, local_rank)
 
-    def device(self, asked: str) -> str:
-        """Return the device to take: the GPU of the local rank where "auto" is asked for."""
-        if asked == "auto" and self.size > 1 and torch.cuda.is_available():
+    @classmethod
+    def from_process_group(cls) -> Self:
+        """Return rank and size in torch's process group; without one, a world of one."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls()
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    def choose_device(self, device: str) -> str:
+        """Return the device to use: for "auto" the GPU of the local rank, where there are several ranks and GPUs."""
+        if device == "auto" and self.size > 1 and torch.cuda.is_available():
             return f"cuda:{self.local_rank}"
-        return asked
+        return device
 
     @contextmanager
-    def meeting(self) -> Iterator[None]:
-        """Open the lines between ranks: gloo, and NCCL for what is on GPUs."""
+    def process_group(self) -> Iterator[None]:
+        """Initialise torch's process group, and destroy it afterwards: gloo, and NCCL for tensors on GPUs."""
         if self.size == 1:
             yield
             return
         if self.local_rank < torch.cuda.device_count():
             torch.cuda.set_device(self.local_rank)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=LONGEST)
+        dist.init_process_group(backend, timeout=TIMEOUT)
         try:
             yield
         finally:
             dist.destroy_process_group()
 
-    def require_meeting(self) -> None:
-        """Insist that the lines are open, to as many ranks as these are.
+    def require_process_group(self) -> None:
+        """Insist on a process group of as many ranks as these are.
 
         Raises:
-            OptionError: they are not.
+            OptionError: there is none.
         """
         found = dist.get_world_size() if dist.is_initialized() else 0
         if self.size > 1 and found != self.size:
@@ -77,66 +101,77 @@ class World:
                 "torchrun and call torch.distributed.init_process_group"
             )
 
-    def all_say(self, word: object) -> list[Any]:
-        """Let every rank say a word, a JSON value, and hear all, in the order of ranks.
+    def all_gather(self, value: object) -> list[Any]:
+        """All-gather a JSON value: return every rank's, in the order of ranks.
 
         Raises:
             ClusterError: a rank has ended.
         """
         if self.size == 1:
-            return [word]
-        mine = torch.frombuffer(bytearray(json.dumps(word).encode()), dtype=torch.uint8)
-        with lost_ranks_named():
+            return [value]
+        mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        with name_lost_ranks():
             lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
             dist.all_gather(lengths, torch.tensor([len(mine)]))
             longest = int(max(lengths))
-            words = [torch.zeros(longest, dtype=torch.uint8) for _ in lengths]
-            dist.all_gather(words, torch.nn.functional.pad(mine, (0, longest - len(mine))))
+            texts = [torch.zeros(longest, dtype=torch.uint8) for _ in lengths]
+            dist.all_gather(texts, torch.nn.functional.pad(mine, (0, longest - len(mine))))
         return [
             json.loads(bytes(text[: int(length)].numpy()))
-            for text, length in zip(words, lengths, strict=True)
+            for text, length in zip(texts, lengths, strict=True)
         ]
 
-    def any_says(self, *flags: bool) -> list[bool]:
-        """Return for each flag whether any rank has it.
+    def broadcast(self, value: object = None) -> Any:
+        """Return rank 0's JSON value on every rank; what the others give is ignored.
+
+        Raises:
+            ClusterError: a rank has ended.
+        """
+        return self.all_gather(value)[0]
+
+    def all_reduce_any(self, *flags: bool) -> list[bool]:
+        """All-reduce flags: return for each whether it is set on any rank.
 
         Raises:
             ClusterError: a rank has ended.
         """
         if self.size == 1:
             return list(flags)
-        said = torch.tensor(flags, dtype=torch.uint8)
-        with lost_ranks_named():
-            dist.all_reduce(said, dist.ReduceOp.MAX)
-        return said.bool().tolist()
+        reduced = torch.tensor(flags, dtype=torch.uint8)
+        with name_lost_ranks():
+            dist.all_reduce(reduced, dist.ReduceOp.MAX)
+        return reduced.bool().tolist()
 
-    def share_buffers(self, modules: Iterable[nn.Module]) -> None:
-        """Give every rank rank 0's buffers, such as a batch norm's running statistics, of the same modules.
-
-        Raises:
-            ClusterError: a rank has ended.
-        """
-        if self.size > 1:
-            with lost_ranks_named():
-                for buffer in (buffer for module in modules for buffer in module.buffers()):
-                    dist.broadcast(buffer, 0)
-
-    def summed(self, numbers: Tensor) -> Tensor:
-        """Return the sum over all ranks.
+    def all_reduce_sum(self, numbers: Tensor) -> Tensor:
+        """All-reduce a tensor: return its sum over all ranks, and leave the one given as it is.
 
         Raises:
             ClusterError: a rank has ended.
         """
         if self.size > 1:
             numbers = numbers.clone()
-            with lost_ranks_named():
+            with name_lost_ranks():
                 dist.all_reduce(numbers)
         return numbers
 
+    def broadcast_buffers(self, modules: Iterable[nn.Module]) -> None:
+        """Give the same modules of every rank rank 0's buffers, such as a batch norm's running statistics.
+
+        Raises:
+            ClusterError: a rank has ended.
+        """
+        if self.size > 1:
+            with name_lost_ranks():
+                for buffer in (buffer for module in modules for buffer in module.buffers()):
+                    dist.broadcast(buffer, 0)
+
+
+ALONE = World()
+
 
 @contextmanager
-def lost_ranks_named() -> Iterator[None]:
-    """Say in one line of ours that another rank has ended.
+def name_lost_ranks() -> Iterator[None]:
+    """Raise one line of ours in place of torch's errors where another rank has ended.
 
     Raises:
         ClusterError: one has.

@@ -11,7 +11,7 @@ NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 def here(monkeypatch: pytest.MonkeyPatch, *words: str) -> World:
     for name, word in zip(NAMES, words, strict=True):
         monkeypatch.setenv(name, word)
-    return World.here()
+    return World.from_environment()
 
 
 def test_the_environment_says_who_this_is(monkeypatch: pytest.MonkeyPatch) -> None:

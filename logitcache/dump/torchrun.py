@@ -66,12 +66,12 @@ def dump_in_ranks(
         ClusterError: another rank ended; it has said why.
         LogitCacheError: whatever else `dump` raises.
     """
-    config = dataclasses.replace(config, device=world.device(config.device))
+    config = dataclasses.replace(config, device=world.choose_device(config.device))
     if world.size == 1:
         sources, config = adopted(out, sources, config, on_note)
         images, recipe, teacher = sources.open(on_note)
         return dump(out, images, recipe, teacher, config, on_progress, on_note=on_note)
-    with world.meeting():
+    with world.process_group():
         if world.rank == 0:
             return _lead(world, out, sources, config, on_progress, on_note)
         _follow(world, out, sources, config)
@@ -92,21 +92,21 @@ def _lead(
             images, recipe, teacher = sources.open(on_note)
             job = stack.enter_context(owned(out, images, recipe, teacher, config, on_note=on_note))
         except BaseException:
-            world.all_say(None)  # the others need not say so too
+            world.broadcast(None)  # the others need not say so too
             raise
         spec = job.writer.spec
         config = config.as_in(spec)
-        world.all_say(Plan(config, Terms.of(job), tuple(job.work)).to_dict())
+        world.broadcast(Plan(config, Terms.of(job), tuple(job.work)).to_dict())
         share = job.work[0 :: world.size]
         receipts = tuple(
             filler(spec, job.views, teacher, config, on_note).fill(job.seeds, share, on_progress)
         )
-        said = world.all_say(Done(receipts).to_dict())
+        said = world.all_gather(Done(receipts).to_dict())
         return job.report([receipt for done in said for receipt in Done.from_dict(done).receipts])
 
 
 def _follow(world: World, out: str | Path, sources: Sources, config: DumpConfig) -> None:
-    told = world.all_say(None)[0]
+    told = world.broadcast()
     if told is None:
         return
     plan = Plan.from_dict(told)
@@ -116,4 +116,4 @@ def _follow(world: World, out: str | Path, sources: Sources, config: DumpConfig)
     except LogitCacheError as error:
         raise error.said_by(f"rank {world.rank} on {socket.gethostname()}") from error
     receipts = guest.fill(plan.work[world.rank :: world.size])
-    world.all_say(Done(tuple(receipts)).to_dict())
+    world.all_gather(Done(tuple(receipts)).to_dict())

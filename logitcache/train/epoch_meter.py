@@ -48,8 +48,8 @@ class Ledger:
         names = sorted(self._sums)
         device = self._first_bad.device
         mine = [float(self.views), *(float(self._sums[name]) for name in names)]
-        total = world.summed(torch.tensor(mine, dtype=_exact(device), device=device))
-        steps = world.all_say(int(self._first_bad))
+        total = world.all_reduce_sum(torch.tensor(mine, dtype=_exact(device), device=device))
+        steps = world.all_gather(int(self._first_bad))
         whole = Ledger(self.epoch, device)
         whole.step, whole.views, whole.seconds = self.step, int(total[0]), self.seconds
         whole._sums = dict(zip(names, total[1:], strict=True))

@@ -110,7 +110,7 @@ class Evaluation:
             MismatchError: a model tells other classes apart than there are.
             ClusterError: another rank has ended.
         """
-        world.share_buffers(models)
+        world.broadcast_buffers(models)
         return [tally.of_all(world) for tally in self._counted(models, world)]
 
     @torch.inference_mode()
@@ -199,7 +199,7 @@ class Tally:
         """Add what all ranks have summed, and return this; counts are whole numbers, so their sums are exact."""
         sums = (self._right, self._sure, self._near)
         counts = torch.tensor([self._labelled, self._taught], dtype=torch.float64, device=self.device)
-        summed = world.summed(torch.cat([*sums, counts]))
+        summed = world.all_reduce_sum(torch.cat([*sums, counts]))
         self._right, self._sure, self._near, counts = torch.split(summed, [*map(len, sums), len(counts)])
         self._labelled, self._taught = map(int, counts.tolist())
         return self

@@ -91,7 +91,7 @@ class Supply:
             "fraction": self.fraction,
             "samples": None if self.samples is None else _numbers(self.samples),
             "order": self.order,
-            "device": world.device(self.device),
+            "device": world.choose_device(self.device),
             "workers": self.workers,
             "rank": world.rank,
             "world_size": world.size,
@@ -168,7 +168,7 @@ class Study:
             LogitCacheError: whatever opening and `train` raise.
             StudentsError: some students failed, or could not be exported.
         """
-        with world.meeting(), ExitStack() as stack:
+        with world.process_group(), ExitStack() as stack:
             if world.rank == 0:
                 try:
                     for format in self.exports:  # before hours of training
@@ -179,11 +179,11 @@ class Study:
                     evaluation = self._evaluation(stream, say)
                     folders = stack.enter_context(self._folders(students))
                 except BaseException:
-                    world.all_say(None)  # the others need not say so too
+                    world.all_gather(None)  # the others need not say so too
                     raise
-                world.all_say([str(folder) for folder in folders])
+                world.all_gather([str(folder) for folder in folders])
                 return self._trained(_runs(students, folders), stream, evaluation, **options)
-            named = world.all_say(None)[0]
+            named = world.all_gather(None)[0]
             if named is None:
                 return []
             stream, students = self._open(world, lambda line: None)

@@ -247,7 +247,7 @@ class Learner:
         """
         weights = [w for w in self.model.state_dict().values() if w.is_floating_point()]
         finite = torch.stack([weight.isfinite().all() for weight in weights]).all()
-        (spoilt,) = self.world.any_says(not finite)
+        (spoilt,) = self.world.all_reduce_any(not finite)
         whole = self.ledger.of_all(self.world)
         whole.require_finite(weights_finite=not spoilt)
         self.recent = whole.means()
@@ -261,7 +261,7 @@ class Learner:
                 write()
             except StorageError as error:
                 failed = error
-        said = self.world.all_say(str(failed) if failed else None)[0]
+        said = self.world.broadcast(str(failed) if failed else None)
         if failed or said:
             raise failed or StorageError(said)
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from logitcache.distributed import World, lost_ranks_named
+from logitcache.distributed import World, name_lost_ranks
 from logitcache.errors import (
     LogitCacheError,
     NonFiniteError,
@@ -96,10 +96,10 @@ def train(
     if not checkpoint_every >= 0:
         raise OptionError(f"checkpoint_every must be 0 seconds or more, found {checkpoint_every}")
     world = World(stream.config.rank, stream.config.world_size)
-    world.require_meeting()
+    world.require_process_group()
     tell = on_progress if on_progress and world.rank == 0 else _silent
-    with lost_ranks_named():
-        shared = all(world.all_say(evaluation is not None))
+    with name_lost_ranks():
+        shared = all(world.all_gather(evaluation is not None))
         group = Group(_learners(runs, stream, world, resume), tell, world)
         started, views, saved = time.perf_counter(), 0, time.monotonic()
         epochs = group.epochs()
@@ -117,7 +117,7 @@ def train(
                 done = {"epoch": epoch, "epochs": epochs.stop, "step": step + 1, "steps": first.steps}
                 tell({**done, "views_per_second": rate, "losses": first.recent})
                 late = world.rank == 0 and time.monotonic() - saved >= checkpoint_every
-                stop, due = world.any_says(should_stop(), late)
+                stop, due = world.all_reduce_any(should_stop(), late)
                 if stop or due:
                     active = group.each(active, Learner.save)
                     saved = time.monotonic()
@@ -171,7 +171,7 @@ def _learners(runs: Sequence[Run], stream: Stream, world: World, resume: bool) -
             learner.open(resume=resume)
     except LogitCacheError as error:
         failed = error
-    ready = world.all_say(failed is None)
+    ready = world.all_gather(failed is None)
     if not all(ready):
         if failed and ready.index(False) == world.rank:
             raise failed

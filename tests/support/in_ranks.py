@@ -25,7 +25,7 @@ def _as_rank(world: World, port: int, said: Any, do: Callable[[World], Any]) -> 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"RANK": str(world.rank), "WORLD_SIZE": str(world.size)}
     try:
-        with world.meeting():
+        with world.process_group():
             said.put((world.rank, do(world)))
     except LogitCacheError as error:
         said.put((world.rank, error))
