@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 from command import fails, succeeds
@@ -127,14 +128,52 @@ def test_operations_of_a_linear_layer_are_two_for_each_weight() -> None:
     assert report.flops == 2 * 64 * 10
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "vit_b_16"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v3_small", "convnext_tiny", "vit_b_16", "vit_b_32", "swin_t"]
+)
 def test_operations_are_those_that_torchvision_states(name: str) -> None:
     student = ViewModel(build(name, num_classes=1000, view_size=224, weights="random")).eval()
-    stated = torchvision.models.get_model_weights(name).DEFAULT.meta[
-        "_ops"
-    ]  # 1e9 multiplications and additions
+    stated = torchvision.models.get_model_weights(name).DEFAULT.meta["_ops"]
     counted = flops(student, torch.zeros(1, 3, 224, 224, dtype=torch.uint8)) / 2e9
-    assert counted == pytest.approx(stated, rel=0.01)
+    assert counted == pytest.approx(stated, abs=0.001)  # 1e9 multiplications and additions, to three digits
+
+
+class Attention(nn.Module):
+    """Sees a grey image of 8 by 8 pixels as 8 tokens of 8 numbers."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, images: Tensor) -> Tensor:
+        attended: Tensor = self.block(images[:, 0])
+        return attended.mean(1)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_operations_of_attention_are_those_of_its_matrix_products(mode: Any, fast: bool) -> None:
+    tokens, width, hidden = 8, 8, 32
+    attended = 4 * width * width * tokens  # to queries, keys, values, and out of them
+    attended += 2 * width * tokens * tokens  # queries by keys, and their shares by values
+    fused, plain = (timm.layers.Attention(width, num_heads=2) for _ in range(2))
+    fused.fused_attn, plain.fused_attn = True, False
+    blocks = {
+        nn.TransformerEncoderLayer(width, 2, hidden, batch_first=True): 2 * tokens * width * hidden,
+        fused: 0,
+        plain: 0,
+    }
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(fast)
+    try:
+        for block, more in blocks.items():
+            model = ViewModel(Model("own", Attention(block), a_teacher().adapter, 8, "own")).eval()
+            with mode():
+                assert flops(model, torch.zeros(1, 1, 8, 8, dtype=torch.uint8)) == 2 * (attended + more)
+        assert torch.backends.mha.get_fastpath_enabled() == fast
+        assert torch.backends.cuda.flash_sdp_enabled()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def test_what_cannot_be_evaluated_is_refused() -> None:
