@@ -228,14 +228,14 @@ def _read(reader: CacheReader, seed: int, shard: int, labels: npt.NDArray[Any]) 
     columns = np.full((6, len(valid)), np.nan)
     teacher, label = teacher[torch.from_numpy(valid)], torch.from_numpy(own[valid])
     soft = teacher.at(1.0)
-    probs, tops = soft.log_probs.exp(), teacher.ids[:, 0]
+    probs, tops = soft.probs, teacher.ids[:, 0]
     of = torch.where(label >= 0, label, tops)
     columns[TOP, valid] = tops.numpy()
-    columns[SURE, valid] = teacher.prob_of(of).numpy()
+    columns[SURE, valid] = soft.prob_of(of).numpy()
     columns[FIVE, valid] = (teacher.ids[:, :5] == of[:, None]).any(1).numpy()
     columns[CONFIDENCE, valid] = probs[:, 0].numpy()
     columns[ENTROPY, valid] = soft.entropy().numpy()
-    columns[TAIL, valid] = soft.log_tail_mass.exp().numpy()
+    columns[TAIL, valid] = soft.tail_mass.numpy()
     keys = (of[:, None] * spec.dataset.num_classes + teacher.ids)[teacher.ids != of[:, None]]
     weights = probs[teacher.ids != of[:, None]]
     return columns, _Pairs.of(keys.numpy(), weights.double().numpy(), spec.dataset.num_classes)

@@ -63,8 +63,8 @@ class Made:
                 rows.append(np.arange(start, start + len(block)))
             start += len(block)
         arrays = joined(parts)
-        p = torch.cat([part.probs() for part in parts])
-        tail = torch.cat([part.tail_mass() for part in parts])
+        soft = [part.at(1.0) for part in parts]
+        p, tail = torch.cat([s.probs for s in soft]), torch.cat([s.tail_mass for s in soft])
         return cls(
             spec,
             said.about,

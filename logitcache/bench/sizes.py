@@ -113,7 +113,7 @@ def sizes(work: Path, made: Made, order: str, others: Mapping[str, Lookup]) -> I
     def spread(p: Tensor) -> tuple[float, ...]:
         return kl(partial(spread_log_probs, p, made.spec.k, made.spec.dataset.num_classes))
 
-    p = unrounded.probs()
+    p = unrounded.at(1.0).probs
     stored_p = spread(torch.from_numpy(made.records["p"][made.rows]))
     for lookup in others.values():
         yield size(lookup.record, lookup.folder, lookup.n, stored_p, spread(p))

@@ -295,13 +295,13 @@ def _kept(
             at += len(part)
             kl, pearson = [], []
             for temperature in TEMPERATURES:
-                p, q = (z / temperature).softmax(1), part.densify(temperature)
+                p, q = (z / temperature).softmax(1), part.at(temperature).densify()
                 kl.append(
                     (p * (p.log() - q.log())).nan_to_num(0.0).sum(1).clamp(min=0).sum()
                 )  # else rounding
                 pearson.append(_pearson(p, q).sum())
             order = _order(z.gather(1, part.ids), -part.gap).sum()
-            sums += torch.stack([*kl, *pearson, order, part.tail_mass().sum()])
+            sums += torch.stack([*kl, *pearson, order, part.at(1.0).tail_mass.sum()])
     means = (sums / at).tolist()
     t = len(TEMPERATURES)
     return tuple(means[:t]), tuple(means[t : 2 * t]), means[-2], means[-1]

@@ -116,7 +116,7 @@ def _difficulty(
     if difficulty == "fixed":
         return torch.full_like(teacher.top, balance)
     if difficulty == "teacher_entropy":
-        return teacher.entropy() / chance
+        return teacher.at(1.0).entropy() / chance
     with torch.no_grad():
         if difficulty == "student_entropy":
             log_q = widened(student_logits).log_softmax(1)
@@ -125,7 +125,7 @@ def _difficulty(
             raise OptionError(f"difficulty {difficulty} needs labels; give a target")
         label = target.clamp(min=0)
         if difficulty == "teacher_error":
-            h = 1 - teacher.prob_of(label)
+            h = 1 - teacher.at(1.0).prob_of(label)
         else:
             h = -split(student_logits, label[:, None], 1.0, "none")[0][:, 0] / chance
         return torch.where(target >= 0, h.clamp(0.0, 1.0), balance)

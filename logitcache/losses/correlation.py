@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from logitcache.errors import OptionError
-from logitcache.losses.kd import under_policy
+from logitcache.losses.kd import apply_tail_policy
 from logitcache.losses.student_logits import widened
-from logitcache.teacher.sparse import Softened
+from logitcache.teacher.sparse import SoftTargets
 
 WideTail = Literal["uniform", "renorm"]
 """The tail policies of `kd` that keep all C classes apart. A `ghost` class, far larger than any other, would rule
@@ -42,7 +42,7 @@ def sparse_pearson(x: Tensor, ids: Tensor, y: Tensor, elsewhere: Tensor, floor: 
 
 
 def probability_pearson(
-    student_logits: Tensor, soft: Softened, tail: WideTail = "uniform"
+    student_logits: Tensor, soft: SoftTargets, tail: WideTail = "uniform"
 ) -> tuple[Tensor, Tensor]:
     """Correlate a teacher's p = softmax(t/T), its tail as the policy says, with q = softmax(s/T).
 
@@ -53,7 +53,7 @@ def probability_pearson(
     """
     check_wide_tail(tail)
     teacher, temperature = soft.teacher, soft.temperature
-    log_p, log_mass = under_policy(soft, tail)
+    log_p, log_mass = apply_tail_policy(soft, tail)
     floor = FLAT / teacher.num_classes**0.5
     w = _scaled(log_p.exp(), log_mass.exp() / max(1, teacher.tail_size), teacher.num_classes, floor)
     rho, gathered = _SparsePearson.apply(student_logits, teacher.ids, w, temperature, floor)

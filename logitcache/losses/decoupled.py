@@ -76,7 +76,7 @@ def nkd(
     target = _labels("nkd", target)
     parts = _Parts(student_logits, teacher, target, temperature)
     label, _ = split(student_logits, target.clamp(min=0)[:, None], 1.0, "none")
-    rows = -teacher.prob_of(target.clamp(min=0)) * label[:, 0]
+    rows = -teacher.at(1.0).prob_of(target.clamp(min=0)) * label[:, 0]
     return parts.mean(rows + gamma * temperature**2 * parts.cross_entropy)
 
 
@@ -96,10 +96,11 @@ class _Parts:
         )  # classes of the tail other than the label
 
         # The teacher: (B, k) support without the label, and the tail without the label.
-        log_share = teacher.log_tail_share(temperature)
-        support = teacher.log_probs(temperature).masked_fill(listed, -math.inf)
+        soft = teacher.at(temperature)
+        log_share = soft.log_tail_share
+        support = soft.log_probs.masked_fill(listed, -math.inf)
         tail = torch.where(tail_size > 0, log_share + tail_size.log(), -math.inf)
-        self.log_p_label = teacher.log_prob_of(label, temperature)[:, 0]
+        self.log_p_label = soft.log_prob_of(label)[:, 0]
         self.log_p_others = torch.logaddexp(support.logsumexp(1), tail)
         support = support - self.log_p_others[:, None]
         tail = tail - self.log_p_others

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from logitcache.errors import OptionError
 from logitcache.losses.correlation import FLAT, WideTail, probability_pearson
-from logitcache.losses.kd import under_policy
+from logitcache.losses.kd import apply_tail_policy
 from logitcache.losses.student_logits import widened
-from logitcache.teacher.sparse import Softened, SparseTeacher
+from logitcache.teacher.sparse import SoftTargets, SparseTeacher
 
 
 def dist(
@@ -52,7 +52,7 @@ def dist(
     return loss * temperature**2
 
 
-def intra_class(student_logits: Tensor, soft: Softened, tail: WideTail) -> Tensor:
+def intra_class(student_logits: Tensor, soft: SoftTargets, tail: WideTail) -> Tensor:
     """Mean over the classes that the batch's teachers list of 1 − Pearson(p_·c, q_·c), over the B samples.
 
     The teacher's column is its rows' tail shares plus sparse excesses, so that sums over it are one product with
@@ -65,7 +65,7 @@ def intra_class(student_logits: Tensor, soft: Softened, tail: WideTail) -> Tenso
     q_norm = q_centred.square().sum(0)
     q_norm = q_norm.clamp(min=1e-30).maximum(q.detach().square().sum(0) * FLAT**2).sqrt()
 
-    log_p, log_mass = under_policy(soft, tail)
+    log_p, log_mass = apply_tail_policy(soft, tail)
     share = log_mass.exp() / max(1, teacher.tail_size)
     excess = log_p.exp() - share[:, None]
 

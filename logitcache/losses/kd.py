@@ -8,7 +8,7 @@ from torch import Tensor
 
 from logitcache.errors import OptionError
 from logitcache.losses.student_logits import TailSum, split, widened
-from logitcache.teacher.sparse import Softened, SparseTeacher
+from logitcache.teacher.sparse import SoftTargets, SparseTeacher
 
 Tail = Literal["uniform", "ghost", "renorm"]
 """What stands for the C − k classes that the teacher does not list: their mass spread evenly (`uniform`), one
@@ -39,19 +39,18 @@ def kd(
 
     Source: Hinton, Vinyals, Dean 2015 (arXiv 1503.02531), section 2; the tail policies are ours.
     """
-    return kl_rows(student_logits, teacher, temperature, tail).mean() * temperature**2
+    return kl_rows(student_logits, teacher.at(temperature), tail).mean() * temperature**2
 
 
 def kl_rows(
-    student_logits: Tensor,
-    teacher: SparseTeacher,
-    temperature: float,
-    tail: Tail,
-    student_temperature: float | None = None,
+    student_logits: Tensor, soft: SoftTargets, tail: Tail, student_temperature: float | None = None
 ) -> Tensor:
-    """(B,) KL(p ‖ q) at T under a tail policy; the student at a temperature of its own where one is given."""
-    log_p, log_mass = support_and_tail(teacher, temperature, tail)
-    log_q, rest = split(student_logits, teacher.ids, student_temperature or temperature, _STUDENT_SUM[tail])
+    """(B,) KL(p ‖ q) under a tail policy; the student at the teacher's temperature unless another is given."""
+    teacher = soft.teacher
+    log_p, log_mass = apply_tail_policy(soft, tail)
+    log_q, rest = split(
+        student_logits, teacher.ids, student_temperature or soft.temperature, _STUDENT_SUM[tail]
+    )
     rows = (log_p.exp() * (log_p - log_q)).sum(1)
     if tail == "renorm" or not teacher.tail_size:
         return rows
@@ -83,7 +82,7 @@ def reverse_kl(
     """
     if tail not in ("uniform", "ghost"):
         raise OptionError(f"tail must be uniform or ghost for reverse_kl, found {tail!r}")
-    log_p, log_mass = support_and_tail(teacher, temperature, tail)
+    log_p, log_mass = apply_tail_policy(teacher.at(temperature), tail)
     if tail == "ghost" or not teacher.tail_size:
         log_q, rest = split(student_logits, teacher.ids, temperature, "mass")
         rows = (log_q.exp() * (log_q - log_p)).sum(1)
@@ -119,7 +118,7 @@ def js(
 
     Source: Lin 1991; for distillation, Agarwal et al. 2024 (GKD, arXiv 2306.13649), section 2, β = ½.
     """
-    log_p, log_mass = support_and_tail(teacher, temperature, tail)
+    log_p, log_mass = apply_tail_policy(teacher.at(temperature), tail)
     if tail == "uniform" and teacher.tail_size:
         log_q = (widened(student_logits) / temperature).log_softmax(1)
         log_share = (log_mass - math.log(teacher.tail_size))[:, None]
@@ -141,20 +140,14 @@ def _js_parts(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)) / 2
 
 
-def support_and_tail(teacher: SparseTeacher, temperature: float, tail: Tail) -> tuple[Tensor, Tensor]:
-    """Teacher's (B, k) log-probabilities at T on its support, and (B,) log mass of its tail, under a policy."""
-    check_tail(tail)
-    return under_policy(teacher.at(temperature), tail)
+def apply_tail_policy(soft: SoftTargets, tail: Tail) -> tuple[Tensor, Tensor]:
+    """Return a teacher's (B, k) log-probabilities of its support, and the (B,) log mass of its tail, under a policy.
 
-
-def under_policy(soft: Softened, tail: Tail) -> tuple[Tensor, Tensor]:
-    """The same for a distribution at hand."""
+    Raises:
+        OptionError: there is no such policy.
+    """
+    if tail not in _STUDENT_SUM:
+        raise OptionError(f"tail must be uniform, ghost or renorm, found {tail!r}")
     if tail == "renorm":
         return soft.log_probs.log_softmax(1), torch.full_like(soft.lse, -math.inf)
     return soft.log_probs, soft.log_tail_mass
-
-
-def check_tail(tail: str) -> None:
-    """Raise OptionError for a tail policy that there is not."""
-    if tail not in _STUDENT_SUM:
-        raise OptionError(f"tail must be uniform, ghost or renorm, found {tail!r}")

@@ -34,4 +34,4 @@ def logit_std(
     warn_of_tail(teacher, "logit_std")
     s = widened(student_logits)
     s = (s - s.mean(1, keepdim=True)) / spread(s)
-    return loss(s, teacher.standardised(), target, progress)
+    return loss(s, teacher.standardise(), target, progress)

@@ -41,7 +41,7 @@ def pld(
         raise OptionError("loss pld needs labels; give a target")
     if tail not in ("uniform", "renorm"):
         raise OptionError(f"tail must be uniform or renorm for pld, found {tail!r}")
-    s = widened(student_logits)
+    soft, s = teacher.at(temperature), widened(student_logits)
     labelled, label = target >= 0, target.clamp(min=0)[:, None]
     listed = teacher.ids == label
     nothing = torch.finfo(s.dtype).min / 4  # a finite −∞: no NaN in the gradient of an empty sum
@@ -51,12 +51,12 @@ def pld(
     s_tail = s.scatter(1, teacher.ids, nothing).scatter(1, label, nothing)
     tail_lse = s_tail.logsumexp(1)
     remaining = torch.cat([tail_lse[:, None], s_support.flip(1)], 1).logcumsumexp(1)[:, 1:].flip(1)
-    choices = torch.where(listed, 0.0, teacher.probs(temperature) * (remaining - s_support))
-    rows = teacher.prob_of(label[:, 0], temperature) * (s.logsumexp(1) - s_label) + choices.sum(1)
+    choices = torch.where(listed, 0.0, soft.probs * (remaining - s_support))
+    rows = soft.prob_of(label[:, 0]) * (s.logsumexp(1) - s_label) + choices.sum(1)
 
     size = teacher.tail_size - (~listed.any(1)).to(s.dtype)
     if tail == "uniform" and teacher.tail_size:
         total = s.scatter(1, teacher.ids, 0.0).scatter(1, label, 0.0).sum(1)
-        share = teacher.log_tail_share(temperature).exp()
+        share = soft.log_tail_share.exp()
         rows = rows + torch.where(size > 0, share * (size * tail_lse - total), 0.0)
     return torch.where(labelled, rows, 0.0).sum() / labelled.sum().clamp(min=1)

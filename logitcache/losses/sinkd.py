@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import OptionError
-from logitcache.losses.kd import support_and_tail
+from logitcache.losses.kd import apply_tail_policy
 from logitcache.losses.student_logits import widened
 from logitcache.teacher.sparse import SparseTeacher
 
@@ -47,7 +47,7 @@ def sinkd(
         raise OptionError(
             f"strength must be above 0 and iterations 1 or more, found {strength}, {iterations}"
         )
-    log_p, log_mass = support_and_tail(teacher, temperature, tail)
+    log_p, log_mass = apply_tail_policy(teacher.at(temperature), tail)
     q = (widened(student_logits) / temperature).softmax(1)
     rows = len(teacher)
     at = q[:, teacher.ids.flatten()].view(rows, rows, teacher.k)  # student i on the support of teacher l

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import OptionError
-from logitcache.losses.kd import support_and_tail
+from logitcache.losses.kd import apply_tail_policy
 from logitcache.losses.student_logits import widened
 from logitcache.teacher.sparse import SparseTeacher
 
@@ -46,9 +46,10 @@ def taid(
     m = start + (end - start) * progress
     s = widened(student_logits) / temperature
     with torch.no_grad():
-        log_p, _ = support_and_tail(teacher, temperature, "uniform")
+        soft = teacher.at(temperature)
+        log_p, _ = apply_tail_policy(soft, "uniform")
         if teacher.tail_size:
-            share = teacher.log_tail_share(temperature)[:, None]
+            share = soft.log_tail_share[:, None]
             between = s * (1 - m) + m * share
             between.scatter_add_(1, teacher.ids, m * (log_p - share))
         else:

@@ -28,7 +28,7 @@ def ttm(
 
     Source: Zheng and Yang 2024 (arXiv 2402.11148), section 4.
     """
-    return kl_rows(student_logits, teacher, temperature, tail, student_temperature=1.0).mean()
+    return kl_rows(student_logits, teacher.at(temperature), tail, student_temperature=1.0).mean()
 
 
 def wttm(
@@ -53,5 +53,6 @@ def wttm(
 
     Source: Zheng and Yang 2024 (arXiv 2402.11148), section 5, with the power sum as weight.
     """
-    weight = (teacher.lse(temperature) - teacher.lse() / temperature).exp()
-    return (weight * kl_rows(student_logits, teacher, temperature, tail, student_temperature=1.0)).mean()
+    soft = teacher.at(temperature)
+    weight = (soft.lse - teacher.at(1.0).lse / temperature).exp()
+    return (weight * kl_rows(student_logits, soft, tail, student_temperature=1.0)).mean()

@@ -70,7 +70,7 @@ def dhkd(
     warn_of_tail(teacher, "dhkd")
     s = widened(_teacher_head(student_logits))
     x = (s - s.mean(1, keepdim=True)) / (spread(s) * temperature)
-    z = teacher.standardised()
+    z = teacher.standardise()
     y = (z.logits / temperature).sigmoid()
     at = x.gather(1, teacher.ids)
     rows = (F.softplus(at) - y * at - _binary_entropy(y)).sum(1)

@@ -122,7 +122,7 @@ def _kept(reader: CacheReader, seeds: Sequence[int]) -> tuple[tuple[Kept, ...], 
         for number, k in enumerate(ks):
             fewer = whole if k == spec.k else _teacher(reduced(stored, spec, _of_fewer(spec, k)), spec)
             for at, temperature in enumerate(TEMPERATURES):
-                sums[number, 0, at] += whole.probs(temperature)[:, :k].sum()
+                sums[number, 0, at] += whole.at(temperature).probs[:, :k].sum()
                 sums[number, 1, at] += _kl(whole, fewer, temperature).sum()
     means = (sums / max(1, views)).tolist()
     return tuple(Kept(k, tuple(mass), tuple(kl)) for k, (mass, kl) in zip(ks, means, strict=True)), views
@@ -159,10 +159,10 @@ def _teacher(arrays: Arrays, spec: CacheSpec) -> SparseTeacher:
 def _kl(whole: SparseTeacher, fewer: SparseTeacher, temperature: float) -> Tensor:
     """(B,) KL(whole ‖ fewer) in nats; `fewer` lists the first classes of `whole`, tails spread evenly."""
     p, q = whole.at(temperature), fewer.at(temperature)
-    share = fewer.log_tail_share(temperature)[:, None].expand(-1, whole.k - fewer.k)
+    share = q.log_tail_share[:, None].expand(-1, whole.k - fewer.k)
     kl = (p.log_probs.exp() * (p.log_probs - torch.cat([q.log_probs, share], 1))).sum(1)
     if whole.tail_size:
-        kl += p.log_tail_mass.exp() * (whole.log_tail_share(temperature) - fewer.log_tail_share(temperature))
+        kl += p.log_tail_mass.exp() * (p.log_tail_share - q.log_tail_share)
     return kl.clamp(min=0)
 
 

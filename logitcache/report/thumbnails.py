@@ -117,7 +117,7 @@ def _sample(reader: CacheReader, views: KeyedViews, sample: int, why: str, seeds
     for seed in seeds:
         batch, teacher = require(views[sample, seed]), decode(reader, seed, shard)[slice(row, row + 1)]
         if batch.valid.all() and not teacher.top.isnan().any():
-            answers = zip(teacher.ids[0, :TOP].tolist(), teacher.probs()[0, :TOP].tolist(), strict=True)
+            answers = zip(teacher.ids[0, :TOP].tolist(), teacher.at(1.0).probs[0, :TOP].tolist(), strict=True)
             looks.append(Look(seed, picture(batch.views[0]), tuple(answers)))
     images = views.images
     return Sample(images.describe(sample), why, int(images.labels[sample]), original, tuple(looks))

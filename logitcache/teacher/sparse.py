@@ -126,7 +126,7 @@ class SparseTeacher:
             total = total + self.tail_size * (self.tail_var + (self.tail_mean - mean).square())
         return (total / self.num_classes).sqrt()
 
-    def standardised(self) -> Self:
+    def standardise(self) -> Self:
         """Return the teacher whose logits are z-scored: (logit − mean) / std over all C classes, both exact."""
         std = self.std().clamp(min=1e-6)
         top = (self.top - self.mean()) / std
@@ -138,7 +138,7 @@ class SparseTeacher:
 
     # The distribution at a temperature ------------------------------------------------------------------
 
-    def log_tail_sum(self, temperature: float | Tensor = 1.0) -> Tensor:
+    def log_tail_sum(self, temperature: float | Tensor) -> Tensor:
         """(B,) log Σ exp((logit − top) / T) over the tail, by the cubic; −∞ when k = C. T may differ by row.
 
         Held inside what is certain: with f as in the module's text, b·mean ≤ f(b) ≤ b·f(1) for b ≤ 1 (Jensen;
@@ -146,7 +146,7 @@ class SparseTeacher:
         """
         if self.tail_lse is None or self.tail_mean is None or self.tail_var is None:
             return torch.full_like(self.top, -math.inf)
-        if not isinstance(temperature, Tensor) and _checked(temperature) == 1.0:
+        if not isinstance(temperature, Tensor) and _positive(temperature) == 1.0:
             return self.tail_lse
         b = 1.0 / temperature
         log_size = math.log(self.tail_size)
@@ -156,67 +156,20 @@ class SparseTeacher:
         low, high = self._bounds(at_one, b)
         return log_size + torch.minimum(torch.maximum(f, low), high)
 
-    def at(self, temperature: float = 1.0) -> "Softened":
-        """Return the distribution at T, all of it computed once."""
-        support = -self.gap / _checked(temperature)
+    def at(self, temperature: float) -> "SoftTargets":
+        """Return the distribution at T, all of it computed once.
+
+        Raises:
+            OptionError: T is not above 0.
+        """
+        support = -self.gap / _positive(temperature)
         lse = support.exp().sum(1).log()  # none is above the first, which is 0
         if not self.tail_size:
             tail = torch.full_like(lse, -math.inf)
-            return Softened(self, temperature, lse, support - lse[:, None], tail)
+            return SoftTargets(self, temperature, lse, support - lse[:, None], tail)
         tail = self.log_tail_sum(temperature)
         lse = torch.logaddexp(lse, tail)
-        return Softened(self, temperature, lse, support - lse[:, None], tail - lse)
-
-    def lse(self, temperature: float = 1.0) -> Tensor:
-        """(B,) log Σ exp((logit − top) / T) over all C classes, ≥ 0."""
-        return self.at(temperature).lse
-
-    def log_probs(self, temperature: float = 1.0) -> Tensor:
-        """(B, k) log-probabilities of the support at T."""
-        return self.at(temperature).log_probs
-
-    def probs(self, temperature: float = 1.0) -> Tensor:
-        """(B, k) probabilities of the support at T; with `tail_mass` they sum to one."""
-        return self.at(temperature).log_probs.exp()
-
-    def log_tail_mass(self, temperature: float = 1.0) -> Tensor:
-        """(B,) log of the probability at T of all classes outside the support; −∞ when k = C."""
-        return self.at(temperature).log_tail_mass
-
-    def tail_mass(self, temperature: float = 1.0) -> Tensor:
-        """(B,) probability at T of all classes outside the support; 0 when k = C."""
-        return self.at(temperature).log_tail_mass.exp()
-
-    def entropy(self, temperature: float = 1.0) -> Tensor:
-        """(B,) entropy at T in nats, of the distribution that the cubic describes."""
-        return self.at(temperature).entropy()
-
-    def log_tail_share(self, temperature: float = 1.0) -> Tensor:
-        """(B,) log of the mean probability at T of a class outside the support; −∞ when k = C."""
-        return self.log_tail_mass(temperature) - math.log(max(1, self.tail_size))
-
-    def log_prob_of(self, classes: Tensor, temperature: float = 1.0) -> Tensor:
-        """(B, m) log-probabilities at T of m classes per row; a class of the tail gets the tail's mean share.
-
-        Args:
-            classes: (B, m) int64.
-            temperature: T > 0.
-        """
-        ids, order = self.ids.sort(1)
-        at = torch.searchsorted(ids, classes.contiguous()).clamp(max=self.k - 1)
-        inside = self.log_probs(temperature).gather(1, order.gather(1, at))
-        share = self.log_tail_share(temperature)[:, None]
-        return torch.where(ids.gather(1, at) == classes, inside, share)
-
-    def prob_of(self, classes: Tensor, temperature: float = 1.0) -> Tensor:
-        """(B,) probability at T of one class per row, as `log_prob_of`."""
-        return self.log_prob_of(classes[:, None], temperature)[:, 0].exp()
-
-    def densify(self, temperature: float = 1.0) -> Tensor:
-        """(B, C) probabilities at T with the tail's mass spread evenly: for tests and for small C only."""
-        share = self.log_tail_share(temperature).exp()
-        dense = share[:, None].expand(-1, self.num_classes).contiguous()
-        return dense.scatter(1, self.ids, self.probs(temperature))
+        return SoftTargets(self, temperature, lse, support - lse[:, None], tail - lse)
 
     # Inside ---------------------------------------------------------------------------------------------
 
@@ -242,13 +195,13 @@ class SparseTeacher:
 
 
 @dataclass(frozen=True, eq=False)
-class Softened:
-    """A sparse teacher's distribution at one temperature T.
+class SoftTargets:
+    """A sparse teacher's distribution at one temperature T; get it by `SparseTeacher.at`.
 
     Attributes:
         teacher: whose distribution.
         temperature: T.
-        lse: (B,) log Σ exp((logit − top) / T) over all C classes.
+        lse: (B,) log Σ exp((logit − top) / T) over all C classes, ≥ 0.
         log_probs: (B, k) log-probabilities of the support.
         log_tail_mass: (B,) log-probability of all other classes together; −∞ when k = C.
     """
@@ -258,6 +211,36 @@ class Softened:
     lse: Tensor
     log_probs: Tensor
     log_tail_mass: Tensor
+
+    @property
+    def probs(self) -> Tensor:
+        """(B, k) probabilities of the support; with `tail_mass` they sum to one."""
+        return self.log_probs.exp()
+
+    @property
+    def tail_mass(self) -> Tensor:
+        """(B,) probability of all classes outside the support; 0 when k = C."""
+        return self.log_tail_mass.exp()
+
+    @property
+    def log_tail_share(self) -> Tensor:
+        """(B,) log of the mean probability of a class outside the support; −∞ when k = C."""
+        return self.log_tail_mass - math.log(max(1, self.teacher.tail_size))
+
+    def log_prob_of(self, classes: Tensor) -> Tensor:
+        """(B, m) log-probabilities of m classes per row; a class of the tail gets the tail's mean share.
+
+        Args:
+            classes: (B, m) int64.
+        """
+        ids, order = self.teacher.ids.sort(1)
+        at = torch.searchsorted(ids, classes.contiguous()).clamp(max=self.teacher.k - 1)
+        inside = self.log_probs.gather(1, order.gather(1, at))
+        return torch.where(ids.gather(1, at) == classes, inside, self.log_tail_share[:, None])
+
+    def prob_of(self, classes: Tensor) -> Tensor:
+        """(B,) probability of one class per row, (B,) int64, as `log_prob_of`."""
+        return self.log_prob_of(classes[:, None])[:, 0].exp()
 
     def entropy(self) -> Tensor:
         """(B,) entropy in nats: log Z − (1/Z) Σ b·t·exp(b·t), b = 1/T.
@@ -273,6 +256,11 @@ class Softened:
             slope = slope.minimum(-t.gap[:, -1]).maximum(t.tail_mean)
             expected = expected + self.log_tail_mass.exp() * slope * b
         return (self.lse - expected).clamp(0.0, math.log(t.num_classes))
+
+    def densify(self) -> Tensor:
+        """(B, C) probabilities with the tail's mass spread evenly: for tests and for small C only."""
+        dense = self.log_tail_share.exp()[:, None].expand(-1, self.teacher.num_classes).contiguous()
+        return dense.scatter(1, self.teacher.ids, self.probs)
 
 
 MixSpace = Literal["probability", "logit"]
@@ -309,10 +297,11 @@ def mix(
         )
     share = [weight / sum(weights) for weight in weights]
     num_classes = teachers[0].num_classes
+    at_one = [teacher.at(1.0) for teacher in teachers]
 
     ids = torch.cat([t.ids for t in teachers], 1).sort(1).values
     repeated = torch.nn.functional.pad(ids[:, 1:] == ids[:, :-1], (1, 0))
-    log_p = _averaged([t.log_prob_of(ids) for t in teachers], share, space).masked_fill(repeated, -math.inf)
+    log_p = _averaged([t.log_prob_of(ids) for t in at_one], share, space).masked_fill(repeated, -math.inf)
     k = max(t.k for t in teachers)
     values, order = log_p.topk(k, dim=1)
     ids = ids.gather(1, order)
@@ -323,7 +312,7 @@ def mix(
     joining = ~repeated.scatter(1, order, True)
     joined = log_p.masked_fill(~joining, -math.inf).logsumexp(1)
     unlisted = num_classes - (~repeated).sum(1, dtype=log_p.dtype)
-    each = _averaged([t.log_tail_share() for t in teachers], share, space)
+    each = _averaged([t.log_tail_share for t in at_one], share, space)
     tail = torch.logaddexp(joined, each + unlisted.log())
     total = torch.logaddexp(values.logsumexp(1), tail)
     top = values[:, 0]
@@ -357,7 +346,7 @@ _SIZE = {name: dtype.itemsize for name, dtype in _STORED.items()}
 _MASK = {torch.int16: 0xFFFF, torch.int32: 0xFFFF_FFFF}
 
 
-def _checked(temperature: float) -> float:
+def _positive(temperature: float) -> float:
     if not temperature > 0:
         raise OptionError(f"temperature must be above 0, found {temperature}")
     return temperature

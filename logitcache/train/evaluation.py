@@ -192,7 +192,7 @@ class Tally:
         told = ~teacher.top.isnan()  # the others' images did not decode
         logits, teacher = logits[told], teacher[told]
         same = (logits.argmax(1) == teacher.ids[:, 0]).double()
-        kl = kl_rows(logits.double(), teacher.to(self.device, torch.float64), 1.0, "ghost")
+        kl = kl_rows(logits.double(), teacher.to(self.device, torch.float64).at(1.0), "ghost")
         self._near += torch.stack([same.sum(), kl.sum()])
         self._taught += len(logits)
 

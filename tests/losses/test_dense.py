@@ -123,7 +123,7 @@ def test_cmkd_can_rank_all_classes_with_the_tail_as_one_tie():
 
 def under_policy(s, teacher, tail, temperature):
     """Teacher's and student's distributions as a tail policy sees them, densely."""
-    p, q = teacher.densify(temperature), (s / temperature).softmax(1)
+    p, q = teacher.at(temperature).densify(), (s / temperature).softmax(1)
     outside = torch.ones_like(s, dtype=torch.bool).scatter(1, teacher.ids, False)
     if tail == "ghost":
         return tuple(torch.cat([x.gather(1, teacher.ids), (x * outside).sum(1, True)], 1) for x in (p, q))

@@ -26,12 +26,11 @@ def test_with_every_class_it_is_the_dense_softmax(temperature, dtype):
     teacher = SparseTeacher.from_logits(x, x.shape[1])
     p = (x / temperature).softmax(1)
     close = {"rtol": 1e-4, "atol": 1e-6} if dtype == torch.float32 else {}
-    torch.testing.assert_close(teacher.densify(temperature), p, **close)
-    torch.testing.assert_close(teacher.entropy(temperature), -(p * p.log()).sum(1), **close)
-    torch.testing.assert_close(
-        teacher.lse(temperature) + teacher.top / temperature, (x / temperature).logsumexp(1)
-    )
-    assert teacher.tail_mass(temperature).eq(0).all()
+    soft = teacher.at(temperature)
+    torch.testing.assert_close(soft.densify(), p, **close)
+    torch.testing.assert_close(soft.entropy(), -(p * p.log()).sum(1), **close)
+    torch.testing.assert_close(soft.lse + teacher.top / temperature, (x / temperature).logsumexp(1))
+    assert soft.tail_mass.eq(0).all()
 
 
 @pytest.mark.parametrize("k", [1, 16, 199, 200])
@@ -47,9 +46,10 @@ def test_at_temperature_one_everything_listed_is_exact():
     x = logits()
     p = x.softmax(1)
     teacher = SparseTeacher.from_logits(x, 16)
-    torch.testing.assert_close(teacher.probs(), p.gather(1, teacher.ids))
-    torch.testing.assert_close(teacher.tail_mass(), 1 - p.gather(1, teacher.ids).sum(1))
-    torch.testing.assert_close(teacher.log_tail_mass().exp(), teacher.tail_mass())
+    soft = teacher.at(1.0)
+    torch.testing.assert_close(soft.probs, p.gather(1, teacher.ids))
+    torch.testing.assert_close(soft.tail_mass, 1 - p.gather(1, teacher.ids).sum(1))
+    torch.testing.assert_close(soft.log_tail_mass.exp(), soft.tail_mass)
 
 
 @pytest.mark.parametrize(
@@ -63,16 +63,14 @@ def test_the_tail_follows_the_temperature(temperature, error):
     true = (relative / temperature).logsumexp(1)
     assert (teacher.log_tail_sum(temperature) - true).abs().mean() < error
     mass = (true - (x / temperature - x.amax(1, keepdim=True) / temperature).logsumexp(1)).exp()
-    assert (teacher.tail_mass(temperature) - mass).abs().mean() < error
+    assert (teacher.at(temperature).tail_mass - mass).abs().mean() < error
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_support_and_tail_sum_to_one(temperature):
-    teacher = SparseTeacher.from_logits(logits(), 16)
-    torch.testing.assert_close(
-        teacher.probs(temperature).sum(1) + teacher.tail_mass(temperature), torch.ones(64).double()
-    )
-    torch.testing.assert_close(teacher.densify(temperature).sum(1), torch.ones(64).double())
+    soft = SparseTeacher.from_logits(logits(), 16).at(temperature)
+    torch.testing.assert_close(soft.probs.sum(1) + soft.tail_mass, torch.ones(64).double())
+    torch.testing.assert_close(soft.densify().sum(1), torch.ones(64).double())
 
 
 @settings(max_examples=60, deadline=None)
@@ -87,14 +85,14 @@ def test_the_tail_keeps_its_bounds(seed, scale, classes, temperature, data):
     """Whatever the logits: tail classes are no likelier than the least listed one, and nothing is NaN."""
     k = data.draw(st.integers(1, classes))
     x = torch.randn(4, classes, generator=torch.Generator().manual_seed(seed)) * scale
-    teacher = SparseTeacher.from_logits(x, k)
-    mass, entropy = teacher.tail_mass(temperature), teacher.entropy(temperature)
+    soft = SparseTeacher.from_logits(x, k).at(temperature)
+    mass, entropy = soft.tail_mass, soft.entropy()
     assert mass.isfinite().all()
     assert entropy.ge(0).all()
     assert entropy.le(math.log(classes) + 1e-6).all()
-    assert teacher.densify(temperature).isfinite().all()
+    assert soft.densify().isfinite().all()
     if k < classes:
-        least = teacher.probs(temperature)[:, -1]
+        least = soft.probs[:, -1]
         assert (mass / (classes - k) <= least * (1 + 1e-3) + 1e-30).all()
 
 
@@ -102,20 +100,21 @@ def test_a_class_of_the_tail_has_the_mean_share():
     x = logits()
     teacher = SparseTeacher.from_logits(x, 5)
     classes = torch.stack([teacher.ids[:, 3], x.argmin(1)], 1)
-    dense = teacher.densify(2.0)
-    torch.testing.assert_close(teacher.log_prob_of(classes, 2.0).exp(), dense.gather(1, classes))
-    torch.testing.assert_close(teacher.prob_of(classes[:, 1], 2.0), dense.gather(1, classes[:, 1:])[:, 0])
+    soft = teacher.at(2.0)
+    dense = soft.densify()
+    torch.testing.assert_close(soft.log_prob_of(classes).exp(), dense.gather(1, classes))
+    torch.testing.assert_close(soft.prob_of(classes[:, 1]), dense.gather(1, classes[:, 1:])[:, 0])
 
 
 @pytest.mark.parametrize("k", [16, 200])
 def test_standardised_logits_have_mean_zero_and_deviation_one(k):
     x = logits()
     z = (x - x.mean(1, keepdim=True)) / x.std(1, correction=0, keepdim=True)
-    teacher, expected = SparseTeacher.from_logits(x, k).standardised(), SparseTeacher.from_logits(z, k)
+    teacher, expected = SparseTeacher.from_logits(x, k).standardise(), SparseTeacher.from_logits(z, k)
     torch.testing.assert_close(teacher.mean(), torch.zeros(64).double())
     torch.testing.assert_close(teacher.std(), torch.ones(64).double())
     torch.testing.assert_close(teacher.logits, expected.logits)
-    torch.testing.assert_close(teacher.probs(2.0), expected.probs(2.0), rtol=0.02, atol=0)
+    torch.testing.assert_close(teacher.at(2.0).probs, expected.at(2.0).probs, rtol=0.02, atol=0)
 
 
 def test_rows_can_be_selected_and_moved():
@@ -138,7 +137,7 @@ def test_k_out_of_range_is_refused(k):
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
 def test_a_temperature_that_is_not_positive_is_refused(temperature):
     with pytest.raises(OptionError, match="temperature must be above 0"):
-        SparseTeacher.from_logits(logits(), 4).probs(temperature)
+        SparseTeacher.from_logits(logits(), 4).at(temperature)
 
 
 # Ensembles ----------------------------------------------------------------------------------------------
@@ -152,17 +151,18 @@ def test_a_mixture_of_whole_teachers_is_the_dense_mixture(space):
         expected = 0.75 * x.softmax(1) + 0.25 * y.softmax(1)
     else:
         expected = (0.75 * x.log_softmax(1) + 0.25 * y.log_softmax(1)).softmax(1)
-    torch.testing.assert_close(mixture.densify(), expected)
+    torch.testing.assert_close(mixture.at(1.0).densify(), expected)
     torch.testing.assert_close(mixture.top.exp(), expected.amax(1))
 
 
 def test_a_mixture_of_sparse_teachers_is_the_mixture_of_what_they_say():
     members = [SparseTeacher.from_logits(logits(seed=seed), 8) for seed in (1, 2, 3)]
     mixture = mix(members)
-    expected = sum(m.densify() for m in members) / 3
+    expected = sum(m.at(1.0).densify() for m in members) / 3
     assert mixture.k == 8
-    torch.testing.assert_close(mixture.probs(), expected.gather(1, mixture.ids))
-    torch.testing.assert_close(mixture.probs().sum(1) + mixture.tail_mass(), torch.ones(64).double())
+    soft = mixture.at(1.0)
+    torch.testing.assert_close(soft.probs, expected.gather(1, mixture.ids))
+    torch.testing.assert_close(soft.probs.sum(1) + soft.tail_mass, torch.ones(64).double())
     assert mixture.gap.diff(dim=1).ge(0).all()
     assert all(len(set(row)) == mixture.k for row in mixture.ids.tolist())
 
@@ -171,7 +171,7 @@ def test_a_mixture_of_sparse_teachers_is_the_mixture_of_what_they_say():
 @pytest.mark.parametrize("ks", [(8, 8), (3, 12), (20, 39)])
 def test_of_teachers_with_flat_tails_nothing_is_lost_but_what_k_classes_cannot_say(space, ks):
     members = [SparseTeacher.from_logits(logits(c=40, seed=seed), k) for seed, k in enumerate(ks)]
-    flat = [m.densify().log() for m in members]
+    flat = [m.at(1.0).densify().log() for m in members]
     dense = torch.stack(flat).exp().mean(0).log() if space == "probability" else sum(flat) / 2
     expected = SparseTeacher.from_logits(dense.log_softmax(1), max(ks))
     found = mix([SparseTeacher.from_logits(x, k) for x, k in zip(flat, ks, strict=True)], space=space)
@@ -207,7 +207,7 @@ def test_a_mixture_follows_the_temperature(space):
         dense = torch.stack([x.log_softmax(1) for x in members]).mean(0)
     for temperature in (1.0, 2.0, 4.0):
         p = (dense / temperature).softmax(1)
-        difference = (mixture.probs(temperature) - p.gather(1, mixture.ids)).abs().sum(1).mean()
+        difference = (mixture.at(temperature).probs - p.gather(1, mixture.ids)).abs().sum(1).mean()
         assert difference < 0.06, temperature
 
 
@@ -217,9 +217,11 @@ def test_a_teacher_mixed_with_itself_or_with_weight_zero_stays_itself(space):
     for mixture in (mix([teacher, teacher], space=space), mix([teacher], space=space)):
         assert torch.equal(mixture.ids, teacher.ids)
         for temperature in (1.0, 3.0):
-            torch.testing.assert_close(mixture.probs(temperature), teacher.probs(temperature))
-            torch.testing.assert_close(mixture.tail_mass(temperature), teacher.tail_mass(temperature))
-    torch.testing.assert_close(mix([teacher, other], [1.0, 0.0], space).probs()[:, 0], teacher.probs()[:, 0])
+            found, expected = mixture.at(temperature), teacher.at(temperature)
+            torch.testing.assert_close(found.probs, expected.probs)
+            torch.testing.assert_close(found.tail_mass, expected.tail_mass)
+    alone = mix([teacher, other], [1.0, 0.0], space).at(1.0)
+    torch.testing.assert_close(alone.probs[:, 0], teacher.at(1.0).probs[:, 0])
 
 
 def test_an_ensemble_that_cannot_be_is_refused():
