@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from logitcache.bench.compare import Comparison, Seconds, clock_of, in_turns
-from logitcache.losses import blondel_ranks, cmkd, kd, laplace_ranks, soft_spearman
+from logitcache.losses.cmkd import cmkd
+from logitcache.losses.kd import kd
+from logitcache.losses.soft_ranks import blondel_ranks, laplace_ranks, soft_spearman
 from logitcache.teacher.sparse import SparseTeacher
 
 TEMPERATURE = 4.0
@@ -75,23 +77,6 @@ def measure(
     rows.append(_row(times, "laplace", "plain laplace", ranked, ranked, 0.5))
     rows.append(_row(times, "laplace", "blondel", ranked, ranked, 1.0))
     return rows
-
-
-def saved_bytes(loss: Callable[[Tensor], Tensor], student: Tensor) -> int:
-    """Bytes that a loss keeps for its backward, the student's logits not counted."""
-    leaf = student.clone().requires_grad_()
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() != leaf.untyped_storage().data_ptr():
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        value = loss(leaf)
-    del value
-    return sum(kept.values())
 
 
 def _dense_kd(student: Tensor, p: Tensor) -> Tensor:

@@ -1,50 +1,29 @@
-"""Losses for distilling from a sparse teacher: pure functions, and the `Objective` that adds them up."""
+"""Losses: what a student minimises, given its own logits, a sparse teacher and the labels.
 
-from logitcache.losses.ce import ce
-from logitcache.losses.cmkd import cmkd
-from logitcache.losses.decoupled import dkd, nkd
-from logitcache.losses.dist import dist
-from logitcache.losses.kd import js, kd, reverse_kl
-from logitcache.losses.kendall import kendall
-from logitcache.losses.logit_std import logit_std
-from logitcache.losses.mse import mse
+For `train`, `bench`, `report` and your own training loops. `Objective.parse("kd:0.5+cmkd")` is cross-entropy plus a
+weighted sum of the losses in `LOSSES`. Each loss is a pure function in a module of its own:
+``from logitcache.losses.kd import kd``. `docs/losses.md` compares them.
+
+objective       cross-entropy plus weighted losses, from a line of text; `LOSSES`, the losses by name
+registry        `Loss`, a loss function with its default weight; `Term`, a loss with its options
+ce              cross-entropy with the labels
+kd              divergences at a temperature: KL, reverse KL, Jensen-Shannon; the tail policies
+ttm             KL with a temperature for the teacher alone
+decoupled       losses that treat the label apart: DKD, NKD
+cmkd            correlation matching: Pearson and Spearman, weighted by difficulty
+dist            correlations within a sample and within a class
+kendall, pld    the teacher's order of classes
+mse             regression of the teacher's logits
+logit_std       another loss between z-scored logits
+sinkd           optimal transport between batches
+taid            a target that moves from the student to the teacher
+two_heads       students with one head for the labels and one for the teacher: DHO, DHKD
+correlation     Pearson correlation with a sparse teacher, for `cmkd` and `dist`
+soft_ranks      differentiable ranks and their correlation, for `cmkd`
+student_logits  the student's softmax on the teacher's classes, without keeping (B, C) for the backward
+"""
+
 from logitcache.losses.objective import LOSSES, Objective
-from logitcache.losses.pld import pld
 from logitcache.losses.registry import Loss, Term
-from logitcache.losses.sinkd import sinkd
-from logitcache.losses.soft_ranks import blondel_ranks, laplace_ranks, soft_spearman
-from logitcache.losses.taid import taid
-from logitcache.losses.ttm import ttm, wttm
-from logitcache.losses.two_heads import choose_mixing, dhkd, dho
-from logitcache.models.nets import Mixing, mixed
 
-__all__ = [
-    "LOSSES",
-    "Loss",
-    "Mixing",
-    "Objective",
-    "Term",
-    "blondel_ranks",
-    "ce",
-    "choose_mixing",
-    "cmkd",
-    "dhkd",
-    "dho",
-    "dist",
-    "dkd",
-    "js",
-    "kd",
-    "kendall",
-    "laplace_ranks",
-    "logit_std",
-    "mixed",
-    "mse",
-    "nkd",
-    "pld",
-    "reverse_kl",
-    "sinkd",
-    "soft_spearman",
-    "taid",
-    "ttm",
-    "wttm",
-]
+__all__ = ["LOSSES", "Loss", "Objective", "Term"]

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from logitcache.losses.student_logits import widened
+from logitcache.losses.student_logits import upcast
 from logitcache.views.mixing import MixedLabels
 
 
@@ -21,7 +21,7 @@ def ce(student_logits: Tensor, target: Tensor | MixedLabels, *, label_smoothing:
 
     def rows(labels: Tensor) -> Tensor:
         return F.cross_entropy(
-            widened(student_logits),
+            upcast(student_logits),
             labels,
             ignore_index=-1,
             reduction="none",

@@ -10,10 +10,16 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import OptionError
-from logitcache.losses.correlation import FLAT, WideTail, check_wide_tail, probability_pearson, sparse_pearson
+from logitcache.losses.correlation import (
+    FLAT,
+    CorrelationTail,
+    check_correlation_tail,
+    probability_pearson,
+    sparse_pearson,
+)
 from logitcache.losses.dist import intra_class
 from logitcache.losses.soft_ranks import RANKS, RankOperator, rank_floor, soft_spearman, steepness
-from logitcache.losses.student_logits import split, warn_of_tail, widened
+from logitcache.losses.student_logits import split, upcast, warn_of_tail
 from logitcache.teacher.sparse import SparseTeacher
 
 Difficulty = Literal["teacher_entropy", "student_entropy", "teacher_error", "student_ce", "fixed"]
@@ -26,7 +32,7 @@ def cmkd(
     *,
     temperature: float = 2.0,
     values: Literal["probabilities", "logits"] = "probabilities",
-    tail: WideTail = "uniform",
+    tail: CorrelationTail = "uniform",
     operator: RankOperator = "laplace",
     strength: float = 0.25,
     support: Literal["topk", "topk+tail"] = "topk",
@@ -83,7 +89,7 @@ def cmkd(
 
 def _logit_pearson(student_logits: Tensor, teacher: SparseTeacher) -> tuple[Tensor, Tensor]:
     warn_of_tail(teacher, "cmkd(values=logits)")
-    s = widened(student_logits)
+    s = upcast(student_logits)
     elsewhere = teacher.top.new_zeros(()) if teacher.tail_mean is None else teacher.tail_mean
     rho = sparse_pearson(s, teacher.ids, -teacher.gap, elsewhere, FLAT * teacher.num_classes**0.5)
     return rho, s.gather(1, teacher.ids)
@@ -94,7 +100,7 @@ def _spearman_over_all(
 ) -> Tensor:
     """(B,) correlation of the student's soft ranks over all C with the teacher's: its tail shares a mean rank."""
     warn_of_tail(teacher, "cmkd(support=topk+tail)")
-    s = widened(student_logits)
+    s = upcast(student_logits)
     ranks = RANKS[operator](s, strength)
     listed = RANKS[operator](-teacher.gap, strength) if teacher.k > 1 else torch.ones_like(teacher.gap)
     elsewhere = listed.new_tensor((teacher.tail_size + 1) / 2)
@@ -119,7 +125,7 @@ def _difficulty(
         return teacher.at(1.0).entropy() / chance
     with torch.no_grad():
         if difficulty == "student_entropy":
-            log_q = widened(student_logits).log_softmax(1)
+            log_q = upcast(student_logits).log_softmax(1)
             return (-(log_q.exp() * log_q).sum(1) / chance).clamp(0.0, 1.0)
         if target is None:
             raise OptionError(f"difficulty {difficulty} needs labels; give a target")
@@ -132,7 +138,7 @@ def _difficulty(
 
 
 def _check(tail: str, operator: str, strength: float, support: str, balance: float, intra: float) -> None:
-    check_wide_tail(tail)
+    check_correlation_tail(tail)
     if operator not in RANKS:
         raise OptionError(f"operator must be {' or '.join(RANKS)}, found {operator!r}")
     if not strength > 0:

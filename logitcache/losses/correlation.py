@@ -8,10 +8,10 @@ from torch.autograd.function import once_differentiable
 
 from logitcache.errors import OptionError
 from logitcache.losses.kd import apply_tail_policy
-from logitcache.losses.student_logits import widened
+from logitcache.losses.student_logits import upcast
 from logitcache.teacher.sparse import SoftTargets
 
-WideTail = Literal["uniform", "renorm"]
+CorrelationTail = Literal["uniform", "renorm"]
 """The tail policies of `kd` that keep all C classes apart. A `ghost` class, far larger than any other, would rule
 the correlation (measured: gradient cosine 0.7 to 0.9 with the dense loss)."""
 
@@ -42,7 +42,7 @@ def sparse_pearson(x: Tensor, ids: Tensor, y: Tensor, elsewhere: Tensor, floor: 
 
 
 def probability_pearson(
-    student_logits: Tensor, soft: SoftTargets, tail: WideTail = "uniform"
+    student_logits: Tensor, soft: SoftTargets, tail: CorrelationTail = "uniform"
 ) -> tuple[Tensor, Tensor]:
     """Correlate a teacher's p = softmax(t/T), its tail as the policy says, with q = softmax(s/T).
 
@@ -51,7 +51,7 @@ def probability_pearson(
     Returns:
         (B,) ρ; (B, k) student logits on the support. Both carry gradients.
     """
-    check_wide_tail(tail)
+    check_correlation_tail(tail)
     teacher, temperature = soft.teacher, soft.temperature
     log_p, log_mass = apply_tail_policy(soft, tail)
     floor = FLAT / teacher.num_classes**0.5
@@ -60,7 +60,7 @@ def probability_pearson(
     return rho, gathered
 
 
-def check_wide_tail(tail: str) -> None:
+def check_correlation_tail(tail: str) -> None:
     """Raise OptionError for a tail policy that correlations over all C classes cannot have."""
     if tail not in ("uniform", "renorm"):
         raise OptionError(f"tail must be uniform or renorm for a correlation, found {tail!r}")
@@ -89,8 +89,8 @@ class _SparsePearson(torch.autograd.Function):
     def forward(
         ctx: Any, student: Tensor, ids: Tensor, w: Tensor, temperature: float, floor: float
     ) -> tuple[Tensor, Tensor]:
-        gathered = widened(student).gather(1, ids)
-        q = (widened(student) * (1.0 / temperature)).softmax(1)
+        gathered = upcast(student).gather(1, ids)
+        q = (upcast(student) * (1.0 / temperature)).softmax(1)
         even = 1.0 / student.shape[1]
         q_support = q.gather(1, ids)
         exact = torch.linalg.vector_norm(q - even, dim=1)

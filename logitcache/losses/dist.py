@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import OptionError
-from logitcache.losses.correlation import FLAT, WideTail, probability_pearson
+from logitcache.losses.correlation import FLAT, CorrelationTail, probability_pearson
 from logitcache.losses.kd import apply_tail_policy
-from logitcache.losses.student_logits import widened
+from logitcache.losses.student_logits import upcast
 from logitcache.teacher.sparse import SoftTargets, SparseTeacher
 
 
@@ -20,7 +20,7 @@ def dist(
     temperature: float = 1.0,
     beta: float = 1.0,
     gamma: float = 1.0,
-    tail: WideTail = "uniform",
+    tail: CorrelationTail = "uniform",
 ) -> Tensor:
     """T² · [ β · mean_rows (1 − Pearson(p_i, q_i)) + γ · mean_columns (1 − Pearson(p_·c, q_·c)) ].
 
@@ -52,7 +52,7 @@ def dist(
     return loss * temperature**2
 
 
-def intra_class(student_logits: Tensor, soft: SoftTargets, tail: WideTail) -> Tensor:
+def intra_class(student_logits: Tensor, soft: SoftTargets, tail: CorrelationTail) -> Tensor:
     """Mean over the classes that the batch's teachers list of 1 − Pearson(p_·c, q_·c), over the B samples.
 
     The teacher's column is its rows' tail shares plus sparse excesses, so that sums over it are one product with
@@ -60,7 +60,7 @@ def intra_class(student_logits: Tensor, soft: SoftTargets, tail: WideTail) -> Te
     """
     teacher = soft.teacher
     batch, num_classes = student_logits.shape
-    q = (widened(student_logits) / soft.temperature).softmax(1)
+    q = (upcast(student_logits) / soft.temperature).softmax(1)
     q_centred = q - q.mean(0)
     q_norm = q_centred.square().sum(0)
     q_norm = q_norm.clamp(min=1e-30).maximum(q.detach().square().sum(0) * FLAT**2).sqrt()

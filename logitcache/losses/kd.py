@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import OptionError
-from logitcache.losses.student_logits import TailSum, split, widened
+from logitcache.losses.student_logits import TailSum, split, upcast
 from logitcache.teacher.sparse import SoftTargets, SparseTeacher
 
 Tail = Literal["uniform", "ghost", "renorm"]
@@ -89,7 +89,7 @@ def reverse_kl(
         if teacher.tail_size:
             rows = rows + rest.exp() * (rest - log_mass)
     else:
-        log_q = (widened(student_logits) / temperature).log_softmax(1)
+        log_q = (upcast(student_logits) / temperature).log_softmax(1)
         log_share = log_mass - math.log(teacher.tail_size)
         expected = (log_q.exp() * (log_q - log_share[:, None])).sum(1)
         rows = expected - (log_q.gather(1, teacher.ids).exp() * (log_p - log_share[:, None])).sum(1)
@@ -120,7 +120,7 @@ def js(
     """
     log_p, log_mass = apply_tail_policy(teacher.at(temperature), tail)
     if tail == "uniform" and teacher.tail_size:
-        log_q = (widened(student_logits) / temperature).log_softmax(1)
+        log_q = (upcast(student_logits) / temperature).log_softmax(1)
         log_share = (log_mass - math.log(teacher.tail_size))[:, None]
         rows = _js_parts(log_p, log_q.gather(1, teacher.ids)).sum(1)
         elsewhere = log_q.scatter(1, teacher.ids, log_share.expand(-1, teacher.k))  # no part where q = share

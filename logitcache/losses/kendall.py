@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from logitcache.errors import OptionError
-from logitcache.losses.soft_ranks import spread
-from logitcache.losses.student_logits import widened
+from logitcache.losses.soft_ranks import floored_std
+from logitcache.losses.student_logits import upcast
 from logitcache.teacher.sparse import SparseTeacher
 
 
@@ -33,8 +33,8 @@ def kendall(
     """
     if not strength > 0:
         raise OptionError(f"strength must be above 0, found {strength}")
-    s = widened(student_logits).gather(1, teacher.ids)
-    s = s / (strength * spread(s))
+    s = upcast(student_logits).gather(1, teacher.ids)
+    s = s / (strength * floored_std(s))
     ahead = teacher.gap[:, None, :] > teacher.gap[:, :, None]  # (B, k, k): a is above b in the teacher
     agreement = ((s[:, :, None] - s[:, None, :]).tanh() * ahead).sum((1, 2))
     return (1 - agreement / ahead.sum((1, 2)).clamp(min=1)).mean()

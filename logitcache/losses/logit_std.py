@@ -4,11 +4,11 @@ from torch import Tensor
 
 from logitcache.losses.kd import kd
 from logitcache.losses.registry import Loss, Term
-from logitcache.losses.soft_ranks import spread
-from logitcache.losses.student_logits import warn_of_tail, widened
+from logitcache.losses.soft_ranks import floored_std
+from logitcache.losses.student_logits import upcast, warn_of_tail
 from logitcache.teacher.sparse import SparseTeacher
 
-KD_AT_2 = Term("kd", Loss(kd), {"temperature": 2.0, "tail": "uniform"})
+DEFAULT_TERM = Term("kd", Loss(kd), {"temperature": 2.0, "tail": "uniform"})
 
 
 def logit_std(
@@ -16,7 +16,7 @@ def logit_std(
     teacher: SparseTeacher,
     target: Tensor | None = None,
     *,
-    loss: Term = KD_AT_2,
+    loss: Term = DEFAULT_TERM,
     progress: float = 0.0,
 ) -> Tensor:
     """Another loss between z-scores: loss((s − mean s) / std s, (t − mean t) / std t), over all C classes.
@@ -24,14 +24,14 @@ def logit_std(
     Args:
         student_logits: (B, C) float; a row whose deviation is below 0.01 is divided by 0.01.
         teacher: B rows over the same C classes; its mean and deviation are exact, whatever k is.
-        target: handed on.
+        target: passed on.
         loss: any loss for one head, with its options; in an expression ``logit_std(loss=dkd(beta=2.0))``.
-        progress: handed on.
+        progress: passed on.
 
     Source: Sun et al. 2024 (arXiv 2403.01427), algorithm 1; temperature 2 and weight 9 as in the authors' code
     for KD, where cross-entropy has 0.1.
     """
     warn_of_tail(teacher, "logit_std")
-    s = widened(student_logits)
-    s = (s - s.mean(1, keepdim=True)) / spread(s)
+    s = upcast(student_logits)
+    s = (s - s.mean(1, keepdim=True)) / floored_std(s)
     return loss(s, teacher.standardise(), target, progress)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from logitcache.losses.student_logits import widened
+from logitcache.losses.student_logits import upcast
 from logitcache.teacher.sparse import SparseTeacher
 
 
@@ -23,7 +23,7 @@ def mse(
 
     Source: Ba and Caruana 2014 (arXiv 1312.6184), equation 1; Kim et al. 2021 (arXiv 2105.08919), section 3.
     """
-    s, t = widened(student_logits).gather(1, teacher.ids), teacher.logits
+    s, t = upcast(student_logits).gather(1, teacher.ids), teacher.logits
     if centred:
         s, t = s - s.mean(1, keepdim=True), t - t.mean(1, keepdim=True)
     return (s - t).square().mean()

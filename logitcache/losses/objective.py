@@ -30,7 +30,6 @@ from logitcache.losses.sinkd import sinkd
 from logitcache.losses.taid import taid
 from logitcache.losses.ttm import ttm, wttm
 from logitcache.losses.two_heads import dhkd, dho
-from logitcache.models.nets import EVEN, Mixing, mixed
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.mixing import MixedLabels
 
@@ -88,7 +87,7 @@ class Objective(nn.Module):
             UnknownNameError: there is no loss of that name.
             OptionError: the text does not parse, or an option or weight cannot be honoured.
         """
-        terms = tuple(_weighted(text) for text in _summands(expression) if text != "ce")
+        terms = tuple(_parse_weighted(text) for text in _split_terms(expression) if text != "ce")
         return cls(terms, ce_weight=ce_weight, label_smoothing=label_smoothing)
 
     @property
@@ -103,11 +102,11 @@ class Objective(nn.Module):
 
     @property
     def mixes_heads(self) -> bool:
-        """Whether both heads answer at evaluation; choose how on a validation split, by `choose_mixing`."""
+        """Whether both heads answer at evaluation; `models.nets.choose_head_mixing` says how."""
         return any(term.name == "dho" for term, _ in self.terms)
 
     def spec(self) -> dict[str, Any]:
-        """Return JSON values that say everything; `parse` of the expression restores the same objective."""
+        """Return the settings as JSON values; `parse` of them gives the same objective."""
         return {
             "expression": "+".join(f"{term}:{weight!r}" for term, weight in self.terms) or "ce",
             "ce_weight": self.ce_weight,
@@ -143,59 +142,49 @@ class Objective(nn.Module):
             raise OptionError(
                 f"this objective needs student logits of shape {shape}, found {tuple(student_logits.shape)}"
             )
-        first, last = (student_logits, student_logits) if self.heads == 1 else student_logits.unbind(1)
-        cross_entropy = ce(first, target, label_smoothing=self.label_smoothing)
+        head_0, head_1 = (student_logits, student_logits) if self.heads == 1 else student_logits.unbind(1)
+        cross_entropy = ce(head_0, target, label_smoothing=self.label_smoothing)
         label = target if isinstance(target, Tensor) else target.dominant
         total = self.ce_weight * cross_entropy
         values = {"ce": cross_entropy.detach()}
         for key, (term, weight) in zip(self.keys, self.terms, strict=True):
             if teacher is None:
                 raise OptionError(f"loss {term.name} needs a teacher; give one, or train with the loss ce")
-            value = term(student_logits if term.loss.heads == 2 else last, teacher, label, progress)
+            value = term(student_logits if term.loss.heads == 2 else head_1, teacher, label, progress)
             total = total + weight * value
             values[key] = value.detach()
         return total, values
-
-    def scores(self, student_logits: Tensor, mixing: Mixing = EVEN) -> Tensor:
-        """(B, C) scores to rank classes by at evaluation: of the one head, of both mixed, or of head 0."""
-        if self.heads == 1:
-            return student_logits
-        return mixed(student_logits, mixing) if self.mixes_heads else student_logits[:, 0]
-
-    def extra_repr(self) -> str:
-        """Show the expression when printed."""
-        return str(self.spec())
 
 
 # Reading an expression ----------------------------------------------------------------------------------
 
 
-def _summands(expression: str) -> list[str]:
+def _split_terms(expression: str) -> list[str]:
     """Split at the plus signs that stand outside brackets and are not part of a number such as 1e+3."""
-    texts, depth, start = [], 0, 0
-    for at, sign in enumerate(expression):
-        depth += (sign == "(") - (sign == ")")
-        if sign == "+" and depth == 0 and not re.search(r":\s*[\d.]+[eE]$|:\s*$", expression[:at]):
-            texts.append(expression[start:at])
+    terms, depth, start = [], 0, 0
+    for at, character in enumerate(expression):
+        depth += (character == "(") - (character == ")")
+        if character == "+" and depth == 0 and not re.search(r":\s*[\d.]+[eE]$|:\s*$", expression[:at]):
+            terms.append(expression[start:at])
             start = at + 1
-    texts.append(expression[start:])
-    return [text.strip() for text in texts]
+    terms.append(expression[start:])
+    return [term.strip() for term in terms]
 
 
-def _weighted(text: str) -> tuple[Term, float]:
+def _parse_weighted(text: str) -> tuple[Term, float]:
     call, colon, number = text.rpartition(":") if re.search(r":[^()]*$", text) else (text, "", "")
-    term = _term(call.strip())
+    term = _parse_term(call.strip())
     try:
         weight = float(number) if colon else term.loss.weight
     except ValueError:
         weight = math.nan
     if not 0 <= weight < math.inf:
         raise OptionError(f"a weight must be a number of 0 or more, found {number!r} in {text!r}")
-    _try(term)
+    _try_out(term)
     return term, weight
 
 
-def _term(text: str) -> Term:
+def _parse_term(text: str) -> Term:
     match = re.fullmatch(r"(?P<name>\w+)\s*(?P<options>\(.*\))?", text, re.DOTALL)
     if match is None:
         raise OptionError(f"a loss reads name(option=value, ...):weight, found {text!r}")
@@ -204,38 +193,38 @@ def _term(text: str) -> Term:
         raise OptionError("cross-entropy takes its weight and label smoothing as options of their own")
     if name not in LOSSES:
         raise UnknownNameError("loss", name, [*LOSSES, "ce"])
-    return Term(name, LOSSES[name], _options(name, match["options"] or "()"))
+    return Term(name, LOSSES[name], _parse_options(name, match["options"] or "()"))
 
 
-def _options(name: str, text: str) -> dict[str, Any]:
+def _parse_options(name: str, text: str) -> dict[str, Any]:
     """Fill in every option of a loss from ``(option=value, ...)``; a bare word is a string."""
     try:
         call = ast.parse(f"f{text}", mode="eval").body
     except (SyntaxError, ValueError):
         call = None
-    if not isinstance(call, ast.Call) or call.args or any(word.arg is None for word in call.keywords):
+    if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
         raise OptionError(f"options of {name} read (option=value, ...), found {text!r}")
     parameters = LOSSES[name].options()
     given = {}
-    for word in call.keywords:
-        option = str(word.arg)
+    for keyword in call.keywords:
+        option = str(keyword.arg)
         if option not in parameters:
             raise OptionError(
                 f"loss {name} has no option {option!r}; it has {', '.join(parameters) or 'none'}"
             )
-        given[option] = _value(f"{name}'s {option}", word.value, parameters[option].annotation)
+        given[option] = _parse_value(f"{name}'s {option}", keyword.value, parameters[option].annotation)
     return {option: given.get(option, p.default) for option, p in parameters.items()}
 
 
-def _value(what: str, node: ast.expr, hint: Any) -> Any:
+def _parse_value(what: str, node: ast.expr, hint: Any) -> Any:
     try:
         value = ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         value = ast.unparse(node).replace(" ", "")  # a bare word, such as topk+tail
     if hint is Term:
-        return _term(str(value))
+        return _parse_term(str(value))
     if not _fits(value, hint):
-        raise OptionError(f"{what} must be {_described(hint)}, found {value!r}")
+        raise OptionError(f"{what} must be {_describe(hint)}, found {value!r}")
     return float(value) if hint is float else value
 
 
@@ -247,14 +236,14 @@ def _fits(value: object, hint: Any) -> bool:
     return type(value) is hint
 
 
-def _described(hint: Any) -> str:
+def _describe(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return " or ".join(map(str, typing.get_args(hint)))
     return {float: "a number", int: "a whole number", bool: "True or False"}[hint]
 
 
-def _try(term: Term) -> None:
-    """Run a loss once on two rows of four classes, so that a bad option is refused before any training."""
+def _try_out(term: Term) -> None:
+    """Run a loss once on two rows of four classes, so that a bad option is refused before training."""
     logits = torch.tensor([[3.0, 1.0, 0.0, -1.0], [0.0, 2.0, 1.0, 0.5]])
     student = logits.flip(0) if term.loss.heads == 1 else torch.stack([logits, logits.flip(0)], 1)
     term(student, SparseTeacher.from_logits(logits, 4), torch.tensor([0, 1]))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import OptionError
-from logitcache.losses.student_logits import widened
+from logitcache.losses.student_logits import upcast
 from logitcache.teacher.sparse import SparseTeacher
 
 
@@ -41,14 +41,14 @@ def pld(
         raise OptionError("loss pld needs labels; give a target")
     if tail not in ("uniform", "renorm"):
         raise OptionError(f"tail must be uniform or renorm for pld, found {tail!r}")
-    soft, s = teacher.at(temperature), widened(student_logits)
+    soft, s = teacher.at(temperature), upcast(student_logits)
     labelled, label = target >= 0, target.clamp(min=0)[:, None]
     listed = teacher.ids == label
-    nothing = torch.finfo(s.dtype).min / 4  # a finite −∞: no NaN in the gradient of an empty sum
+    lowest = torch.finfo(s.dtype).min / 4  # a finite −∞: no NaN in the gradient of an empty sum
 
     s_label = s.gather(1, label)[:, 0]
-    s_support = s.gather(1, teacher.ids).masked_fill(listed, nothing)
-    s_tail = s.scatter(1, teacher.ids, nothing).scatter(1, label, nothing)
+    s_support = s.gather(1, teacher.ids).masked_fill(listed, lowest)
+    s_tail = s.scatter(1, teacher.ids, lowest).scatter(1, label, lowest)
     tail_lse = s_tail.logsumexp(1)
     remaining = torch.cat([tail_lse[:, None], s_support.flip(1)], 1).logcumsumexp(1)[:, 1:].flip(1)
     choices = torch.where(listed, 0.0, soft.probs * (remaining - s_support))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from logitcache.errors import OptionError
 from logitcache.losses.kd import apply_tail_policy
-from logitcache.losses.student_logits import widened
+from logitcache.losses.student_logits import upcast
 from logitcache.teacher.sparse import SparseTeacher
 
 
@@ -48,7 +48,7 @@ def sinkd(
             f"strength must be above 0 and iterations 1 or more, found {strength}, {iterations}"
         )
     log_p, log_mass = apply_tail_policy(teacher.at(temperature), tail)
-    q = (widened(student_logits) / temperature).softmax(1)
+    q = (upcast(student_logits) / temperature).softmax(1)
     rows = len(teacher)
     at = q[:, teacher.ids.flatten()].view(rows, rows, teacher.k)  # student i on the support of teacher l
     cost = 2 * (log_p.exp() - at).relu().sum(2)

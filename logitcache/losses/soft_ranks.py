@@ -36,7 +36,7 @@ def laplace_ranks(x: Tensor, strength: float) -> Tensor:
 
     Source: ours; a sum of pairwise CDFs as in Qin, Liu, Li 2010, with a kernel that can be scanned.
     """
-    z = (x - x.detach().mean(1, keepdim=True)) / (_positive(strength) * spread(x))
+    z = (x - x.detach().mean(1, keepdim=True)) / (_positive(strength) * floored_std(x))
     ranks: Tensor = _Laplace.apply(z, _reach(x.shape[1], strength))
     return ranks
 
@@ -77,7 +77,7 @@ def soft_spearman(
 ) -> Tensor:
     """(B,) Pearson correlation of the soft ranks of two (B, n) tensors; tends to 0 where a row of x is flat.
 
-    y carries no gradient; say so where it is `falling` along each row, as a sparse teacher's logits are.
+    y carries no gradient. `falling` says that it falls along each row, as a sparse teacher's logits do.
     """
     if operator == "laplace":
         y = y.detach().to(x.dtype)
@@ -90,7 +90,7 @@ def soft_spearman(
     return pearson(rank(x, strength), rank(y.detach(), strength), rank_floor(x.shape[1])) * steepness(x)[:, 0]
 
 
-def spread(x: Tensor) -> Tensor:
+def floored_std(x: Tensor) -> Tensor:
     """(B, 1) standard deviation of each row, at least `FLAT`."""
     return _std(x).clamp(min=FLAT)
 
@@ -109,7 +109,7 @@ def _std(x: Tensor) -> Tensor:
     return (x - x.mean(1, keepdim=True)).square().mean(1, keepdim=True).clamp(min=1e-12).sqrt()
 
 
-def _sorted(x: Tensor) -> tuple[Tensor, Tensor]:
+def _sort_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """(B, n) values in rising order, and where each was.
 
     On the CPU NumPy sorts, with vector instructions, which torch lacks. A float32 as float64 ends in 29 zero bits:
@@ -139,7 +139,7 @@ class _Laplace(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, reach: float) -> Tensor:
-        y, order = _sorted(x.detach())
+        y, order = _sort_rows(x.detach())
         ranks, kernel, weight = _laplace(y, reach)
         ctx.save_for_backward(order, *kernel, weight)
         ctx.reach = reach
@@ -169,16 +169,16 @@ class _LaplaceSpearman(torch.autograd.Function):
         std = torch.linalg.vector_norm(both, dim=1, keepdim=True).div_(math.sqrt(n)).clamp_(min=1e-6)
         scale = std.clamp(min=FLAT).mul_(strength)
         both /= scale
-        both[:rows], order = _sorted(both[:rows])
+        both[:rows], order = _sort_rows(both[:rows])
         ranks, kernel, weight = _laplace(both, reach)
         norm = torch.linalg.vector_norm(ranks, dim=1, keepdim=True).clamp_(min=rank_floor(n))
         ranks /= norm
-        mine, theirs = ranks[:rows], ranks[rows:].neg().gather(1, order)
-        rho = (mine * theirs).sum(1, keepdim=True)
+        x_ranks, y_ranks = ranks[:rows], ranks[rows:].neg().gather(1, order)
+        rho = (x_ranks * y_ranks).sum(1, keepdim=True)
         std, scale, z = std[:rows], scale[:rows], both[:rows]
         steep = (std / FLAT).clamp_(max=1.0)
         if ctx.needs_input_grad[0]:
-            g = torch.addcmul(theirs, rho, mine, value=-1).mul_(steep / norm[:rows])
+            g = torch.addcmul(y_ranks, rho, x_ranks, value=-1).mul_(steep / norm[:rows])
             kernel = [_rows_of(part, rows, reach) for part in kernel]
             g = _laplace_backward(g, kernel, weight[:rows], reach).div_(scale)
             # Through x / std, and through the steepness where a row is flat; g sums to zero over a row.
@@ -186,8 +186,8 @@ class _LaplaceSpearman(torch.autograd.Function):
             along = torch.where(std < FLAT, rho * (-strength / n) / std, along).masked_fill_(std <= 1e-6, 0.0)
             g.addcmul_(z, along, value=-1)
             ctx.save_for_backward(torch.empty_like(g).scatter_(1, order, g))
-        weighed: Tensor = rho * steep
-        return weighed[:, 0]
+        damped: Tensor = rho * steep
+        return damped[:, 0]
 
     @staticmethod
     @once_differentiable
@@ -282,7 +282,7 @@ def _from_both_sides(v: Tensor, a: Tensor, chain: Tensor) -> tuple[Tensor, Tenso
 
 
 def _pooling_strength(x: Tensor) -> Tensor:
-    """(B, 1) ε_max of each row, floored as `spread` is."""
+    """(B, 1) ε_max of each row, floored as `floored_std` is."""
     n = x.shape[1]
     if n == 1:
         return torch.ones_like(x)

@@ -18,7 +18,7 @@ TailSum = Literal["log", "mass", "none"]
 
 
 def split(student_logits: Tensor, ids: Tensor, temperature: float, tail: TailSum) -> tuple[Tensor, Tensor]:
-    """Student log-probabilities at T on the support, and what `tail` asks of the other classes.
+    """Compute the student's log-probabilities at T on the support, and one number for the other classes.
 
     Args:
         student_logits: (B, C) float; half precision is computed in float32.
@@ -27,15 +27,15 @@ def split(student_logits: Tensor, ids: Tensor, temperature: float, tail: TailSum
         tail: "log" for the mean over the tail of log q_j, "mass" for log Σ q_j over the tail, "none" for 0.
 
     Returns:
-        (B, k) log q on the support; (B,) the tail's number (0 when k = C).
+        (B, k) log q on the support; (B,) what `tail` asks for (0 when k = C).
     """
     kind = tail if ids.shape[1] < student_logits.shape[1] else "none"
     parts: tuple[Tensor, Tensor] = _Split.apply(student_logits, ids, temperature, kind)
     return parts
 
 
-def widened(logits: Tensor) -> Tensor:
-    """Return logits as float32, float64 staying what it is: losses are never computed in half precision."""
+def upcast(logits: Tensor) -> Tensor:
+    """Return half-precision logits as float32, others as they are: no loss is computed in half precision."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
@@ -55,7 +55,7 @@ class _Split(torch.autograd.Function):
     def forward(
         ctx: Any, student: Tensor, ids: Tensor, temperature: float, tail: TailSum
     ) -> tuple[Tensor, Tensor]:
-        s = widened(student)
+        s = upcast(student)
         scaled = s / temperature if temperature != 1.0 else s
         lse = scaled.logsumexp(1)
         log_q = scaled.gather(1, ids) - lse[:, None]
@@ -79,7 +79,7 @@ class _Split(torch.autograd.Function):
         student, ids, lse, log_q, tail_lse = ctx.saved_tensors
         b = 1.0 / ctx.temperature
         total = grad_log_q.sum(1) if ctx.tail == "none" else grad_log_q.sum(1) + grad_rest
-        scaled = widened(student) * b
+        scaled = upcast(student) * b
         grad = (scaled - lse[:, None]).exp_().mul_(total[:, None] * -b)
         if ctx.tail == "log":
             grad += grad_rest[:, None] * (b / ctx.size)

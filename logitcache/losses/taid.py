@@ -5,7 +5,7 @@ from torch import Tensor
 
 from logitcache.errors import OptionError
 from logitcache.losses.kd import apply_tail_policy
-from logitcache.losses.student_logits import widened
+from logitcache.losses.student_logits import upcast
 from logitcache.teacher.sparse import SparseTeacher
 
 
@@ -44,7 +44,7 @@ def taid(
     if not 0 <= progress <= 1:
         raise OptionError(f"progress must be 0 to 1, found {progress}")
     m = start + (end - start) * progress
-    s = widened(student_logits) / temperature
+    s = upcast(student_logits) / temperature
     with torch.no_grad():
         soft = teacher.at(temperature)
         log_p, _ = apply_tail_policy(soft, "uniform")

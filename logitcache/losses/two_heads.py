@@ -1,7 +1,7 @@
 """Students with two heads on one backbone, one for the labels and one for the teacher.
 
 The contract: student logits are (B, 2, C), head 0 learns from cross-entropy and head 1 from the teacher. How the
-two are one answer at evaluation is `logitcache.models.nets.mixed`, or head 0 alone.
+two become one answer at evaluation is `logitcache.models.nets.mix_heads`, or head 0 alone.
 """
 
 import torch
@@ -10,9 +10,8 @@ from torch import Tensor
 
 from logitcache.errors import OptionError
 from logitcache.losses.kd import Tail, kd
-from logitcache.losses.soft_ranks import spread
-from logitcache.losses.student_logits import warn_of_tail, widened
-from logitcache.models.nets import Mixing, mixed
+from logitcache.losses.soft_ranks import floored_std
+from logitcache.losses.student_logits import upcast, warn_of_tail
 from logitcache.teacher.sparse import SparseTeacher
 
 
@@ -24,7 +23,7 @@ def dho(
     temperature: float = 2.0,
     tail: Tail = "uniform",
 ) -> Tensor:
-    """Dual-head optimisation: `kd` on head 1, while head 0 learns from the labels; evaluated by `mixed`.
+    """Dual-head optimisation: `kd` on head 1, while head 0 learns from the labels; evaluated by `mix_heads`.
 
     Args:
         student_logits: (B, 2, C) float.
@@ -68,8 +67,8 @@ def dhkd(
     if not temperature > 0:
         raise OptionError(f"temperature must be above 0, found {temperature}")
     warn_of_tail(teacher, "dhkd")
-    s = widened(_teacher_head(student_logits))
-    x = (s - s.mean(1, keepdim=True)) / (spread(s) * temperature)
+    s = upcast(_teacher_head(student_logits))
+    x = (s - s.mean(1, keepdim=True)) / (floored_std(s) * temperature)
     z = teacher.standardise()
     y = (z.logits / temperature).sigmoid()
     at = x.gather(1, teacher.ids)
@@ -93,19 +92,3 @@ def _teacher_head(student_logits: Tensor) -> Tensor:
             f"a loss for two heads needs student logits of shape (B, 2, C), found {tuple(student_logits.shape)}"
         )
     return student_logits[:, 1]
-
-
-# At evaluation ------------------------------------------------------------------------------------------
-
-
-def choose_mixing(student_logits: Tensor, target: Tensor) -> Mixing:
-    """Choose α and β by accuracy on a validation split (never on test), the even mixing first among equals.
-
-    Args:
-        student_logits: (N, 2, C) float.
-        target: (N,) int64.
-    """
-    grid = [Mixing(a / 10, b) for a in range(11) for b in (0.25, 0.5, 1.0, 2.0)]
-    grid.sort(key=lambda m: abs(m.alpha - 0.5) + abs(m.beta - 0.5))
-    right = [int((mixed(student_logits, m).argmax(1) == target).sum()) for m in grid]
-    return grid[right.index(max(right))]

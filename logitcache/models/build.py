@@ -26,7 +26,7 @@ from logitcache.errors import (
 )
 from logitcache.format.identity import AdapterSpec
 from logitcache.models.catalog import Plan, plan_of, seeded
-from logitcache.models.nets import TwoHeads, two_heads
+from logitcache.models.nets import TwoHeads, double_head
 from logitcache.models.weights import (
     Header,
     State,
@@ -76,7 +76,7 @@ class Model:
         if self.heads == 2:
             return self
         with seeded(seed):
-            grown = replace(self, module=two_heads(self.module, self.num_classes))
+            grown = replace(self, module=double_head(self.module, self.num_classes))
         _check_forward(grown)
         return grown
 
@@ -147,7 +147,7 @@ def build(
             if not input_size:
                 raise
             raise OptionError(f"{name} does not take {input_size} pixels: {first_line(error)}") from error
-        module = two_heads(module, num_classes) if source.heads == 2 else module
+        module = double_head(module, num_classes) if source.heads == 2 else module
     if source.state is not None:
         where = source.label.removeprefix("file:")
         if load_weights(plan.name, module, source.state, where, num_classes, new_head=new_head):

@@ -208,29 +208,41 @@ NETS: dict[str, Callable[[int], nn.Module]] = {**CIFAR_NETS, **DIGITS_NETS}
 # Two heads ----------------------------------------------------------------------------------------------
 
 
-class Mixing(NamedTuple):
-    """How two heads become one answer: α · softmax(z₀) + (1 − α) · softmax(z₁ / β)."""
+class HeadMixing(NamedTuple):
+    """How two heads become one answer: α · softmax(z₀) + (1 − α) · softmax(z₁ / β); even by default."""
 
     alpha: float = 0.5
     beta: float = 0.5
 
 
-EVEN = Mixing()
-HEAD_0 = Mixing(1.0, 1.0)
+HEAD_0 = HeadMixing(1.0, 1.0)
 
 
-def mixed(logits: Tensor, mixing: Mixing = EVEN) -> Tensor:
+def mix_heads(logits: Tensor, mixing: HeadMixing) -> Tensor:
     """(B, C) log-probabilities of both heads together: log [α · softmax(z₀) + (1 − α) · softmax(z₁ / β)].
 
     Args:
         logits: (B, 2, C) float; half precision is computed in float32.
-        mixing: α in [0, 1], β > 0; the authors' evaluation has ½ and ½.
+        mixing: α in [0, 1], β > 0; the authors evaluate with ½ and ½.
 
     Source: Kang et al. 2025 (arXiv 2505.07675), section 3.
     """
     first, second = logits.to(torch.promote_types(logits.dtype, torch.float32)).unbind(1)
     p = mixing.alpha * first.softmax(1) + (1 - mixing.alpha) * (second / mixing.beta).softmax(1)
     return p.clamp(min=1e-30).log()
+
+
+def choose_head_mixing(logits: Tensor, target: Tensor) -> HeadMixing:
+    """Choose α and β by accuracy on a validation split (never on test), the even mixing first among equals.
+
+    Args:
+        logits: (N, 2, C) float.
+        target: (N,) int64.
+    """
+    grid = [HeadMixing(a / 10, b) for a in range(11) for b in (0.25, 0.5, 1.0, 2.0)]
+    grid.sort(key=lambda m: abs(m.alpha - 0.5) + abs(m.beta - 0.5))
+    correct = [int((mix_heads(logits, m).argmax(1) == target).sum()) for m in grid]
+    return grid[correct.index(max(correct))]
 
 
 class TwoHeads(nn.Module):
@@ -248,12 +260,12 @@ class TwoHeads(nn.Module):
         self.register_buffer("mixture", torch.tensor(HEAD_0))
 
     @property
-    def mixing(self) -> Mixing:
+    def mixing(self) -> HeadMixing:
         """How the heads are mixed in evaluation mode; head 0 alone unless set."""
-        return Mixing(*self.mixture.tolist())
+        return HeadMixing(*self.mixture.tolist())
 
     @mixing.setter
-    def mixing(self, mixing: Mixing) -> None:
+    def mixing(self, mixing: HeadMixing) -> None:
         self.mixture.copy_(torch.tensor(mixing))
 
     def apart(self, x: Tensor) -> Tensor:
@@ -263,10 +275,10 @@ class TwoHeads(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Both heads' logits in training, their mixture in evaluation."""
-        return self.apart(x) if self.training else mixed(self.apart(x), self.mixing)
+        return self.apart(x) if self.training else mix_heads(self.apart(x), self.mixing)
 
 
-def two_heads(module: nn.Module, num_classes: int) -> TwoHeads:
+def double_head(module: nn.Module, num_classes: int) -> TwoHeads:
     """Double a network's last linear layer; what it had is head 0, and head 1 is drawn from the global RNG.
 
     Raises:

@@ -4,9 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from logitcache.losses import choose_mixing
 from logitcache.models.forward import ViewModel
-from logitcache.models.nets import EVEN, TwoHeads
+from logitcache.models.nets import HeadMixing, TwoHeads, choose_head_mixing
 from logitcache.stream.stream import Batch, Stream
 from logitcache.views.datasets import Images
 from logitcache.views.keys import permutation
@@ -55,5 +54,6 @@ class Validation:
         for batch in loaded(self._loader):
             logits.append(model(batch.views[batch.valid].to(device)).cpu())
             labels.append(batch.labels[batch.valid])
-        heads.mixing = choose_mixing(torch.cat(logits), torch.cat(labels)) if logits else EVEN
+        mixing = choose_head_mixing(torch.cat(logits), torch.cat(labels)) if logits else HeadMixing()
+        heads.mixing = mixing
         model.eval()

@@ -1,11 +1,31 @@
 """What a loss keeps in memory, and the shape of the benchmark; how fast it is, the benchmark itself says."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
-from logitcache.bench.losses import measure, saved_bytes
-from logitcache.losses import kd
+from logitcache.bench.losses import measure
+from logitcache.losses.kd import kd
 from logitcache.teacher.sparse import SparseTeacher
+
+
+def saved_bytes(loss: Callable[[Tensor], Tensor], student: Tensor) -> int:
+    """Bytes that a loss keeps for its backward, the student's logits not counted."""
+    leaf = student.clone().requires_grad_()
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() != leaf.untyped_storage().data_ptr():
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        value = loss(leaf)
+    del value
+    return sum(saved.values())
 
 
 @pytest.mark.parametrize("tail", ["uniform", "ghost", "renorm"])

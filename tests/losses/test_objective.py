@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from logitcache.errors import OptionError, UnknownNameError
-from logitcache.losses import LOSSES, Mixing, Objective, choose_mixing
+from logitcache.losses import LOSSES, Objective
 from logitcache.teacher.sparse import SparseTeacher
 
 
@@ -156,23 +156,16 @@ def test_two_heads_learn_from_labels_and_teacher_apart():
     torch.testing.assert_close(gradient[:, 0], from_labels[:, 0])
 
 
-def test_two_heads_answer_together_or_by_the_first():
+def test_both_heads_answer_after_dho_alone():
+    assert Objective.parse("mse + dho").mixes_heads
+    assert not Objective.parse("kd").mixes_heads
+    assert not Objective.parse("dhkd").mixes_heads
+
+
+def test_dhkd_warns_where_the_teacher_does_not_list_all_classes():
     s, _, _, _ = dense.batch(heads=2)
-    mixing = Mixing(0.3, 2.0)
-    expected = (0.3 * s[:, 0].softmax(1) + 0.7 * (s[:, 1] / 2).softmax(1)).log()
-    torch.testing.assert_close(Objective.parse("dho").scores(s, mixing), expected)
-    assert torch.equal(Objective.parse("ce").scores(s[:, 0]), s[:, 0])
     with pytest.warns(UserWarning, match="of which the teacher lists"):
         Objective.parse("dhkd")(s, SparseTeacher.from_logits(torch.randn(6, 20), 4), torch.zeros(6).long())
-    assert torch.equal(Objective.parse("dhkd").scores(s), s[:, 0])
-
-
-def test_mixing_is_chosen_by_accuracy():
-    y = torch.randint(5, (200,))
-    right, wrong = F.one_hot(y, 5) * 3.0, torch.randn(200, 5) * 3
-    assert choose_mixing(torch.stack([right, wrong], 1), y).alpha > 0.5
-    assert choose_mixing(torch.stack([wrong, right], 1), y).alpha < 0.5
-    assert choose_mixing(torch.stack([right, right], 1), y) == Mixing(0.5, 0.5)
 
 
 @pytest.mark.parametrize(("expression", "shape"), [("kd", (4, 2, 10)), ("dho", (4, 10))])

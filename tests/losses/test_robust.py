@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
 from logitcache.errors import OptionError
-from logitcache.losses import LOSSES, Objective, kendall
+from logitcache.losses import LOSSES, Objective
+from logitcache.losses.kendall import kendall
 from logitcache.teacher.sparse import SparseTeacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*of which the teacher lists:UserWarning")

@@ -9,8 +9,14 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata, spearmanr
 
 from logitcache.errors import OptionError
-from logitcache.losses import blondel_ranks, laplace_ranks, soft_spearman
-from logitcache.losses.soft_ranks import RANKS, _pooling_strength, steepness
+from logitcache.losses.soft_ranks import (
+    RANKS,
+    _pooling_strength,
+    blondel_ranks,
+    laplace_ranks,
+    soft_spearman,
+    steepness,
+)
 
 rows = st.lists(
     st.lists(st.integers(-5, 5), min_size=6, max_size=6).filter(lambda row: len(set(row)) > 1),

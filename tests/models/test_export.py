@@ -18,7 +18,7 @@ from logitcache.format.identity import AdapterSpec
 from logitcache.models.build import Model, build
 from logitcache.models.export import export
 from logitcache.models.forward import ViewModel
-from logitcache.models.nets import Mixing
+from logitcache.models.nets import HeadMixing
 
 FORMATS = ("onnx", "torchscript")
 
@@ -26,7 +26,7 @@ FORMATS = ("onnx", "torchscript")
 def a_student(heads: int = 1) -> Model:
     model = build("digits_tiny", num_classes=10, view_size=8, weights="random", heads=heads)
     if heads == 2:
-        model.module.mixing = Mixing(0.3, 0.7)
+        model.module.mixing = HeadMixing(0.3, 0.7)
     return model
 
 

@@ -4,12 +4,13 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from building import logits, refused, tiny
 
 from logitcache.errors import NotFoundError, OptionError, UnknownNameError, WeightsError
 from logitcache.format.identity import AdapterSpec
 from logitcache.models.build import InputAdapter, save_weights
-from logitcache.models.nets import Mixing, two_heads
+from logitcache.models.nets import HeadMixing, choose_head_mixing, double_head
 
 # timm, and your own ---------------------------------------------------------------------------------------
 
@@ -28,6 +29,7 @@ def test_timm_is_used_where_it_is_and_asked_for_where_it_is_not():
 
 OWN = """
 import torch
+import torch.nn.functional as F
 from logitcache.format.identity import AdapterSpec
 
 class Net(torch.nn.Sequential):
@@ -113,19 +115,28 @@ def test_a_second_head_stands_beside_the_first(name, tmp_path):
         assert both.shape == (2, 2, 10)
         assert not torch.allclose(both[:, 0], both[:, 1])
         torch.testing.assert_close(model.module(adapted), both[:, 0].log_softmax(1))
-        model.module.mixing = Mixing(0.25, 2.0)
+        model.module.mixing = HeadMixing(0.25, 2.0)
         expected = 0.25 * both[:, 0].softmax(1) + 0.75 * (both[:, 1] / 2).softmax(1)
         torch.testing.assert_close(model.module(adapted), expected.log())
     assert model.module.train()(adapted).shape == (2, 2, 10)
 
 
+def test_mixing_is_chosen_by_accuracy():
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(5, (200,), generator=generator)
+    right, wrong = F.one_hot(y, 5) * 3.0, torch.randn(200, 5, generator=generator) * 3
+    assert choose_head_mixing(torch.stack([right, wrong], 1), y).alpha > 0.5
+    assert choose_head_mixing(torch.stack([wrong, right], 1), y).alpha < 0.5
+    assert choose_head_mixing(torch.stack([right, right], 1), y) == HeadMixing(0.5, 0.5)
+
+
 def test_weights_of_two_heads_build_two_heads(tmp_path):
     model = tiny(seed=3, heads=2)
-    model.module.mixing = Mixing(0.3, 2.0)
+    model.module.mixing = HeadMixing(0.3, 2.0)
     save_weights(tmp_path / "two.safetensors", model)
     again = tiny(str(tmp_path / "two.safetensors"))
     assert again.weights_sha256 == model.weights_sha256
-    assert again.module.mixing == pytest.approx(Mixing(0.3, 2.0))
+    assert again.module.mixing == pytest.approx(HeadMixing(0.3, 2.0))
     assert again.with_two_heads() is again
     save_weights(tmp_path / "one.safetensors", tiny(seed=3))
     grown = tiny(str(tmp_path / "one.safetensors"), seed=3, heads=2)
@@ -134,5 +145,5 @@ def test_weights_of_two_heads_build_two_heads(tmp_path):
 
 def test_a_network_without_a_linear_layer_has_no_second_head(own):
     with pytest.raises(OptionError, match="no last linear layer of 10 outputs"):
-        two_heads(torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.ReLU()), 10)
+        double_head(torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.ReLU()), 10)
     assert tiny("auto", name=f"{own}:plain", heads=2).heads == 2

@@ -11,7 +11,7 @@ from small import few_digits
 
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import IncompleteError, MismatchError, OptionError
-from logitcache.losses import kd
+from logitcache.losses.kd import kd
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
 from logitcache.store.derive import derive

@@ -20,9 +20,10 @@ from logitcache.errors import (
     OptionError,
     StoppedError,
 )
-from logitcache.losses import LOSSES, Mixing, Objective
+from logitcache.losses import LOSSES, Objective
 from logitcache.models.build import build
 from logitcache.models.forward import ViewModel
+from logitcache.models.nets import HeadMixing
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
 from logitcache.teacher.live import LiveTeacher
@@ -286,7 +287,7 @@ def test_a_student_of_two_heads_builds_again_and_answers_alike(
     assert again.heads == heads
     assert evaluation.of([ViewModel(again)])[0].scores()["top1"] == report.top1
     if loss == "dhkd":
-        assert again.module.mixing == Mixing(1.0, 1.0)
+        assert again.module.mixing == HeadMixing(1.0, 1.0)
     if heads == 2:
         with pytest.raises(OptionError, match="two heads; train it with dho or dhkd"):
             train([Run(tmp_path / "o", again, Objective.parse("kd"))], a_stream(exact))

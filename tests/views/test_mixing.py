@@ -17,7 +17,7 @@ from training import a_run, assert_same_weights, rows_of
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import FormatError, OptionError
 from logitcache.format.identity import RecipeSpec, StepSpec
-from logitcache.losses import ce
+from logitcache.losses.ce import ce
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
