@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
-from fsspec.asyn import sync
 
 from logitcache.errors import FormatError, LogitCacheError, OptionError, StorageError
 from logitcache.store.place import INDEX, KEYS, MOST_METADATA, Place
@@ -197,11 +196,11 @@ class RemotePlace(Place):
             ) from error
 
     def _get(self, where: str, most: int) -> bytes | None:
-        bound = {"timeout": PATIENCE.longest} if self.filesystem.async_impl else {}
         try:
             if not self.writable:
-                return bytes(sync(self.filesystem.loop, _download, self.filesystem, where, most, **bound))
-            return bytes(self.filesystem.cat_file(where, start=0, end=most, **bound))
+                return _download(self.filesystem, where, most)
+            longest = {"timeout": PATIENCE.longest} if self.filesystem.async_impl else {}
+            return bytes(self.filesystem.cat_file(where, start=0, end=most, **longest))
         except FileNotFoundError:
             return None
         except Exception as error:
@@ -239,23 +238,21 @@ def _options(scheme: str) -> dict[str, Any]:
     if scheme in ("http", "https"):
         from aiohttp import ClientTimeout
 
-        silence = ClientTimeout(total=None, sock_connect=PATIENCE.silence, sock_read=PATIENCE.silence)
-        return {"client_kwargs": {"timeout": silence} | chosen.get("client_kwargs", {})}
+        bounds = {"sock_connect": PATIENCE.silence, "sock_read": PATIENCE.silence, "total": PATIENCE.longest}
+        return {"client_kwargs": {"timeout": ClientTimeout(**bounds)} | chosen.get("client_kwargs", {})}
     return {"use_listings_cache": False} if scheme in ("gs", "gcs") else {}
 
 
-async def _download(filesystem: Any, url: str, most: int) -> bytes:
-    """Read at most so many bytes from the web, whatever its host goes on sending."""
-    session, data = await filesystem.set_session(), bytearray()
-    async with session.get(filesystem.encode_url(url), **filesystem.kwargs) as answer:
-        if answer.status == 404:
-            raise FileNotFoundError(url)
-        answer.raise_for_status()
-        async for piece in answer.content.iter_chunked(1 << 16):
+def _download(filesystem: Any, url: str, most: int) -> bytes:
+    """Read at most so many bytes from the web, whatever its host goes on sending.
+
+    A block size of 0 streams; with any size given, fsspec does not ask the host for it first.
+    """
+    data = bytearray()
+    with filesystem.open(url, "rb", block_size=0, size=1) as file:
+        while len(data) < most and (piece := file.read(most - len(data))):
             data += piece
-            if len(data) >= most:
-                break
-    return bytes(data[:most])
+    return bytes(data)
 
 
 def _or_none(call: Callable[..., _T], *args: Any, **options: Any) -> _T | None:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 import zarr
-from zarr.core.buffer.cpu import Buffer
+from zarr.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
 from logitcache.errors import FormatError, OptionError

@@ -131,6 +131,29 @@ def test_a_host_that_never_stops_sending_is_not_listened_to():
         CacheReader(f"{host}/c.zarr")
 
 
+class _Drips(QuietHandler):
+    """Sends a byte every tenth of a second, never done: of its header, or after it of the file."""
+
+    header: ClassVar[bool]
+
+    def do_GET(self) -> None:
+        with suppress(OSError):
+            self.wfile.write(b"HTTP/1.0 200 OK\r\n" + (b"" if self.header else b"\r\n"))
+            while True:
+                self.wfile.write(b"x")
+                time.sleep(0.1)
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_a_host_that_sends_too_slowly_is_given_up_in_time(header, monkeypatch):
+    monkeypatch.setattr(remote, "PATIENCE", remote.Patience(attempts=2, pause=0.01, silence=0.5, longest=0.7))
+    began = time.monotonic()
+    with serving(type("Handler", (_Drips,), {"header": header})) as host:
+        with pytest.raises(StorageError, match=r"cannot read .*c\.zarr/zarr\.json \(2 attempts\)"):
+            CacheReader(f"{host}/c.zarr")
+        assert 1.4 <= time.monotonic() - began < 5  # two attempts of the longest time; never silent
+
+
 # Faults ---------------------------------------------------------------------------------------------------
 
 
