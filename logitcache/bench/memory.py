@@ -126,12 +126,8 @@ def watched(work: Callable[..., object], *arguments: Any) -> float:
 
 def anonymous() -> float:
     """Return MB of anonymous memory of this process now."""
-    return _kilobytes(STATUS, "RssAnon") / 1e3
-
-
-def _kilobytes(file: Path, name: str) -> int:
-    line = next(line for line in file.read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1])
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith("RssAnon:"))
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 # One spool, many processes --------------------------------------------------------------------------------

@@ -92,7 +92,10 @@ def test_samples_without_a_teacher_do_not_count(tmp_path: Path) -> None:
     assert sum(found.entropy_bins) == len(images) - 1
     assert 3 not in {hard.sample for hard in found.hardest}
     assert found.tail_bins == ()  # k = C
-    assert 0 <= found.seeds[0].confidence <= 1
+    answered = CachedTeacher(CacheReader(tmp_path / "c.zarr")).take(
+        torch.tensor([sample for sample in range(len(images)) if sample != 3]), 0
+    )
+    assert found.seeds[0].confidence == pytest.approx(float(answered.probs()[:, 0].mean()), rel=1e-5)
 
 
 def test_other_images_and_missing_seeds_are_refused(cache: CacheReader) -> None:

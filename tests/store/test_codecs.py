@@ -1,6 +1,5 @@
 """The files of arrays: bit for bit those of Zarr, whoever packs and whoever unpacks them; refused when damaged."""
 
-import contextlib
 import warnings
 from typing import Any
 
@@ -83,8 +82,11 @@ def test_a_damaged_file_is_refused_or_holds_the_same_numbers(made, data):
         damaged[position:position] = b"\0" * data.draw(st.integers(1, 40))
     else:
         del damaged[position if kind == "cut" else 0 :]
-    with contextlib.suppress(Exception):  # `reading` names the file
-        assert unpacked(bytes(damaged), array, len(values)).tobytes() == values.tobytes()
+    try:
+        found = unpacked(bytes(damaged), array, len(values))
+    except Exception:  # `reading` names the file
+        return
+    assert found.tobytes() == values.tobytes()
 
 
 def test_a_file_without_its_index_is_refused():

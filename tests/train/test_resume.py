@@ -256,7 +256,7 @@ def test_time_spent_before_a_stop_counts(tmp_path: Path) -> None:
         time.sleep(0.3 if (number := next(asked)) == 0 else 0.0)
         return number == 2
 
-    with suppress(StoppedError):
+    with pytest.raises(StoppedError):
         trained(tmp_path, SETTINGS["plain"], should_stop=long_after_the_first_step)
     trained(tmp_path, SETTINGS["plain"])
     first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
