@@ -30,10 +30,10 @@ def export(
     Example: logitcache export runs/resnet18-cmkd-0 --format onnx
     """
     from logitcache.models.export import export as write
-    from logitcache.train.trained import Trained
+    from logitcache.train.trained import TrainedStudent
 
-    trained = Trained.find(student, weights)
-    model = trained.model(architecture, num_classes, input_size=input_size)
+    trained = TrainedStudent.find(student, weights)
+    model = trained.build_model(architecture, num_classes, input_size=input_size)
     done = write(model, out or trained.file.with_suffix(f".{format}"), format)
     rows = [
         ("file", f"{done.path}, {size(done.bytes)}"),

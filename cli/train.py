@@ -7,8 +7,7 @@ import typer
 
 from logitcache.errors import StudentsError
 
-from . import stream_options as on
-from . import train_options as by
+from . import stream_options, train_options
 from .exit_codes import stopped_gently
 from .progress import progress
 from .shared_options import Device, Json, PrecisionName, StudentSize, Workers
@@ -21,7 +20,7 @@ def train(
     student: Annotated[
         list[str], typer.Option(help="resnet18, wrn_16_2, timm:NAME …; several share one pass.")
     ],
-    cache: on.Cache = None,
+    caches: stream_options.Caches = None,
     loss: Annotated[str, typer.Option(help="cmkd, kd, ce …, or a sum: 'kd:0.5+cmkd:1'.")] = "cmkd",
     variant: Annotated[
         list[str] | None,
@@ -42,40 +41,40 @@ def train(
         typer.Option(help="Write the best weights as onnx or torchscript too; may be given twice."),
     ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Curves in the run folders.")] = False,
-    mix_weights: on.MixWeights = None,
-    mix_space: on.MixSpaceName = "probability",
-    data: on.Data = "auto",
-    recipe: on.Recipe = "auto",
-    seeds: on.Seeds = "auto",
-    seed_order: on.SeedOrderName = "mod",
-    views_per_image: on.ViewsPerImage = 1,
-    fraction: on.Fraction = 1.0,
-    samples: on.Samples = None,
-    allow_drift: on.AllowDrift = False,
-    spool_dir: on.SpoolDir = None,
-    spool_limit: on.SpoolLimit = "50GB",
-    teacher_cache: on.TeacherCache = None,
-    protocol: by.ProtocolName = "digits",
-    epochs: by.Epochs = None,
-    batch_size: by.BatchSize = None,
-    lr: by.Lr = None,
-    schedule: by.Schedule = None,
-    milestones: by.Milestones = None,
-    gamma: by.Gamma = None,
-    warmup_epochs: by.WarmupEpochs = None,
-    optimizer: by.Optimizer = None,
-    momentum: by.Momentum = None,
-    nesterov: by.Nesterov = None,
-    betas: by.Betas = None,
-    weight_decay: by.WeightDecay = None,
-    decay_all: by.DecayAll = None,
-    clip_norm: by.ClipNorm = None,
-    ema: by.Ema = None,
-    accumulate: by.Accumulate = None,
-    channels_last: by.ChannelsLast = None,
-    compile: by.Compile = None,
-    grad_checkpointing: by.GradCheckpointing = None,
-    sync_batch_norm: by.SyncBatchNorm = None,
+    mix_weights: stream_options.MixWeights = None,
+    mix_space: stream_options.MixSpaceName = "probability",
+    data: stream_options.Data = "auto",
+    recipe: stream_options.Recipe = "auto",
+    seeds: stream_options.Seeds = "auto",
+    seed_order: stream_options.SeedOrderName = "mod",
+    views_per_image: stream_options.ViewsPerImage = 1,
+    fraction: stream_options.Fraction = 1.0,
+    samples_file: stream_options.SamplesFile = None,
+    allow_drift: stream_options.AllowDrift = False,
+    spool_folder: stream_options.SpoolFolder = None,
+    spool_limit: stream_options.SpoolLimit = "50GB",
+    teacher_cache: stream_options.TeacherCache = None,
+    protocol: train_options.ProtocolName = "digits",
+    epochs: train_options.Epochs = None,
+    batch_size: train_options.BatchSize = None,
+    lr: train_options.Lr = None,
+    schedule: train_options.Schedule = None,
+    milestones: train_options.Milestones = None,
+    gamma: train_options.Gamma = None,
+    warmup_epochs: train_options.WarmupEpochs = None,
+    optimizer: train_options.Optimizer = None,
+    momentum: train_options.Momentum = None,
+    nesterov: train_options.Nesterov = None,
+    betas: train_options.Betas = None,
+    weight_decay: train_options.WeightDecay = None,
+    decay_all: train_options.DecayAll = None,
+    clip_norm: train_options.ClipNorm = None,
+    ema: train_options.Ema = None,
+    accumulate: train_options.Accumulate = None,
+    channels_last: train_options.ChannelsLast = None,
+    compile: train_options.Compile = None,
+    grad_checkpointing: train_options.GradCheckpointing = None,
+    sync_batch_norm: train_options.SyncBatchNorm = None,
     precision: PrecisionName = "auto",
     device: Device = "auto",
     workers: Workers = -1,
@@ -90,28 +89,28 @@ def train(
     """
     from logitcache.distributed import World
     from logitcache.train.config import protocol_named
-    from logitcache.train.launch import Study
-    from logitcache.train.tensorboard import Board
+    from logitcache.train.launch import TrainJob
+    from logitcache.train.tensorboard import CurveWriter
 
     settings = protocol_named(protocol)
-    lessons = by.lessons(context, settings.config)
-    needs_teacher = any(lesson.objective.needs_teacher for lesson in lessons)
-    supply = on.supply(context.params, needs_teacher, settings.batch_size)
-    study = Study(
-        tuple(student), lessons, supply, out, weights, teacher_cache, tuple(export or ()), input_size
+    variants = train_options.read_variants(context, settings.config)
+    needs_teacher = any(variant.build_objective().needs_teacher for variant in variants)
+    inputs = stream_options.read_inputs(context.params, needs_teacher, settings.batch_size)
+    job = TrainJob(
+        tuple(student), variants, inputs, out, weights, input_size, teacher_cache, tuple(export or ())
     )
     world = World.from_environment()
     try:
         first = "opening images and students"
         with stopped_gently() as stop, progress("train", "steps", first=first) as advance:
-            told = reporter(advance)
-            reports = study.conduct(
+            report = reporter(advance)
+            reports = job.run(
                 world,
                 say,
                 resume=resume,
                 checkpoint_every=checkpoint_every,
                 should_stop=stop,
-                on_progress=Board(told) if tensorboard else told,
+                on_progress=CurveWriter(report) if tensorboard else report,
             )
     except StudentsError as error:
         show_runs(error.reports, as_json=json)

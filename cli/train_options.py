@@ -10,10 +10,10 @@ from logitcache.train.config import PROTOCOLS, TrainConfig
 from .shared_options import given
 
 if TYPE_CHECKING:
-    from logitcache.train.variants import Lesson
+    from logitcache.train.variants import Variant
 
 
-def _of(panel: str, name: str, text: str) -> Any:
+def _setting(panel: str, name: str, text: str) -> Any:
     """Make the option of a setting; what it shows as its default is the protocol digits', as None stands for."""
     values = {**PROTOCOLS["digits"].config.to_dict(), "batch_size": PROTOCOLS["digits"].batch_size}
     shown: str | bool = False if values[name] in (None, []) else str(values[name]).strip("[]")
@@ -24,64 +24,77 @@ def _of(panel: str, name: str, text: str) -> Any:
 
 ProtocolName = Annotated[str, typer.Option(help=f"Settings by name: {', '.join(PROTOCOLS)}.")]
 
-Epochs = Annotated[int | None, _of("Schedule", "epochs", "Passes over the data.")]
-BatchSize = Annotated[int | None, _of("Schedule", "batch_size", "Views per step.")]
-Lr = Annotated[float | None, _of("Schedule", "lr", "Peak learning rate.")]
+Epochs = Annotated[int | None, _setting("Schedule", "epochs", "Passes over the data.")]
+BatchSize = Annotated[int | None, _setting("Schedule", "batch_size", "Views per step.")]
+Lr = Annotated[float | None, _setting("Schedule", "lr", "Peak learning rate.")]
 Schedule = Annotated[
-    Literal["cosine", "multistep", "constant"] | None, _of("Schedule", "schedule", "The rate after warm-up.")
+    Literal["cosine", "multistep", "constant"] | None,
+    _setting("Schedule", "schedule", "The rate after warm-up."),
 ]
-Milestones = Annotated[str | None, _of("Schedule", "milestones", "Epochs of multistep, such as 150,180,210.")]
-Gamma = Annotated[float | None, _of("Schedule", "gamma", "Factor at a milestone.")]
-WarmupEpochs = Annotated[float | None, _of("Schedule", "warmup_epochs", "Epochs of linear warm-up.")]
+Milestones = Annotated[
+    str | None, _setting("Schedule", "milestones", "Epochs of multistep, such as 150,180,210.")
+]
+Gamma = Annotated[float | None, _setting("Schedule", "gamma", "Factor at a milestone.")]
+WarmupEpochs = Annotated[float | None, _setting("Schedule", "warmup_epochs", "Epochs of linear warm-up.")]
 
 Optimizer = Annotated[
     Literal["sgd", "adamw", "lamb"] | None,
-    _of("Optimiser", "optimizer", "Optimiser; lamb is timm's, an extra."),
+    _setting("Optimiser", "optimizer", "Optimiser; lamb is timm's, an extra."),
 ]
-Momentum = Annotated[float | None, _of("Optimiser", "momentum", "Of SGD.")]
-Nesterov = Annotated[bool | None, _of("Optimiser", "nesterov", "Nesterov's momentum, of SGD.")]
-Betas = Annotated[str | None, _of("Optimiser", "betas", "Of AdamW and LAMB, such as 0.9,0.999.")]
-WeightDecay = Annotated[float | None, _of("Optimiser", "weight_decay", "Weight decay, of weights alone.")]
-DecayAll = Annotated[bool | None, _of("Optimiser", "decay_all", "Decay biases and norms too.")]
-ClipNorm = Annotated[float | None, _of("Optimiser", "clip_norm", "Largest norm of all gradients together.")]
-Ema = Annotated[float | None, _of("Optimiser", "ema", "Decay of an average of weights, kept in their place.")]
+Momentum = Annotated[float | None, _setting("Optimiser", "momentum", "Of SGD.")]
+Nesterov = Annotated[bool | None, _setting("Optimiser", "nesterov", "Nesterov's momentum, of SGD.")]
+Betas = Annotated[str | None, _setting("Optimiser", "betas", "Of AdamW and LAMB, such as 0.9,0.999.")]
+WeightDecay = Annotated[
+    float | None, _setting("Optimiser", "weight_decay", "Weight decay, of weights alone.")
+]
+DecayAll = Annotated[bool | None, _setting("Optimiser", "decay_all", "Decay biases and norms too.")]
+ClipNorm = Annotated[
+    float | None, _setting("Optimiser", "clip_norm", "Largest norm of all gradients together.")
+]
+Ema = Annotated[
+    float | None, _setting("Optimiser", "ema", "Decay of an average of weights, kept in their place.")
+]
 
-Accumulate = Annotated[int | None, _of("Memory and speed", "accumulate", "Pieces that a batch is run in.")]
-ChannelsLast = Annotated[
-    bool | None, _of("Memory and speed", "channels_last", "Memory order; by default on CUDA.")
+Accumulate = Annotated[
+    int | None, _setting("Memory and speed", "accumulate", "Pieces that a batch is run in.")
 ]
-Compile = Annotated[bool | None, _of("Memory and speed", "compile", "Compile students with torch.compile.")]
+ChannelsLast = Annotated[
+    bool | None, _setting("Memory and speed", "channels_last", "Memory order; by default on CUDA.")
+]
+Compile = Annotated[
+    bool | None, _setting("Memory and speed", "compile", "Compile students with torch.compile.")
+]
 GradCheckpointing = Annotated[
     bool | None,
-    _of(
+    _setting(
         "Memory and speed",
         "grad_checkpointing",
         "Recompute activations in the backward pass (timm's models).",
     ),
 ]
 SyncBatchNorm = Annotated[
-    bool | None, _of("Memory and speed", "sync_batch_norm", "Batch norm over all ranks, on GPUs.")
+    bool | None, _setting("Memory and speed", "sync_batch_norm", "Batch norm over all ranks, on GPUs.")
 ]
 
 
-def lessons(context: typer.Context, protocol: TrainConfig) -> "tuple[Lesson, ...]":
-    """Return what each student is taught: by every variant, or by the common options alone.
+def read_variants(context: typer.Context, protocol: TrainConfig) -> "tuple[Variant, ...]":
+    """Return what each student is trained with: every --variant of the other options, or these alone.
 
     Raises:
         OptionError: a loss is given that every variant replaces, or something cannot be read.
     """
-    from logitcache.train.variants import Lesson
+    from logitcache.train.variants import Variant
 
     options = context.params
-    config = protocol.changed(given(options, TrainConfig))
-    common = Lesson(options["loss"], config, options["ce_weight"], options["label_smoothing"])
+    config = protocol.replace(given(options, TrainConfig))
+    common = Variant(options["loss"], config, options["ce_weight"], options["label_smoothing"])
     if not options["variant"]:
         return (common,)
-    varied = tuple(common.varied(text) for text in options["variant"])
+    variants = tuple(common.replace(text) for text in options["variant"])
     source = context.get_parameter_source("loss")
-    if source and source.name == "COMMANDLINE" and all(lesson.loss != common.loss for lesson in varied):
+    if source and source.name == "COMMANDLINE" and all(variant.loss != common.loss for variant in variants):
         raise OptionError(
             f"every --variant has a loss of its own, so --loss {common.loss} would train nobody; leave it out, or "
             f"give it a variant: --variant loss={common.loss}"
         )
-    return varied
+    return variants

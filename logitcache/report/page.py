@@ -20,7 +20,7 @@ from logitcache.report.run_section import about_runs, teachers
 from logitcache.report.thumbnails import Pictures, open_for, pictures
 from logitcache.store import CacheReader
 from logitcache.train.run_folder import RunFolder
-from logitcache.train.trained import runs_inside
+from logitcache.train.trained import list_runs
 from logitcache.versions import library_versions
 from logitcache.views.datasets import Images, open_images
 
@@ -92,7 +92,7 @@ def _found(path: str) -> RunFacts | CacheReader:
     try:
         return CacheReader(path)
     except NotFoundError as error:
-        inside = runs_inside(Path(path))
+        inside = list_runs(Path(path))
         advice = f"; did you mean {inside[0] if len(inside) == 1 else f'{path}/*'}?" if inside else ""
         raise NotFoundError(f"{path} is neither a run folder (config.json) nor a cache{advice}") from error
 

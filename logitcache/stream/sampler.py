@@ -1,4 +1,9 @@
-"""Which (sample, seed) pairs each batch of an epoch holds: functions of keys, so that an epoch may begin anywhere."""
+"""Which (sample, seed) pairs each batch of an epoch holds.
+
+All of it is a function of keys and the epoch's number, so that an epoch may begin anywhere: `choose_samples` and
+`choose_seeds` say what is drawn from, `PairSampler` the batches of one epoch, and `SwitchableSampler` hands a loader
+whose workers live on one epoch after the other.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -6,16 +11,17 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from logitcache.distributed import ALONE, World
 from logitcache.errors import OptionError
 from logitcache.views.keys import permutation
 from logitcache.views.loader import Pair
 
 SeedOrder = Literal["mod", "random"]
-_SUBSET, _SEEDS = -1, -2  # what is drawn from an order key besides epochs, which count from 0
+_SUBSET, _SEEDS = -1, -2  # keys of what is drawn by `order` besides the epochs, which count from 0
 
 
-def seeds_of(
-    epoch: int, seeds: Sequence[int], views_per_image: int = 1, how: SeedOrder = "mod", order: int = 0
+def choose_seeds(
+    epoch: int, seeds: Sequence[int], views_per_image: int = 1, seed_order: SeedOrder = "mod", order: int = 0
 ) -> tuple[int, ...]:
     """Return the seeds of an epoch, one for each view of an image.
 
@@ -23,26 +29,28 @@ def seeds_of(
         epoch: from 0.
         seeds: all there are, S of them.
         views_per_image: how many an epoch takes, at most S.
-        how: "mod" takes them in turn; "random" shuffles each round of S by the order key, so that every seed is taken
-            once before one comes again (an epoch that spans two rounds may take one twice).
+        seed_order: "mod" takes them in turn; "random" shuffles each round of S by `order`, so that every seed is
+            taken once before one comes again (an epoch that spans two rounds may take one twice).
         order: key of the shuffling.
     """
 
     def nth(number: int) -> int:
         turn, place = divmod(number, len(seeds))
-        return seeds[permutation(len(seeds), order, _SEEDS, turn)[place] if how == "random" else place]
+        if seed_order == "random":
+            place = int(permutation(len(seeds), order, _SEEDS, turn)[place])
+        return seeds[place]
 
     return tuple(nth(epoch * views_per_image + view) for view in range(views_per_image))
 
 
-def require_views(seeds: Sequence[int], views_per_image: int, how: str) -> None:
-    """Insist that `seeds_of` can take so many seeds of these, in such an order.
+def require_seeds(seeds: Sequence[int], views_per_image: int, seed_order: str) -> None:
+    """Insist that `choose_seeds` can take so many of these seeds, in such an order.
 
     Raises:
         OptionError: it cannot.
     """
-    if how not in ("mod", "random"):
-        raise OptionError(f"seed order must be mod or random, found {how!r}")
+    if seed_order not in ("mod", "random"):
+        raise OptionError(f"seed order must be mod or random, found {seed_order!r}")
     if not 1 <= views_per_image <= len(seeds):
         raise OptionError(
             f"views per image must be 1 to {len(seeds)}, the number of seeds, found {views_per_image}; dump or name "
@@ -50,28 +58,25 @@ def require_views(seeds: Sequence[int], views_per_image: int, how: str) -> None:
         )
 
 
-def require_rank(rank: int, world_size: int) -> None:
-    """Insist that there is such a rank among so many.
-
-    Raises:
-        OptionError: there is none.
-    """
-    if not 0 <= rank < world_size:
-        raise OptionError(f"rank must be 0 to {world_size - 1} of {world_size}, found {rank}")
-
-
-def subset(
+def choose_samples(
     n: int, fraction: float = 1.0, samples: Sequence[int] | None = None, order: int = 0
 ) -> npt.NDArray[np.int64]:
-    """Return the samples to train on, (m,) int64, rising: of a list or all n, a fraction that the order key draws.
+    """Return the samples to train on, (m,) int64, rising.
+
+    Args:
+        n: number of samples there are.
+        fraction: of those to train on, above 0 and at most 1.
+        samples: the ones to draw from; None: all n.
+        order: key by which the fraction is drawn.
 
     Raises:
-        OptionError: the fraction is not above 0 and at most 1, leaves nothing, or the list names others or one twice.
+        OptionError: the fraction is outside that range, or leaves nothing; or the list names a sample that is not
+            there, or one twice.
     """
     if not 0 < fraction <= 1:
         raise OptionError(f"fraction must be above 0 and at most 1, found {fraction}")
-    if odd := [sample for sample in (() if samples is None else samples) if not 0 <= sample < n][:1]:
-        raise OptionError(f"there are samples 0 to {n - 1}, the list names {odd[0]}")
+    if outside := [sample for sample in (() if samples is None else samples) if not 0 <= sample < n][:1]:
+        raise OptionError(f"there are samples 0 to {n - 1}, the list names {outside[0]}")
     chosen = np.arange(n) if samples is None else np.unique(np.asarray(samples, dtype=np.int64))
     if samples is not None and len(chosen) < len(samples):
         raise OptionError(
@@ -88,12 +93,21 @@ def subset(
 
 
 class PairSampler:
-    """Batches of (sample, seed) pairs for one epoch: a keyed shuffle, dealt to ranks.
+    """Batch sampler of one epoch: the (sample, seed) pairs of a keyed shuffle, dealt to ranks.
 
-    The order is a pure function of (key, epoch). Every rank gets the same number of batches: what does not
-    fill a global batch is left out, as it is in most training, unless there is only one rank: then the last
-    batch is smaller, or larger by one where it would hold a single pair. The first `start` batches are left out.
-    With several seeds each sample stands under all of them, side by side in one batch: its image is decoded once.
+    The order is a pure function of (`order`, `epoch`). Every rank gets the same number of batches: what does not
+    fill a global batch is dropped, as it is in most training, unless there is only one rank: then the last batch is
+    smaller, or larger by one where it would hold a single pair. With several seeds each sample stands under all of
+    them, side by side in one batch: its image is decoded once.
+
+    Args:
+        samples: (m,) int64, the samples of the epoch.
+        seeds: its seeds, as `choose_seeds` returns them.
+        batch_size: pairs per batch and rank; the number of seeds divides it.
+        order: key of the shuffle.
+        epoch: from 0.
+        world: this rank among the others.
+        start: batches to leave out at the beginning.
 
     Raises:
         OptionError: pairs of one sample do not fit evenly into a batch.
@@ -101,7 +115,7 @@ class PairSampler:
 
     def __init__(
         self, samples: npt.NDArray[np.int64], seeds: Sequence[int], batch_size: int, *, order: int, epoch: int,
-        rank: int = 0, world_size: int = 1, start: int = 0,
+        world: World = ALONE, start: int = 0,
     ) -> None:  # fmt: skip
         if batch_size % len(seeds):
             raise OptionError(
@@ -110,9 +124,9 @@ class PairSampler:
             )
         size = batch_size // len(seeds)
         shuffled = samples[permutation(len(samples), order, epoch)]
-        if world_size > 1:
-            shuffled = shuffled[: len(shuffled) - len(shuffled) % (size * world_size)]
-        firsts = range(rank * size, len(shuffled), size * world_size)
+        if world.size > 1:
+            shuffled = shuffled[: len(shuffled) - len(shuffled) % (size * world.size)]
+        firsts = range(world.rank * size, len(shuffled), size * world.size)
         batches = [shuffled[first : first + size] for first in firsts]
         if len(batches) > 1 and len(batches[-1]) * len(seeds) == 1 < size:  # batch norm needs two
             last = batches.pop()
@@ -127,8 +141,8 @@ class PairSampler:
             yield [(sample, seed) for sample in batch.tolist() for seed in self._seeds]
 
 
-class Switch:
-    """A batch sampler that can be exchanged between epochs while DataLoader workers live on."""
+class SwitchableSampler:
+    """Batch sampler of a DataLoader whose workers live on: `current` is set to another one between epochs."""
 
     current: PairSampler | Sequence[list[Pair]]
 

@@ -1,7 +1,7 @@
-"""Stage two's supply: batches of (views, labels, teacher), the teacher from a cache, or live for comparison.
+"""Stream: batches of (views, labels, teacher) by epoch, the teacher from a cache, or live for comparison.
 
-`PairSampler` says which (sample, seed) pairs a batch holds, `KeyedViews` makes the views in workers, a teacher
-source answers for them. In your own loop:
+`PairSampler` says which (sample, seed) pairs a batch holds, `KeyedViews` makes the views in workers, a `Teacher`
+answers for them. In your own loop:
 
     stream = Stream.from_cache("c.zarr", batch_size=256)
     for epoch in range(100):
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from logitcache.distributed import ALONE, World
 from logitcache.errors import DataError, IncompleteError, OptionError
 from logitcache.format.identity import RecipeSpec
 from logitcache.models.forward import choose_device
@@ -27,11 +28,10 @@ from logitcache.store import CacheReader, seed_list
 from logitcache.stream.sampler import (
     PairSampler,
     SeedOrder,
-    Switch,
-    require_rank,
-    require_views,
-    seeds_of,
-    subset,
+    SwitchableSampler,
+    choose_samples,
+    choose_seeds,
+    require_seeds,
 )
 from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.ensemble import Ensemble, require_same_views
@@ -46,7 +46,7 @@ from logitcache.views.replay import Drift, proved_views
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What a training step needs.
+    """What a training step takes.
 
     Attributes:
         views: (B, C, h, w) uint8, on the training device.
@@ -98,7 +98,7 @@ class StreamConfig:
 
     Attributes:
         batch_size: pairs per batch and rank.
-        seeds: augmentation seeds.
+        seeds: augmentation seeds, S of them.
         seed_order: "mod": epoch e takes seeds[e mod S]; "random": each round of S epochs takes all, shuffled.
         views_per_image: seeds that an epoch takes at once, each image's views side by side in a batch.
         fraction: of the samples to train on, drawn by `order`.
@@ -107,7 +107,7 @@ class StreamConfig:
         workers: processes that make views, one by one; −1: as fits, 0: none (see `loader.view_loader`).
         device: where batches go: "auto", "cpu", "cuda", "cuda:N".
         start_method: of the workers; None takes the platform's.
-        rank, world_size: this process among those that train together.
+        world: this process among those that train together.
     """
 
     batch_size: int = 128
@@ -120,12 +120,35 @@ class StreamConfig:
     workers: int = -1
     device: str = "auto"
     start_method: str | None = None
-    rank: int = 0
-    world_size: int = 1
+    world: World = ALONE
+
+    def split(self, world: World) -> "StreamConfig":
+        """Return what one of these ranks takes of such batches: as many views each, on a device of its own.
+
+        Raises:
+            OptionError: batches cannot be dealt evenly to so many ranks.
+        """
+        if self.batch_size % world.size:
+            raise OptionError(
+                f"batches of {self.batch_size} cannot be dealt evenly to {world.size} ranks; choose a --batch-size "
+                f"such as {max(1, self.batch_size // world.size) * world.size}"
+            )
+        device = world.choose_device(self.device)
+        return dataclasses.replace(self, batch_size=self.batch_size // world.size, device=device, world=world)
 
 
 class Stream:
-    """Batches by epoch, any epoch at any time: nothing is carried from one to the next."""
+    """Batches by epoch, any epoch at any time: nothing is carried from one to the next.
+
+    Args:
+        views: of the images.
+        teacher: answers for them; None for training from labels alone.
+        config: how batches are made.
+        drift: what of the views differs from those that the teacher saw, where that was allowed.
+
+    Raises:
+        OptionError: the configuration cannot be honoured.
+    """
 
     def __init__(
         self, views: KeyedViews, teacher: Teacher | None, config: StreamConfig, drift: Drift | None = None
@@ -134,16 +157,16 @@ class Stream:
             raise OptionError("a stream needs at least one augmentation seed")
         if config.batch_size < 1:
             raise OptionError(f"batch size must be at least 1, found {config.batch_size}")
-        require_rank(config.rank, config.world_size)
-        require_views(config.seeds, config.views_per_image, config.seed_order)
+        require_seeds(config.seeds, config.views_per_image, config.seed_order)
         self.views, self.teacher, self.config, self.drift = views, teacher, config, drift
-        self._samples = subset(len(views), config.fraction, config.samples, config.order)
         self.device = choose_device(config.device)
-        self._begun = 0
-        self._switch = Switch()
+        self._samples = choose_samples(len(views), config.fraction, config.samples, config.order)
+        self._steps: dict[tuple[int, ...], int] = {}
+        self._epochs_begun = 0
+        self._sampler = SwitchableSampler()
         self._loader = view_loader(
             views,
-            self._switch,
+            self._sampler,
             workers=config.workers,
             device=self.device,
             start_method=config.start_method,
@@ -168,7 +191,8 @@ class Stream:
             allow_drift: go on although views differ; `drift` then says which, and so does `about`.
             spool_folder: where decoded seeds are kept, for all runs on the node.
             spool_limit: bytes that this folder may hold; see `open_spool`.
-            **options: fields of `StreamConfig`; `seeds` defaults to all that are complete.
+            **options: fields of `StreamConfig`, with `rank` and `world_size` for its `world`; `seeds` defaults to
+                all that are complete.
 
         Raises:
             MismatchError: the images are others than the cache's.
@@ -176,7 +200,7 @@ class Stream:
             IncompleteError: seeds asked for are not complete.
         """
         reader = cache if isinstance(cache, CacheReader) else CacheReader(cache)
-        config = StreamConfig(**options)
+        config = _configure(**options)
         views, seeds, drift = proved_views(reader, images, config.seeds, allow_drift=allow_drift)
         config = dataclasses.replace(config, seeds=seeds)
         return cls(views, CachedTeacher(reader, spool_folder, spool_limit), config, drift)
@@ -206,7 +230,7 @@ class Stream:
             allow_drift: as for `from_cache`; `drift` is then that of the first cache that has any.
             spool_folder: as for `from_cache`.
             spool_limit: likewise.
-            **options: fields of `StreamConfig`.
+            **options: as for `from_cache`.
 
         Raises:
             MismatchError: the caches are of different views.
@@ -224,13 +248,13 @@ class Stream:
         proved = [proved_views(reader, images, chosen, allow_drift=allow_drift) for reader in readers]
         teachers = [CachedTeacher(reader, spool_folder, spool_limit) for reader in readers]
         drift = next((drift for _, _, drift in proved if drift), None)
-        config = StreamConfig(seeds=chosen, **options)
+        config = _configure(seeds=chosen, **options)
         return cls(proved[0][0], Ensemble(teachers, weights, space), config, drift)
 
     @classmethod
     def plain(cls, images: Images, recipe: RecipeSpec, **options: Any) -> Self:
-        """Stream without a teacher, to train from labels alone; options are fields of `StreamConfig`."""
-        return cls(KeyedViews(images, recipe), None, StreamConfig(**options))
+        """Stream without a teacher, to train from labels alone; options as for `from_cache`, with `seeds` given."""
+        return cls(KeyedViews(images, recipe), None, _configure(**options))
 
     @property
     def num_classes(self) -> int:
@@ -252,17 +276,17 @@ class Stream:
         return {
             "data": self.views.images.spec(self.num_classes).to_dict(),
             "recipe": self.views.maker.recipe.to_dict(),
-            "batch_size": self.config.batch_size * self.config.world_size,
+            "batch_size": self.config.batch_size * self.config.world.size,
             "order": self.config.order,
             "seeds": list(self.config.seeds),
             "seed_order": self.config.seed_order,
             "views_per_image": self.config.views_per_image,
-            "samples": self._about_samples(),
+            "samples": self._describe_samples(),
             "teacher": self.teacher and self.teacher.about(self.config.seeds),
             "drift": self.drift and self.drift.to_dict(),
         }
 
-    def _about_samples(self) -> dict[str, Any] | None:
+    def _describe_samples(self) -> dict[str, Any] | None:
         if len(self._samples) == len(self.views):
             return None
         digest = hashlib.sha256(self._samples.astype("<i8").tobytes()).hexdigest()
@@ -274,7 +298,10 @@ class Stream:
         Raises:
             OptionError: not one batch can be filled on every rank.
         """
-        return len(self._sampler(epoch))
+        seeds = self._epoch_seeds(epoch)
+        if seeds not in self._steps:  # which samples can be used depends on the seeds alone
+            self._steps[seeds] = len(self._epoch_sampler(epoch))
+        return self._steps[seeds]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Iterate one epoch's batches; one epoch at a time, as they share the workers.
@@ -289,14 +316,14 @@ class Stream:
             LogitCacheError: a worker died. (Torch may say so first, as a RuntimeError, while *your* code runs;
                 `loader.deaths_named` around the loop makes one of the other.)
         """
-        self._begun = begun = self._begun + 1
+        self._epochs_begun = begun = self._epochs_begun + 1
         if self.teacher is not None:
-            soon = [*self._seeds(epoch), *self._seeds(epoch + 1)]
-            self.teacher.prepare(list(dict.fromkeys(soon)))
-        self._switch.current = sampler = self._sampler(epoch, start)
+            seeds = [*self._epoch_seeds(epoch), *self._epoch_seeds(epoch + 1)]
+            self.teacher.prepare(list(dict.fromkeys(seeds)))
+        self._sampler.current = sampler = self._epoch_sampler(epoch, start)
         batches = loaded(self._loader)
         for _ in range(len(sampler)):
-            if self._begun != begun:  # the workers' next batch would be the other epoch's
+            if self._epochs_begun != begun:  # the workers' next batch would be the other epoch's
                 raise OptionError(
                     f"epoch {epoch} was left for another; open a second stream to interleave them"
                 )
@@ -307,22 +334,28 @@ class Stream:
             if self.teacher is not None:
                 answer = self.teacher.answer(views, batch.samples, batch.seeds)
             yield Batch(
-                views, labels, batch.samples, batch.seeds, answer, batch.partners, self._mixed(batch, labels)
+                views,
+                labels,
+                batch.samples,
+                batch.seeds,
+                answer,
+                batch.partners,
+                self._mixed_labels(batch, labels),
             )
 
-    def _mixed(self, batch: ViewBatch, labels: Tensor) -> MixedLabels | None:
+    def _mixed_labels(self, batch: ViewBatch, labels: Tensor) -> MixedLabels | None:
         if batch.partners is None or batch.shares is None:
             return None
         others = torch.from_numpy(self.views.images.labels[batch.partners.numpy()])
         shares = batch.shares.to(labels.device, non_blocking=True)
         return MixedLabels(labels, others.to(labels.device, non_blocking=True), shares)
 
-    def _seeds(self, epoch: int) -> tuple[int, ...]:
+    def _epoch_seeds(self, epoch: int) -> tuple[int, ...]:
         config = self.config
-        return seeds_of(epoch, config.seeds, config.views_per_image, config.seed_order, config.order)
+        return choose_seeds(epoch, config.seeds, config.views_per_image, config.seed_order, config.order)
 
-    def _sampler(self, epoch: int, start: int = 0) -> PairSampler:
-        config, samples, seeds = self.config, self._samples, self._seeds(epoch)
+    def _epoch_sampler(self, epoch: int, start: int = 0) -> PairSampler:
+        config, samples, seeds = self.config, self._samples, self._epoch_seeds(epoch)
         if self.teacher is not None:
             samples = samples[np.all([self.teacher.usable(seed)[samples] for seed in seeds], axis=0)]
         sampler = PairSampler(
@@ -331,13 +364,17 @@ class Stream:
             config.batch_size,
             order=config.order,
             epoch=epoch,
-            rank=config.rank,
-            world_size=config.world_size,
+            world=config.world,
             start=start,
         )
         if not start and not len(sampler):
             raise OptionError(
                 f"not one batch: {len(samples)} samples for batches of {config.batch_size} on "
-                f"{config.world_size} ranks; choose a smaller batch size"
+                f"{config.world.size} ranks; choose a smaller batch size"
             )
         return sampler
+
+
+def _configure(rank: int = 0, world_size: int = 1, **options: Any) -> StreamConfig:
+    """Make a configuration of its fields, or of `rank` and `world_size` in place of its `world`."""
+    return StreamConfig(**{"world": World(rank, world_size), **options})

@@ -1,4 +1,4 @@
-"""A cache in anyone's training loop: a plain torch data set, and the sampler that walks it.
+"""A cache in anyone's training loop: `CachedViews`, a plain torch data set, and `ViewSampler`, which walks it.
 
 data = CachedViews(None, "c.zarr")
 sampler = ViewSampler(data)
@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch.distributed
 from torch import Tensor
 from torch.utils.data import Sampler, get_worker_info
 
+from logitcache.distributed import World
 from logitcache.errors import OptionError
 from logitcache.store import CacheReader
-from logitcache.stream.sampler import SeedOrder, require_rank, require_views, seeds_of, subset
+from logitcache.stream.sampler import SeedOrder, choose_samples, choose_seeds, require_seeds
 from logitcache.stream.worker_dataset import PackedViews
 from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.spool import DEFAULT_LIMIT, spool_file
@@ -71,33 +71,33 @@ class CachedViews(PackedViews):
         if images is not None and not isinstance(images, Images):
             images = images_of(images, reader.spec.dataset.name, reader.spec.dataset.split)
         views, self.seeds, self.drift = proved_views(reader, images, seeds, allow_drift=allow_drift)
-        self.source = CachedTeacher(reader, spool_folder, spool_limit)
-        spool = self.source.layout.row_bytes * reader.spec.dataset.n
+        self.teacher = CachedTeacher(reader, spool_folder, spool_limit)
+        spool = self.teacher.layout.row_bytes * reader.spec.dataset.n
         if len(self.seeds) > 1 and spool_limit < 2 * spool:  # the next is decoded while workers map this one
             raise OptionError(
                 f"two decoded seeds take {2 * spool:,} bytes, spool_limit allows {spool_limit:,}"
             )
         files = {seed: spool_file(reader, seed, spool_folder) for seed in self.seeds}
-        super().__init__(views, self.source.layout, files, transform)
+        super().__init__(views, self.teacher.layout, files, transform)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What a spawned worker gets: no cache, only mapped files."""
+        """Pickle for a spawned worker: no cache, only files to map."""
         return PackedViews, (self.views, self.layout, self.files, self.transform)
 
     @property
     def num_classes(self) -> int:
         """Number of classes C that a student needs."""
-        return self.source.num_classes
+        return self.teacher.num_classes
 
     def prepare(self, seeds: Sequence[int], then: Sequence[int] = ()) -> None:
         """Decode seeds, so that workers find them: these before it returns, those of `then` in the background."""
-        self.source.prepare([*seeds, *then])
+        self.teacher.prepare([*seeds, *then])
         for seed in seeds:
-            self.source.usable(seed)
+            self.teacher.usable(seed)
 
     def usable(self, seed: int) -> npt.NDArray[np.bool_]:
         """(n,) bool: the samples whose image decoded when the cache was made."""
-        return self.source.usable(seed)
+        return self.teacher.usable(seed)
 
     def _map(self, seed: int) -> npt.NDArray[np.uint8]:
         if get_worker_info() is None and seed in self.files:
@@ -108,19 +108,19 @@ class CachedViews(PackedViews):
 class ViewSampler(Sampler[Pair]):
     """The (sample, seed) pairs of an epoch: a keyed shuffle of the samples, under the epoch's seed, dealt to ranks.
 
-    They are those that a `Stream` takes, in its order. Each pass over the sampler is the next epoch; `set_epoch` says
-    another, as `torch.utils.data.DistributedSampler` has it.
+    They are those that a `Stream` takes, in its order. Each pass over the sampler is the next epoch; `set_epoch` sets
+    another, like that of `torch.utils.data.DistributedSampler`.
 
     Args:
-        data: what is walked.
+        data: the views to walk.
         order: key of the shuffling.
         seed_order: "mod": epoch e takes seed e modulo their number S; "random": S epochs take all S, shuffled.
         views_per_image: seeds that an epoch takes at once, each image's views side by side: an image is decoded once
             where they divide the batch size.
         fraction: of the samples, drawn by `order`.
         samples: which to take; None: all.
-        rank: this process among those that train together; by default as `torch.distributed` has them.
-        world_size: how many of them. Every rank gets as many pairs; what is over is left out.
+        rank: of this process; by default as `torch.distributed` has it, else 0.
+        world_size: number of ranks; likewise, else 1. Every rank gets as many pairs; what is over is dropped.
 
     Raises:
         OptionError: there is no such rank, seed order or samples, or fewer seeds than views of an image.
@@ -138,20 +138,14 @@ class ViewSampler(Sampler[Pair]):
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        together = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.rank = torch.distributed.get_rank() if rank is None and together else rank or 0
-        self.world_size = (
-            torch.distributed.get_world_size() if world_size is None and together else world_size or 1
+        group = World.from_process_group()
+        self.world = World(
+            group.rank if rank is None else rank, group.size if world_size is None else world_size
         )
-        require_rank(self.rank, self.world_size)
-        require_views(data.seeds, views_per_image, seed_order)
-        self.data, self.order, self.seed_order, self.views_per_image = (
-            data,
-            order,
-            seed_order,
-            views_per_image,
-        )
-        self.samples = subset(len(data), fraction, samples, order)
+        require_seeds(data.seeds, views_per_image, seed_order)
+        self.data, self.order = data, order
+        self.seed_order, self.views_per_image = seed_order, views_per_image
+        self.samples = choose_samples(len(data), fraction, samples, order)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -159,7 +153,7 @@ class ViewSampler(Sampler[Pair]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._usable(self.epoch)) // self.world_size * self.views_per_image
+        return len(self._usable(self.epoch)) // self.world.size * self.views_per_image
 
     def __iter__(self) -> Iterator[Pair]:
         epoch, self.epoch = self.epoch, self.epoch + 1
@@ -167,14 +161,14 @@ class ViewSampler(Sampler[Pair]):
         self.data.prepare(seeds, then=self._seeds(epoch + 1))
         samples = self._usable(epoch)
         shuffled = samples[permutation(len(samples), self.order, epoch)]
-        shuffled = shuffled[: len(shuffled) // self.world_size * self.world_size]
-        for sample in shuffled[self.rank :: self.world_size].tolist():
+        shuffled = shuffled[: len(shuffled) // self.world.size * self.world.size]
+        for sample in shuffled[self.world.rank :: self.world.size].tolist():
             for seed in seeds:
                 yield sample, seed
 
     def _seeds(self, epoch: int) -> tuple[int, ...]:
-        return seeds_of(epoch, self.data.seeds, self.views_per_image, self.seed_order, self.order)
+        return choose_seeds(epoch, self.data.seeds, self.views_per_image, self.seed_order, self.order)
 
     def _usable(self, epoch: int) -> npt.NDArray[np.int64]:
-        told = [self.data.usable(seed)[self.samples] for seed in self._seeds(epoch)]
-        return self.samples[np.all(told, axis=0)]
+        usable = [self.data.usable(seed)[self.samples] for seed in self._seeds(epoch)]
+        return self.samples[np.all(usable, axis=0)]

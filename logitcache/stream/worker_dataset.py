@@ -1,6 +1,6 @@
-"""What a worker of anyone's DataLoader needs of a cache: views to make, and mapped rows to look up.
+"""What a DataLoader worker needs of a cache: views to make, and rows of mapped files to look up.
 
-It knows nothing of Zarr, so that workers start quickly and fork is safe.
+Nothing here imports Zarr, so that workers start quickly and fork is safe.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +32,7 @@ class PackedViews(Dataset[Item]):
     Args:
         views: views of the images.
         layout: of a row.
-        files: the decoded seeds, by seed; there when a pair of theirs is asked for.
+        files: file of each decoded seed, by seed; it must be there when a pair of its seed is asked for.
         transform: called with each view, in the worker.
     """
 
@@ -62,8 +62,8 @@ class PackedViews(Dataset[Item]):
         """
         batch = require(self.views.__getitems__(pairs))
         rows = self._rows(batch.samples.numpy(), batch.seeds.numpy())
-        made = batch.views if self.transform is None else [self.transform(view) for view in batch.views]
-        return list(zip(made, batch.labels.tolist(), rows, strict=True))
+        views = batch.views if self.transform is None else [self.transform(view) for view in batch.views]
+        return list(zip(views, batch.labels.tolist(), rows, strict=True))
 
     def decode(self, rows: Tensor) -> SparseTeacher:
         """Return the teacher's answers that rows, (B, row_bytes) uint8, stand for; on their device."""
@@ -75,10 +75,10 @@ class PackedViews(Dataset[Item]):
             if seed not in self._mapped:
                 self._mapped[seed] = self._map(seed)
             rows[seeds == seed] = self._mapped[seed][samples[seeds == seed]]
-        told = ~np.isnan(np.ascontiguousarray(rows[:, self.layout.top]).view(np.float32)[:, 0])
-        if not told.all():
+        valid = ~np.isnan(np.ascontiguousarray(rows[:, self.layout.top]).view(np.float32)[:, 0])
+        if not valid.all():
             raise IncompleteError(
-                f"{self.views.images.describe(int(samples[~told][0]))} has no teacher: "
+                f"{self.views.images.describe(int(samples[~valid][0]))} has no teacher: "
                 "it did not decode when the cache was made"
             )
         return torch.from_numpy(rows)

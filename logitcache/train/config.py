@@ -106,8 +106,8 @@ class TrainConfig(Spec):
         if found := next((text for text, wrong in problems.items() if wrong), None):
             raise OptionError(found)
 
-    def changed(self, changes: Mapping[str, object]) -> "TrainConfig":
-        """Return these settings with some changed; a value may be text, as on a command line.
+    def replace(self, changes: Mapping[str, object]) -> "TrainConfig":
+        """Return these settings with some replaced; a value may be text, as on a command line.
 
         Raises:
             UnknownNameError: there is no such setting.
@@ -116,14 +116,14 @@ class TrainConfig(Spec):
         hints = typing.get_type_hints(TrainConfig)
         if unknown := next((name for name in changes if name not in hints), None):
             raise UnknownNameError("setting", unknown, hints)
-        values = {name: _read(hints[name], value) for name, value in changes.items()}
+        values = {name: _parse(hints[name], value) for name, value in changes.items()}
         try:
             config = TrainConfig.from_dict({**self.to_dict(), **values})
         except FormatError as error:
-            said = str(error).removeprefix("TrainConfig.")
-            if wrong := next((name for name in _LISTS if said.startswith(name)), None):
-                said = f"{wrong}: expected {_LISTS[wrong]}, found {changes[wrong]!r}"
-            raise OptionError(said) from error
+            message = str(error).removeprefix("TrainConfig.")
+            if wrong := next((name for name in _LISTS if message.startswith(name)), None):
+                message = f"{wrong}: expected {_LISTS[wrong]}, found {changes[wrong]!r}"
+            raise OptionError(message) from error
         config.check()
         return config
 
@@ -131,8 +131,8 @@ class TrainConfig(Spec):
 _LISTS = {"betas": "two numbers such as 0.9,0.999", "milestones": "numbers such as 150,180,210"}
 
 
-def _read(hint: Any, value: object) -> object:
-    """Read text as the type asks: "150,180" as a list, "0.1" as a number; what is no such thing stays text."""
+def _parse(hint: Any, value: object) -> object:
+    """Parse text by the type of its field: "150,180" as a list, "0.1" as a number; what does not parse stays text."""
     if not isinstance(value, str):
         return value
     listed = typing.get_origin(hint) is tuple and not value.startswith("[")
@@ -143,8 +143,8 @@ def _read(hint: Any, value: object) -> object:
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """A way to train that has a name.
+class TrainProtocol:
+    """Settings of training that have a name.
 
     Attributes:
         config: its settings.
@@ -160,18 +160,18 @@ class Protocol:
 _STEPPED = TrainConfig(schedule="multistep", nesterov=False, decay_all=True, warmup_epochs=0.0)
 
 PROTOCOLS = {
-    "digits": Protocol(TrainConfig(), 64, "ours, for the digits that ship"),
-    "cifar-kd": Protocol(
-        _STEPPED.changed({"epochs": 240, "milestones": (150, 180, 210), "lr": 0.05, "weight_decay": 5e-4}),
+    "digits": TrainProtocol(TrainConfig(), 64, "ours, for the digits that ship"),
+    "cifar-kd": TrainProtocol(
+        _STEPPED.replace({"epochs": 240, "milestones": (150, 180, 210), "lr": 0.05, "weight_decay": 5e-4}),
         64,
         "the KD papers' on CIFAR-100, since CRD (arXiv 1910.10699); its MobileNets and ShuffleNets take lr 0.01",
     ),
-    "imagenet-kd": Protocol(
-        _STEPPED.changed({"epochs": 100, "milestones": (30, 60, 90), "lr": 0.2, "weight_decay": 1e-4}),
+    "imagenet-kd": TrainProtocol(
+        _STEPPED.replace({"epochs": 100, "milestones": (30, 60, 90), "lr": 0.2, "weight_decay": 1e-4}),
         512,
         "the KD papers' on ImageNet, as in DKD (arXiv 2203.08679)",
     ),
-    "patient": Protocol(
+    "patient": TrainProtocol(
         TrainConfig(300, "adamw", lr=1e-3, weight_decay=0.01, warmup_epochs=5.0, clip_norm=1.0),
         512,
         "after 'A good teacher is patient and consistent' (arXiv 2106.05237), for caches of mixed views: its "
@@ -180,7 +180,7 @@ PROTOCOLS = {
 }
 
 
-def protocol_named(name: str) -> Protocol:
+def protocol_named(name: str) -> TrainProtocol:
     """Return the protocol called `name`.
 
     Raises:

@@ -24,7 +24,7 @@ from logitcache.format.spec import Spec
 from logitcache.losses.kd import kl_rows
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
-from logitcache.stream.sampler import Switch
+from logitcache.stream.sampler import SwitchableSampler
 from logitcache.stream.stream import Stream
 from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.sparse import SparseTeacher
@@ -78,7 +78,7 @@ class Evaluation:
         self._batches = [
             [(i, SEED) for i in range(len(images))[start : start + batch_size]] for start in starts
         ]
-        self._switch = Switch()
+        self._switch = SwitchableSampler()
         self.views = KeyedViews(images, recipe)
         self._loader = view_loader(self.views, self._switch, workers=workers, device=device)
 

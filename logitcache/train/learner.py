@@ -63,7 +63,7 @@ class Learner:
         run.config.check()
         self.run, self.stream, self.device = run, stream, stream.device
         self.steps = stream.steps(0)
-        self.world = World(stream.config.rank, stream.config.world_size)
+        self.world = stream.config.world
         precision = choose_precision(run.config.precision, self.device)
         self.student = _prepared(run, self.device)
         self.model = ViewModel(self.student, precision, run.config.channels_last).on(self.device)

@@ -80,7 +80,7 @@ def train(
             student ends early with {"run", "error"}.
 
     Returns:
-        A report per run. Of several ranks (`StreamConfig.world_size`) only rank 0 writes, tells and
+        A report per run. Of several ranks (`StreamConfig.world`) only rank 0 writes, tells and
         reports; the others return nothing, also when something ends all of them, which rank 0 raises.
 
     Raises:
@@ -95,7 +95,7 @@ def train(
     _require_own_folders([run.out for run in runs])
     if not checkpoint_every >= 0:
         raise OptionError(f"checkpoint_every must be 0 seconds or more, found {checkpoint_every}")
-    world = World(stream.config.rank, stream.config.world_size)
+    world = stream.config.world
     world.require_process_group()
     tell = on_progress if on_progress and world.rank == 0 else _silent
     with name_lost_ranks():

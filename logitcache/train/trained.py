@@ -1,4 +1,4 @@
-"""Students that are trained already: a run folder, or a file of weights, and the model that comes of it."""
+"""Trained students: what a run folder or a file of weights says of one, and the model built from it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +13,15 @@ from logitcache.train.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What is known of a trained student before it is built; None where nobody says.
+class TrainedStudent:
+    """What is known of a trained student before it is built; None where nothing says.
 
     Attributes:
         file: its weights.
         name: of the architecture, as `models.build` takes it.
         num_classes: C.
         data: what it was trained on, as `datasets.open_images` takes it.
-        recipe: what its training views were made by.
+        recipe: by which its training views were made.
     """
 
     file: Path
@@ -32,7 +32,7 @@ class Trained:
 
     @classmethod
     def find(cls, path: str | Path, which: str = "best") -> Self:
-        """Find out about a student.
+        """Read what is known of a student.
 
         Args:
             path: a run folder, or a file of weights.
@@ -55,11 +55,11 @@ class Trained:
             about = read_header(path)
             return cls(path, about.name, about.num_classes) if about else cls(path, None, None)
         if not RunFolder.holds(path):
-            inside = runs_inside(path)
+            inside = list_runs(path)
             others = f", or another of the {len(inside)} runs there" if len(inside) > 1 else ""
-            meant = f"; did you mean {inside[0]}{others}?" if inside else ""
-            raise NotFoundError(f"no run in {path}: config.json is not there{meant}")
-        name, data, recipe = _of_record(path, RunFolder(path).record())
+            advice = f"; did you mean {inside[0]}{others}?" if inside else ""
+            raise NotFoundError(f"no run in {path}: config.json is not there{advice}")
+        name, data, recipe = _read_record(path, RunFolder(path).record())
         file = path / f"{which}.safetensors"
         if not file.is_file():
             raise NotFoundError(
@@ -68,7 +68,7 @@ class Trained:
         about = read_header(file)
         return cls(file, name, about.num_classes if about else None, data, recipe)
 
-    def model(
+    def build_model(
         self,
         student: str | None = None,
         num_classes: int | None = None,
@@ -84,7 +84,7 @@ class Trained:
             input_size: pixels a side that it sees, whatever the file says; 0: as that says, else as the views are.
 
         Raises:
-            OptionError: nobody says which architecture, how many classes, or which size; or the file says another
+            OptionError: nothing says which architecture, how many classes, or which size; or the file says another
                 number, or names code that is not your own.
             WeightsError: the weights are of another one.
         """
@@ -105,12 +105,12 @@ class Trained:
         return build(name, num_classes=classes, view_size=view_size, weights=weights, input_size=input_size)
 
 
-def runs_inside(folder: Path) -> list[Path]:
+def list_runs(folder: Path) -> list[Path]:
     """List the run folders in a folder, by name."""
     return sorted(file.parent for file in folder.glob("*/config.json"))
 
 
-def _of_record(folder: Path, record: dict[str, Any]) -> tuple[str, str, RecipeSpec]:
+def _read_record(folder: Path, record: dict[str, Any]) -> tuple[str, str, RecipeSpec]:
     try:
         stream = record["stream"]
         return record["student"]["name"], stream["data"]["name"], RecipeSpec.from_dict(stream["recipe"])

@@ -10,7 +10,7 @@ from small import few_digits
 
 from logitcache.errors import OptionError
 from logitcache.models.build import build, save_weights
-from logitcache.train.trained import Trained
+from logitcache.train.trained import TrainedStudent
 
 SIZES = {
     "resnet8": 32,
@@ -77,8 +77,8 @@ def test_a_run_keeps_the_size_that_it_was_trained_at_and_goes_on_at_no_other(fol
     succeeds(*words, "--input-size", 16, "--resume", cwd=folder)
     exported = succeeds("export", "run", "--format", "torchscript", "--json", cwd=folder)
     assert json.loads(exported)["input"] == [3, 16, 16]
-    assert Trained.find(folder / "run").model(view_size=40).adapter.size == 16
-    assert Trained.find(folder / "run").model(view_size=40, input_size=24).adapter.size == 24
+    assert TrainedStudent.find(folder / "run").build_model(view_size=40).adapter.size == 16
+    assert TrainedStudent.find(folder / "run").build_model(view_size=40, input_size=24).adapter.size == 24
 
 
 def test_files_of_ours_say_their_size_and_others_must_be_told(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from small import few_digits
 from training import perceptron
 from typer.testing import CliRunner
 
+from logitcache.distributed import World
 from logitcache.errors import OptionError
 from logitcache.losses import Objective
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
-from logitcache.stream.sampler import PairSampler, seeds_of, subset
+from logitcache.stream.sampler import PairSampler, choose_samples, choose_seeds
 from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.teacher.live import LiveTeacher
 from logitcache.train.config import TrainConfig
@@ -32,16 +33,19 @@ from logitcache_cli.main import app
 @given(st.integers(1, 9), st.integers(0, 5), st.integers(0, 2**40), st.sampled_from(["mod", "random"]))
 def test_every_round_takes_every_seed_once(count: int, turn: int, order: int, how: Any) -> None:
     seeds = [7 + 3 * number for number in range(count)]
-    taken = [seeds_of(turn * count + e, seeds, how=how, order=order) for e in range(count)]
+    taken = [choose_seeds(turn * count + e, seeds, seed_order=how, order=order) for e in range(count)]
     assert sorted(seed for (seed,) in taken) == seeds
     for views in range(1, count + 1):  # several at once walk the same line
-        line = [seeds_of(e, seeds, how=how, order=order)[0] for e in range(3 * views)]
-        assert [s for e in range(3) for s in seeds_of(e, seeds, views, how, order)] == line
+        line = [choose_seeds(e, seeds, seed_order=how, order=order)[0] for e in range(3 * views)]
+        assert [s for e in range(3) for s in choose_seeds(e, seeds, views, how, order)] == line
 
 
 def test_rounds_differ_and_keys_do() -> None:
     rounds = {
-        tuple(seeds_of(e, range(9), how="random", order=order)[0] for e in range(9 * turn, 9 * turn + 9))
+        tuple(
+            choose_seeds(e, range(9), seed_order="random", order=order)[0]
+            for e in range(9 * turn, 9 * turn + 9)
+        )
         for turn in range(3)
         for order in range(3)
     }
@@ -52,17 +56,17 @@ def test_rounds_differ_and_keys_do() -> None:
 def test_a_fraction_is_drawn_by_its_key(n: int, fraction: float, order: int) -> None:
     if not round(fraction * n):
         with pytest.raises(OptionError, match="no sample is left"):
-            subset(n, fraction, order=order)
+            choose_samples(n, fraction, order=order)
         return
-    chosen = subset(n, fraction, order=order)
+    chosen = choose_samples(n, fraction, order=order)
     assert len(chosen) == round(fraction * n)
     assert list(chosen) == sorted(set(chosen.tolist()))
-    assert np.array_equal(chosen, subset(n, fraction, order=order))
-    smaller = subset(n, fraction / 2, order=order) if round(fraction / 2 * n) else chosen
+    assert np.array_equal(chosen, choose_samples(n, fraction, order=order))
+    smaller = choose_samples(n, fraction / 2, order=order) if round(fraction / 2 * n) else chosen
     assert set(smaller.tolist()) <= set(chosen.tolist())
     listed = sorted({0, n // 2, n - 1})
     if few := round(fraction * len(listed)):
-        drawn = subset(n, fraction, listed, order).tolist()
+        drawn = choose_samples(n, fraction, listed, order).tolist()
         assert len(drawn) == few
         assert set(drawn) <= set(listed)
 
@@ -89,7 +93,7 @@ def test_what_cannot_be_walked(options: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize("world", [1, 2])
 def test_views_of_an_image_stand_side_by_side(world: int) -> None:
     ranks = [
-        PairSampler(np.arange(48), (5, 3, 8), 12, order=1, epoch=2, rank=rank, world_size=world)
+        PairSampler(np.arange(48), (5, 3, 8), 12, order=1, epoch=2, world=World(rank, world))
         for rank in range(world)
     ]
     pairs = [pair for batches in zip(*ranks, strict=True) for batch in batches for pair in batch]

@@ -12,12 +12,12 @@ from logitcache.errors import ImageError, IncompleteError, MismatchError, Option
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader, CacheWriter
+from logitcache.stream.inputs import FRESH_EPOCHS, StreamInputs
 from logitcache.stream.sampler import PairSampler
 from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.live import LiveTeacher
 from logitcache.teacher.sparse import SparseTeacher
-from logitcache.train.launch import FRESH, Supply
 from logitcache.views.datasets import ArrayImages, digits
 from logitcache.views.loader import KeyedViews
 from logitcache.views.recipes import recipe_named
@@ -89,7 +89,7 @@ def stream(exact, folder):
 def test_ranks_take_disjoint_parts_in_equally_many_batches(n, batch, world, order, epoch):
     samples = np.arange(n) * 3 + 1
     ranks = [
-        PairSampler(samples, (7,), batch, order=order, epoch=epoch, rank=rank, world_size=world)
+        PairSampler(samples, (7,), batch, order=order, epoch=epoch, world=World(rank, world))
         for rank in range(world)
     ]
     batches = [list(rank) for rank in ranks]
@@ -121,7 +121,7 @@ def test_the_order_depends_on_key_and_epoch_alone():
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_together_draw_what_one_rank_with_their_batches_draws(world):
     parts = [
-        list(PairSampler(np.arange(48), (0,), 4, order=0, epoch=3, rank=r, world_size=world))
+        list(PairSampler(np.arange(48), (0,), 4, order=0, epoch=3, world=World(r, world)))
         for r in range(world)
     ]
     together = [[pair for part in step for pair in part] for step in zip(*parts, strict=True)]
@@ -134,7 +134,7 @@ def test_ranks_leave_out_less_than_one_global_batch_and_nobody_for_good(n, world
     drawn = set()
     for epoch in range(40):
         ranks = [
-            PairSampler(np.arange(n), (0,), 2, order=0, epoch=epoch, rank=r, world_size=world)
+            PairSampler(np.arange(n), (0,), 2, order=0, epoch=epoch, world=World(r, world))
             for r in range(world)
         ]
         now = [sample for rank in ranks for batch in rank for sample, _ in batch]
@@ -372,7 +372,7 @@ def test_a_plain_stream_has_labels_and_no_teacher():
 
 @pytest.mark.parametrize("views", [1, 3])
 def test_epochs_without_end_ask_for_no_seeds_without_end(views: int) -> None:
-    supply = Supply((), batch_size=63, views_per_image=views, device="cpu", workers=0)
-    few, many = (supply.stream(epochs, World(), print).config.seeds for epochs in (5, 10**12))
+    config = StreamConfig(batch_size=63, views_per_image=views, device="cpu", workers=0)
+    few, many = (StreamInputs(config).open(epochs, World(), print).config.seeds for epochs in (5, 10**12))
     assert few == tuple(range(5 * views))
-    assert len(many) == FRESH * views
+    assert len(many) == FRESH_EPOCHS * views

@@ -80,11 +80,11 @@ def test_a_protocol_can_be_trained_with_and_every_value_changed(name: str) -> No
     config = protocol_named(name).config
     config.check()
     assert TrainConfig.from_dict(config.to_dict()) == config
-    other = config.changed(
+    other = config.replace(
         {"epochs": "7", "schedule": "multistep", "milestones": "2,5.5", "betas": "0.8,0.9", "ema": "0.99"}
     )
     assert (other.epochs, other.milestones, other.betas, other.ema) == (7, (2.0, 5.5), (0.8, 0.9), 0.99)
-    assert dataclasses.replace(other, seed=1) == other.changed({"seed": 1})
+    assert dataclasses.replace(other, seed=1) == other.replace({"seed": 1})
 
 
 @pytest.mark.parametrize(
@@ -110,14 +110,14 @@ def test_a_protocol_can_be_trained_with_and_every_value_changed(name: str) -> No
 )
 def test_settings_that_cannot_be_trained_with(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(OptionError, match=said):
-        TrainConfig().changed(changes)
+        TrainConfig().replace(changes)
 
 
 def test_an_unknown_name_is_answered_with_near_ones() -> None:
     with pytest.raises(UnknownNameError, match="did you mean cifar-kd"):
         protocol_named("cifarkd")
     with pytest.raises(UnknownNameError, match="did you mean epochs"):
-        TrainConfig().changed({"epoch": 3})
+        TrainConfig().replace({"epoch": 3})
 
 
 @given(
@@ -206,7 +206,7 @@ def test_clipping_bounds_the_step(tmp_path: Path, clip_norm: float | None) -> No
         raise KeyboardInterrupt
 
     config = TrainConfig(momentum=0.0, nesterov=False, weight_decay=0.0, warmup_epochs=0.0)
-    run = Run(tmp_path, student, Objective.parse("kd"), config.changed({"lr": 0.1, "clip_norm": clip_norm}))
+    run = Run(tmp_path, student, Objective.parse("kd"), config.replace({"lr": 0.1, "clip_norm": clip_norm}))
     with pytest.raises(KeyboardInterrupt):
         train([run], digits_stream(), on_progress=stop)
     after = student.module.state_dict()

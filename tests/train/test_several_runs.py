@@ -24,7 +24,7 @@ CONFIG = TrainConfig(epochs=2, lr=0.1)
 
 def two(folder: Path, **second: Any) -> list[Run]:
     models = [build("digits_tiny", num_classes=10, view_size=8, weights="random", seed=s) for s in (0, 1)]
-    configs = CONFIG, CONFIG.changed(second)
+    configs = CONFIG, CONFIG.replace(second)
     return [
         Run(folder / name, model, Objective.parse("ce"), config)
         for name, model, config in zip("ab", models, configs, strict=True)

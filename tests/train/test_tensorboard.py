@@ -29,14 +29,14 @@ def test_curves_are_the_rows_of_metrics(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_an_epoch_that_is_told_again_counts_once(tmp_path: Path) -> None:
-    from logitcache.train.tensorboard import Board
+    from logitcache.train.tensorboard import CurveWriter
 
     told: list[dict[str, object]] = []
     for value in (1.0, 2.0):
-        board = Board(told.append)
+        writer = CurveWriter(told.append)
         for epoch in (0, 1) if value == 1.0 else (1,):
-            board({"run": str(tmp_path), "epoch": epoch, "loss": value})
-        board({"epoch": 1, "step": 3})
+            writer({"run": str(tmp_path), "epoch": epoch, "loss": value})
+        writer({"epoch": 1, "step": 3})
     assert curves(tmp_path) == {"loss": {0: 1.0, 1: 2.0}}
     assert len(told) == 5
 

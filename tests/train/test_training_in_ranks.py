@@ -57,7 +57,7 @@ def trained(
     **options: Any,
 ) -> Any:
     """Train from a cache, as one of the world's ranks."""
-    config = {"batch_size": BATCH // world.size, "rank": world.rank, "world_size": world.size, "workers": 0}
+    config = {"batch_size": BATCH // world.size, "world": world, "workers": 0}
     stream = Stream.from_cache(cache, few_digits(), **config)
     evaluation = Evaluation(few_digits(60, "test"), recipe_named("identity"), batch_size=20)
     folders = [out] if len(configs) == 1 else [out / str(number) for number in range(len(configs))]
@@ -229,7 +229,7 @@ def test_ranks_need_a_process_group_and_one_head(exact: Path, tmp_path: Path) ->
     views = Stream.plain(few_digits(), RECIPE, seeds=(0,)).views
 
     def mixing(world: World) -> Any:
-        config = StreamConfig(30, (0,), rank=world.rank, world_size=world.size, workers=0)
+        config = StreamConfig(30, (0,), world=world, workers=0)
         run = Run(tmp_path / "dho", perceptron(), Objective.parse("dho"), CONFIG)
         return train([run], Stream(views, LiveTeacher(ViewModel(a_teacher()), 300, 10, 10), config))
 

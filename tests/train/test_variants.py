@@ -1,4 +1,4 @@
-"""Several students in one pass: variants of a lesson, and what becomes of the others when one fails."""
+"""Several students in one pass: variants, and what becomes of the others when one student fails."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from logitcache.errors import NonFiniteError, OptionError, StudentsError, Unknow
 from logitcache.stream.stream import Stream
 from logitcache.train.config import TrainConfig
 from logitcache.train.loop import train
-from logitcache.train.variants import Lesson
+from logitcache.train.variants import Variant
 from logitcache_cli.main import app
 
 CONFIG = TrainConfig(epochs=2, lr=0.1, seed=5)
@@ -29,13 +29,13 @@ def plain_stream() -> Stream:
 
 
 def test_a_variant_changes_what_it_names() -> None:
-    base = Lesson("cmkd", TrainConfig(), ce_weight=0.5)
-    lesson = base.varied("loss=dkd(alpha=1.0, beta=4.0):0.5, lr=0.3,milestones=[2,5],ce-weight=2")
-    assert lesson.loss == "dkd(alpha=1.0, beta=4.0):0.5"
-    assert lesson.config == TrainConfig(lr=0.3, milestones=(2.0, 5.0))
-    assert lesson.objective.ce_weight == 2.0
-    assert base.varied("seed=3") == Lesson("cmkd", TrainConfig(seed=3), 0.5, label="seed=3")
-    names = {base.varied(text).name for text in ("loss=kd", "loss=kd,lr=0.1", "lr=0.1", "loss=kd:0.5")}
+    base = Variant("cmkd", TrainConfig(), ce_weight=0.5)
+    variant = base.replace("loss=dkd(alpha=1.0, beta=4.0):0.5, lr=0.3,milestones=[2,5],ce-weight=2")
+    assert variant.loss == "dkd(alpha=1.0, beta=4.0):0.5"
+    assert variant.config == TrainConfig(lr=0.3, milestones=(2.0, 5.0))
+    assert variant.build_objective().ce_weight == 2.0
+    assert base.replace("seed=3") == Variant("cmkd", TrainConfig(seed=3), 0.5, label="seed=3")
+    names = {base.replace(text).name for text in ("loss=kd", "loss=kd,lr=0.1", "lr=0.1", "loss=kd:0.5")}
     assert names == {
         "kd",
         "loss=kd,lr=0.1",
@@ -64,7 +64,7 @@ def test_a_variant_changes_what_it_names() -> None:
 )
 def test_a_variant_that_cannot_be_read(text: str, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
-        Lesson("ce", TrainConfig()).varied(text)
+        Variant("ce", TrainConfig()).replace(text)
 
 
 def test_the_failure_of_one_student_does_not_stop_the_others(tmp_path: Path) -> None:

@@ -1,0 +1,117 @@
+"""What a stream is opened from, by the names that the command line takes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from logitcache.distributed import World
+from logitcache.errors import NotFoundError, OptionError
+from logitcache.stream.stream import Stream, StreamConfig
+from logitcache.teacher.sparse import MixSpace
+from logitcache.teacher.spool import DEFAULT_LIMIT
+from logitcache.views.datasets import open_images
+from logitcache.views.recipes import recipe_named
+
+FRESH_EPOCHS = 10_000  # without a cache: so many see new views, then views come again
+
+
+@dataclass(frozen=True)
+class StreamInputs:
+    """Caches, images and recipe by name, and how batches are made of them.
+
+    Attributes:
+        config: how batches are made, for all ranks together. Without seeds all that the caches have complete are
+            taken; without a cache too, new ones for each epoch, up to 10,000 epochs.
+        caches: paths or URLs; several are an ensemble, none trains from labels alone.
+        mix_weights: of an ensemble's caches; none: even.
+        mix_space: what an ensemble averages, as `Stream.from_caches` takes it.
+        data: as `open_images` takes it; "auto": the caches' images, or the digits.
+        recipe: without a cache, as `recipe_named` takes it; "auto": the data's own.
+        samples_file: lists the samples to train on: numbers in text, or an .npy array; None: as `config` has it.
+        allow_drift, spool_folder, spool_limit: as `Stream.from_cache` takes them.
+    """
+
+    config: StreamConfig
+    caches: tuple[str | Path, ...] = ()
+    mix_weights: tuple[float, ...] = ()
+    mix_space: MixSpace = "probability"
+    data: str = "auto"
+    recipe: str = "auto"
+    samples_file: Path | None = None
+    allow_drift: bool = False
+    spool_folder: Path | None = None
+    spool_limit: int = DEFAULT_LIMIT
+
+    def open(self, epochs: int, world: World, on_line: Callable[[str], None]) -> Stream:
+        """Open a rank's part of the stream.
+
+        Args:
+            epochs: how many will be wanted.
+            world: this rank among the others.
+            on_line: called with a line that the user should know.
+
+        Raises:
+            OptionError: batches cannot be dealt to so many ranks, or a recipe is named where the cache has one.
+            LogitCacheError: see `Stream.from_cache`, `Stream.from_caches` and `open_images`.
+        """
+        config = self.config.split(world)
+        if self.samples_file is not None:
+            config = replace(config, samples=read_samples(self.samples_file))
+        if not self.caches:
+            return self._open_plain(config, epochs)
+        stream = self._open_caches(config)
+        if stream.drift:
+            on_line(f"warning: --allow-drift: {stream.drift}; the run's config.json records it")
+        if left_out := stream.views.images.left_out:
+            on_line(
+                f"note: {left_out:,} images came after the cache and are left out; `logitcache dump --grow` adds them"
+            )
+        return stream
+
+    def _open_plain(self, config: StreamConfig, epochs: int) -> Stream:
+        images = open_images(self.data if self.data != "auto" else "digits")
+        recipe = recipe_named(self.recipe if self.recipe != "auto" else images.recipe)
+        seeds = config.seeds or tuple(range(min(epochs, FRESH_EPOCHS) * config.views_per_image))
+        return Stream.plain(images, recipe, **vars(replace(config, seeds=seeds)))
+
+    def _open_caches(self, config: StreamConfig) -> Stream:
+        if self.recipe != "auto":
+            raise OptionError(
+                f"the views of {self.caches[0]} are made by its own recipe, found --recipe {self.recipe}; leave it "
+                "out, or `logitcache dump` another cache with it"
+            )
+        images = open_images(self.data) if self.data != "auto" else None
+        options: dict[str, Any] = {
+            "allow_drift": self.allow_drift,
+            "spool_folder": self.spool_folder,
+            "spool_limit": self.spool_limit,
+            **vars(config),
+        }
+        if len(self.caches) == 1 and not self.mix_weights:
+            return Stream.from_cache(self.caches[0], images, **options)
+        weights = self.mix_weights or None
+        return Stream.from_caches(self.caches, images, weights=weights, space=self.mix_space, **options)
+
+
+def read_samples(file: Path) -> tuple[int, ...]:
+    """Read a list of samples.
+
+    Raises:
+        NotFoundError: the file cannot be read.
+        OptionError: it does not hold whole numbers.
+    """
+    try:
+        if file.suffix != ".npy":
+            return tuple(map(int, file.read_text().split()))
+        samples = np.lib.format.read_array(BytesIO(file.read_bytes()), allow_pickle=False)
+        if not np.issubdtype(samples.dtype, np.integer):
+            raise ValueError(f"{samples.dtype} are no samples")
+    except OSError as error:
+        raise NotFoundError(f"cannot read the list of samples {file}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise OptionError(f"{file} is no list of samples: expected whole numbers, in text or .npy") from error
+    return tuple(samples.ravel().tolist())
