@@ -34,14 +34,12 @@ def export(
 
     trained = TrainedStudent.find(student, weights)
     model = trained.build_model(architecture, num_classes, input_size=input_size)
-    done = write(model, out or trained.file.with_suffix(f".{format}"), format)
+    report = write(model, out or trained.file.with_suffix(f".{format}"), format)
+    shape = ", ".join(map(str, report.input))
     rows = [
-        ("file", f"{done.path}, {size(done.bytes)}"),
+        ("file", f"{report.path}, {size(report.bytes)}"),
         ("student", f"{model.name}, {trained.file}"),
-        (
-            "takes",
-            f"uint8 (batch, {', '.join(map(str, done.input))}), gives float32 (batch, {done.num_classes})",
-        ),
-        ("proof", f"logits off by {done.difference:.1e} at most, on random views"),
+        ("takes", f"uint8 (batch, {shape}), gives float32 (batch, {report.num_classes})"),
+        ("proof", f"logits off by {report.difference:.1e} at most, on random views"),
     ]
-    show({"student": model.name, "weights": str(trained.file), **done.to_dict()}, rows, as_json=json)
+    show({"student": model.name, "weights": str(trained.file), **report.to_dict()}, rows, as_json=json)

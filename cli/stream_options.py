@@ -11,7 +11,7 @@ from logitcache.units import parse_size
 from .shared_options import given, parse_numbers, parse_seeds, the_only_cache
 
 if TYPE_CHECKING:
-    from logitcache.stream.inputs import StreamInputs
+    from logitcache.stream.stream_inputs import StreamInputs
 
 
 def _option(text: str, *names: str) -> Any:
@@ -45,8 +45,8 @@ def read_inputs(options: Mapping[str, Any], needs_teacher: bool, batch_size: int
     Raises:
         NotFoundError, OptionError: no cache is named where one is needed, or an option cannot be read.
     """
-    from logitcache.stream.inputs import StreamInputs
     from logitcache.stream.stream import StreamConfig
+    from logitcache.stream.stream_inputs import StreamInputs
 
     config = {
         "seeds": parse_seeds(options["seeds"]) if options["seeds"] != "auto" else (),

@@ -1,1 +1,11 @@
-"""Stream: batches of (views, labels, teacher) for training."""
+"""Stream: batches of (views, labels, teacher) for training.
+
+For `train`, `demo`, `bench`, the command line and your own training loops. A `Stream` is what `logitcache
+train` takes; `CachedViews` with `ViewSampler` is the same for the DataLoader of any other loop.
+
+stream          `Stream`: an epoch's batches, the teacher from caches, live, or none
+stream_inputs   caches, images and recipe by the names of the command line, opened as a stream
+sampler         which (sample, seed) pairs each batch of an epoch holds
+torch_dataset   `CachedViews`, a cache as a torch data set; `ViewSampler`, which walks it
+worker_dataset  what a DataLoader worker needs of it, without Zarr
+"""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from logitcache.errors import OptionError
-from logitcache.format.schema import RecipeSpec
+from logitcache.format.identity import RecipeSpec
 from logitcache.models.forward import ViewModel, choose_device, choose_precision
 from logitcache.plugins import require_own
 from logitcache.store import CacheReader

@@ -18,8 +18,8 @@ from logitcache.models.build import NEW_HEAD, Model, build
 from logitcache.models.catalog import require_known
 from logitcache.models.export import export, format_named
 from logitcache.store import CacheReader
-from logitcache.stream.inputs import StreamInputs
 from logitcache.stream.stream import Stream
+from logitcache.stream.stream_inputs import StreamInputs
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.learner import Run
 from logitcache.train.loop import TrainReport, train
@@ -48,7 +48,7 @@ class Student(NamedTuple):
         return f"{label[: LONGEST - 9]}-{hashlib.blake2b(label.encode(), digest_size=4).hexdigest()}"
 
 
-class Opened(NamedTuple):
+class TrainSetup(NamedTuple):
     """What training takes."""
 
     students: list[Student]
@@ -100,8 +100,8 @@ class TrainJob:
             if world.rank == 0:
                 try:
                     self._check(**options)
-                    opened = self._open(world, on_line)
-                    folders = stack.enter_context(self._name_folders(opened.students))
+                    setup = self._open(world, on_line)
+                    folders = stack.enter_context(self._name_folders(setup.students))
                 except BaseException:
                     world.broadcast(None)
                     raise
@@ -110,12 +110,12 @@ class TrainJob:
                 paths = world.broadcast()
                 if paths is None:
                     return []
-                opened, folders = self._open(world, lambda line: None), [Path(path) for path in paths]
+                setup, folders = self._open(world, lambda line: None), [Path(path) for path in paths]
             runs = [
                 Run(folder, model, variant.build_objective(), variant.config)
-                for folder, (model, variant) in zip(folders, opened.students, strict=True)
+                for folder, (model, variant) in zip(folders, setup.students, strict=True)
             ]
-            return self._train_and_export(runs, opened.stream, opened.evaluation, **options)
+            return self._train_and_export(runs, setup.stream, setup.evaluation, **options)
 
     def _check(self, *, resume: bool = False, **_: Any) -> None:
         """Refuse what would fail only after hours of training."""
@@ -124,7 +124,7 @@ class TrainJob:
         if resume and self.out is None:
             raise OptionError("--resume goes on with a run; name its folder with --out")
 
-    def _open(self, world: World, on_line: OnLine) -> Opened:
+    def _open(self, world: World, on_line: OnLine) -> TrainSetup:
         for name in self.students:  # before all that takes longer
             require_known(name)
         stream = self.inputs.open(max(variant.config.epochs for variant in self.variants), world, on_line)
@@ -144,7 +144,7 @@ class TrainJob:
                 for note in _list_notes(model, variant.config.epochs * stream.steps(0), size):
                     on_line(f"note: {note}")
                 students.append(Student(model, variant))
-        return Opened(students, stream, self._open_evaluation(stream, on_line))
+        return TrainSetup(students, stream, self._open_evaluation(stream, on_line))
 
     def _open_evaluation(self, stream: Stream, on_line: OnLine) -> Evaluation | None:
         teacher = CacheReader(self.teacher_cache) if self.teacher_cache else None

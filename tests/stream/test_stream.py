@@ -12,9 +12,9 @@ from logitcache.errors import ImageError, IncompleteError, MismatchError, Option
 from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader, CacheWriter
-from logitcache.stream.inputs import FRESH_EPOCHS, StreamInputs
 from logitcache.stream.sampler import PairSampler
 from logitcache.stream.stream import Stream, StreamConfig
+from logitcache.stream.stream_inputs import FRESH_EPOCHS, StreamInputs
 from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.live import LiveTeacher
 from logitcache.teacher.sparse import SparseTeacher
@@ -156,6 +156,15 @@ def test_epoch_e_uses_seed_e_mod_s_and_each_sample_once(stream):
         assert sorted(int(s) for batch in batches for s in batch.samples) == list(range(N))
         for batch in batches:
             np.testing.assert_array_equal(batch.labels.numpy(), labels[batch.samples.numpy()])
+
+
+def test_steps_are_counted_once_for_all_epochs_of_the_same_seeds(stream, monkeypatch):
+    made, looked_at = stream(), []
+    usable = made.teacher.usable
+    monkeypatch.setattr(made.teacher, "usable", lambda seed: looked_at.append(seed) or usable(seed))
+    counted = [made.steps(epoch) for epoch in (0, 0, 1, 2, 3, 4)]
+    assert looked_at == [0, 1, 2]
+    assert counted == [len(list(made.epoch(epoch))) for epoch in (0, 0, 1, 2, 3, 4)]
 
 
 def test_without_seeds_all_complete_ones_are_used(stream):
