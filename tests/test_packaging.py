@@ -1,4 +1,4 @@
-"""The wheel: all packages, the digits inside, and both stages far from any checkout."""
+"""The wheel: all packages, the digits inside, and both stages far from any checkout; what it takes from others."""
 
 import os
 import re
@@ -6,13 +6,17 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import logitcache
 
 ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +40,34 @@ def test_the_wheel_holds_every_module_and_what_goes_with_them(wheel: Path) -> No
 
 
 def test_what_is_released_has_one_version() -> None:
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    declared = PROJECT["version"]
     assert logitcache.__version__ == declared
     assert f"\nversion: {declared}\n" in (ROOT / "CITATION.cff").read_text()
     assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == declared
+
+
+def required(lines: list[str]) -> list[Requirement]:
+    return [Requirement(line) for line in lines if not line.startswith("#")]
+
+
+def test_constraints_are_one_exact_version_of_everything_that_is_declared() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    exact = {constraint.name: constraint.specifier for constraint in required(lines)}
+    assert all(re.fullmatch(r"#.*|[a-z0-9-]+==[\w.]+( ; [\w\s.'<>=!()]+)?", line) for line in lines)
+    for declared in required([*PROJECT["dependencies"], *chain.from_iterable(EXTRAS.values())]):
+        (version,) = exact[declared.name]
+        assert version.version in declared.specifier, declared
+
+
+def test_the_lowest_versions_are_those_that_the_ranges_begin_with() -> None:
+    script = [sys.executable, str(ROOT / ".ci" / "lowest.py")]
+    printed = subprocess.run(script, check=True, capture_output=True, text=True).stdout.splitlines()
+    lowest = {constraint.name: str(constraint.specifier) for constraint in required(printed)}
+    declared = required([*PROJECT["dependencies"], *EXTRAS["dev"]])
+    assert lowest.keys() == {each.name for each in declared}
+    for each in declared:
+        assert re.fullmatch(r">=[\w.]+", str(each.specifier)), each
+        assert lowest[each.name] == str(each.specifier).replace(">", "=")
 
 
 def test_both_stages_run_from_the_installed_wheel(wheel: Path, tmp_path: Path) -> None:
