@@ -1,7 +1,9 @@
 """What people see of runs: while they train, and when they are done."""
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from logitcache.train.events import EpochDone, StudentFailed, TrainEvent, TrainEventHandler
 
 from .progress import Advance
 from .terminal import say, show
@@ -10,21 +12,20 @@ if TYPE_CHECKING:
     from logitcache.train.loop import TrainReport
 
 
-def reporter(advance: Advance) -> Callable[[dict[str, Any]], None]:
-    """Return what `train.train` tells its progress to: steps move the bar, an epoch is a line."""
+def reporter(advance: Advance) -> TrainEventHandler:
+    """Return a handler of what `train` reports: steps move the bar, an epoch is a line."""
 
-    def report(event: dict[str, Any]) -> None:
-        if "error" in event:
-            say(f"{event['run']}: ended early: {event['error']}")
-        elif "run" in event:
-            score = f", top-1 {100 * event['top1']:.1f} %" if "top1" in event else ""
-            done = f"epoch {event['epoch'] + 1} of {event['epochs']}"
-            say(f"{event['run']}: {done}, loss {event['loss']:.4f}{score}")
+    def report(event: TrainEvent) -> None:
+        if isinstance(event, StudentFailed):
+            say(f"{event.run}: ended early: {event.error}")
+        elif isinstance(event, EpochDone):
+            row = event.row
+            score = f", top-1 {100 * row['top1']:.1f} %" if "top1" in row else ""
+            say(f"{event.run}: epoch {event.epoch + 1} of {event.epochs}, loss {row['loss']:.4f}{score}")
         else:
-            done = event["epoch"] * event["steps"] + event["step"]
-            losses = "".join(f", {name} {value:.3f}" for name, value in event["losses"].items())
-            rate = f"{event['views_per_second']:,.0f} views/s"
-            advance(done, event["epochs"] * event["steps"], f"{rate}{losses}")
+            losses = "".join(f", {name} {value:.3f}" for name, value in event.losses.items())
+            done, total = event.epoch * event.steps + event.step, event.epochs * event.steps
+            advance(done, total, f"{event.views_per_second:,.0f} views/s{losses}")
 
     return report
 

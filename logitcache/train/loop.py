@@ -1,4 +1,4 @@
-"""Stage two: train students on a stream, evaluate them each epoch, keep what is needed to go on.
+"""Stage two: train students on a stream, evaluate them each epoch, save what is needed to resume.
 
 Several students share one pass over the data: each batch is decoded, viewed and looked up once. The order of the
 data is a function of (order key, epoch) and a student's random numbers of (run seed, epoch, step), so a student
@@ -25,6 +25,7 @@ from logitcache.errors import (
 from logitcache.format.spec import Spec
 from logitcache.stream.stream import Batch, Stream
 from logitcache.train.evaluation import Evaluation, Tally
+from logitcache.train.events import EpochDone, StepDone, StudentFailed, TrainEvent, TrainEventHandler
 from logitcache.train.learner import Learner, Run
 from logitcache.train.run_folder import RunFolder
 from logitcache.views.loader import deaths_named
@@ -32,9 +33,19 @@ from logitcache.views.loader import deaths_named
 
 @dataclass(frozen=True)
 class TrainReport(Spec):
-    """What a run came to; accuracies in [0, 1], None without a test set. Seconds are of the whole pass.
+    """The result of a run.
 
-    `exported` are the files that the best weights were written to besides.
+    Attributes:
+        out: run folder.
+        student: architecture.
+        parameters: their number.
+        epochs: that the run folder holds.
+        loss: of the last epoch.
+        top1, top5: of the last epoch, in [0, 1]; None without a test set.
+        best_top1: the highest of any epoch.
+        seconds: of the whole pass, evaluation included.
+        views_per_second: over the training of all epochs.
+        exported: files that the best weights were exported to.
     """
 
     out: str
@@ -50,9 +61,6 @@ class TrainReport(Spec):
     exported: tuple[str, ...] = ()
 
 
-Progress = Callable[[dict[str, Any]], None]
-
-
 @deaths_named()
 def train(
     runs: Sequence[Run],
@@ -62,7 +70,7 @@ def train(
     resume: bool = False,
     checkpoint_every: float = 300.0,
     should_stop: Callable[[], bool] = lambda: False,
-    on_progress: Progress | None = None,
+    on_progress: TrainEventHandler | None = None,
 ) -> list[TrainReport]:
     """Train students side by side on one stream, each into its run folder.
 
@@ -71,75 +79,171 @@ def train(
         stream: batches of views, labels and the teacher's answers, on the device to train on.
         evaluation: the test set, evaluated after each epoch; None trains without. Ranks that all have one share
             the work; where some have none, rank 0 does it alone.
-        resume: go on from the folders' checkpoints, with the step after; what comes of it is what would have come.
+        resume: go on from the folders' checkpoints, with the step after; it ends as an uninterrupted run would.
         checkpoint_every: seconds between checkpoints within an epoch; each epoch ends with one.
         should_stop: asked after every step; when it says so, checkpoints are written and training stops.
-        on_progress: called after every step with {"epoch", "epochs", "step", "steps", "views_per_second", "losses"}
-            (epochs of the pass; losses of the first student, of this epoch or the one before, when last looked at),
-            after every epoch with {"run", "epochs" of that run, and what its metrics.jsonl gets}, and when a
-            student ends early with {"run", "error"}.
+        on_progress: called with a `StepDone` after every step, an `EpochDone` after every epoch of every student,
+            and a `StudentFailed` when one of several ends early.
 
     Returns:
-        A report per run. Of several ranks (`StreamConfig.world`) only rank 0 writes, tells and
+        A report per run. Of several ranks (`StreamConfig.world`) only rank 0 writes, calls `on_progress` and
         reports; the others return nothing, also when something ends all of them, which rank 0 raises.
 
     Raises:
         OptionError: options that cannot be trained with, or a folder holds a run and `resume` is off.
         MismatchError: a folder holds a run of another configuration.
-        NonFiniteError: a loss became NaN or infinite; the checkpoint before is kept.
-        StorageError: the disk said no; the checkpoint before is kept.
+        NonFiniteError: a loss became NaN or infinite; the checkpoint before it stays.
+        StorageError: the disk said no; the checkpoint before it stays.
         StoppedError: `should_stop` said so.
         ClusterError: another rank has ended.
-        StudentsError: of several students some ended by an error of ours; the others came to their end.
+        StudentsError: of several students some failed; the others came to their end.
     """
     _require_own_folders([run.out for run in runs])
     if not checkpoint_every >= 0:
         raise OptionError(f"checkpoint_every must be 0 seconds or more, found {checkpoint_every}")
     world = stream.config.world
     world.require_process_group()
-    tell = on_progress if on_progress and world.rank == 0 else _silent
     with name_lost_ranks():
         shared = all(world.all_gather(evaluation is not None))
-        group = Group(_learners(runs, stream, world, resume), tell, world)
-        started, views, saved = time.perf_counter(), 0, time.monotonic()
-        epochs = group.epochs()
-        for epoch in epochs:
-            active = group.each(group.at(epoch), Learner.begin_epoch)
-            began, seen = time.perf_counter(), 0
-            start = min((learner.ledger.step for learner in active), default=0)
-            for step, batch in enumerate(stream.epoch(epoch, start) if active else (), start):
-                active = group.each(active, partial(_take, step, batch))
-                if not active:
-                    break
-                seen += len(batch.views) * world.size
-                rate = seen / (time.perf_counter() - began)
-                first = active[0]
-                done = {"epoch": epoch, "epochs": epochs.stop, "step": step + 1, "steps": first.steps}
-                tell({**done, "views_per_second": rate, "losses": first.recent})
-                late = world.rank == 0 and time.monotonic() - saved >= checkpoint_every
-                stop, due = world.all_reduce_any(should_stop(), late)
-                if stop or due:
-                    active = group.each(active, Learner.save)
-                    saved = time.monotonic()
-                if stop and active:
-                    return _stopped(world, [run.out for run in runs], epoch, step)
-            views += seen
-            active = group.each(active, Learner.mix_heads)
-            tallies: list[Tally | None] = [None for _ in active]
-            if evaluation and active and (shared or world.rank == 0):
-                tallies = [*evaluation.of([x.kept for x in active], world if shared else World())]
-            for learner, tally in zip(active, tallies, strict=True):
-                group.end(learner, tally)
+        cohort = _Cohort(_open_learners(runs, stream, world, resume), world, on_progress)
+        checkpoints = _Checkpoints(cohort, checkpoint_every, should_stop)
+        started = time.perf_counter()
+        for epoch in cohort.epochs:
+            active = _train_epoch(epoch, stream, cohort, checkpoints)
+            if checkpoints.stopped:
+                break
+            _end_epoch(active, cohort, evaluation, shared)
         seconds = time.perf_counter() - started
     if world.rank:
         return []
-    reports = [_report(x, seconds, views / seconds) for x in group.learners if x not in group.failed]
-    group.require_success(reports)
+    if checkpoints.stopped:
+        raise _stopped(checkpoints.stopped, [run.out for run in runs])
+    reports = [_report(learner, seconds) for learner in cohort.learners if learner not in cohort.failed]
+    cohort.require_success(reports)
     return reports
 
 
-def _silent(event: dict[str, Any]) -> None:
-    pass
+def _train_epoch(epoch: int, stream: Stream, cohort: "_Cohort", checkpoints: "_Checkpoints") -> list[Learner]:
+    """Take the steps of an epoch, or the rest of it; returns the students that took all of them."""
+    active = cohort.each(cohort.at(epoch), Learner.begin_epoch)
+    start = min((learner.ledger.step for learner in active), default=0)
+    began, seen = time.perf_counter(), 0
+    for step, batch in enumerate(stream.epoch(epoch, start) if active else (), start):
+        active = cohort.each(active, partial(_take_step, step, batch))
+        if not active:
+            break
+        seen += len(batch.views) * cohort.world.size
+        rate = seen / (time.perf_counter() - began)
+        first = active[0]
+        done = StepDone(epoch, cohort.epochs.stop, step + 1, first.steps, rate, first.recent)
+        cohort.emit(done)
+        active = checkpoints.save_if_due(active, done)
+        if checkpoints.stopped:
+            break
+    return active
+
+
+def _take_step(step: int, batch: Batch, learner: Learner) -> None:
+    if learner.ledger.step == step:  # one whose checkpoint is of a later step waits
+        learner.step(batch)
+
+
+def _end_epoch(active: list[Learner], cohort: "_Cohort", evaluation: Evaluation | None, shared: bool) -> None:
+    """Evaluate the students and save their epoch; `shared` by all ranks, or on rank 0 alone."""
+    active = cohort.each(active, Learner.mix_heads)
+    tallies: list[Tally | None] = [None for _ in active]
+    if evaluation and active and (shared or cohort.world.rank == 0):
+        models = [learner.kept for learner in active]
+        tallies = [*evaluation.of(models, cohort.world if shared else World())]
+    for learner, tally in zip(active, tallies, strict=True):
+        cohort.end_epoch(learner, tally)
+
+
+class _Cohort:
+    """Students side by side: one that fails by an error of ours leaves, and the others go on.
+
+    Attributes:
+        epochs: those that any of them has before it.
+        failed: who left, and why.
+    """
+
+    def __init__(self, learners: list[Learner], world: World, on_progress: TrainEventHandler | None) -> None:
+        self.learners, self.world = learners, world
+        first = min((learner.ledger.epoch for learner in learners), default=0)
+        self.epochs = range(first, max((learner.run.config.epochs for learner in learners), default=0))
+        self.failed: dict[Learner, LogitCacheError] = {}
+        self._on_progress = on_progress if world.rank == 0 else None
+
+    def emit(self, event: TrainEvent) -> None:
+        """Pass an event on; on rank 0 alone."""
+        if self._on_progress:
+            self._on_progress(event)
+
+    def at(self, epoch: int) -> list[Learner]:
+        """List those whose next epoch this is."""
+        going = [x for x in self.learners if x not in self.failed]
+        return [x for x in going if x.ledger.epoch == epoch < x.run.config.epochs]
+
+    def each(self, learners: list[Learner], do: Callable[[Learner], None]) -> list[Learner]:
+        """Do something with each of some; returns those with whom it did not fail."""
+        for learner in learners:
+            try:
+                do(learner)
+            except LogitCacheError as error:
+                if self.world.size > 1 and not isinstance(error, NonFiniteError | StorageError):
+                    raise  # it failed on this rank alone, and the others would wait for it
+                self.failed[learner] = error.said_by(str(learner.run.out))
+                if len(self.learners) > 1:
+                    self.emit(StudentFailed(learner.run.out, error))
+        return [learner for learner in learners if learner not in self.failed]
+
+    def end_epoch(self, learner: Learner, tally: Tally | None) -> None:
+        """Save a student's epoch with its scores, and report it."""
+        rows: list[dict[str, Any]] = []
+
+        def end(learner: Learner) -> None:
+            rows.append(learner.end(tally.scores() if tally else {}, tally.reliability() if tally else None))
+
+        self.each([learner], end)
+        for row in rows:  # outside `each`: what the handler raises on rank 0 ends all ranks
+            self.emit(EpochDone(learner.run.out, learner.run.config.epochs, row))
+
+    def require_success(self, reports: list[TrainReport]) -> None:
+        """Insist that none has failed.
+
+        Raises:
+            LogitCacheError: the only one has.
+            StudentsError: some of several have.
+        """
+        if len(self.learners) == 1 and self.failed:
+            raise next(iter(self.failed.values()))
+        if self.failed:
+            raise StudentsError({str(x.run.out): error for x, error in self.failed.items()}, reports)
+
+
+class _Checkpoints:
+    """Saves between epochs' ends: every so many seconds by rank 0's clock, and when any rank is asked to stop.
+
+    Attributes:
+        stopped: the step after which training stopped, if it did.
+    """
+
+    def __init__(self, cohort: _Cohort, every: float, should_stop: Callable[[], bool]) -> None:
+        self.cohort, self.every, self.should_stop = cohort, every, should_stop
+        self.saved = time.monotonic()
+        self.stopped: StepDone | None = None
+
+    def save_if_due(self, active: list[Learner], done: StepDone) -> list[Learner]:
+        """Save what has taken a step, where it is time to; returns the students that could be saved."""
+        world = self.cohort.world
+        late = world.rank == 0 and time.monotonic() - self.saved >= self.every
+        stop, due = world.all_reduce_any(self.should_stop(), late)
+        if stop or due:
+            active = self.cohort.each(active, Learner.save)
+            self.saved = time.monotonic()
+        if stop and active:
+            self.stopped = done
+        return active
 
 
 def _require_own_folders(folders: Sequence[Path]) -> None:
@@ -150,7 +254,7 @@ def _require_own_folders(folders: Sequence[Path]) -> None:
 
 
 def _require_free_or_begun(folders: Sequence[RunFolder], resume: bool) -> None:
-    """Insist that no folder holds a run or, to go on with, that some do; the others are begun then."""
+    """Insist that no folder holds a run or, to resume, that at least one does; the others begin then."""
     if not resume:
         for folder in folders:
             folder.require_free()
@@ -160,8 +264,8 @@ def _require_free_or_begun(folders: Sequence[RunFolder], resume: bool) -> None:
         )
 
 
-def _learners(runs: Sequence[Run], stream: Stream, world: World, resume: bool) -> list[Learner]:
-    """Make ready on all ranks; where one cannot, it alone says why, and there are none."""
+def _open_learners(runs: Sequence[Run], stream: Stream, world: World, resume: bool) -> list[Learner]:
+    """Set up all students on all ranks; where one rank cannot, it alone raises, and the others have none."""
     failed: LogitCacheError | None = None
     try:
         learners = [Learner(run, stream) for run in runs]
@@ -181,77 +285,16 @@ def _learners(runs: Sequence[Run], stream: Stream, world: World, resume: bool) -
     return learners
 
 
-def _stopped(world: World, folders: Sequence[Path], epoch: int, step: int) -> list[TrainReport]:
-    if world.rank:
-        return []
+def _stopped(at: StepDone, folders: Sequence[Path]) -> StoppedError:
     shared = {folder.parent for folder in folders} if len(folders) > 1 else set(folders)
     out = f"--out {shared.pop()} and " if len(shared) == 1 else ""
-    raise StoppedError(
-        f"stopped after step {step + 1} of epoch {epoch + 1}, as asked; "
+    return StoppedError(
+        f"stopped after step {at.step} of epoch {at.epoch + 1}, as asked; "
         f"the same command with {out}--resume goes on from there"
     )
 
 
-class Group:
-    """Learners side by side: who fails by an error of ours leaves, and the others go on."""
-
-    def __init__(self, learners: list[Learner], tell: Progress, world: World) -> None:
-        self.learners, self.tell, self.world = learners, tell, world
-        self.failed: dict[Learner, LogitCacheError] = {}
-
-    def epochs(self) -> range:
-        """The epochs that any of them has before it."""
-        first = min((learner.ledger.epoch for learner in self.learners), default=0)
-        return range(first, max((learner.run.config.epochs for learner in self.learners), default=0))
-
-    def at(self, epoch: int) -> list[Learner]:
-        """Those whose next epoch this is."""
-        going = [x for x in self.learners if x not in self.failed]
-        return [x for x in going if x.ledger.epoch == epoch < x.run.config.epochs]
-
-    def each(self, learners: list[Learner], do: Callable[[Learner], None]) -> list[Learner]:
-        """Let each do it; returns those who did."""
-        for learner in learners:
-            try:
-                do(learner)
-            except LogitCacheError as error:
-                if self.world.size > 1 and not isinstance(error, NonFiniteError | StorageError):
-                    raise  # this rank's alone, while the others go on: the end of all
-                self.failed[learner] = error.said_by(str(learner.run.out))
-                if len(self.learners) > 1:
-                    self.tell({"run": str(learner.run.out), "error": str(error)})
-        return [learner for learner in learners if learner not in self.failed]
-
-    def end(self, learner: Learner, tally: Tally | None) -> None:
-        """Let one end its epoch, and tell of it."""
-        rows: list[dict[str, Any]] = []
-        self.each([learner], lambda one: rows.append(_ended(one, tally)))
-        for row in rows:  # whom it is told may fail on rank 0 alone, which ends all
-            self.tell({"run": str(learner.run.out), "epochs": learner.run.config.epochs, **row})
-
-    def require_success(self, reports: list[TrainReport]) -> None:
-        """Insist that none has failed.
-
-        Raises:
-            LogitCacheError: the only one has.
-            StudentsError: some of several have.
-        """
-        if len(self.learners) == 1 and self.failed:
-            raise next(iter(self.failed.values()))
-        if self.failed:
-            raise StudentsError({str(x.run.out): error for x, error in self.failed.items()}, reports)
-
-
-def _take(step: int, batch: Batch, learner: Learner) -> None:
-    if learner.ledger.step == step:  # else it has come further, before all were interrupted
-        learner.step(batch)
-
-
-def _ended(learner: Learner, tally: Tally | None) -> dict[str, Any]:
-    return learner.end(tally.scores(), tally.reliability()) if tally else learner.end({}, None)
-
-
-def _report(learner: Learner, seconds: float, views_per_second: float) -> TrainReport:
+def _report(learner: Learner, seconds: float) -> TrainReport:
     rows, student = learner.folder.metrics(), learner.student
     trained = sum(row["seconds"] for row in rows)
     return TrainReport(

@@ -1,9 +1,10 @@
 """Curves of runs for TensorBoard, beside metrics.jsonl."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 from logitcache.errors import OptionError, StorageError
+from logitcache.train.events import EpochDone, TrainEvent, TrainEventHandler
 
 
 class CurveWriter:
@@ -16,7 +17,7 @@ class CurveWriter:
         OptionError: TensorBoard is not installed.
     """
 
-    def __init__(self, on_progress: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, on_progress: TrainEventHandler) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -24,17 +25,17 @@ class CurveWriter:
         self._open, self._on_progress = SummaryWriter, on_progress
         self._writers: dict[str, Any] = {}
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: TrainEvent) -> None:
         """Write an event that ends an epoch, at once; pass every event on.
 
         Raises:
             StorageError: the disk said no.
         """
-        if "run" in event and "epoch" in event:
-            self._write(event["run"], event["epoch"], event)
+        if isinstance(event, EpochDone):
+            self._write(str(event.run), event.epoch, event.row)
         self._on_progress(event)
 
-    def _write(self, run: str, epoch: int, row: dict[str, Any]) -> None:
+    def _write(self, run: str, epoch: int, row: Mapping[str, Any]) -> None:
         try:
             if run not in self._writers:  # purges what an earlier session wrote of this epoch and later ones
                 self._writers[run] = self._open(run, purge_step=epoch)

@@ -23,6 +23,7 @@ from logitcache.stream.sampler import PairSampler, choose_samples, choose_seeds
 from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.teacher.live import LiveTeacher
 from logitcache.train.config import TrainConfig
+from logitcache.train.events import EpochDone, TrainEvent
 from logitcache.train.learner import Run
 from logitcache.train.loop import train
 from logitcache.views.datasets import ArrayImages
@@ -134,9 +135,10 @@ def test_training_without_labels_takes_the_teacher_alone(tmp_path: Path) -> None
     unlabelled = ArrayImages("digits", "train", some.images, np.full(300, -1), 10, "digits")
     teacher = LiveTeacher(ViewModel(a_teacher()), 300, 10, 10)
     stream = Stream(KeyedViews(unlabelled, RECIPE), teacher, StreamConfig(60, (0, 1), workers=0))
-    rows: list[dict[str, Any]] = []
+    events: list[TrainEvent] = []
     run = Run(tmp_path / "run", perceptron(), Objective.parse("kd"), TrainConfig(4, lr=0.3))
-    train([run], stream, on_progress=lambda event: rows.append(event) if "run" in event else None)
+    train([run], stream, on_progress=events.append)
+    rows = [event.row for event in events if isinstance(event, EpochDone)]
     assert [row["ce"] for row in rows] == [0.0] * 4
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert all(parameter.isfinite().all() for parameter in run.student.module.parameters())

@@ -24,6 +24,7 @@ from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.teacher.live import LiveTeacher
 from logitcache.train.config import PROTOCOLS, TrainConfig, protocol_named
 from logitcache.train.evaluation import Evaluation
+from logitcache.train.events import EpochDone, StepDone, TrainEvent
 from logitcache.train.learner import Run
 from logitcache.train.loop import train
 from logitcache.train.optim import rate
@@ -183,8 +184,8 @@ def test_the_average_of_weights_is_what_is_evaluated_and_kept(tmp_path: Path) ->
     run = Run(tmp_path, student, Objective.parse("kd"), dataclasses.replace(PLAIN, ema=0.9))
     expected: dict[str, Tensor] = {}
 
-    def follow(event: dict[str, Any]) -> None:
-        if "step" in event:
+    def follow(event: TrainEvent) -> None:
+        if isinstance(event, StepDone):
             for name, value in student.module.state_dict().items():
                 expected[name] = 0.9 * expected.get(name, value.clone()) + 0.1 * value
 
@@ -202,7 +203,7 @@ def test_clipping_bounds_the_step(tmp_path: Path, clip_norm: float | None) -> No
     student = perceptron()
     before = {k: v.clone() for k, v in student.module.state_dict().items()}
 
-    def stop(event: dict[str, Any]) -> None:
+    def stop(event: TrainEvent) -> None:
         raise KeyboardInterrupt
 
     config = TrainConfig(momentum=0.0, nesterov=False, weight_decay=0.0, warmup_epochs=0.0)
@@ -260,9 +261,14 @@ def test_every_optimizer_learns(tmp_path: Path, optimizer: Any) -> None:
         pytest.importorskip("timm")
     lr = {"sgd": 0.2, "adamw": 0.02, "lamb": 0.1}[optimizer]
     run = Run(tmp_path, perceptron(), Objective.parse("ce"), TrainConfig(6, optimizer, lr))
-    rows: list[float] = []
-    train([run], digits_stream(), on_progress=lambda event: "run" in event and rows.append(event["loss"]))
-    assert rows[-1] < 0.9 * rows[0]
+    losses: list[float] = []
+
+    def follow(event: TrainEvent) -> None:
+        if isinstance(event, EpochDone):
+            losses.append(event.row["loss"])
+
+    train([run], digits_stream(), on_progress=follow)
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_lamb_without_its_package_says_what_to_install(

@@ -41,6 +41,7 @@ from logitcache.report.run_facts import read_run
 from logitcache.stream.stream import Stream
 from logitcache.train.config import TrainConfig
 from logitcache.train.evaluation import Evaluation
+from logitcache.train.events import StepDone, TrainEvent
 from logitcache.train.learner import Run
 from logitcache.train.loop import train
 from logitcache.views.recipes import recipe_named
@@ -168,8 +169,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(whole: dict[str, tuple[Any, ..
     out = tmp_path / "run"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def fill(event: dict[str, Any]) -> None:
-        if event.get("step") == 3:
+    def fill(event: TrainEvent) -> None:
+        if isinstance(event, StepDone) and event.step == 3:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
 
     try:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from command import fails, succeeds
 
+from logitcache.train.events import EpochDone, StepDone, TrainEvent
+
 ROOT = ("train", "--student", "digits_tiny", "--loss", "ce", "--tensorboard")
 
 
@@ -31,14 +33,14 @@ def test_curves_are_the_rows_of_metrics(tmp_path: Path) -> None:
 def test_an_epoch_that_is_told_again_counts_once(tmp_path: Path) -> None:
     from logitcache.train.tensorboard import CurveWriter
 
-    told: list[dict[str, object]] = []
+    passed_on: list[TrainEvent] = []
     for value in (1.0, 2.0):
-        writer = CurveWriter(told.append)
+        writer = CurveWriter(passed_on.append)
         for epoch in (0, 1) if value == 1.0 else (1,):
-            writer({"run": str(tmp_path), "epoch": epoch, "loss": value})
-        writer({"epoch": 1, "step": 3})
+            writer(EpochDone(tmp_path, 2, {"epoch": epoch, "loss": value}))
+        writer(StepDone(epoch=1, epochs=2, step=3, steps=4, views_per_second=1.0, losses={}))
     assert curves(tmp_path) == {"loss": {0: 1.0, 1: 2.0}}
-    assert len(told) == 5
+    assert len(passed_on) == 5
 
 
 def test_tensorboard_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from logitcache.stream.stream import Stream
 from logitcache.teacher.live import LiveTeacher
 from logitcache.train.config import TrainConfig
 from logitcache.train.evaluation import Evaluation
+from logitcache.train.events import StepDone, TrainEvent
 from logitcache.train.learner import Run
 from logitcache.train.loop import train
 from logitcache.train.validation import held_out
@@ -121,8 +122,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     evaluation = Evaluation(few_digits(100, "test"), recipe_named("identity"))
     train([a_run(tmp_path / "whole")], a_stream(exact), evaluation)
 
-    def stop(event: dict[str, Any]) -> None:
-        if event.get("epoch") == epochs_before and event.get("step") == 2:
+    def stop(event: TrainEvent) -> None:
+        if isinstance(event, StepDone) and (event.epoch, event.step) == (epochs_before, 2):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -299,8 +300,8 @@ def test_a_two_headed_run_resumes(exact: CacheReader, tmp_path: Path) -> None:
     evaluation = Evaluation(few_digits(100, "test"), recipe_named("identity"))
     train([a_run(tmp_path / "whole", "dho")], a_stream(exact), evaluation)
 
-    def stop(event: dict[str, Any]) -> None:
-        if event.get("epoch") == 1 and event.get("step") == 2:
+    def stop(event: TrainEvent) -> None:
+        if isinstance(event, StepDone) and (event.epoch, event.step) == (1, 2):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -32,6 +32,7 @@ from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.teacher.live import LiveTeacher
 from logitcache.train.config import TrainConfig
 from logitcache.train.evaluation import Evaluation
+from logitcache.train.events import EpochDone, TrainEvent
 from logitcache.train.learner import Run
 from logitcache.train.loop import train
 from logitcache.views.recipes import recipe_named
@@ -198,8 +199,8 @@ def test_a_lost_rank_ends_all(exact: Path, tmp_path: Path) -> None:
 def test_what_fails_in_telling_ends_all(exact: Path, tmp_path: Path) -> None:
     """Rank 0 alone tells; were only its student to end, its others would go on with those of another rank."""
 
-    def full(event: dict[str, Any]) -> None:
-        if "epoch" in event and event.get("run", "").endswith("/0"):
+    def full(event: TrainEvent) -> None:
+        if isinstance(event, EpochDone) and event.run.name == "0":
             raise StorageError("the disk is full")
 
     two = (CONFIG, dataclasses.replace(CONFIG, lr=0.2))

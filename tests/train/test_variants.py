@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from command import fails
@@ -16,6 +15,7 @@ from typer.testing import CliRunner
 from logitcache.errors import NonFiniteError, OptionError, StudentsError, UnknownNameError
 from logitcache.stream.stream import Stream
 from logitcache.train.config import TrainConfig
+from logitcache.train.events import EpochDone, StepDone, StudentFailed, TrainEvent
 from logitcache.train.loop import train
 from logitcache.train.variants import Variant
 from logitcache_cli.main import app
@@ -69,12 +69,12 @@ def test_a_variant_that_cannot_be_read(text: str, error: type[Exception], said: 
 
 def test_the_failure_of_one_student_does_not_stop_the_others(tmp_path: Path) -> None:
     runs = [a_run(tmp_path / name, "ce", WILD if name == "b" else CONFIG) for name in "abc"]
-    told: list[dict[str, Any]] = []
+    events: list[TrainEvent] = []
     with pytest.raises(StudentsError, match=r"1 of 3 students ended early: .*b: .* became") as failure:
-        train(runs, plain_stream(), on_progress=told.append)
+        train(runs, plain_stream(), on_progress=events.append)
     assert [type(error) for error in failure.value.errors.values()] == [NonFiniteError]
     assert [Path(report.out).name for report in failure.value.reports] == ["a", "c"]
-    assert [Path(event["run"]).name for event in told if "error" in event] == ["b"]
+    assert [event.run.name for event in events if isinstance(event, StudentFailed)] == ["b"]
     train([a_run(tmp_path / "alone", "ce", CONFIG)], plain_stream())
     for name in "ac":
         assert_same_weights(tmp_path / name, tmp_path / "alone")
@@ -82,11 +82,14 @@ def test_the_failure_of_one_student_does_not_stop_the_others(tmp_path: Path) -> 
 
 
 def test_when_all_fail_the_pass_ends(tmp_path: Path) -> None:
-    told: list[dict[str, Any]] = []
+    events: list[TrainEvent] = []
     many = dataclasses.replace(WILD, epochs=50)
     with pytest.raises(StudentsError, match="2 of 2 students"):
-        train([a_run(tmp_path / name, "ce", many) for name in "ab"], plain_stream(), on_progress=told.append)
-    assert max(event.get("epoch", 0) for event in told) < 2
+        train(
+            [a_run(tmp_path / name, "ce", many) for name in "ab"], plain_stream(), on_progress=events.append
+        )
+    assert max(event.epoch for event in events if isinstance(event, StepDone)) < 2
+    assert not any(isinstance(event, EpochDone) for event in events)
 
 
 def test_variants_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,12 +139,12 @@ def test_a_failed_variant_ends_in_exit_code_1_and_its_name(
 
 
 def test_progress_tells_the_losses_last_looked_at(tmp_path: Path) -> None:
-    told: list[dict[str, Any]] = []
-    train([a_run(tmp_path, "ce", CONFIG)], plain_stream(), on_progress=told.append)
-    first = next(event for event in told if "run" in event)
-    for event in told:
-        if "step" in event:
-            assert event["losses"] == ({} if event["epoch"] == 0 else {k: first[k] for k in ("loss", "ce")})
+    events: list[TrainEvent] = []
+    train([a_run(tmp_path, "ce", CONFIG)], plain_stream(), on_progress=events.append)
+    row = next(event.row for event in events if isinstance(event, EpochDone))
+    for event in events:
+        if isinstance(event, StepDone):
+            assert event.losses == ({} if event.epoch == 0 else {k: row[k] for k in ("loss", "ce")})
 
 
 def test_a_loss_that_every_variant_replaces_is_refused(tmp_path: Path) -> None:
