@@ -87,7 +87,7 @@ def report(
 
 
 def _found(path: str) -> RunFacts | CacheReader:
-    if "://" not in path and RunFolder.holds(Path(path)):
+    if "://" not in path and RunFolder(Path(path)).has_run():
         return read_run(path)
     try:
         return CacheReader(path)

@@ -142,7 +142,7 @@ def read_run(path: str | Path) -> RunFacts:
         IncompleteError: no epoch is done yet.
     """
     folder = RunFolder(Path(path))
-    record, rows = folder.record(), folder.metrics()
+    record, rows = folder.read_config(), folder.read_metrics()
     if not rows:
         raise IncompleteError(f"{path} has no epoch yet; wait for its first, or leave it out")
     finite = tuple({name: v for name, v in row.items() if abs(v) < MOST} for row in rows)
@@ -156,7 +156,7 @@ def read_run(path: str | Path) -> RunFacts:
         weights=count_weights(weights) if weights.exists() else None,
         settings=dict(_settings({name: part for name, part in record.items() if name != "command"})),
         rows=finite,
-        reliability=folder.reliability(),
+        reliability=folder.read_reliability(),
         left_out=sum(map(len, rows)) - sum(map(len, finite)),
     )
 

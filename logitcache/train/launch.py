@@ -23,7 +23,7 @@ from logitcache.stream.stream_inputs import StreamInputs
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.learner import Run
 from logitcache.train.loop import TrainReport, train
-from logitcache.train.run_folder import claimed_folders
+from logitcache.train.run_folder import claim_folders
 from logitcache.train.trained import TrainedStudent
 from logitcache.train.variants import Variant
 
@@ -159,7 +159,7 @@ class TrainJob:
         if doubled := [label for label in labels if labels.count(label) > 1]:
             raise OptionError(f"{doubled[0]} would be trained twice; name each --student and --variant once")
         if self.out is None:
-            return claimed_folders(Path("runs"), labels)
+            return claim_folders(Path("runs"), labels)
         return nullcontext([self.out / label for label in labels] if len(labels) > 1 else [self.out])
 
     def _train_and_export(self, runs: Sequence[Run], *inputs: Any, **options: Any) -> list[TrainReport]:

@@ -1,9 +1,9 @@
-"""One student in training: its network, optimiser, average and run folder, from step to step."""
+"""One student in training: its network, optimiser, moving average and run folder, from step to step."""
 
 import dataclasses
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ from logitcache.models.nets import TwoHeads
 from logitcache.stream.stream import Batch, Stream
 from logitcache.train.calibration import Reliability
 from logitcache.train.config import TrainConfig
-from logitcache.train.epoch_meter import Ledger
-from logitcache.train.optim import MovingAverage, optimizer_for, rate
+from logitcache.train.epoch_meter import EpochMeter
+from logitcache.train.optim import MovingAverage, build_optimizer, learning_rate
 from logitcache.train.run_folder import RunFolder, Stateful
 from logitcache.train.validation import Validation
 from logitcache.views.keys import key
 
-CHECK_EVERY = 50  # steps between looks at the losses, each of which waits for the device
+CHECK_EVERY = 50  # steps; reading the losses waits for the device
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,14 +49,18 @@ class Run:
 
 
 class Learner:
-    """A student with all that changes while it trains.
+    """One student in training, with all that changes while it trains.
+
+    Its network has two names, for two networks only where a moving average is kept.
 
     Attributes:
-        student: what is kept: the trained network, or the average of it.
-        kept: the same, taking views.
-        ledger: how far it is.
+        model: the network that takes steps: (B, C, h, w) uint8 views -> logits.
+        eval_model: what is evaluated and saved: the moving average of `model` where `TrainConfig.ema` asks for one,
+            else `model` itself.
+        meter: steps and losses of the epoch at hand.
         steps: of the epoch at hand.
-        recent: mean losses, when they were last looked at.
+        recent: mean of each loss, when it was last read from the device.
+        folder: where it is saved.
     """
 
     def __init__(self, run: Run, stream: Stream) -> None:
@@ -64,31 +68,31 @@ class Learner:
         self.run, self.stream, self.device = run, stream, stream.device
         self.steps = stream.steps(0)
         self.world = stream.config.world
-        precision = choose_precision(run.config.precision, self.device)
-        self.student = _prepared(run, self.device)
-        self.model = ViewModel(self.student, precision, run.config.channels_last).on(self.device)
-        self.optimizer = optimizer_for(self.model, run.config)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
-        self.ledger = Ledger(0, self.device)
+        self._precision = choose_precision(run.config.precision, self.device)
+        prepared = _prepare(run, self.device)
+        self.model = ViewModel(prepared, self._precision, run.config.channels_last).on(self.device)
+        self.optimizer = build_optimizer(self.model, run.config)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self._precision == "float16")
+        self._average = MovingAverage(self.model, run.config.ema) if run.config.ema is not None else None
+        self.eval_model = self._average.module if self._average else self.model
+        if run.config.compile:
+            self.model.compile()
+        self._ddp: DistributedDataParallel | None = None
+        self._validation = _open_validation(run, stream, self.world)
+        self.meter = EpochMeter(0, self.device)
         self.recent: dict[str, float] = {}
-        self._parts: dict[str, Stateful] = {
+        self.folder = RunFolder(run.out)
+        self._since = time.perf_counter()
+
+    def _parts(self) -> dict[str, Stateful]:
+        """All that a checkpoint holds, by its names there."""
+        parts: dict[str, Stateful] = {
             "model": self.model,
             "optimizer": self.optimizer,
             "scaler": self.scaler,
-            "ledger": self.ledger,
+            "ledger": self.meter,
         }
-        self.kept = self.model
-        self._average = MovingAverage(self.model, run.config.ema) if run.config.ema is not None else None
-        if self._average:
-            self._parts["average"] = self._average
-            self.kept = self._average.module
-            self.student = dataclasses.replace(self.student, module=self.kept.module)
-        if run.config.compile:
-            self.model.compile()
-        self._network: nn.Module = self.model
-        self._validation = _validation(run, stream, self.world)
-        self._precision, self._since = precision, time.perf_counter()
-        self.folder = RunFolder(run.out)
+        return {**parts, "average": self._average} if self._average else parts
 
     def open(self, *, resume: bool) -> None:
         """Begin the run folder, or go on with it.
@@ -100,15 +104,16 @@ class Learner:
             StorageError: the disk said no.
         """
         if self.world.rank == 0:
-            self.folder.begin(self._record(), resume=resume)
+            self.folder.begin(self._config(), resume=resume)
         if resume:
-            self.folder.load(self._parts)
+            self.folder.load_checkpoint(self._parts())
             if self.world.rank == 0:
-                self.folder.rewind(self.ledger.epoch)
+                self.folder.rewind(self.meter.epoch)
             else:
-                self.ledger.without_sums()
+                self.meter.drop_sums()
 
-    def _record(self) -> dict[str, Any]:
+    def _config(self) -> dict[str, Any]:
+        """Return what config.json holds of the run."""
         student = self.run.student
         return {
             "config": {**self.run.config.to_dict(), "precision": self._precision},
@@ -122,60 +127,64 @@ class Learner:
         }
 
     def join_ranks(self) -> None:
-        """Share gradients with the same student of other ranks, if there are any; they must join at once."""
+        """Average gradients with the same student of other ranks, if there are any; all must call it at once."""
         if self.world.size > 1:
-            self._network = DistributedDataParallel(self.model)
+            self._ddp = DistributedDataParallel(self.model)
 
     def begin_epoch(self) -> None:
-        """Make ready for the epoch that comes next, or the rest of it; its time counts from here."""
-        self.steps, self._since = self.stream.steps(self.ledger.epoch), time.perf_counter()
+        """Begin the next epoch, or the rest of it; its time counts from here."""
+        self.steps, self._since = self.stream.steps(self.meter.epoch), time.perf_counter()
 
     def step(self, batch: Batch) -> None:
         """Take one step on a batch.
 
         Raises:
-            NonFiniteError: a loss or a weight became NaN or infinite, not long ago.
+            NonFiniteError: a loss or a weight became NaN or infinite, within the last `CHECK_EVERY` steps.
             DeviceMemoryError: the batch does not fit the device's memory.
             OptionError: it is too small for batch norm.
         """
-        config, epoch, step = self.run.config, self.ledger.epoch, self.ledger.step
+        config, epoch, step = self.run.config, self.meter.epoch, self.meter.step
         done = epoch * self.steps + step  # as if all epochs were as long as this one
         rank = () if self.world.rank == 0 else (self.world.rank,)
         # Dropout's numbers; views have their own.
-        _draw_from(key(config.seed, epoch, step, *rank) >> 1, self.device)
+        _seed_generators(key(config.seed, epoch, step, *rank) >> 1, self.device)
         if self._validation:
             batch = self._validation.without(batch)
         if not self._validation or len(batch.views) > 1:  # else too few for batch norm
             for group in self.optimizer.param_groups:
-                group["lr"] = rate(config, done, self.steps)
-            try:
-                self._update(batch, done / (config.epochs * self.steps))
-            except torch.OutOfMemoryError as error:
-                self.optimizer.zero_grad(set_to_none=True)  # room for who trains beside
-                raise DeviceMemoryError(
-                    f"a batch of {len(batch.views)} views does not fit the memory of {self.device}; "
-                    f"run it in pieces with --accumulate {2 * config.accumulate}, or try --precision bfloat16"
-                ) from error
-            except ValueError as error:
-                if "more than 1 value per channel" not in str(error):
-                    raise
-                raise OptionError(
-                    "batch norm cannot train on a batch of one view; choose a larger --batch-size, or more samples"
-                ) from error
-        self.ledger.step += 1
+                group["lr"] = learning_rate(config, done, self.steps)
+            self._update(batch, done / (config.epochs * self.steps))
+        self.meter.step += 1
         now = time.perf_counter()
-        self.ledger.seconds += now - self._since
+        self.meter.seconds += now - self._since
         self._since = now
-        if self.ledger.step % CHECK_EVERY == 0:
-            self.require_finite()
+        if self.meter.step % CHECK_EVERY == 0:
+            self._require_finite()
 
     def _update(self, batch: Batch, progress: float) -> None:
+        """Update the weights by a batch; what torch cannot do with it is said in our words."""
+        try:
+            self._update_weights(batch, progress)
+        except torch.OutOfMemoryError as error:
+            self.optimizer.zero_grad(set_to_none=True)  # room for the students beside this one
+            raise DeviceMemoryError(
+                f"a batch of {len(batch.views)} views does not fit the memory of {self.device}; run it in pieces "
+                f"with --accumulate {2 * self.run.config.accumulate}, or try --precision bfloat16"
+            ) from error
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise OptionError(
+                "batch norm cannot train on a batch of one view; choose a larger --batch-size, or more samples"
+            ) from error
+
+    def _update_weights(self, batch: Batch, progress: float) -> None:
         config = self.run.config
         if not self.model.training:
             self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         *others, last = batch.pieces(config.accumulate)
-        with self._gradients_kept_here():
+        with self._ddp.no_sync() if self._ddp else nullcontext():
             for piece in others:
                 self._backward(piece, len(piece.views) / len(batch.views), progress)
         self._backward(last, len(last.views) / len(batch.views), progress)
@@ -189,32 +198,28 @@ class Learner:
 
     def _backward(self, piece: Batch, share: float, progress: float) -> None:
         """Add a piece's gradients and losses, weighted by its share of the batch."""
-        logits = self._network(piece.views)
+        logits = (self._ddp or self.model)(piece.views)
         loss, terms = self.run.objective(logits, piece.teacher, piece.target, progress=progress)
         self.scaler.scale(loss * share).backward()
-        self.ledger.add({"loss": loss.detach(), **terms}, len(piece.views))
-
-    def _gradients_kept_here(self) -> AbstractContextManager[None]:
-        network = self._network
-        return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+        self.meter.add({"loss": loss.detach(), **terms}, len(piece.views))
 
     def mix_heads(self) -> None:
         """Choose how two heads answer together, where the objective asks for it, on the held-out images."""
         if self._validation:
-            self._validation.choose(self.kept)
+            self._validation.choose(self.eval_model)
 
-    def save(self) -> None:
+    def save_checkpoint(self) -> None:
         """Write a checkpoint of the step at hand.
 
         Raises:
-            NonFiniteError: a loss or a weight became NaN or infinite; the checkpoint before is kept.
+            NonFiniteError: a loss or a weight became NaN or infinite; the checkpoint before stays.
             StorageError: the disk said no; likewise.
         """
-        parts = {**self._parts, "ledger": self.require_finite()}
-        self._write(lambda: self.folder.save(parts))
+        parts = {**self._parts(), "ledger": self._require_finite()}
+        self._write(lambda: self.folder.save_checkpoint(parts))
 
-    def end(self, scores: dict[str, float], reliability: Reliability | None) -> dict[str, Any]:
-        """Keep the epoch in the run folder; returns its row of metrics.jsonl.
+    def end_epoch(self, scores: dict[str, float], reliability: Reliability | None) -> dict[str, Any]:
+        """Save the epoch in the run folder; returns its row of metrics.jsonl.
 
         Args:
             scores: of the student on the test set, for the row.
@@ -222,25 +227,26 @@ class Learner:
 
         Raises:
             OptionError: no batch of the epoch could be trained on.
-            NonFiniteError, StorageError: as `save` does.
+            NonFiniteError, StorageError: as for `save_checkpoint`.
         """
-        whole = self.require_finite()
-        if not whole.views:
+        epoch = self._require_finite()
+        if not epoch.views:
             raise OptionError(
-                f"no batch of epoch {whole.epoch + 1} leaves two views to train on; choose a larger --batch-size"
+                f"no batch of epoch {epoch.epoch + 1} leaves two views to train on; choose a larger --batch-size"
             )
-        rate = self.optimizer.param_groups[0]["lr"]
-        pace = {"views_per_second": whole.views / whole.seconds, "seconds": whole.seconds}
-        row = {"epoch": whole.epoch, **whole.means(), "lr": rate, **pace, **scores}
-        self.ledger = self._parts["ledger"] = Ledger(whole.epoch + 1, self.device)
-        self._write(lambda: self.folder.keep(row, reliability, self._parts, self.student))
+        lr = self.optimizer.param_groups[0]["lr"]
+        pace = {"views_per_second": epoch.views / epoch.seconds, "seconds": epoch.seconds}
+        row = {"epoch": epoch.epoch, **epoch.means(), "lr": lr, **pace, **scores}
+        self.meter = EpochMeter(epoch.epoch + 1, self.device)
+        student = dataclasses.replace(self.run.student, module=self.eval_model.module)
+        self._write(lambda: self.folder.save_epoch(row, reliability, self._parts(), student))
         return row
 
-    def require_finite(self) -> Ledger:
+    def _require_finite(self) -> EpochMeter:
         """Insist on finite losses and weights; waits for the device, and for all ranks.
 
         Returns:
-            The ledger of all ranks.
+            The meter of all ranks together.
 
         Raises:
             NonFiniteError: one became NaN or infinite.
@@ -248,32 +254,32 @@ class Learner:
         weights = [w for w in self.model.state_dict().values() if w.is_floating_point()]
         finite = torch.stack([weight.isfinite().all() for weight in weights]).all()
         (spoilt,) = self.world.all_reduce_any(not finite)
-        whole = self.ledger.of_all(self.world)
-        whole.require_finite(weights_finite=not spoilt)
-        self.recent = whole.means()
-        return whole
+        meter = self.meter.over_ranks(self.world)
+        meter.require_finite(weights_finite=not spoilt)
+        self.recent = meter.means()
+        return meter
 
     def _write(self, write: Callable[[], None]) -> None:
-        """Let rank 0 write; what fails there fails on all."""
-        failed: StorageError | None = None
+        """Write on rank 0; an error there is raised on all ranks."""
+        error: StorageError | None = None
         if self.world.rank == 0:
             try:
                 write()
-            except StorageError as error:
-                failed = error
-        said = self.world.broadcast(str(failed) if failed else None)
-        if failed or said:
-            raise failed or StorageError(said)
+            except StorageError as raised:
+                error = raised
+        message = self.world.broadcast(str(error) if error else None)
+        if error or message:
+            raise error or StorageError(message)
 
 
-def _draw_from(seed: int, device: torch.device) -> None:
+def _seed_generators(seed: int, device: torch.device) -> None:
     """Seed the generators in use; `torch.manual_seed` keeps a stack trace for each kind of device that is not."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed_all(seed)
 
 
-def _validation(run: Run, stream: Stream, world: World) -> Validation | None:
+def _open_validation(run: Run, stream: Stream, world: World) -> Validation | None:
     if not run.objective.mixes_heads:
         return None
     if world.size > 1:
@@ -281,21 +287,21 @@ def _validation(run: Run, stream: Stream, world: World) -> Validation | None:
     return Validation(stream)
 
 
-def _prepared(run: Run, device: torch.device) -> Model:
-    """Return the student as objective and settings want it."""
+def _prepare(run: Run, device: torch.device) -> Model:
+    """Give the student the heads that the objective asks for, and what the settings switch on."""
     student, heads = run.student, run.objective.heads
     if student.heads > heads:
         raise OptionError(f"{student.name} ({student.weights}) has two heads; train it with dho or dhkd")
     if heads == 2:
         student = student.with_two_heads(run.config.seed)
     if run.config.grad_checkpointing:
-        _recompute_activations(student)
+        _enable_grad_checkpointing(student)
     if run.config.sync_batch_norm:
-        student = _with_common_batch_norm(student, device)
+        student = _convert_sync_batch_norm(student, device)
     return student
 
 
-def _recompute_activations(student: Model) -> None:
+def _enable_grad_checkpointing(student: Model) -> None:
     network = student.module.body if isinstance(student.module, TwoHeads) else student.module
     switch = getattr(network, "set_grad_checkpointing", None)
     if not callable(switch):
@@ -306,7 +312,7 @@ def _recompute_activations(student: Model) -> None:
     switch(True)
 
 
-def _with_common_batch_norm(student: Model, device: torch.device) -> Model:
+def _convert_sync_batch_norm(student: Model, device: torch.device) -> Model:
     if device.type != "cuda":
         raise OptionError("--sync-batch-norm needs GPUs; leave it out, or train a network without batch norm")
     module: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(student.module)  # type: ignore[no-untyped-call]

@@ -126,7 +126,7 @@ def train(
 def _train_epoch(epoch: int, stream: Stream, cohort: "_Cohort", checkpoints: "_Checkpoints") -> list[Learner]:
     """Take the steps of an epoch, or the rest of it; returns the students that took all of them."""
     active = cohort.each(cohort.at(epoch), Learner.begin_epoch)
-    start = min((learner.ledger.step for learner in active), default=0)
+    start = min((learner.meter.step for learner in active), default=0)
     began, seen = time.perf_counter(), 0
     for step, batch in enumerate(stream.epoch(epoch, start) if active else (), start):
         active = cohort.each(active, partial(_take_step, step, batch))
@@ -144,7 +144,7 @@ def _train_epoch(epoch: int, stream: Stream, cohort: "_Cohort", checkpoints: "_C
 
 
 def _take_step(step: int, batch: Batch, learner: Learner) -> None:
-    if learner.ledger.step == step:  # one whose checkpoint is of a later step waits
+    if learner.meter.step == step:  # one whose checkpoint is of a later step waits
         learner.step(batch)
 
 
@@ -153,7 +153,7 @@ def _end_epoch(active: list[Learner], cohort: "_Cohort", evaluation: Evaluation 
     active = cohort.each(active, Learner.mix_heads)
     tallies: list[Tally | None] = [None for _ in active]
     if evaluation and active and (shared or cohort.world.rank == 0):
-        models = [learner.kept for learner in active]
+        models = [learner.eval_model for learner in active]
         tallies = [*evaluation.of(models, cohort.world if shared else World())]
     for learner, tally in zip(active, tallies, strict=True):
         cohort.end_epoch(learner, tally)
@@ -169,7 +169,7 @@ class _Cohort:
 
     def __init__(self, learners: list[Learner], world: World, on_progress: TrainEventHandler | None) -> None:
         self.learners, self.world = learners, world
-        first = min((learner.ledger.epoch for learner in learners), default=0)
+        first = min((learner.meter.epoch for learner in learners), default=0)
         self.epochs = range(first, max((learner.run.config.epochs for learner in learners), default=0))
         self.failed: dict[Learner, LogitCacheError] = {}
         self._on_progress = on_progress if world.rank == 0 else None
@@ -182,7 +182,7 @@ class _Cohort:
     def at(self, epoch: int) -> list[Learner]:
         """List those whose next epoch this is."""
         going = [x for x in self.learners if x not in self.failed]
-        return [x for x in going if x.ledger.epoch == epoch < x.run.config.epochs]
+        return [x for x in going if x.meter.epoch == epoch < x.run.config.epochs]
 
     def each(self, learners: list[Learner], do: Callable[[Learner], None]) -> list[Learner]:
         """Do something with each of some; returns those with whom it did not fail."""
@@ -202,7 +202,8 @@ class _Cohort:
         rows: list[dict[str, Any]] = []
 
         def end(learner: Learner) -> None:
-            rows.append(learner.end(tally.scores() if tally else {}, tally.reliability() if tally else None))
+            scores, reliability = (tally.scores(), tally.reliability()) if tally else ({}, None)
+            rows.append(learner.end_epoch(scores, reliability))
 
         self.each([learner], end)
         for row in rows:  # outside `each`: what the handler raises on rank 0 ends all ranks
@@ -239,7 +240,7 @@ class _Checkpoints:
         late = world.rank == 0 and time.monotonic() - self.saved >= self.every
         stop, due = world.all_reduce_any(self.should_stop(), late)
         if stop or due:
-            active = self.cohort.each(active, Learner.save)
+            active = self.cohort.each(active, Learner.save_checkpoint)
             self.saved = time.monotonic()
         if stop and active:
             self.stopped = done
@@ -253,12 +254,12 @@ def _require_own_folders(folders: Sequence[Path]) -> None:
         raise OptionError(f"two runs would share the folder {doubled[0]}; name each student and variant once")
 
 
-def _require_free_or_begun(folders: Sequence[RunFolder], resume: bool) -> None:
+def _require_folders(folders: Sequence[RunFolder], resume: bool) -> None:
     """Insist that no folder holds a run or, to resume, that at least one does; the others begin then."""
     if not resume:
         for folder in folders:
-            folder.require_free()
-    elif not any(folder.holds(folder.path) for folder in folders):
+            folder.require_no_run()
+    elif not any(folder.has_run() for folder in folders):
         raise NotFoundError(
             f"no run to resume in {folders[0].path}: config.json is not there; leave out --resume"
         )
@@ -270,7 +271,7 @@ def _open_learners(runs: Sequence[Run], stream: Stream, world: World, resume: bo
     try:
         learners = [Learner(run, stream) for run in runs]
         if world.rank == 0:  # all of them, before anything is written into one
-            _require_free_or_begun([learner.folder for learner in learners], resume)
+            _require_folders([learner.folder for learner in learners], resume)
         for learner in learners:
             learner.open(resume=resume)
     except LogitCacheError as error:
@@ -295,12 +296,12 @@ def _stopped(at: StepDone, folders: Sequence[Path]) -> StoppedError:
 
 
 def _report(learner: Learner, seconds: float) -> TrainReport:
-    rows, student = learner.folder.metrics(), learner.student
+    rows = learner.folder.read_metrics()
     trained = sum(row["seconds"] for row in rows)
     return TrainReport(
         out=str(learner.run.out),
-        student=student.name,
-        parameters=sum(p.numel() for p in student.module.parameters()),
+        student=learner.run.student.name,
+        parameters=sum(p.numel() for p in learner.eval_model.parameters()),
         epochs=len(rows),
         loss=rows[-1]["loss"],
         top1=rows[-1].get("top1"),

@@ -1,4 +1,4 @@
-"""From settings to what changes weights: optimiser, learning rate by step, moving average."""
+"""The optimiser, the learning rate by step, and the moving average that a `TrainConfig` asks for."""
 
 import math
 from typing import Any
@@ -12,11 +12,11 @@ from logitcache.models.forward import ViewModel
 from logitcache.train.config import TrainConfig
 
 
-def optimizer_for(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return the optimiser of a model's parameters.
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Build the optimiser of a model's parameters.
 
     Raises:
-        OptionError: it needs a package that is not there.
+        OptionError: it needs a package that is not installed.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
@@ -42,7 +42,7 @@ def _lamb(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Opti
     return optimizer
 
 
-def rate(config: TrainConfig, step: int, steps: int) -> float:
+def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     """Return the learning rate of a step, counted from 0 over all epochs of `steps` each."""
     return config.lr * _share_of_peak(config, step, steps)
 

@@ -1,11 +1,13 @@
-"""A run folder: what a training run leaves behind, each file replaced whole so that a crash leaves the one before.
+"""A run folder: the files of a training run.
 
 config.json         everything that made the run: settings, objective, student, cache, versions, command line
 metrics.jsonl       one line per epoch
-reliability.json    how sure the student was of the test images, and how often right then, after the last epoch
+reliability.json    accuracy on the test images by confidence bin, after the last epoch
 best.safetensors    the student at its best top-1, and
 last.safetensors    after the last epoch
 checkpoint.pt       all that changes in training, after some step, to resume from
+
+Each file is written as a temporary file, NAME.part, and then renamed, so that a crash leaves the one before.
 """
 
 import json
@@ -35,13 +37,13 @@ from logitcache.versions import library_versions
 
 
 class Stateful(Protocol):
-    """What a checkpoint can hold: a module, an optimiser, an average, a scaler."""
+    """What a checkpoint can hold: a module, an optimiser, a gradient scaler."""
 
     def state_dict(self) -> Any:
         """Return the state as tensors and plain values."""
 
     def load_state_dict(self, state_dict: Any, /) -> Any:
-        """Take the state on."""
+        """Load what `state_dict` returned."""
 
 
 class RunFolder:
@@ -50,76 +52,77 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def begin(self, record: dict[str, Any], *, resume: bool) -> None:
+    def has_run(self) -> bool:
+        """Is there a run in it?"""
+        return (self.path / "config.json").exists()
+
+    def require_no_run(self) -> None:
+        """Insist that there is no run in it yet.
+
+        Raises:
+            OptionError: there is one.
+        """
+        if self.has_run():
+            raise OptionError(f"{self.path} holds a run already; --resume it, or choose another --out")
+
+    def begin(self, config: dict[str, Any], *, resume: bool) -> None:
         """Write config.json, or compare with the one that is there.
 
         Raises:
             OptionError: there is one, and `resume` is off.
-            MismatchError: it tells of another configuration.
+            MismatchError: it is of another configuration.
             FormatError: it is damaged.
             StorageError: the disk said no.
         """
-        file = self.path / "config.json"
-        if file.exists():
-            if not resume:
-                self.require_free()
-            found = _read_json(file)
-            differing = [k for k in record if _plain(record[k]) != found.get(k)]
-            if fields := [d for k in differing for d in _differences(k, found.get(k), _plain(record[k]))]:
-                advice = "resume with its own options, or choose another --out"
-                kept = [(part, found.get(part, {}), record[part]) for part in ("config", "student")]
-                if unknown := [f"{part}.{k}" for part, then, now in kept for k in now if k not in then]:
-                    advice = (
-                        f"it was begun by a logitcache that did not keep {unknown[0]}: go on with that one, or "
-                        "choose another --out"
-                    )
-                raise MismatchError(f"{self.path} holds a run of another configuration", fields, advice)
+        if not resume:
+            self.require_no_run()
+        if self.has_run():
+            self._require_same(config)
             return
-        with _saving(self.path):
+        text = json.dumps({**config, "versions": library_versions(), "command": sys.argv}, indent=2) + "\n"
+        with _storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            _replace(
-                file,
-                json.dumps({**record, "versions": library_versions(), "command": sys.argv}, indent=2) + "\n",
+            _write_text(self.path / "config.json", text)
+
+    def _require_same(self, config: dict[str, Any]) -> None:
+        found = self.read_config()
+        fields: list[Difference] = []
+        for name, value in json.loads(json.dumps(config)).items():
+            fields += _differences(name, found.get(name), value)
+        if not fields:
+            return
+        advice = "resume with its own options, or choose another --out"
+        parts = [(part, found.get(part, {}), config[part]) for part in ("config", "student")]
+        if unknown := [f"{part}.{k}" for part, then, now in parts for k in now if k not in then]:
+            advice = (
+                f"it was begun by a logitcache that did not keep {unknown[0]}: go on with that one, or "
+                "choose another --out"
             )
+        raise MismatchError(f"{self.path} holds a run of another configuration", fields, advice)
 
-    def require_free(self) -> None:
-        """Insist that no run is here yet.
-
-        Raises:
-            OptionError: one is.
-        """
-        if self.holds(self.path):
-            raise OptionError(f"{self.path} holds a run already; --resume it, or choose another --out")
-
-    @staticmethod
-    def holds(path: Path) -> bool:
-        """Is there a run in a folder?"""
-        return (path / "config.json").exists()
-
-    def record(self) -> dict[str, Any]:
-        """Return what config.json says.
+    def read_config(self) -> dict[str, Any]:
+        """Read config.json.
 
         Raises:
             NotFoundError: there is none.
             FormatError: it is damaged.
         """
-        file = self.path / "config.json"
-        if not file.exists():
+        if not self.has_run():
             raise NotFoundError(f"no run in {self.path}: config.json is not there")
-        return _read_json(file)
+        return _read_json(self.path / "config.json")
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """Return the rows of metrics.jsonl.
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Read the rows of metrics.jsonl; none where there is no such file.
 
         Raises:
             FormatError: a line of it is damaged, or one is missing.
         """
         file = self.path / "metrics.jsonl"
         lines = _read(file).splitlines() if file.exists() else []
-        return [_row(file, epoch, line) for epoch, line in enumerate(lines)]
+        return [_parse_row(file, epoch, line) for epoch, line in enumerate(lines)]
 
-    def reliability(self) -> Reliability | None:
-        """Return that of the last epoch; None where the student was not evaluated on labels.
+    def read_reliability(self) -> Reliability | None:
+        """Read reliability.json, of the last epoch; None where the student was not evaluated on labels.
 
         Raises:
             FormatError: reliability.json is damaged.
@@ -132,34 +135,48 @@ class RunFolder:
         except FormatError as error:
             raise FormatError(f"{file} is damaged ({error}); delete it, or train again") from error
 
-    def keep(
+    def save_epoch(
         self,
         row: dict[str, Any],
         reliability: Reliability | None,
         parts: Mapping[str, Stateful],
         student: Model,
     ) -> None:
-        """Add an epoch's row, its weights, and the checkpoint that stands for all of them."""
-        rows = [*self.metrics(), row]
+        """Write the weights after an epoch, its row, and last the checkpoint, by which the epoch counts.
+
+        Args:
+            row: for metrics.jsonl; "epoch" and "loss" at least.
+            reliability: for reliability.json; None deletes that of an earlier epoch.
+            parts: for the checkpoint, by their names there.
+            student: what is written as last, and, where no earlier top-1 is higher, as best.
+
+        Raises:
+            StorageError: the disk said no.
+        """
+        rows = [*self.read_metrics(), row]
         best = max((r["top1"] for r in rows[:-1] if "top1" in r), default=-1.0)
-        with _saving(self.path):
+        with _storage_errors(self.path):
             save_weights(self.path / "last.safetensors", student)
             if row.get("top1", math.inf) >= best:  # of equals the later, which has learnt more
                 save_weights(self.path / "best.safetensors", student)
             if reliability is None:
-                (self.path / "reliability.json").unlink(missing_ok=True)  # an earlier epoch's
+                (self.path / "reliability.json").unlink(missing_ok=True)
             else:
-                _replace(self.path / "reliability.json", json.dumps(reliability.to_dict()) + "\n")
+                _write_text(self.path / "reliability.json", json.dumps(reliability.to_dict()) + "\n")
             self._write_metrics(rows)
-        self.save(parts)
+        self.save_checkpoint(parts)
 
-    def save(self, parts: Mapping[str, Stateful]) -> None:
-        """Write a checkpoint; the one before stands until the new one is whole."""
-        with _saving(self.path), replacing(self.path / "checkpoint.pt") as aside:
-            torch.save({name: part.state_dict() for name, part in parts.items()}, aside)
+    def save_checkpoint(self, parts: Mapping[str, Stateful]) -> None:
+        """Replace the checkpoint.
 
-    def load(self, parts: Mapping[str, Stateful]) -> None:
-        """Load the checkpoint, if there is one, into parts as they were saved.
+        Raises:
+            StorageError: the disk said no; the checkpoint before stays.
+        """
+        with _storage_errors(self.path), replacing(self.path / "checkpoint.pt") as temporary:
+            torch.save({name: part.state_dict() for name, part in parts.items()}, temporary)
+
+    def load_checkpoint(self, parts: Mapping[str, Stateful]) -> None:
+        """Load the checkpoint, if there is one, into parts of the names under which they were saved.
 
         Raises:
             FormatError: the checkpoint is damaged.
@@ -168,16 +185,17 @@ class RunFolder:
         """
         file = self.path / "checkpoint.pt"
         if not file.exists():
-            if (
-                epochs := len(self.metrics())
-            ) > 1:  # the row of the first may have come to the disk before it
+            epochs = len(self.read_metrics())
+            if epochs > 1:  # the first epoch's row is written before its checkpoint
                 raise NotFoundError(
                     f"{self.path} is {epochs} epochs far, but has no checkpoint.pt to go on from; restore it, or "
                     "train again into another --out"
                 )
             return
         try:
-            saved = torch.load(file, map_location="cpu", weights_only=True)  # parts take it where theirs is
+            saved = torch.load(
+                file, map_location="cpu", weights_only=True
+            )  # each part moves it to its device
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
         except OSError as error:
@@ -188,48 +206,51 @@ class RunFolder:
             ) from error
 
     def rewind(self, epoch: int) -> None:
-        """Drop the rows of an epoch and those after it, and files that were half written.
+        """Drop the rows of an epoch and those after it, and temporary files that a crash left.
 
         Raises:
             FormatError: rows of epochs before it are missing.
             StorageError: the disk said no.
         """
-        rows = self.metrics()[:epoch]
+        rows = self.read_metrics()[:epoch]
         if len(rows) < epoch:
             raise FormatError(
                 f"{self.path}/metrics.jsonl: expected the rows of {epoch} epochs, which checkpoint.pt has behind it, "
                 f"found {len(rows)}; restore it, or train again into another --out"
             )
-        with _saving(self.path):
-            for left in self.path.glob("*.part"):
-                left.unlink()
+        with _storage_errors(self.path):
+            for temporary in self.path.glob("*.part"):
+                temporary.unlink()
             self._write_metrics(rows)
 
     def _write_metrics(self, rows: list[dict[str, Any]]) -> None:
-        _replace(self.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+        _write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 @contextmanager
-def claimed_folders(parent: Path, names: Sequence[str]) -> Iterator[list[Path]]:
-    """Yield parent/name-N for the first N that is free, made, of each name; what stays empty is gone afterwards.
+def claim_folders(parent: Path, names: Sequence[str]) -> Iterator[list[Path]]:
+    """Make parent/NAME-N of each name, N the first that is free, and yield them; at the end empty ones are removed.
+
+    No two processes get the same folder.
 
     Raises:
         StorageError: the disk said no.
     """
-    made: list[Path] = []
+    claimed: list[Path] = []
     try:
         for name in names:
-            with _saving(parent):
-                made.append(next(filter(_made, (parent / f"{name}-{number}" for number in count()))))
-        yield made
+            candidates = (parent / f"{name}-{number}" for number in count())
+            with _storage_errors(parent):
+                claimed.append(next(filter(_make_folder, candidates)))
+        yield claimed
     finally:
-        for folder in made:
+        for folder in claimed:
             if folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
 
 
-def _made(folder: Path) -> bool:
-    """Make a folder, unless there is one already."""
+def _make_folder(folder: Path) -> bool:
+    """Make a folder; returns whether there was none."""
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
@@ -237,7 +258,7 @@ def _made(folder: Path) -> bool:
     return True
 
 
-def _row(file: Path, epoch: int, line: bytes) -> dict[str, Any]:
+def _parse_row(file: Path, epoch: int, line: bytes) -> dict[str, Any]:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -270,10 +291,6 @@ def _read(file: Path) -> bytes:
         raise StorageError(f"cannot read {file}: {error.strerror or error}") from error
 
 
-def _plain(value: object) -> Any:
-    return json.loads(json.dumps(value))
-
-
 def _differences(name: str, expected: object, found: object) -> Iterator[Difference]:
     if isinstance(expected, dict) and isinstance(found, dict):
         for k in {**expected, **found}:
@@ -282,20 +299,21 @@ def _differences(name: str, expected: object, found: object) -> Iterator[Differe
         yield Difference(name, expected, found)
 
 
-def _replace(file: Path, text: str) -> None:
-    with replacing(file) as aside:
-        aside.write_text(text)
+def _write_text(file: Path, text: str) -> None:
+    with replacing(file) as temporary:
+        temporary.write_text(text)
 
 
 @contextmanager
-def _saving(folder: Path) -> Iterator[None]:
+def _storage_errors(folder: Path) -> Iterator[None]:
+    """Raise what the disk refuses as a `StorageError` that says how to go on."""
     try:
         yield
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
-        if "unexpected pos" in reason:  # torch's word for it
+        if "unexpected pos" in reason:  # as torch puts it
             reason = "the disk took a part only (is it full?)"
-        said = str(error) if isinstance(error, StorageError) else f"cannot write {folder}: {reason}"
-        saved = "what was saved before is intact, make room and run again with --resume"
-        advice = saved if RunFolder.holds(folder) else "make room, or choose another --out"
-        raise StorageError(f"{said}; {advice}") from error
+        message = str(error) if isinstance(error, StorageError) else f"cannot write {folder}: {reason}"
+        resume = "what was saved before is intact, make room and run again with --resume"
+        advice = resume if RunFolder(folder).has_run() else "make room, or choose another --out"
+        raise StorageError(f"{message}; {advice}") from error

@@ -54,12 +54,12 @@ class TrainedStudent:
                 )
             about = read_header(path)
             return cls(path, about.name, about.num_classes) if about else cls(path, None, None)
-        if not RunFolder.holds(path):
+        if not RunFolder(path).has_run():
             inside = list_runs(path)
             others = f", or another of the {len(inside)} runs there" if len(inside) > 1 else ""
             advice = f"; did you mean {inside[0]}{others}?" if inside else ""
             raise NotFoundError(f"no run in {path}: config.json is not there{advice}")
-        name, data, recipe = _read_record(path, RunFolder(path).record())
+        name, data, recipe = _read_record(path, RunFolder(path).read_config())
         file = path / f"{which}.safetensors"
         if not file.is_file():
             raise NotFoundError(

@@ -27,7 +27,7 @@ from logitcache.train.evaluation import Evaluation
 from logitcache.train.events import EpochDone, StepDone, TrainEvent
 from logitcache.train.learner import Run
 from logitcache.train.loop import train
-from logitcache.train.optim import rate
+from logitcache.train.optim import learning_rate
 from logitcache.views.recipes import recipe_named
 
 PLAIN = TrainConfig(epochs=2, lr=0.1, warmup_epochs=0.5)
@@ -68,7 +68,7 @@ def test_protocols_are_the_published_ones() -> None:
         assert values == (
             config.lr, found.batch_size, config.epochs, config.milestones, config.weight_decay,
         )  # fmt: skip
-        rates = [rate(config, epoch * 7, 7) for epoch in range(config.epochs)]
+        rates = [learning_rate(config, epoch * 7, 7) for epoch in range(config.epochs)]
         assert rates[0] == config.lr
         drops = [e for e in range(1, len(rates)) if rates[e] < rates[e - 1]]
         assert tuple(drops) == config.milestones
@@ -130,7 +130,7 @@ def test_the_rate_rises_to_its_peak_and_falls_from_there(schedule: Any, warmup: 
     config = TrainConfig(
         epochs=9, lr=0.3, schedule=schedule, warmup_epochs=warmup, milestones=(5.0, 7.0), gamma=0.5
     )
-    rates = [rate(config, step, steps) for step in range(9 * steps)]
+    rates = [learning_rate(config, step, steps) for step in range(9 * steps)]
     start = sum(step < warmup * steps for step in range(9 * steps))
     assert all(a < b for a, b in pairwise(rates[:start]))
     assert all(a >= b for a, b in pairwise(rates[start:]))

@@ -5,27 +5,27 @@ import io
 import pytest
 import torch
 
-from logitcache.train.epoch_meter import Ledger
+from logitcache.train.epoch_meter import EpochMeter
 
 
 def test_many_steps_lose_no_digits() -> None:
-    ledger, small, large = Ledger(0, torch.device("cpu")), torch.tensor(0.1), torch.tensor(1e6)
-    ledger.add({"loss": large}, 1000)  # float32 has no room for 0.1 beside 1e9
+    meter, small, large = EpochMeter(0, torch.device("cpu")), torch.tensor(0.1), torch.tensor(1e6)
+    meter.add({"loss": large}, 1000)  # float32 has no room for 0.1 beside 1e9
     for _ in range(2000):
-        ledger.add({"loss": small, "kd": small.bfloat16()}, 1)
+        meter.add({"loss": small, "kd": small.bfloat16()}, 1)
     expected = (1e9 + 2000 * float(small)) / 3000
-    assert ledger.means()["loss"] == pytest.approx(expected, rel=1e-12)
-    assert ledger.means()["kd"] == pytest.approx(2000 * float(small.bfloat16()) / 3000, rel=1e-12)
+    assert meter.means()["loss"] == pytest.approx(expected, rel=1e-12)
+    assert meter.means()["kd"] == pytest.approx(2000 * float(small.bfloat16()) / 3000, rel=1e-12)
 
 
 def test_what_is_added_stays_as_it_is_and_a_checkpoint_keeps_every_digit() -> None:
-    ledger, loss = Ledger(0, torch.device("cpu")), torch.tensor(1 / 3)
+    meter, loss = EpochMeter(0, torch.device("cpu")), torch.tensor(1 / 3)
     for _ in range(5):
-        ledger.add({"loss": loss}, 7)
+        meter.add({"loss": loss}, 7)
     assert loss == torch.tensor(1 / 3)
     file = io.BytesIO()
-    torch.save(ledger.state_dict(), file)
+    torch.save(meter.state_dict(), file)
     file.seek(0)
-    again = Ledger(0, torch.device("cpu"))
+    again = EpochMeter(0, torch.device("cpu"))
     again.load_state_dict(torch.load(file, weights_only=True))
-    assert again.means() == ledger.means()
+    assert again.means() == meter.means()

@@ -17,7 +17,7 @@ from logitcache.stream.stream import Stream
 from logitcache.train.config import TrainConfig
 from logitcache.train.learner import Run
 from logitcache.train.loop import train
-from logitcache.train.run_folder import RunFolder, claimed_folders
+from logitcache.train.run_folder import RunFolder, claim_folders
 
 CONFIG = TrainConfig(epochs=2, lr=0.1)
 
@@ -64,7 +64,7 @@ def test_who_claims_a_folder_has_it_alone_and_what_stays_empty_is_gone(tmp_path:
     all_there = threading.Barrier(8)
 
     def claim() -> None:
-        with claimed_folders(tmp_path, ["x", "y"]) as folders:
+        with claim_folders(tmp_path, ["x", "y"]) as folders:
             found.extend(folders)
             all_there.wait(30)
             (folders[0] / "config.json").touch()
@@ -116,5 +116,5 @@ def test_of_equal_epochs_the_later_is_kept_as_best(tmp_path: Path) -> None:
         [(0.5, True), (0.5, True), (0.4, False), (0.5, True), (0.6, True)]
     ):
         student = build("digits_tiny", num_classes=10, view_size=8, weights="random", seed=epoch)
-        folder.keep({"epoch": epoch, "loss": 1.0, "top1": top1}, None, {}, student)
+        folder.save_epoch({"epoch": epoch, "loss": 1.0, "top1": top1}, None, {}, student)
         assert (best.read_bytes() == (tmp_path / "last.safetensors").read_bytes()) == is_best
