@@ -1,4 +1,4 @@
-"""How often a model is right where it is so and so sure."""
+"""Calibration: a model's accuracy by confidence bin."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -12,12 +12,12 @@ BINS = 15  # of confidence, equally wide
 
 @dataclass(frozen=True)
 class Reliability(Spec):
-    """What confidence was worth, by bins of it: (0, 1/15], (1/15, 2/15], …, (14/15, 1].
+    """Accuracy by confidence, the probability of the first class, in bins (0, 1/15], (1/15, 2/15], …, (14/15, 1].
 
     Attributes:
-        images: of each bin, with a label.
-        right: those of them whose first class is their label's.
-        confidence: sum of the probabilities of their first classes.
+        images: number of labelled images in each bin.
+        right: how many of them are classified right.
+        confidence: sum of their confidences.
 
     Source: Guo et al. 2017 (arXiv 1706.04599), figure 1.
     """
@@ -27,25 +27,25 @@ class Reliability(Spec):
     confidence: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        """Insist on counts that can be counts."""
-        alike = len(self.images) == len(self.right) == len(self.confidence) == BINS
-        require(alike, f"Reliability: expected {BINS} bins of each, found others")
+        """Insist on numbers that can be such counts and sums."""
+        complete = len(self.images) == len(self.right) == len(self.confidence) == BINS
+        require(complete, f"Reliability: expected {BINS} bins of each, found others")
         bins = zip(self.images, self.right, self.confidence, strict=True)
-        possible = all(0 <= right <= n and 0 <= sure <= n * (1 + 1e-6) for n, right, sure in bins)
+        possible = all(0 <= right <= n and 0 <= total <= n * (1 + 1e-6) for n, right, total in bins)
         require(possible, "Reliability: expected no more right, and no more confidence, than images in a bin")
 
     def __add__(self, other: Self) -> Self:
-        mine, theirs = (np.array([x.images, x.right, x.confidence]) for x in (self, other))
-        images, right, confidence = (mine + theirs).tolist()
+        one, two = (np.array([x.images, x.right, x.confidence]) for x in (self, other))
+        images, right, confidence = (one + two).tolist()
         return type(self)(tuple(map(int, images)), tuple(map(int, right)), tuple(confidence))
 
     @property
     def ece(self) -> float:
-        """Expected calibration error, in [0, 1]; equation 3 there, 0 without any image."""
+        """Expected calibration error, in [0, 1]; equation 3 of Guo et al.; 0 without any image."""
         gaps = np.abs(np.subtract(self.right, self.confidence))
         return float(gaps.sum()) / max(1, sum(self.images))
 
     def points(self) -> list[tuple[float, float, int]]:
-        """List (mean confidence, accuracy, images) of the bins that hold any."""
+        """List (mean confidence, accuracy, number of images) of the bins that hold any."""
         bins = zip(self.images, self.right, self.confidence, strict=True)
-        return [(sure / n, right / n, n) for n, right, sure in bins if n]
+        return [(total / n, right / n, n) for n, right, total in bins if n]

@@ -149,7 +149,7 @@ class TrainJob:
     def _open_evaluation(self, stream: Stream, on_line: OnLine) -> Evaluation | None:
         teacher = CacheReader(self.teacher_cache) if self.teacher_cache else None
         try:
-            return Evaluation.beside(stream, teacher)
+            return Evaluation.for_stream(stream, teacher)
         except (DataError, NotFoundError) as error:
             on_line(f"note: training without evaluation: {error}")
             return None

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from logitcache.distributed import World, name_lost_ranks
+from logitcache.distributed import ALONE, World, name_lost_ranks
 from logitcache.errors import (
     LogitCacheError,
     NonFiniteError,
@@ -24,10 +24,11 @@ from logitcache.errors import (
 )
 from logitcache.format.spec import Spec
 from logitcache.stream.stream import Batch, Stream
-from logitcache.train.evaluation import Evaluation, Tally
+from logitcache.train.evaluation import Evaluation
 from logitcache.train.events import EpochDone, StepDone, StudentFailed, TrainEvent, TrainEventHandler
 from logitcache.train.learner import Learner, Run
 from logitcache.train.run_folder import RunFolder
+from logitcache.train.score_meter import ScoreMeter
 from logitcache.views.loader import deaths_named
 
 
@@ -151,12 +152,12 @@ def _take_step(step: int, batch: Batch, learner: Learner) -> None:
 def _end_epoch(active: list[Learner], cohort: "_Cohort", evaluation: Evaluation | None, shared: bool) -> None:
     """Evaluate the students and save their epoch; `shared` by all ranks, or on rank 0 alone."""
     active = cohort.each(active, Learner.mix_heads)
-    tallies: list[Tally | None] = [None for _ in active]
+    meters: list[ScoreMeter | None] = [None for _ in active]
     if evaluation and active and (shared or cohort.world.rank == 0):
         models = [learner.eval_model for learner in active]
-        tallies = [*evaluation.of(models, cohort.world if shared else World())]
-    for learner, tally in zip(active, tallies, strict=True):
-        cohort.end_epoch(learner, tally)
+        meters = [*evaluation.run(models, cohort.world if shared else ALONE)]
+    for learner, meter in zip(active, meters, strict=True):
+        cohort.end_epoch(learner, meter)
 
 
 class _Cohort:
@@ -197,12 +198,12 @@ class _Cohort:
                     self.emit(StudentFailed(learner.run.out, error))
         return [learner for learner in learners if learner not in self.failed]
 
-    def end_epoch(self, learner: Learner, tally: Tally | None) -> None:
+    def end_epoch(self, learner: Learner, meter: ScoreMeter | None) -> None:
         """Save a student's epoch with its scores, and report it."""
         rows: list[dict[str, Any]] = []
 
         def end(learner: Learner) -> None:
-            scores, reliability = (tally.scores(), tally.reliability()) if tally else ({}, None)
+            scores, reliability = (meter.scores(), meter.reliability()) if meter else ({}, None)
             rows.append(learner.end_epoch(scores, reliability))
 
         self.each([learner], end)

@@ -55,7 +55,7 @@ def test_a_run_keeps_that_of_its_last_epoch(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", student, Objective.parse("kd"), dataclasses.replace(CONFIG, epochs=2))
     train([run], stream, evaluation)
     kept = RunFolder(tmp_path / "run").read_reliability()
-    assert kept == evaluation.of([ViewModel(student)])[0].reliability()
+    assert kept == evaluation.run([ViewModel(student)])[0].reliability()
     assert kept is not None
     assert kept.ece == RunFolder(tmp_path / "run").read_metrics()[-1]["ece"]
 

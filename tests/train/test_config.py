@@ -195,7 +195,7 @@ def test_the_average_of_weights_is_what_is_evaluated_and_kept(tmp_path: Path) ->
     assert_close(kept, expected, rtol=1e-4, atol=1e-6)
     assert not torch.equal(kept["last.weight"], student.module.state_dict()["last.weight"])
     student.module.load_state_dict(kept)
-    assert evaluation.of([ViewModel(student)])[0].scores()["top1"] == report.top1
+    assert evaluation.run([ViewModel(student)])[0].scores()["top1"] == report.top1
 
 
 @pytest.mark.parametrize("clip_norm", [1e-3, None])

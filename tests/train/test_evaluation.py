@@ -27,7 +27,8 @@ from logitcache.models.build import Model, build
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
-from logitcache.train.evaluation import Evaluation, evaluate, flops
+from logitcache.train.cost import count_flops
+from logitcache.train.evaluation import Evaluation, evaluate
 from logitcache.views.datasets import ArrayImages, images_of
 
 
@@ -70,8 +71,8 @@ def test_scores_are_those_of_other_implementations(seed: int, n: int, classes: i
     unlabelled[0] = False
     images = numbered_images(np.where(unlabelled, -1, labels), classes)
     model: Any = Numbered(torch.from_numpy(logits))
-    (tally,) = Evaluation(images, IDENTITY, batch_size=32).of([model])
-    scores, reliability = tally.scores(), tally.reliability()
+    (meter,) = Evaluation(images, IDENTITY, batch_size=32).run([model])
+    scores, reliability = meter.scores(), meter.reliability()
 
     known, labels = logits[~unlabelled].astype(np.float64), labels[~unlabelled]
     probabilities = np.exp(known - np.logaddexp.reduce(known, axis=1)[:, None])
@@ -99,13 +100,13 @@ def test_a_sure_and_right_model_is_calibrated_and_a_sure_and_wrong_one_is_not() 
     images, sure = numbered_images(labels, 7), 50 * torch.eye(7)[labels]
     right: Any = Numbered(sure)
     wrong: Any = Numbered(sure.roll(1, dims=1))
-    good, bad = (tally.scores() for tally in Evaluation(images, IDENTITY).of([right, wrong]))
+    good, bad = (meter.scores() for meter in Evaluation(images, IDENTITY).run([right, wrong]))
     assert (good["top1"], good["ece"]) == (1.0, pytest.approx(0.0))
     assert (bad["top1"], bad["ece"]) == (0.0, pytest.approx(1.0))
 
 
 def test_a_report_says_what_a_model_costs_and_confuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("logitcache.train.evaluation.seconds_per_forward", lambda model, views: 0.25)
+    monkeypatch.setattr("logitcache.train.evaluation.time_forward", lambda model, views: 0.25)
     images = few_digits(70, "test")
     evaluation = Evaluation(images, IDENTITY, batch_size=32)
     student = build("digits_tiny", num_classes=10, view_size=8, weights="random")
@@ -135,7 +136,7 @@ def test_operations_of_a_linear_layer_are_two_for_each_weight() -> None:
 def test_operations_are_those_that_torchvision_states(name: str) -> None:
     student = ViewModel(build(name, num_classes=1000, view_size=224, weights="random")).eval()
     stated = torchvision.models.get_model_weights(name).DEFAULT.meta["_ops"]
-    counted = flops(student, torch.zeros(1, 3, 224, 224, dtype=torch.uint8)) / 2e9
+    counted = count_flops(student, torch.zeros(1, 3, 224, 224, dtype=torch.uint8)) / 2e9
     assert counted == pytest.approx(stated, abs=0.001)  # 1e9 multiplications and additions, to three digits
 
 
@@ -170,7 +171,7 @@ def test_operations_of_attention_are_those_of_its_matrix_products(mode: Any, fas
         for block, more in blocks.items():
             model = ViewModel(Model("own", Attention(block), a_teacher().adapter, 8, "own")).eval()
             with mode():
-                assert flops(model, torch.zeros(1, 1, 8, 8, dtype=torch.uint8)) == 2 * (attended + more)
+                assert count_flops(model, torch.zeros(1, 1, 8, 8, dtype=torch.uint8)) == 2 * (attended + more)
         assert torch.backends.mha.get_fastpath_enabled() == fast
         assert torch.backends.cuda.flash_sdp_enabled()
     finally:
@@ -183,12 +184,12 @@ def test_what_cannot_be_evaluated_is_refused() -> None:
     with pytest.raises(DataError, match="no image of its test split has a label"):
         Evaluation(blank, IDENTITY)
     with pytest.raises(DataError, match="none is left to evaluate on"):
-        Evaluation.beside(Stream.plain(images, RECIPE, seeds=(0,), workers=0))
+        Evaluation.for_stream(Stream.plain(images, RECIPE, seeds=(0,), workers=0))
     other = build("digits_tiny", num_classes=7, view_size=8, weights="random")
     with pytest.raises(MismatchError, match="number of classes: expected 10, found 7"):
         evaluate(ViewModel(other), Evaluation(images, IDENTITY), 7)
     with pytest.raises(MismatchError, match="number of classes: expected 10, found 7"):
-        Evaluation(images, IDENTITY).of([ViewModel(other)])
+        Evaluation(images, IDENTITY).run([ViewModel(other)])
     larger = build("digits_tiny", num_classes=12, view_size=8, weights="random")
     with pytest.raises(MismatchError, match="number of classes: expected 10, found 12"):
         evaluate(ViewModel(larger), Evaluation(images, IDENTITY), 12)
@@ -213,14 +214,14 @@ def test_agreement_and_kl_are_those_with_the_teacher_itself(tmp_path: Path) -> N
     whole = nn.functional.kl_div(q, p, reduction="batchmean", log_target=True)
     exact = (
         Evaluation(images, IDENTITY, taught(tmp_path / "c.zarr", images), batch_size=32)
-        .of([student])[0]
+        .run([student])[0]
         .scores()
     )
     assert exact["agreement"] == (p.argmax(1) == q.argmax(1)).double().mean()
     assert exact["kl"] == pytest.approx(float(whole), rel=1e-5)
 
     few = taught(tmp_path / "few.zarr", images, profile="default", top_k=3)
-    sparse = Evaluation(images, IDENTITY, few, batch_size=32).of([student])[0].scores()
+    sparse = Evaluation(images, IDENTITY, few, batch_size=32).run([student])[0].scores()
     top = p.topk(3, dim=1).indices
     pk, qk = ((x.exp().gather(1, top)) for x in (p, q))
     pk, qk = (torch.cat([x, 1 - x.sum(1, keepdim=True)], 1) for x in (pk, qk))
@@ -230,14 +231,14 @@ def test_agreement_and_kl_are_those_with_the_teacher_itself(tmp_path: Path) -> N
 
     unlabelled = ArrayImages("digits", "test", images.images, np.full(70, -1), 10, "digits")
     alone = taught(tmp_path / "unlabelled.zarr", unlabelled)
-    assert Evaluation(unlabelled, IDENTITY, alone).of([student])[0].scores().keys() == {"agreement", "kl"}
+    assert Evaluation(unlabelled, IDENTITY, alone).run([student])[0].scores().keys() == {"agreement", "kl"}
 
 
 def test_a_teacher_agrees_with_itself(tmp_path: Path) -> None:
     images = few_digits(40, "test")
     scores = (
         Evaluation(images, IDENTITY, taught(tmp_path / "c.zarr", images))
-        .of([ViewModel(a_teacher())])[0]
+        .run([ViewModel(a_teacher())])[0]
         .scores()
     )
     assert scores["agreement"] == 1.0
@@ -257,7 +258,7 @@ def test_a_cache_of_other_views_is_refused(tmp_path: Path) -> None:
         Evaluation(images, altered, cache)
     other = ViewModel(build("digits_tiny", num_classes=7, view_size=8, weights="random"))
     with pytest.raises(MismatchError, match="number of classes: expected 10, found 7"):
-        Evaluation(images, IDENTITY, cache).of([other])
+        Evaluation(images, IDENTITY, cache).run([other])
     with pytest.raises(IncompleteError):
         Evaluation(images, IDENTITY, taught(tmp_path / "late.zarr", images, seeds=(1,)))
 

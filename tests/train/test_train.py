@@ -170,7 +170,7 @@ def test_the_kept_weights_build_the_student_again(exact: CacheReader, tmp_path: 
     weights = str(tmp_path / "r" / "last.safetensors")
     again = build("digits_tiny", num_classes=10, view_size=8, weights=weights)
     assert again.weights_sha256 == run.student.weights_sha256
-    assert evaluation.of([ViewModel(again)])[0].scores()["top1"] == report.top1
+    assert evaluation.run([ViewModel(again)])[0].scores()["top1"] == report.top1
 
 
 def test_of_several_folders_none_is_begun_when_one_holds_a_run(exact: CacheReader, tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_a_student_of_two_heads_builds_again_and_answers_alike(
     weights = str(tmp_path / "r" / "last.safetensors")
     again = build("digits_tiny", num_classes=10, view_size=8, weights=weights)
     assert again.heads == heads
-    assert evaluation.of([ViewModel(again)])[0].scores()["top1"] == report.top1
+    assert evaluation.run([ViewModel(again)])[0].scores()["top1"] == report.top1
     if loss == "dhkd":
         assert again.module.mixing == HeadMixing(1.0, 1.0)
     if heads == 2:

@@ -115,7 +115,7 @@ def test_ranks_that_share_an_evaluation_score_as_one_process(batch_size: int, tm
         evaluation = Evaluation(images, recipe_named("identity"), cache, batch_size=batch_size)
         seen: list[int] = []
         students[1].register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
-        return [tally.scores() for tally in evaluation.of(students, world)], sum(seen)
+        return [meter.scores() for meter in evaluation.run(students, world)], sum(seen)
 
     alone, n = scores(World())
     heard = in_ranks(scores, 3)
@@ -148,8 +148,8 @@ def test_what_ranks_score_is_what_the_weights_kept_score(exact: Path, tmp_path: 
     weights = str(tmp_path / "run" / "last.safetensors")
     kept = build("digits_tiny", num_classes=10, view_size=8, weights=weights)
     evaluation = Evaluation(few_digits(60, "test"), recipe_named("identity"), batch_size=20)
-    (tally,) = evaluation.of([ViewModel(kept)])
-    score, row = tally.scores(), rows_of(tmp_path / "run")[-1]
+    (meter,) = evaluation.run([ViewModel(kept)])
+    score, row = meter.scores(), rows_of(tmp_path / "run")[-1]
     assert {name: row[name] for name in score} == pytest.approx(score, rel=1e-12)
 
 
