@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from logitcache.train.events import EpochDone, StudentFailed, TrainEvent, TrainEventHandler
+from logitcache.train.events import EpochDone, OnTrainEvent, StudentFailed, TrainEvent
 
 from .progress import Advance
 from .terminal import say, show
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from logitcache.train.loop import TrainReport
 
 
-def reporter(advance: Advance) -> TrainEventHandler:
+def reporter(advance: Advance) -> OnTrainEvent:
     """Return a handler of what `train` reports: steps move the bar, an epoch is a line."""
 
     def report(event: TrainEvent) -> None:

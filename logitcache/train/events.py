@@ -65,4 +65,4 @@ class StudentFailed:
 
 
 TrainEvent = StepDone | EpochDone | StudentFailed
-TrainEventHandler = Callable[[TrainEvent], None]
+OnTrainEvent = Callable[[TrainEvent], None]

@@ -25,7 +25,7 @@ from logitcache.errors import (
 from logitcache.format.spec import Spec
 from logitcache.stream.stream import Batch, Stream
 from logitcache.train.evaluation import Evaluation
-from logitcache.train.events import EpochDone, StepDone, StudentFailed, TrainEvent, TrainEventHandler
+from logitcache.train.events import EpochDone, OnTrainEvent, StepDone, StudentFailed, TrainEvent
 from logitcache.train.learner import Learner, Run
 from logitcache.train.run_folder import RunFolder
 from logitcache.train.score_meter import ScoreMeter
@@ -71,7 +71,7 @@ def train(
     resume: bool = False,
     checkpoint_every: float = 300.0,
     should_stop: Callable[[], bool] = lambda: False,
-    on_progress: TrainEventHandler | None = None,
+    on_progress: OnTrainEvent | None = None,
 ) -> list[TrainReport]:
     """Train students side by side on one stream, each into its run folder.
 
@@ -168,7 +168,7 @@ class _Cohort:
         failed: who left, and why.
     """
 
-    def __init__(self, learners: list[Learner], world: World, on_progress: TrainEventHandler | None) -> None:
+    def __init__(self, learners: list[Learner], world: World, on_progress: OnTrainEvent | None) -> None:
         self.learners, self.world = learners, world
         first = min((learner.meter.epoch for learner in learners), default=0)
         self.epochs = range(first, max((learner.run.config.epochs for learner in learners), default=0))

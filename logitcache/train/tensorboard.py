@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from logitcache.errors import OptionError, StorageError
-from logitcache.train.events import EpochDone, TrainEvent, TrainEventHandler
+from logitcache.train.events import EpochDone, OnTrainEvent, TrainEvent
 
 
 class CurveWriter:
@@ -17,7 +17,7 @@ class CurveWriter:
         OptionError: TensorBoard is not installed.
     """
 
-    def __init__(self, on_progress: TrainEventHandler) -> None:
+    def __init__(self, on_progress: OnTrainEvent) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
