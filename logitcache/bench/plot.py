@@ -6,7 +6,7 @@ from xml.etree.ElementTree import Element, tostring
 
 from logitcache.bench.scale import Point, ScaleReport
 from logitcache.errors import StorageError
-from logitcache.report.charts import HEIGHT, WIDTH, Axis, Numbers, Series, lines
+from logitcache.report.charts import HEIGHT, WIDTH, Axis, ChartTable, Series, draw_lines
 from logitcache.report.html import Ids, tag
 
 TITLE, GAP = 26, 20
@@ -86,7 +86,7 @@ def _chart(title: str, grows: str, points: Sequence[Point], values: dict[str, li
         Series(name, tuple(zip(x, ys, strict=True)), style, marks=True)
         for style, (name, ys) in enumerate(values.items())
     ]
-    figure = lines(Ids(), title, "", Axis(grows, log=True), Axis(low=0.0), series, Numbers((), ()))
+    figure = draw_lines(Ids(), title, "", Axis(grows, log=True), Axis(low=0.0), series, ChartTable((), ()))
     svg = figure.find("svg")
     assert svg is not None
     for name in ("role", "aria-labelledby", "aria-describedby"):

@@ -1,5 +1,15 @@
-"""Report: one self-contained page of what runs and caches came to, to open from disk or to send to a colleague.
+"""Report: one self-contained HTML page of what runs and caches hold, to open from disk or to send to a colleague.
 
-`runs` and `caches` gather facts as frozen dataclasses, `pictures` what is shown of the images; `charts` draws,
-`html` writes, `students` and `anatomy` are the page's two halves, and `page` puts them together.
+For the command line and `demo`; `bench` draws with its charts.
+
+page           `report`, which reads, draws and writes
+run_facts      facts of run folders, and which runs are repeats
+cache_facts    facts of a cache
+run_section    the sections about runs
+cache_section  the section about a cache
+thumbnails     images of a cache, and the views that the teacher saw
+curves         a chart of each metric, epoch by epoch
+charts         lines, points, histograms and bars in SVG
+metrics        titles and units of what metrics.jsonl holds
+html           elements, tables and ids, escaped
 """

@@ -1,4 +1,4 @@
-"""What a cache holds, for the page: what the teacher says, what its top k keep, where the bytes go."""
+"""Facts of a cache, for the page: statistics of the teacher's answers, what fewer logits would lose, bytes."""
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -15,22 +15,23 @@ from logitcache.audit.summary import glance
 from logitcache.errors import IncompleteError
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
-from logitcache.report.charts import spaced
+from logitcache.report.charts import take_evenly
 from logitcache.store import CacheReader, seed_list
 from logitcache.store.derive import derived_spec, reduced
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.datasets import Images
 
 TEMPERATURES = (1.0, 2.0, 4.0)
-MOST_SEEDS = 8  # read whole
-TRIED_SEEDS, TRIED_SHARDS, TRIED_VIEWS = 3, 4, 256  # of each shard, for what smaller k would keep
+MOST_SEEDS = 8  # for the statistics
+SAMPLED_SEEDS, SAMPLED_SHARDS, SAMPLED_VIEWS = 3, 4, 256  # a shard, to compare numbers of logits on
 
 Arrays = dict[str, npt.NDArray[Any]]
+OnSeedRead = Callable[[int, int], None]  # called with (seeds read, seeds to read)
 
 
 @dataclass(frozen=True)
-class Kept(Spec):
-    """What the first `k` of the cached logits keep: means over views, at T = 1, 2, 4.
+class FirstLogits(Spec):
+    """What the first `k` of the cached logits tell: means over views, at T = 1, 2, 4.
 
     Attributes:
         k: how many.
@@ -48,30 +49,30 @@ class CacheFacts(Spec):
     """One cache.
 
     Attributes:
-        about: as `audit.glance` tells.
-        stats: as `audit.stats` tells, of at most 8 complete seeds, evenly chosen.
-        complete: how many seeds are complete.
+        about: as `audit.glance` returns it.
+        stats: as `audit.stats` returns them, of at most 8 complete seeds, evenly chosen.
+        complete: number of complete seeds.
         kept: by rising k; the last is the cache's own.
-        tried: how many views these are means of.
-        array_bytes: bytes per view of each array's shards, by name; empty where the host does not tell.
+        tried: number of views that `kept` are means over.
+        array_bytes: bytes per view of each array's shards, by name; empty where the host does not say.
     """
 
     about: dict[str, Any]
     stats: StatsReport
     complete: int
-    kept: tuple[Kept, ...]
+    kept: tuple[FirstLogits, ...]
     tried: int
     array_bytes: dict[str, float]
 
     @property
-    def tests(self) -> bool:
+    def of_test_images(self) -> bool:
         """Is it of test images?"""
         return bool(self.about["dataset"]["split"] == "test")
 
-    def right(self, name: str) -> float | None:
-        """Return how often the teacher is right, "top1" or "top5": mean over the seeds; None where nobody knows."""
-        found = [value for seed in self.stats.seeds if (value := getattr(seed, name)) is not None]
-        return statistics.fmean(found) if found else None
+    def accuracy(self, name: str) -> float | None:
+        """Return the teacher's accuracy, "top1" or "top5": mean over the seeds; None where it is unknown."""
+        values = [value for seed in self.stats.seeds if (value := getattr(seed, name)) is not None]
+        return statistics.fmean(values) if values else None
 
 
 def read_cache(
@@ -79,15 +80,15 @@ def read_cache(
     images: Images | None = None,
     *,
     most: int = 12,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnSeedRead | None = None,
 ) -> CacheFacts:
-    """Read what a page says of a cache.
+    """Read the facts of a cache.
 
     Args:
         reader: the cache.
-        images: what it was made of, for labels and names.
+        images: those it was made of, for labels and names.
         most: how many confused classes and hard samples to list.
-        on_progress: called with (seeds done, seeds to do).
+        on_progress: called with (seeds read, seeds to read).
 
     Raises:
         IncompleteError: no seed is complete.
@@ -98,10 +99,10 @@ def read_cache(
     if not complete:
         begun = seed_list(reader.seeds())
         raise IncompleteError(f"{reader.path} has no complete seed (begun: {begun}); finish its dump first")
-    kept, tried = _kept(reader, spaced(complete, TRIED_SEEDS))
+    kept, tried = _compare_numbers_of_logits(reader, take_evenly(complete, SAMPLED_SEEDS))
     return CacheFacts(
         about=glance(reader),
-        stats=stats(reader, images, spaced(complete, MOST_SEEDS), most=most, on_progress=on_progress),
+        stats=stats(reader, images, take_evenly(complete, MOST_SEEDS), most=most, on_progress=on_progress),
         complete=len(complete),
         kept=kept,
         tried=tried,
@@ -109,38 +110,44 @@ def read_cache(
     )
 
 
-# What fewer logits would keep -----------------------------------------------------------------------------
+# What fewer logits would lose -----------------------------------------------------------------------------
 
 
-def _kept(reader: CacheReader, seeds: Sequence[int]) -> tuple[tuple[Kept, ...], int]:
+def _compare_numbers_of_logits(
+    reader: CacheReader, seeds: Sequence[int]
+) -> tuple[tuple[FirstLogits, ...], int]:
+    """Compare caches of fewer logits with this one, on some of its views; returns the number of these too."""
     spec = reader.spec
     ks = sorted({k for p in range(32) for k in (1 << p, 3 << p) if k < spec.k} | {spec.k})
     sums, views = torch.zeros(len(ks), 2, len(TEMPERATURES), dtype=torch.float64), 0
-    for stored in _samples(reader, seeds):
-        whole = _teacher(reduced(stored, spec, spec), spec)
-        views += len(whole)
+    for arrays in _read_samples(reader, seeds):
+        full = _teacher(reduced(arrays, spec, spec), spec)
+        views += len(full)
         for number, k in enumerate(ks):
-            fewer = whole if k == spec.k else _teacher(reduced(stored, spec, _of_fewer(spec, k)), spec)
+            fewer = full if k == spec.k else _teacher(reduced(arrays, spec, _of_fewer(spec, k)), spec)
             for at, temperature in enumerate(TEMPERATURES):
-                sums[number, 0, at] += whole.at(temperature).probs[:, :k].sum()
-                sums[number, 1, at] += _kl(whole, fewer, temperature).sum()
+                sums[number, 0, at] += full.at(temperature).probs[:, :k].sum()
+                sums[number, 1, at] += _kl(full, fewer, temperature).sum()
     means = (sums / max(1, views)).tolist()
-    return tuple(Kept(k, tuple(mass), tuple(kl)) for k, (mass, kl) in zip(ks, means, strict=True)), views
+    return tuple(
+        FirstLogits(k, tuple(mass), tuple(kl)) for k, (mass, kl) in zip(ks, means, strict=True)
+    ), views
 
 
-def _samples(reader: CacheReader, seeds: Sequence[int]) -> Iterator[Arrays]:
+def _read_samples(reader: CacheReader, seeds: Sequence[int]) -> Iterator[Arrays]:
     """Yield rows of a few shards of each seed, evenly chosen, those without a teacher left out."""
     names = [array.name for array in reader.spec.arrays() if array.dimensions[0] == "sample"]
     for seed in seeds:
-        for shard in spaced(range(reader.spec.layout.shards), TRIED_SHARDS):
+        for shard in take_evenly(range(reader.spec.layout.shards), SAMPLED_SHARDS):
             arrays = reader.read(seed, shard)
             valid = np.flatnonzero(~np.isnan(arrays["top"]))
             if len(valid):
-                rows = valid[:: -(-len(valid) // TRIED_VIEWS)]
+                rows = valid[:: -(-len(valid) // SAMPLED_VIEWS)]
                 yield {name: arrays[name][rows] for name in names}
 
 
 def _of_fewer(spec: CacheSpec, k: int) -> CacheSpec:
+    """Return the spec of a cache derived with k logits."""
     return derived_spec(spec, k, "default" if spec.profile.name == "exact" else None)
 
 
@@ -156,12 +163,12 @@ def _teacher(arrays: Arrays, spec: CacheSpec) -> SparseTeacher:
     return SparseTeacher(ids, gap, top, *tail, spec.dataset.num_classes)
 
 
-def _kl(whole: SparseTeacher, fewer: SparseTeacher, temperature: float) -> Tensor:
-    """(B,) KL(whole ‖ fewer) in nats; `fewer` lists the first classes of `whole`, tails spread evenly."""
-    p, q = whole.at(temperature), fewer.at(temperature)
-    share = q.log_tail_share[:, None].expand(-1, whole.k - fewer.k)
+def _kl(full: SparseTeacher, fewer: SparseTeacher, temperature: float) -> Tensor:
+    """(B,) KL(full ‖ fewer) in nats; `fewer` lists the first classes of `full`, tails spread evenly."""
+    p, q = full.at(temperature), fewer.at(temperature)
+    share = q.log_tail_share[:, None].expand(-1, full.k - fewer.k)
     kl = (p.log_probs.exp() * (p.log_probs - torch.cat([q.log_probs, share], 1))).sum(1)
-    if whole.tail_size:
+    if full.tail_size:
         kl += p.log_tail_mass.exp() * (p.log_tail_share - q.log_tail_share)
     return kl.clamp(min=0)
 

@@ -1,6 +1,6 @@
-"""Charts as small SVG pictures: lines, points, histograms and bars, each with its title and a table of its numbers.
+"""Charts in SVG: lines, points, histograms and bars, each with a title and a table of its numbers.
 
-Colours, dashes and type are the style sheet's (`page.css`), so that one picture serves light, dark and print.
+Colours, dashes and fonts are the style sheet's (`page.css`), so that one drawing serves light, dark and print.
 """
 
 import math
@@ -15,7 +15,7 @@ WIDTH, HEIGHT = 380, 240
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 36
 STYLES = 8  # colours of series in the style sheet; further ones come again with other dashes and marks
 LEAST = 1e-140  # what is smaller counts as 0
-# Marks that tell series apart without colour, around (0, 0): none is a circle, the others polygons.
+# Marks that tell series apart without colour, as corners around (0, 0); the first, without corners, is a circle.
 MARKS: tuple[tuple[tuple[float, float], ...], ...] = (
     (),
     ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
@@ -36,10 +36,10 @@ class Axis:
 
     Attributes:
         label: quantity and unit, below an x axis; what a y axis measures the chart's title says.
-        log: by factors of ten; values of 0 or less are left out.
+        log: logarithmic; values of 0 or less are left out.
         percent: shares are written in percent.
-        whole: only whole numbers are marked.
-        low, high: ends that it must reach.
+        whole: ticks at whole numbers only.
+        low, high: values that it must reach.
     """
 
     label: str = ""
@@ -57,10 +57,10 @@ class Series:
     Attributes:
         name: for the tooltip.
         points: (x, y), by rising x.
-        style: number of its colour.
+        style: number of its colour, dash and mark.
         thin: drawn fine and pale, behind the others.
         marks: a mark at each point; else at the last one, where it is not thin.
-        weights: that the areas of the points' marks tell; none where all are alike.
+        weights: of the points, as areas of their marks; empty where all are alike.
     """
 
     name: str
@@ -71,14 +71,14 @@ class Series:
     weights: tuple[float, ...] = ()
 
     def radii(self) -> list[float]:
-        """Return the radius of each point's mark; none vanishes."""
+        """Return the radius of each point's mark, large enough to be seen."""
         if not self.weights:
             return [3.0] * len(self.points)
         return [5.0 * max(0.25, math.sqrt(weight / max(self.weights))) for weight in self.weights]
 
 
 class Scale:
-    """Where a value lies on an axis of so many units, and which values are marked there."""
+    """Maps values to positions from `start` to `end` on an axis, and chooses its ticks."""
 
     def __init__(self, axis: Axis, values: Sequence[float], start: float, end: float) -> None:
         self.axis, self.start, self.end = axis, start, end
@@ -94,7 +94,7 @@ class Scale:
             pad = (high / low) ** 0.04
             self.low, self.high = low / pad, high * pad
         else:
-            self.step = max(_step((high - low) / 4), 1.0 if axis.whole else 0.0)
+            self.step = max(_round_step((high - low) / 4), 1.0 if axis.whole else 0.0)
             self.low, self.high = low, high
             if axis.low is None:
                 self.low = math.floor(low / self.step) * self.step
@@ -102,13 +102,13 @@ class Scale:
                 self.high = math.ceil(high / self.step) * self.step
 
     def __call__(self, value: float) -> float:
-        """Return the place of a value."""
+        """Return the position of a value."""
         low, high = (math.log(self.low), math.log(self.high)) if self.axis.log else (self.low, self.high)
         at = math.log(value) if self.axis.log else value
         return self.start + (at - low) / (high - low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Return the values to mark: round ones."""
+        """Return the values of the ticks: round ones."""
         if not self.axis.log:
             first, last = math.ceil(self.low / self.step - 1e-9), math.floor(self.high / self.step + 1e-9)
             return [number * self.step for number in range(first, last + 1)]
@@ -119,16 +119,16 @@ class Scale:
         return [mark for mark in marks if self.low <= mark <= self.high]
 
     def text(self, value: float) -> str:
-        """Write a marked value, in as many digits as tell it from the next."""
+        """Write the value of a tick, in as many digits as tell it from the next."""
         times = 100.0 if self.axis.percent else 1.0
         digits = 3
         if not self.axis.log and value:
             digits = math.floor(math.log10(abs(value))) - math.floor(math.log10(self.step) + 1e-9) + 1
-        text = short(times * value, max(1, digits)).replace("-", "−")
+        text = format_tick(times * value, max(1, digits)).replace("-", "−")
         return f"{text} %" if self.axis.percent else text
 
 
-def short(value: float, digits: int = 4) -> str:
+def format_tick(value: float, digits: int = 4) -> str:
     """Write a number in so many digits for an axis: 0.25, 1,500, 1.2M, 5e-7."""
     size = abs(value)
     if not value or 1e-4 <= size < 1e4:
@@ -143,79 +143,95 @@ def short(value: float, digits: int = 4) -> str:
 _T = TypeVar("_T")
 
 
-def spaced(values: Sequence[_T], most: int) -> list[_T]:
-    """Take at most so many values, two or more, evenly, the first and the last among them."""
+def take_evenly(values: Sequence[_T], most: int) -> list[_T]:
+    """Take at most so many values, two or more, evenly spaced, the first and the last among them."""
     if len(values) <= most:
         return list(values)
     return [values[number * (len(values) - 1) // (most - 1)] for number in range(most)]
 
 
-def thinned(points: Sequence[Point], most: int) -> tuple[Point, ...]:
-    """Take at most so many points, but the first, the last, and the lowest and highest of each stretch between."""
+def thin_out(points: Sequence[Point], most: int) -> tuple[Point, ...]:
+    """Take at most so many points: the first, the last, and the lowest and highest of each stretch between."""
     if len(points) <= most:
         return tuple(points)
     stretches = max(1, (most - 2) // 2)
-    inner, kept = points[1:-1], [points[0]]
+    inner, taken = points[1:-1], [points[0]]
     for stretch in range(stretches):
         part = inner[stretch * len(inner) // stretches : (stretch + 1) * len(inner) // stretches]
         if part:
             ends = {min(part, key=lambda point: point[1]), max(part, key=lambda point: point[1])}
-            kept += sorted(ends)
-    return (*kept, points[-1])
+            taken += sorted(ends)
+    return (*taken, points[-1])
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """The table behind a chart; `note` says what it leaves out."""
+class ChartTable:
+    """The numbers of a chart, as a table below it; `note` says what it leaves out."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Child, ...], ...]
     note: str = ""
 
 
-def lines(
+def draw_lines(
     ids: Ids,
     title: str,
     note: str,
     x: Axis,
     y: Axis,
     series: Sequence[Series],
-    numbers: Numbers,
+    numbers: ChartTable,
     *,
-    named: bool = False,
+    legend: bool = False,
     ideal: Sequence[Point] = (),
 ) -> Element:
-    """Draw lines that end in a mark; `named` says beside the title which is which, `ideal` where they should be."""
+    """Draw lines that end in a mark.
+
+    Args:
+        ids: of the page.
+        title, note: above the chart.
+        x, y: axes.
+        series: one line each.
+        numbers: the table below the chart.
+        legend: with the names of the series beside the title.
+        ideal: points of a line where the others should be.
+    """
     plot = _Plot(x, y, [point for one in series for point in one.points])
     if ideal:
-        plot.add(tag("path", d=_through([(plot.x(a), plot.y(b)) for a, b in ideal]), class_="axis"))
+        plot.add(tag("path", d=_path([(plot.x(a), plot.y(b)) for a, b in ideal]), class_="axis"))
     for one in sorted(series, key=lambda one: not one.thin):
         sized = zip(one.points, one.radii(), strict=True)
         dots = [(plot.x(a), plot.y(b), radius) for (a, b), radius in sized if plot.shows(a, b)]
-        kind = f"line {style(one.style)}" + (" thin" if one.thin else "")
+        kind = f"line {style_classes(one.style)}" + (" thin" if one.thin else "")
         if len(dots) > 1:
-            line = _through([(a, b) for a, b, _ in dots])
+            line = _path([(a, b) for a, b, _ in dots])
             plot.add(tag("path", tag("title", one.name), d=line, class_=kind))
         ends = dots[-1:] if len(dots) == 1 or not one.thin else []
         marked = dots if one.marks else ends
-        plot.add([_mark(a, b, one.style, radius, one.name) for a, b, radius in marked])
-    names = {one.style: one.name for one in series} if named else {}
-    return _figure(ids, title, note, plot.svg, numbers, legend(names) if names else None)
+        plot.add([_draw_mark(a, b, one.style, radius, one.name) for a, b, radius in marked])
+    names = {one.style: one.name for one in series} if legend else {}
+    return _figure(ids, title, note, plot.svg, numbers, draw_legend(names) if names else None)
 
 
-def points(
-    ids: Ids, title: str, note: str, x: Axis, y: Axis, series: Sequence[Series], numbers: Numbers
+def draw_points(
+    ids: Ids, title: str, note: str, x: Axis, y: Axis, series: Sequence[Series], numbers: ChartTable
 ) -> Element:
     """Draw a mark for every point, and nothing between them."""
     plot = _Plot(x, y, [point for one in series for point in one.points])
     for one in series:
         shown = [(a, b) for a, b in one.points if plot.shows(a, b)]
-        plot.add([_mark(plot.x(a), plot.y(b), one.style, 4.5, one.name) for a, b in shown])
+        plot.add([_draw_mark(plot.x(a), plot.y(b), one.style, 4.5, one.name) for a, b in shown])
     return _figure(ids, title, note, plot.svg, numbers)
 
 
-def histogram(
-    ids: Ids, title: str, note: str, x: Axis, edges: Sequence[float], counts: Sequence[int], numbers: Numbers
+def draw_histogram(
+    ids: Ids,
+    title: str,
+    note: str,
+    x: Axis,
+    edges: Sequence[float],
+    counts: Sequence[int],
+    numbers: ChartTable,
 ) -> Element:
     """Draw counts over bins; there is one more edge than counts."""
     ends = Axis(x.label, low=edges[0], high=edges[-1])
@@ -230,8 +246,8 @@ def histogram(
     return _figure(ids, title, note, plot.svg, numbers)
 
 
-def bars(
-    ids: Ids, title: str, note: str, rows: Sequence[tuple[str, float, str]], numbers: Numbers
+def draw_bars(
+    ids: Ids, title: str, note: str, rows: Sequence[tuple[str, float, str]], numbers: ChartTable
 ) -> Element:
     """Draw a bar for each (name, value, value as text), one below the other."""
     height = 22 * len(rows) + 8
@@ -246,30 +262,30 @@ def bars(
     return _figure(ids, title, note, svg, numbers)
 
 
-def style(number: int) -> str:
-    """Name the classes of a series' colour and dash."""
+def style_classes(number: int) -> str:
+    """Return the CSS classes of a series' colour and dash."""
     return f"s{number % STYLES} d{number // STYLES % 3}"
 
 
-def legend(names: Mapping[int, Child]) -> Element:
-    """Say which style of line stands for what."""
-    entries = [tag("li", swatch(number), name) for number, name in names.items()]
+def draw_legend(names: Mapping[int, Child]) -> Element:
+    """Draw a legend: names by the number of their style."""
+    entries = [tag("li", draw_swatch(number), name) for number, name in names.items()]
     return tag("ul", entries, class_="legend", aria_label="Legend")
 
 
-def swatch(number: int) -> Element:
+def draw_swatch(number: int) -> Element:
     """Draw a short piece of a series' line with its mark, for legends."""
-    line = tag("path", d="M1 5H25", class_=f"line {style(number)}")
+    line = tag("path", d="M1 5H25", class_=f"line {style_classes(number)}")
     return tag(
-        "svg", line, _mark(13, 5, number, 4.0), viewBox="0 0 26 10", class_="swatch", aria_hidden="true"
+        "svg", line, _draw_mark(13, 5, number, 4.0), viewBox="0 0 26 10", class_="swatch", aria_hidden="true"
     )
 
 
-# Inside ---------------------------------------------------------------------------------------------------
+# Parts of a chart ----------------------------------------------------------------------------------------
 
 
 class _Plot:
-    """A frame with two axes, their marks and labels, to draw in."""
+    """A frame with two axes, their ticks and labels, to draw in."""
 
     def __init__(self, x: Axis, y: Axis, points: Sequence[Point]) -> None:
         self.x = Scale(x, [a for a, _ in points], LEFT, WIDTH - RIGHT)
@@ -278,13 +294,13 @@ class _Plot:
         self.add(self._axes())
 
     def add(self, child: Child) -> None:
-        """Draw."""
+        """Add elements to the drawing."""
         for element in [child] if isinstance(child, Element) else child or []:
             assert isinstance(element, Element)
             self.svg.append(element)
 
     def shows(self, a: float, b: float) -> bool:
-        """Has this point a place?"""
+        """Can this point be drawn? On a logarithmic axis only values above 0 can."""
         return (a > LEAST or not self.x.axis.log) and (b > LEAST or not self.y.axis.log)
 
     def _axes(self) -> Iterator[Element]:
@@ -301,7 +317,7 @@ class _Plot:
         yield tag("text", self.x.axis.label, x=(LEFT + right) / 2, y=HEIGHT - 4, class_="tick middle label")
 
 
-def _through(points: Sequence[Point]) -> str:
+def _path(points: Sequence[Point]) -> str:
     return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
 
 
@@ -309,31 +325,33 @@ def _svg(height: int) -> Element:
     return tag("svg", viewBox=f"0 0 {WIDTH} {height}", role="img")
 
 
-def _mark(x: float, y: float, number: int, radius: float, name: str | None = None) -> Element:
+def _draw_mark(x: float, y: float, number: int, radius: float, name: str | None = None) -> Element:
     """Draw the mark of a series: no two of the first 64 have both colour and shape in common."""
     shape = MARKS[(number + number // STYLES) % len(MARKS)]
-    title, kind = name and tag("title", name), f"dot {style(number)}"
+    title, kind = name and tag("title", name), f"dot {style_classes(number)}"
     if not shape:
         return tag("circle", title, cx=f"{x:.1f}", cy=f"{y:.1f}", r=radius, class_=kind)
     corners = "L".join(f"{x + radius * a:.1f} {y + radius * b:.1f}" for a, b in shape)
     return tag("path", title, d=f"M{corners}Z", class_=kind)
 
 
-def _figure(ids: Ids, title: str, note: str, svg: Element, numbers: Numbers, key: Child = None) -> Element:
-    named, noted = ids.new("chart"), ids.new("note")
-    svg.set("aria-labelledby", named)
-    svg.set("aria-describedby", noted)
-    behind = table(None, numbers.columns, numbers.rows, name=f"Numbers of: {title}")
+def _figure(
+    ids: Ids, title: str, note: str, svg: Element, numbers: ChartTable, legend: Child = None
+) -> Element:
+    title_id, note_id = ids.new("chart"), ids.new("note")
+    svg.set("aria-labelledby", title_id)
+    svg.set("aria-describedby", note_id)
+    rows = table(None, numbers.columns, numbers.rows, name=f"Numbers of: {title}")
     return tag(
         "figure",
-        tag("figcaption", tag("strong", title, id=named), " ", tag("span", note, id=noted), key),
+        tag("figcaption", tag("strong", title, id=title_id), " ", tag("span", note, id=note_id), legend),
         svg,
-        tag("details", tag("summary", "Numbers"), numbers.note and tag("p", numbers.note), behind),
+        tag("details", tag("summary", "Numbers"), numbers.note and tag("p", numbers.note), rows),
         class_="chart",
     )
 
 
-def _step(rough: float) -> float:
+def _round_step(rough: float) -> float:
     """Round to 1, 2 or 5 times a power of ten, by ratio."""
     power = 10.0 ** math.floor(math.log10(rough))
     return power * next(

@@ -1,4 +1,4 @@
-"""What metrics.jsonl may hold: where each measure stands on the page, what it is called, how it is written."""
+"""What metrics.jsonl may hold: where each metric stands on the page, its title, and how it is written."""
 
 from dataclasses import dataclass
 
@@ -17,15 +17,15 @@ SECTIONS = {
 
 
 @dataclass(frozen=True)
-class Measure:
-    """One name of metrics.jsonl.
+class Metric:
+    """A number of metrics.jsonl.
 
     Attributes:
-        name: there.
+        name: in metrics.jsonl.
         section: of the page; "" where it gets no curve.
-        title, short: in full, and at the head of a column.
+        title, short: in full, and as a column header.
         note: what it is.
-        share: of 1, written in percent.
+        share: a share of 1, written in percent.
     """
 
     name: str
@@ -35,27 +35,27 @@ class Measure:
     note: str
     share: bool = False
 
-    def text(self, value: float | None) -> str:
+    def format(self, value: float | None) -> str:
         """Write a value."""
         if value is None:
             return "–"
         return percent(value) if self.share else f"{value:.4g}"
 
-    def spread(self, found: tuple[float, float] | None, runs: int) -> str:
+    def format_spread(self, spread: tuple[float, float] | None, runs: int) -> str:
         """Write mean and standard deviation over so many runs."""
-        if found is None or runs == 1:
-            return self.text(found and found[0])
-        mean, deviation = found
+        if spread is None or runs == 1:
+            return self.format(spread and spread[0])
+        mean, deviation = spread
         if self.share:
             return f"{100 * mean:.1f} ±\N{NO-BREAK SPACE}{100 * deviation:.1f}\N{NO-BREAK SPACE}%"
         return f"{mean:.3g} ±\N{NO-BREAK SPACE}{deviation:.2g}"
 
 
-JUDGED = (
-    Measure(
+TEST_METRICS = (
+    Metric(
         "top1", "accuracy", "Top-1 accuracy", "top-1", "Test images whose first class is right.", share=True
     ),
-    Measure(
+    Metric(
         "top5",
         "accuracy",
         "Top-5 accuracy",
@@ -63,14 +63,14 @@ JUDGED = (
         "Test images with the right class among five.",
         share=True,
     ),
-    Measure(
+    Metric(
         "nll",
         "calibration",
         "Negative log-likelihood",
         "NLL",
         "Mean of −log p(label) in nats; lower is better.",
     ),
-    Measure(
+    Metric(
         "ece",
         "calibration",
         "Expected calibration error",
@@ -78,7 +78,7 @@ JUDGED = (
         "How far confidence is from accuracy, over 15 bins; 0 is honest.",
         share=True,
     ),
-    Measure(
+    Metric(
         "agreement",
         "agreement",
         "Agreement with the teacher",
@@ -86,7 +86,7 @@ JUDGED = (
         "Test images given the teacher's first class.",
         share=True,
     ),
-    Measure(
+    Metric(
         "kl",
         "agreement",
         "KL from the teacher",
@@ -94,20 +94,20 @@ JUDGED = (
         "KL(teacher ‖ student) at T = 1 in nats; lower is nearer.",
     ),
 )
-TRAINED = (
-    Measure("loss", "loss", "Loss", "loss", "What is minimised."),
-    Measure("lr", "loss", "Learning rate", "lr", "At the end of each epoch."),
-    Measure("views_per_second", "", "Views per second", "views/s", "While training."),
-    Measure("seconds", "", "Seconds", "seconds", "Of the epoch."),
+TRAIN_METRICS = (
+    Metric("loss", "loss", "Loss", "loss", "What is minimised."),
+    Metric("lr", "loss", "Learning rate", "lr", "At the end of each epoch."),
+    Metric("views_per_second", "", "Views per second", "views/s", "While training."),
+    Metric("seconds", "", "Seconds", "seconds", "Of the epoch."),
 )
-_BY_NAME = {measure.name: measure for measure in (*JUDGED, *TRAINED)}
+_BY_NAME = {metric.name: metric for metric in (*TEST_METRICS, *TRAIN_METRICS)}
 
 
-def measure(name: str) -> Measure:
-    """Return what is known of a name; one that is not known is a term of the loss."""
-    return _BY_NAME.get(name) or Measure(name, "loss", name, name, "A term of the loss.")
+def metric_named(name: str) -> Metric:
+    """Return the metric of a name; an unknown name is a term of the loss."""
+    return _BY_NAME.get(name) or Metric(name, "loss", name, name, "A term of the loss.")
 
 
 def percent(value: float) -> str:
-    """Write a share, as one word to a line breaker."""
+    """Write a share in percent, with a no-break space."""
     return f"{100 * value:.2f}\N{NO-BREAK SPACE}%"

@@ -1,41 +1,41 @@
-"""The half of the page about runs: students side by side, their curves, what differs in their settings."""
+"""The sections of the page about runs: students side by side, their curves, what differs in their settings."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from xml.etree.ElementTree import Element
 
 from logitcache.report.cache_facts import CacheFacts
-from logitcache.report.charts import Axis, Numbers, Series, points, swatch
+from logitcache.report.charts import Axis, ChartTable, Series, draw_points, draw_swatch
 from logitcache.report.curves import Curves
 from logitcache.report.html import Child, Ids, table, tag
-from logitcache.report.metrics import JUDGED, SECTIONS, measure, percent
-from logitcache.report.run_facts import Group, RunFacts, brief, differences
+from logitcache.report.metrics import SECTIONS, TEST_METRICS, metric_named, percent
+from logitcache.report.run_facts import RunFacts, RunGroup, differing_settings, shorten
 from logitcache.units import span, span_unit
 
-COLUMNS = (*JUDGED, measure("loss"))
-MANY = 6  # students
+COLUMNS = (*TEST_METRICS, metric_named("loss"))
+MANY = 6  # students, above which a table has a row for each
 DATA, TEACHER = ("data.name", "data.num_classes"), ("name", "weights", "weights_sha256")
 
 
-def teachers(groups: Sequence[Group], caches: Sequence[CacheFacts]) -> dict[str, CacheFacts]:
-    """Find caches, by teacher, that say how often a teacher of these runs is right on what all of them are judged on.
+def find_teachers(groups: Sequence[RunGroup], caches: Sequence[CacheFacts]) -> dict[str, CacheFacts]:
+    """Find the caches, by teacher, that give a teacher's accuracy on the test images of all of these runs.
 
-    A run names its data, not its test images: name, classes and recipe of evaluation stand for these.
+    A run's settings hold no fingerprint of its test images: data name, classes and evaluation recipe stand for them.
     """
     runs = [run for group in groups for run in group.runs]
-    judged = {
+    tested_on = {
         tuple(run.settings.get(f"stream.{name}") for name in (*DATA, "recipe.evaluation"))
         for run in runs
-        if "top1" in run.names
+        if "top1" in run.metrics
     }
-    taught = {tuple(run.settings.get(f"stream.teacher.{name}") for name in TEACHER) for run in runs}
+    teachers = {tuple(run.settings.get(f"stream.teacher.{name}") for name in TEACHER) for run in runs}
     found: dict[tuple[object, ...], CacheFacts] = {}
     for cache in caches:
-        data, teacher, recipe = (cache.about[part] for part in ("dataset", "teacher", "recipe"))
-        told = (brief(data["name"]), data["num_classes"], brief(recipe["name"]))
-        who = tuple(None if teacher[name] is None else brief(teacher[name]) for name in TEACHER)
-        known = cache.tests and cache.right("top1") is not None
-        if known and judged == {told} and who in taught:
-            found.setdefault(who, cache)
+        data, about, recipe = (cache.about[part] for part in ("dataset", "teacher", "recipe"))
+        images = (shorten(data["name"]), data["num_classes"], shorten(recipe["name"]))
+        teacher = tuple(None if about[name] is None else shorten(about[name]) for name in TEACHER)
+        known = cache.of_test_images and cache.accuracy("top1") is not None
+        if known and tested_on == {images} and teacher in teachers:
+            found.setdefault(teacher, cache)
     names = [cache.about["teacher"]["name"] for cache in found.values()]
     return {
         f"teacher {name}" + (f", {cache.about['teacher']['weights']}" if names.count(name) > 1 else ""): cache
@@ -43,50 +43,50 @@ def teachers(groups: Sequence[Group], caches: Sequence[CacheFacts]) -> dict[str,
     }
 
 
-def about_runs(
-    ids: Ids, groups: Sequence[Group], caches: Sequence[CacheFacts] = ()
+def make_run_sections(
+    ids: Ids, groups: Sequence[RunGroup], caches: Sequence[CacheFacts] = ()
 ) -> Iterator[tuple[str, Element]]:
-    """Write the sections about runs, each with its heading; `caches` may say what their teachers come to."""
-    curves, beside = Curves(ids, groups), teachers(groups, caches)
+    """Make the sections about runs, each with its heading; `caches` may hold the accuracy of their teachers."""
+    curves, teachers = Curves(ids, groups), find_teachers(groups, caches)
     yield (
         "Students side by side",
-        tag("div", _standings(groups, beside), _trades(ids, curves), _each_run(curves)),
+        tag("div", _figures_table(groups, teachers), _charts_by_cost(ids, curves), _runs_table(curves)),
     )
-    for section, (heading, lede) in SECTIONS.items():
-        if (charts := curves.section(section)) is not None:
-            yield heading, tag("div", tag("p", lede), charts)
+    for section, (heading, note) in SECTIONS.items():
+        if (charts := curves.draw_section(section)) is not None:
+            yield heading, tag("div", tag("p", note), charts)
     if len(groups) > 1:
-        yield "What differs between the runs", _differing(groups)
+        yield "What differs between the runs", _settings(groups)
 
 
 # Side by side ---------------------------------------------------------------------------------------------
 
 
-def _standings(groups: Sequence[Group], beside: Mapping[str, CacheFacts]) -> Element:
+def _figures_table(groups: Sequence[RunGroup], teachers: Mapping[str, CacheFacts]) -> Element:
     """A row for each group: figures of the last epoch, size, time; above them their teachers."""
-    told = [what for what in COLUMNS if any(group.spread(what.name) for group in groups)]
+    columns = [metric for metric in COLUMNS if any(group.spread(metric.name) for group in groups)]
     repeated = any(len(group.runs) > 1 for group in groups)
     copied = any(group.copies for group in groups)
-    heads: list[Child] = [
+    headers: list[Child] = [
         "student",
         *(["runs"] if repeated or copied else []),
-        *(what.short for what in told),
+        *(metric.short for metric in columns),
     ]
-    judged = any("top1" in run.names for group in groups for run in group.runs)
-    heads += [*(["best top-1"] if judged else []), "parameters", "epochs", "time", "views/s"]
+    tested = any("top1" in run.metrics for group in groups for run in group.runs)
+    headers += [*(["best top-1"] if tested else []), "parameters", "epochs", "time", "views/s"]
     rows: list[list[Child]] = []
-    for name, cache in beside.items():
-        right = {what.name: cache.right(what.name) for what in JUDGED if what.name in ("top1", "top5")}
-        figures = [what.text(right.get(what.name)) for what in told]
-        before: list[Child] = [name, *(["–"] if repeated or copied else []), *figures]
-        rows.append([*before, *["–"] * (len(heads) - len(before))])
+    for name, cache in teachers.items():
+        accuracy = {key: cache.accuracy(key) for key in ("top1", "top5")}
+        figures = [metric.format(accuracy.get(metric.name)) for metric in columns]
+        first: list[Child] = [name, *(["–"] if repeated or copied else []), *figures]
+        rows.append([*first, *["–"] * (len(headers) - len(first))])
     for number, group in enumerate(groups):
         many = len(group.runs)
         runs = f"{many} of {many + len(group.copies)}" if group.copies else str(many)
-        row: list[Child] = [_named(number, group), *([runs] if repeated or copied else [])]
-        row += [what.spread(group.spread(what.name), many) for what in told]
+        row: list[Child] = [_label(number, group), *([runs] if repeated or copied else [])]
+        row += [metric.format_spread(group.spread(metric.name), many) for metric in columns]
         best = [run.best_top1 for run in group.runs if run.best_top1 is not None]
-        row += [measure("top1").text(max(best, default=None))] if judged else []
+        row += [metric_named("top1").format(max(best, default=None))] if tested else []
         row += [_range(f"{run.weights:,}" if run.weights else "–" for run in group.runs)]
         row += [_range(_epochs(run) for run in group.runs)]
         row += [span(sum(run.seconds for run in group.runs) / many)]
@@ -94,8 +94,8 @@ def _standings(groups: Sequence[Group], beside: Mapping[str, CacheFacts]) -> Ele
         row += [f"{sum(rates) / len(rates):,.0f}" if rates else "–"]
         rows.append(row)
     notes = ["Figures are those of the last epoch."]
-    notes += ["The teacher's are its cache's of the test images."] if beside else []
-    notes += ["The best top-1 is chosen on the test images, and so flatters."] if judged else []
+    notes += ["The teacher's are its cache's of the test images."] if teachers else []
+    notes += ["The best top-1 is chosen on the test images, and so flatters."] if tested else []
     if repeated:
         notes.append(
             "Runs that differ only in their random numbers share a row: mean ± sample standard deviation."
@@ -109,21 +109,23 @@ def _standings(groups: Sequence[Group], beside: Mapping[str, CacheFacts]) -> Ele
     notes.append(
         "Time and views/s are those of all epochs of a run without evaluation; runs trained side by side share it."
     )
-    frame = table(None, heads, rows, name="Figures of the students")
-    return tag("div", frame, tag("p", " ".join(notes), class_="note"))
+    figures_table = table(None, headers, rows, name="Figures of the students")
+    return tag("div", figures_table, tag("p", " ".join(notes), class_="note"))
 
 
-def _trades(ids: Ids, curves: Curves) -> Element | None:
+def _charts_by_cost(ids: Ids, curves: Curves) -> Element | None:
     """Draw accuracy against size, and against time."""
-    each, unit = span_unit(max(run.seconds for group in curves.groups for run in group.runs))
+    seconds, unit = span_unit(max(run.seconds for group in curves.groups for run in group.runs))
     charts = [
-        _against(ids, curves, "Accuracy against size", "parameters", lambda run: float(run.weights or 0)),
-        _against(
+        _chart_by_cost(
+            ids, curves, "Accuracy against size", "parameters", lambda run: float(run.weights or 0)
+        ),
+        _chart_by_cost(
             ids,
             curves,
             "Accuracy against training time",
             f"{unit} of its epochs",
-            lambda run: run.seconds / each,
+            lambda run: run.seconds / seconds,
         ),
     ]
     if not any(chart is not None for chart in charts):
@@ -131,114 +133,114 @@ def _trades(ids: Ids, curves: Curves) -> Element | None:
     return tag("div", charts, class_="charts")
 
 
-def _against(
+def _chart_by_cost(
     ids: Ids, curves: Curves, title: str, label: str, cost: Callable[[RunFacts], float]
 ) -> Element | None:
     runs = [(number, run) for number, group in enumerate(curves.groups) for run in group.runs]
-    found = [
+    points = [
         (n, run, cost(run), top1)
         for n, run in runs
         if (top1 := run.last("top1")) is not None and cost(run) > 0
     ]
-    costs = [at for _, _, at, _ in found]
+    costs = [x for _, _, x, _ in points]
     if len(set(costs)) < 2:
         return None
     series, rows = [], []
-    for number, run, at, top1 in found:
-        path, told = curves.paths[run.path], f"{at:,.0f}" if at >= 1000 else f"{at:.4g}"
-        name = f"{curves.groups[number].name}, {path}: {percent(top1)}, {told} {label}"
-        series.append(Series(name, ((at, top1),), number))
-        rows.append((path, told, percent(top1)))
+    for number, run, x, top1 in points:
+        path, text = curves.paths[run.path], f"{x:,.0f}" if x >= 1000 else f"{x:.4g}"
+        name = f"{curves.groups[number].name}, {path}: {percent(top1)}, {text} {label}"
+        series.append(Series(name, ((x, top1),), number))
+        rows.append((path, text, percent(top1)))
     note = "Top-1 of the last epoch; each mark is a run, as in the table above."
-    x = Axis(label, log=max(costs) > 8 * min(costs))
-    return points(
-        ids, title, note, x, Axis(percent=True), series, Numbers(("run", label, "top-1"), tuple(rows))
-    )
+    axis = Axis(label, log=max(costs) > 8 * min(costs))
+    numbers = ChartTable(("run", label, "top-1"), tuple(rows))
+    return draw_points(ids, title, note, axis, Axis(percent=True), series, numbers)
 
 
-def _each_run(curves: Curves) -> Element | None:
+def _runs_table(curves: Curves) -> Element | None:
+    """A row for each run, where a group has several."""
     runs = [(group, run) for group in curves.groups for run in (*group.runs, *group.copies)]
     if len(runs) == len(curves.groups):
         return None
-    told = [what for what in COLUMNS if what.name in curves.measured]
+    columns = [metric for metric in COLUMNS if metric.name in curves.metrics]
     rows = [
         [
             curves.paths[run.path],
             group.name,
-            *(what.text(run.last(what.name)) for what in told),
+            *(metric.format(run.last(metric.name)) for metric in columns),
             _epochs(run),
             span(run.seconds),
         ]
         for group, run in runs
     ]
-    heads = ["run", "student", *(what.short for what in told), "epochs", "time"]
-    frame = table(None, heads, rows, name="Each run")
-    return tag("details", tag("summary", f"Each of the {len(runs)} runs"), frame)
+    headers = ["run", "student", *(metric.short for metric in columns), "epochs", "time"]
+    summary = tag("summary", f"Each of the {len(runs)} runs")
+    return tag("details", summary, table(None, headers, rows, name="Each run"))
 
 
 # Settings -------------------------------------------------------------------------------------------------
 
 
-def _differing(groups: Sequence[Group]) -> Element:
+def _settings(groups: Sequence[RunGroup]) -> Element:
     firsts = [group.runs[0] for group in groups]
-    names = differences(firsts)
-    partial = [name for name in names if _agree(name, firsts)]
+    names = differing_settings(firsts)
+    partial = [name for name in names if _same(name, firsts)]
     differing = [name for name in names if name not in partial]
     same = [name for name in firsts[0].settings if name not in names]
     shared = table(
         None,
         ["setting", "value"],
-        [[name, _setting(firsts[0], name)] for name in same],
+        [[name, _setting_text(firsts[0], name)] for name in same],
         name="Settings that all share",
     )
     return tag(
         "div",
         tag("p", "By their names in config.json; seeds of repeats are left out."),
-        _compared(groups, differing, "Settings that differ") if differing else tag("p", "None differ."),
+        _settings_table(groups, differing, "Settings that differ") if differing else tag("p", "None differ."),
         partial
         and tag(
             "details",
             tag("summary", f"{len(partial)} that only some have"),
-            _compared(groups, partial, "Settings that only some have"),
+            _settings_table(groups, partial, "Settings that only some have"),
         ),
         tag("details", tag("summary", f"{len(same)} that all share"), shared),
         class_="settings",
     )
 
 
-def _compared(groups: Sequence[Group], settings: Sequence[str], name: str) -> Element:
-    """A row for each setting, or for each student where they are many: a table is to be long, not wide."""
-    students = [_named(number, group) for number, group in enumerate(groups)]
+def _settings_table(groups: Sequence[RunGroup], settings: Sequence[str], name: str) -> Element:
+    """A row for each setting, or for each student where they are many: tables are long, not wide."""
+    students = [_label(number, group) for number, group in enumerate(groups)]
     firsts = [group.runs[0] for group in groups]
-    cells = [[_setting(run, setting) for setting in settings] for run in firsts]
+    cells = [[_setting_text(run, setting) for setting in settings] for run in firsts]
     if len(groups) > max(len(settings), MANY):
         return table(
             None,
             ["student", *settings],
-            [[one, *row] for one, row in zip(students, cells, strict=True)],
+            [[student, *row] for student, row in zip(students, cells, strict=True)],
             name=name,
         )
     by_setting = zip(settings, zip(*cells, strict=True), strict=True)
     return table(None, ["setting", *students], [[setting, *row] for setting, row in by_setting], name=name)
 
 
-def _agree(name: str, runs: Sequence[RunFacts]) -> bool:
-    """Do all that have a setting have the same?"""
+def _same(name: str, runs: Sequence[RunFacts]) -> bool:
+    """Has a setting the same value in all runs that have it?"""
     return len({repr(run.settings[name]) for run in runs if name in run.settings}) == 1
 
 
-def _setting(run: RunFacts, name: str) -> str:
+def _setting_text(run: RunFacts, name: str) -> str:
     if name not in run.settings:
         return "–"
     value = run.settings[name]
     return "none" if value is None else str(value)
 
 
-# Words ----------------------------------------------------------------------------------------------------
+# Cells ----------------------------------------------------------------------------------------------------
 
 
-def _named(number: int, group: Group) -> Element:
-    return tag("span", swatch(number), group.name, class_="named")
+def _label(number: int, group: RunGroup) -> Element:
+    return tag("span", draw_swatch(number), group.name, class_="named")
 
 
 def _epochs(run: RunFacts) -> str:
@@ -246,5 +248,5 @@ def _epochs(run: RunFacts) -> str:
 
 
 def _range(texts: Iterable[str]) -> str:
-    found = list(dict.fromkeys(texts))
-    return found[0] if len(found) == 1 else f"{found[0]} … {found[-1]}"
+    distinct = list(dict.fromkeys(texts))
+    return distinct[0] if len(distinct) == 1 else f"{distinct[0]} … {distinct[-1]}"

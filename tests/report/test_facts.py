@@ -17,9 +17,9 @@ from small import few_digits
 
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.report.cache_facts import read_cache
-from logitcache.report.charts import LEAST, Axis, Scale, thinned
+from logitcache.report.charts import LEAST, Axis, Scale, thin_out
 from logitcache.report.page import report
-from logitcache.report.run_facts import grouped, read_run
+from logitcache.report.run_facts import group_runs, read_run
 from logitcache.store import CacheReader, seed_list
 from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.sparse import SparseTeacher
@@ -36,7 +36,7 @@ FINITE = st.floats(-1e140, 1e140)
 @given(st.lists(FINITE, min_size=1, max_size=300), st.integers(8, 60))
 def test_thinned_lines_keep_their_ends_and_extremes(values: list[float], most: int) -> None:
     points = [(float(x), y) for x, y in enumerate(values)]
-    kept = thinned(points, most)
+    kept = thin_out(points, most)
     assert len(kept) <= max(most, 2)
     assert list(kept) == [point for point in points if point in set(kept)]
     assert (kept[0], kept[-1]) == (points[0], points[-1])
@@ -57,13 +57,13 @@ def test_marks_lie_on_the_axis_in_order(values: list[float], log: bool, percent:
 
 @given(st.text(string.printable, max_size=30), st.text(max_size=30))
 def test_text_in_text_out(text: str, attribute: str) -> None:
-    from logitcache.report.html import tag, written
+    from logitcache.report.html import tag, to_html
 
     page = HTMLParser()
     seen: list[Any] = []
     page.handle_data = seen.append  # type: ignore[method-assign]
     page.handle_starttag = lambda name, attributes: seen.append((name, attributes))  # type: ignore[method-assign]
-    page.feed(written(tag("b", text, title=attribute)))
+    page.feed(to_html(tag("b", text, title=attribute)))
     page.close()
     assert [one for one in seen if isinstance(one, tuple)] == [("b", [("title", attribute)])]
     assert "".join(one for one in seen if isinstance(one, str)).strip("\n") == text.strip("\n")
@@ -74,7 +74,7 @@ def test_text_in_text_out(text: str, attribute: str) -> None:
 
 def test_repeats_are_those_that_differ_in_random_numbers_alone(folder: Path) -> None:
     runs = [read_run(path) for path in sorted((folder / "runs").iterdir())]
-    groups = grouped(runs)
+    groups = group_runs(runs)
     assert [[Path(run.path).name for run in group.runs] for group in groups] == [
         ["fast-0", "fast-1"],
         ["slow-0", "slow-1", "slow-2"],
@@ -83,7 +83,7 @@ def test_repeats_are_those_that_differ_in_random_numbers_alone(folder: Path) -> 
     assert slow.mean("top1")[-1] == (6.0, pytest.approx(0.525))
     assert slow.spread("top1") == (pytest.approx(0.525), pytest.approx(0.02))
     assert slow.spread("nonsense") is None
-    assert [group.name for group in grouped(runs[1:3])] == ["net · kd · lr 0.4", "net · kd · lr 0.1"]
+    assert [group.name for group in group_runs(runs[1:3])] == ["net · kd · lr 0.4", "net · kd · lr 0.1"]
 
 
 def test_an_unfinished_run_is_no_repeat_and_never_the_highest(tmp_path: Path) -> None:
