@@ -1,1 +1,22 @@
-"""Train: stage two, students trained from a cache."""
+"""Train: stage two, students trained on a stream of views and the teacher's answers.
+
+For the command line, `report`, `bench`, `demo` and your own scripts.
+
+launch          `TrainJob`: students, data and losses by name, in one process or under torchrun
+loop            `train`: students side by side, a pass over the data for each epoch
+learner         `Run`, what to train; `Learner`, one student from step to step
+variants        losses and settings by text, as `--variant` gives them
+config          `TrainConfig`, every setting; published sets of settings by name
+optim           the optimiser, the learning rate by step, the moving average
+epoch_meter     steps and losses of an epoch
+events          what `train` reports: a step taken, an epoch completed, a student that failed
+run_folder      the files of a run, written and read
+tensorboard     the numbers of metrics.jsonl as curves
+trained         a trained student from its run folder or its weights
+evaluation      a test set, and how good models are on it
+evaluation_job  the same by name
+score_meter     what a model answered on a test set: accuracy, calibration, agreement with the teacher
+calibration     accuracy by confidence bin
+cost            floating-point operations and seconds of a forward
+validation      training images held out, to choose how two heads answer together
+"""
