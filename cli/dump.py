@@ -10,6 +10,7 @@ from .shared_options import Device, Json, PrecisionName, Workers, cache_path, gi
 from .terminal import say, show
 
 if TYPE_CHECKING:
+    from logitcache.dump.filler import ViewsDone
     from logitcache.dump.job import DumpReport
 
 
@@ -55,18 +56,21 @@ def dump(
 
     with progress(f"dump {teacher}", "views", first="loading images and teacher") as advance:
         from logitcache.distributed import World
-        from logitcache.dump.inputs import Sources
+        from logitcache.dump.inputs import DumpInputs
         from logitcache.dump.job import DumpConfig
-        from logitcache.dump.torchrun import dump_in_ranks
+        from logitcache.dump.torchrun import dump_under_torchrun
 
-        sources = Sources(**given(context.params, Sources))
+        def on_progress(views: "ViewsDone") -> None:
+            advance(views.done, views.total)
+
+        inputs = DumpInputs(**given(context.params, DumpInputs))
         config = DumpConfig(**given(context.params, DumpConfig) | chosen)
         if dask:
             from logitcache.dump.dask_cluster import dump_on_dask
 
-            done: DumpReport | None = dump_on_dask(dask, path, sources, config, advance, on_note)
+            done: DumpReport | None = dump_on_dask(dask, path, inputs, config, on_progress, on_note)
         else:
-            done = dump_in_ranks(World.from_environment(), path, sources, config, advance, on_note)
+            done = dump_under_torchrun(World.from_environment(), path, inputs, config, on_progress, on_note)
     if done:
         show(done.to_dict(), _rows(done), as_json=json)
 

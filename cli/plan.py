@@ -53,13 +53,12 @@ def plan(
         "budget": parse_size(budget) if budget else None,
     }
     with progress(f"plan {teacher}", "views", first="loading images and teacher") as advance:
-        from logitcache.dump.inputs import Sources
-        from logitcache.dump.plan import PlanConfig
-        from logitcache.dump.plan import plan as plan_cache
+        from logitcache.dump.inputs import DumpInputs
+        from logitcache.dump.plan import PlanConfig, plan_cache
 
         config = PlanConfig(**given(context.params, PlanConfig) | read)
-        sources = Sources(**given(context.params, Sources))
-        found = plan_cache(*sources.open(lambda text: say(f"note: {text}")), config, advance)
+        inputs = DumpInputs(**given(context.params, DumpInputs)).open(lambda text: say(f"note: {text}"))
+        found = plan_cache(*inputs, config, lambda views: advance(views.done, views.total))
     if not json:
         console.print(_table(found))
     show(found.to_dict(), _rows(found), as_json=json)

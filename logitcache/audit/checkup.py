@@ -6,7 +6,7 @@ from functools import cache
 from logitcache.audit.recheck import RerunReport, rerun
 from logitcache.audit.repair import RepairReport, repair
 from logitcache.audit.verify import Progress, VerifyReport, verify
-from logitcache.dump.inputs import weights_of
+from logitcache.dump.inputs import recorded_weights
 from logitcache.dump.job import DumpConfig
 from logitcache.errors import OptionError
 from logitcache.format.schema import CacheSpec
@@ -117,7 +117,7 @@ def teacher_of(
     if name is None and not spec.teacher.name.startswith("timm:"):
         unasked.append(spec.teacher.name)
     require_own("the cache", *unasked)
-    chosen, (kind, _, number) = weights or weights_of(spec.teacher), spec.teacher.weights.partition(":")
+    chosen, (kind, _, number) = weights or recorded_weights(spec.teacher), spec.teacher.weights.partition(":")
     split = spec.dataset.split
     images = open_images(data, split) if data else open_recorded(spec.dataset.name, split, "the cache")
     seed = int(number) if kind == "random" and weights is None and number.isdecimal() else 0

@@ -6,8 +6,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from logitcache.audit.verify import KEYS, UNREADABLE, VerifyReport, verify
-from logitcache.dump.filler import Progress
+from logitcache.audit.verify import KEYS, UNREADABLE, Progress, VerifyReport, verify
+from logitcache.dump.filler import ViewsDone
 from logitcache.dump.job import DumpConfig, cache_spec, dump
 from logitcache.errors import FormatError, MismatchError, OptionError, StorageError
 from logitcache.format.schema import CacheSpec
@@ -95,7 +95,12 @@ def repair(
             for seed, own in [(seed, owned.enter_context(writer.seed(seed))) for seed in sorted(bad)]:
                 for shard in bad[seed]:
                     own.withdraw(shard)
-        dump(path, images, reader.spec.recipe, model, config, on_progress, only=bad)
+
+        def tell(views: ViewsDone) -> None:
+            if on_progress:
+                on_progress(views.done, views.total)
+
+        dump(path, images, reader.spec.recipe, model, config, tell, only=bad)
     redumped = [(seed, shard) for seed, shards in sorted(bad.items()) for shard in sorted(shards)]
     return RepairReport(
         mended=tuple(mended),

@@ -1,1 +1,12 @@
-"""Dump: stage one, the teacher run once per seed into a cache."""
+"""Stage one: a teacher runs once per augmentation seed, and its compressed logits go into a cache.
+
+`audit` (a repair dumps damaged shards again), `demo`, `bench` and the command line enter here.
+
+- `job`: a dump in this process, from images, recipe and teacher; its settings and its report
+- `filler`: views in, whole shards out, on one device
+- `inputs`: teacher, data and recipe by the names of the command line
+- `defaults`: what a command leaves open, from the cache that it goes on with
+- `torchrun`, `dask_cluster`: one dump by several processes
+- `helper`: a process that fills shards under the locks of another
+- `plan`: what a cache will cost and keep, measured on a sample before the dump
+"""

@@ -2,45 +2,46 @@
 
 import shlex
 from collections.abc import Callable
-from pathlib import Path
 
-from logitcache.dump.inputs import Sources
+from logitcache.dump.inputs import DumpInputs
 from logitcache.dump.job import DumpConfig
 from logitcache.format.identity import RecipeSpec
-from logitcache.store import CacheWriter
+from logitcache.store import CacheReader
 
-SOURCES = ("weights", "data", "split", "recipe", "input_size")
-KEPT = ("top_k", "profile", "precision")
+INPUT_FIELDS = ("weights", "data", "split", "recipe", "input_size")
+CONFIG_FIELDS = ("top_k", "profile", "precision")
 
 
-def adopted(
-    out: str | Path, sources: Sources, config: DumpConfig, on_note: Callable[[str], None] | None = None
-) -> tuple[Sources, DumpConfig]:
-    """Return what a dump into `out` starts from and its settings, with nothing left open that a cache there says.
+def adopt_defaults(
+    cache: CacheReader | None,
+    inputs: DumpInputs,
+    config: DumpConfig,
+    on_note: Callable[[str], None] | None = None,
+) -> tuple[DumpInputs, DumpConfig]:
+    """Return inputs and settings of a dump that goes on with a cache; those left open are the cache's.
 
-    Nothing is proved by that: `dump` compares all that identifies the cache, as ever.
+    Nothing is proved by that: `dump` compares all that identifies the cache.
 
     Args:
-        out: path or URL of the cache, which need not be there yet.
-        sources: teacher, data and recipe by name.
+        cache: as `CacheWriter.there` reads it; None, where there is none yet, leaves all as it is.
+        inputs: teacher, data and recipe by name.
         config: settings.
         on_note: called with a line that names what was taken from the cache, as options.
 
     Raises:
         OptionError: the cache names code that is not your own, or a file of weights, which must be given.
-        LogitCacheError: as `CacheWriter.there` does.
     """
-    cache = CacheWriter.there(out)
     if cache is None:
-        return sources, config
-    named, settled = sources.as_in(cache), config.as_in(cache.spec)
-    taken = _taken(sources, named, SOURCES) + _taken(config, settled, KEPT)
-    if taken and on_note:
-        on_note(f"{out} is there, and goes on with its own {' '.join(taken)}")
-    return named, settled
+        return inputs, config
+    filled_inputs, filled_config = inputs.with_defaults_of(cache), config.with_defaults_of(cache.spec)
+    options = _changed_options(inputs, filled_inputs, INPUT_FIELDS)
+    options += _changed_options(config, filled_config, CONFIG_FIELDS)
+    if options and on_note:
+        on_note(f"{cache.path} is there, and goes on with its own {' '.join(options)}")
+    return filled_inputs, filled_config
 
 
-def _taken(before: object, after: object, names: tuple[str, ...]) -> list[str]:
+def _changed_options(before: object, after: object, names: tuple[str, ...]) -> list[str]:
     changed = [
         (name, getattr(after, name)) for name in names if getattr(after, name) != getattr(before, name)
     ]

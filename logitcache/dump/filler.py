@@ -28,28 +28,37 @@ from logitcache.views.datasets import Images
 from logitcache.views.loader import KeyedViews, Pair, ViewBatch, deaths_named, loaded, view_loader
 from logitcache.views.maker import digest
 
-Progress = Callable[[int, int], None]
+
+@dataclass(frozen=True)
+class ViewsDone:
+    """A progress event: so many views are done, of so many."""
+
+    done: int
+    total: int
+
+
+OnViewsDone = Callable[[ViewsDone], None]
 
 
 @dataclass(frozen=True)
-class Work(Spec):
-    """One shard, and the seeds of one pass that lack it."""
+class ShardTask(Spec):
+    """The unit of work: one shard, and the seeds of one pass that lack it."""
 
     shard: int
     seeds: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Receipt(Spec):
-    """One shard of one seed is committed.
+class ShardReport(Spec):
+    """A committed shard of one seed.
 
     Attributes:
         seed, shard: which.
         commit: its digest.
-        views: in it.
+        views: number of views in it.
         bad: its samples without a teacher.
-        labelled: of the others, those that have a label.
-        right: of these, those that the teacher puts into the class of their label.
+        labelled: number of the other samples that have a label.
+        right: number of these that the teacher puts into the class of their label.
     """
 
     seed: int
@@ -63,10 +72,10 @@ class Receipt(Spec):
 
 @dataclass(frozen=True, eq=False)
 class Filler:
-    """What fills shards of a cache, loaded once: views, and the teacher on its device.
+    """Fills shards of a cache, with views and the teacher loaded once.
 
     Attributes:
-        spec: the cache's.
+        spec: of the cache.
         views: of its images, in its order, by its recipe.
         model: the teacher, on `device`.
         device: where it runs.
@@ -87,15 +96,15 @@ class Filler:
     def fill(
         self,
         writers: Mapping[int, SeedWriter],
-        work: Sequence[Work],
-        on_progress: Progress | None = None,
-    ) -> list[Receipt]:
+        tasks: Sequence[ShardTask],
+        on_progress: OnViewsDone | None = None,
+    ) -> list[ShardReport]:
         """Fill shards, and commit each as it is full; one that is committed meanwhile is left as it is.
 
         Args:
             writers: by seed.
-            work: which shards, of which seeds.
-            on_progress: called with (views done, views to do) at the beginning and after every batch.
+            tasks: which shards, of which seeds.
+            on_progress: called at the beginning and after every batch.
 
         Raises:
             DataError: an image does not decode.
@@ -103,78 +112,77 @@ class Filler:
             StorageError: the disk said no.
             LogitCacheError: a worker that makes views died.
         """
-        if not work:
+        if not tasks:
             return []
         loader = view_loader(
             self.views,
-            _Batches(self.spec, work, self.batch_size),
+            _Batches(self.spec, tasks, self.batch_size),
             workers=self.workers,
             device=self.device,
             start_method=self.start_method,
         )
-        total = views_of(self.spec, work)
-        done = 0
+        done, total = 0, count_views(self.spec, tasks)
         if on_progress:
-            on_progress(done, total)
-        in_flight: deque[_Answered] = deque()
+            on_progress(ViewsDone(done, total))
+        in_flight: deque[_InFlight] = deque()
         on_device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
-        with on_device, _Gatherer(self.spec, writers, self.views) as gatherer:
-            for made in loaded(loader):
-                in_flight.append(_answer(self.model, made, self.spec.k, self.device))
-                done += len(made.samples)
+        with on_device, _ShardBuilder(self.spec, writers, self.views) as builder:
+            for batch in loaded(loader):
+                in_flight.append(_run_teacher(self.model, batch, self.spec.k, self.device))
+                done += len(batch.samples)
                 if len(in_flight) > 2:
-                    gatherer.take(in_flight.popleft())
+                    builder.add(in_flight.popleft())
                 if on_progress:
-                    on_progress(done, total)
-            for answered in in_flight:
-                gatherer.take(answered)
-        return gatherer.receipts
+                    on_progress(ViewsDone(done, total))
+            for pieces in in_flight:
+                builder.add(pieces)
+        return builder.reports
 
 
-def receipt(
+def report_shard(
     spec: CacheSpec,
     images: Images,
     seed: int,
     shard: int,
     commit: int,
     arrays: Mapping[str, npt.NDArray[Any]],
-) -> Receipt:
-    """Return the receipt of a shard of a cache of these images that holds these arrays."""
+) -> ShardReport:
+    """Report on a committed shard of a cache of these images that holds these arrays."""
     samples = spec.layout.samples_of(shard)
-    unanswered = np.isnan(arrays["top"])
+    without_teacher = np.isnan(arrays["top"])
     labels = np.asarray(images.labels[samples.start : samples.stop])
-    labelled = (labels >= 0) & ~unanswered & (not spec.recipe.mix_steps)  # a mixed view has two labels
+    labelled = (labels >= 0) & ~without_teacher & (not spec.recipe.mix_steps)  # a mixed view has two labels
     right = labelled & (arrays["ids"][:, 0] == labels)
-    bad = tuple((np.flatnonzero(unanswered) + samples.start).tolist())
-    return Receipt(seed, shard, commit, len(samples), bad, int(labelled.sum()), int(right.sum()))
+    bad = tuple((np.flatnonzero(without_teacher) + samples.start).tolist())
+    return ShardReport(seed, shard, commit, len(samples), bad, int(labelled.sum()), int(right.sum()))
 
 
-def views_of(spec: CacheSpec, work: Sequence[Work]) -> int:
-    """Count the views of some work."""
-    return sum(len(spec.layout.samples_of(w.shard)) * len(w.seeds) for w in work)
+def count_views(spec: CacheSpec, tasks: Sequence[ShardTask]) -> int:
+    """Count the views of some tasks."""
+    return sum(len(spec.layout.samples_of(task.shard)) * len(task.seeds) for task in tasks)
 
 
 class _Batches:
     """Pairs of each forward: up to `batch_size` samples of one shard, each under every seed of the pass."""
 
-    def __init__(self, spec: CacheSpec, work: Sequence[Work], batch_size: int) -> None:
-        self.spec, self.work, self.batch_size = spec, work, batch_size
+    def __init__(self, spec: CacheSpec, tasks: Sequence[ShardTask], batch_size: int) -> None:
+        self.spec, self.tasks, self.batch_size = spec, tasks, batch_size
 
     def __iter__(self) -> Iterator[list[Pair]]:
-        for part in self.work:
-            samples = self.spec.layout.samples_of(part.shard)
+        for task in self.tasks:
+            samples = self.spec.layout.samples_of(task.shard)
             for start in range(0, len(samples), self.batch_size):
-                yield [(i, seed) for i in samples[start : start + self.batch_size] for seed in part.seeds]
+                yield [(i, seed) for i in samples[start : start + self.batch_size] for seed in task.seeds]
 
     def __len__(self) -> int:
-        return sum(-(-len(self.spec.layout.samples_of(w.shard)) // self.batch_size) for w in self.work)
+        return sum(-(-len(self.spec.layout.samples_of(t.shard)) // self.batch_size) for t in self.tasks)
 
 
-# The teacher's answers ------------------------------------------------------------------------------------
+# From the teacher -----------------------------------------------------------------------------------------
 
 
-class _Answered(NamedTuple):
-    """One batch on its way back: pieces by seed, on the host once `ready` has happened."""
+class _InFlight(NamedTuple):
+    """A batch on its way back to the host: pieces by seed, which are there once `ready` has happened."""
 
     batch: ViewBatch
     pieces: dict[int, dict[str, Tensor]]
@@ -182,7 +190,7 @@ class _Answered(NamedTuple):
 
 
 @torch.inference_mode()
-def _answer(model: InPieces, batch: ViewBatch, k: int, device: torch.device) -> _Answered:
+def _run_teacher(model: InPieces, batch: ViewBatch, k: int, device: torch.device) -> _InFlight:
     """Run the teacher on a batch, seed by seed so that each forward is what a pass of one seed would run."""
     pieces = {}
     seeds = list(dict.fromkeys(batch.seeds.tolist()))  # pairs go sample by sample, each under every seed
@@ -203,10 +211,8 @@ def _answer(model: InPieces, batch: ViewBatch, k: int, device: torch.device) -> 
     ready = None
     if device.type == "cuda":
         ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        ready.record(
-            torch.cuda.current_stream(device)
-        )  # that of the copies, which need not be the current GPU
-    return _Answered(batch, pieces, ready)
+        ready.record(torch.cuda.current_stream(device))  # of the copies, which need not be the current GPU's
+    return _InFlight(batch, pieces, ready)
 
 
 def _to_host(piece: Tensor) -> Tensor:
@@ -228,18 +234,18 @@ class _Buffer:
 
 
 @dataclass
-class _Gatherer:
-    """Gathers answers into shards and has a thread write each as it fills; one shard waits at most."""
+class _ShardBuilder:
+    """Puts batches together into shards, which a thread writes as they fill; one shard waits at most."""
 
     spec: CacheSpec
     writers: Mapping[int, SeedWriter]
     views: KeyedViews
-    receipts: list[Receipt] = field(default_factory=list)
+    reports: list[ShardReport] = field(default_factory=list)
     _open: dict[tuple[int, int], _Buffer] = field(default_factory=dict)
-    _writing: deque[Future[Receipt]] = field(default_factory=deque)
+    _writing: deque[Future[ShardReport]] = field(default_factory=deque)
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "writer"))
 
-    def __enter__(self) -> "_Gatherer":
+    def __enter__(self) -> "_ShardBuilder":
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -249,16 +255,16 @@ class _Gatherer:
         finally:
             self._thread.shutdown()  # after an error, what was handed over is still written and committed
 
-    def take(self, answered: _Answered) -> None:
-        """Put one batch's answers where they belong."""
-        batch, pieces, ready = answered
+    def add(self, in_flight: _InFlight) -> None:
+        """Wait until a batch is on the host, and put its rows where they belong."""
+        batch, pieces, ready = in_flight
         if ready is not None:
             ready.synchronize()
         for number, (seed, parts) in enumerate(pieces.items()):
             rows = slice(number, None, len(pieces))
-            self._put(seed, batch.samples[rows], batch.valid[rows], batch.views[rows], parts)
+            self._add_rows(seed, batch.samples[rows], batch.valid[rows], batch.views[rows], parts)
 
-    def _put(
+    def _add_rows(
         self, seed: int, samples: Tensor, valid: Tensor, views: Tensor, parts: dict[str, Tensor]
     ) -> None:
         if (wrong := valid & ~parts.pop("finite")).any():
@@ -269,13 +275,13 @@ class _Gatherer:
             )
         first = int(samples[0])
         shard = self.spec.layout.shard_of(first)
-        buffer = self._open.setdefault((shard, seed), _Buffer(self._empty(shard)))
+        buffer = self._open.setdefault((shard, seed), _Buffer(self._zeros(shard)))
         at = first - self.spec.layout.samples_of(shard).start
         here = slice(at, at + len(samples))
         bad = ~valid.numpy()
         for name, part in parts.items():
             buffer.arrays[name][here] = part.numpy()
-            buffer.arrays[name][here][bad] = 0  # not what the teacher says of a blank picture
+            buffer.arrays[name][here][bad] = 0  # not the logits of a blank picture
         buffer.arrays["top"][here][bad] = np.nan
         for position, canary in enumerate(self.spec.layout.canary_samples(shard)):
             if 0 <= (row := canary - first) < len(samples) and valid[row]:
@@ -286,15 +292,15 @@ class _Gatherer:
             self._wait(1)
             self._writing.append(self._thread.submit(self._write, seed, shard, buffer.arrays))
 
-    def _write(self, seed: int, shard: int, arrays: Mapping[str, npt.NDArray[Any]]) -> Receipt:
+    def _write(self, seed: int, shard: int, arrays: Mapping[str, npt.NDArray[Any]]) -> ShardReport:
         commit = self.writers[seed].settle(shard, arrays)
-        return receipt(self.spec, self.views.images, seed, shard, commit, arrays)
+        return report_shard(self.spec, self.views.images, seed, shard, commit, arrays)
 
     def _wait(self, most: int) -> None:
         while len(self._writing) > most:
-            self.receipts.append(self._writing.popleft().result())
+            self.reports.append(self._writing.popleft().result())
 
-    def _empty(self, shard: int) -> dict[str, npt.NDArray[Any]]:
+    def _zeros(self, shard: int) -> dict[str, npt.NDArray[Any]]:
         rows = len(self.spec.layout.samples_of(shard))
         dtypes = {"ids": np.int32, "canary": np.uint32}
         return {

@@ -1,13 +1,16 @@
-"""Filling shards of a dump that another process owns, once it is proved that both would write the same."""
+"""A process that fills shards of a dump which another process holds the locks for.
+
+It first proves that both would write the same: same cache, teacher, images, recipe, libraries and views.
+"""
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from logitcache.dump.filler import Filler, Progress, Receipt, Work, receipt
-from logitcache.dump.inputs import Sources
-from logitcache.dump.job import DumpConfig, Owned, cache_spec, filler
+from logitcache.dump.filler import Filler, OnViewsDone, ShardReport, ShardTask, report_shard
+from logitcache.dump.inputs import DumpInputs
+from logitcache.dump.job import DumpConfig, DumpJob, cache_spec, load_filler
 from logitcache.errors import Difference, MismatchError
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
@@ -17,17 +20,17 @@ from logitcache.views.alignment import in_cache_order
 from logitcache.views.loader import KeyedViews
 from logitcache.views.maker import digest
 
-VIEWS = 8  # that owner and guest both make
+PROOF_VIEWS = 8  # that lock holder and helper both make
 
 
 @dataclass(frozen=True)
-class Terms(Spec):
-    """What a guest must agree on with the owner.
+class DumpIdentity(Spec):
+    """What a dump depends on; a helper's must be the lock holder's.
 
     Attributes:
-        cache: which cache it is.
+        cache: the spec of the cache.
         versions: of the libraries that views depend on.
-        views: digests of a few views, evenly spaced, under `seed`; 0 where an image does not decode.
+        views: digests of `PROOF_VIEWS` views, evenly spaced, under `seed`; 0 where an image does not decode.
         seed: one of those dumped.
     """
 
@@ -37,70 +40,77 @@ class Terms(Spec):
     seed: int
 
     @classmethod
-    def of(cls, job: Owned) -> "Terms":
-        """Return the owner's."""
-        seed = next(iter(job.seeds))
-        return cls(job.writer.spec, library_versions(), _digests(job.views, seed), seed)
+    def of(cls, job: DumpJob) -> "DumpIdentity":
+        """Return the lock holder's."""
+        seed = next(iter(job.seed_writers))
+        return cls(job.writer.spec, library_versions(), _digest_views(job.views, seed), seed)
 
 
 @dataclass(frozen=True, eq=False)
-class Guest:
-    """One that fills shards under the owner's locks, with teacher and data loaded once."""
+class Helper:
+    """Fills shards under the lock holder's locks, with teacher and data loaded once."""
 
     writer: CacheWriter
     reader: CacheReader
     filler: Filler
 
     @classmethod
-    def join(cls, out: str | Path, sources: Sources, config: DumpConfig, terms: Terms) -> "Guest":
-        """Load what the owner loaded and prove that it is the same.
+    def join(
+        cls, out: str | Path, inputs: DumpInputs, config: DumpConfig, identity: DumpIdentity
+    ) -> "Helper":
+        """Load what the lock holder loaded and prove that it is the same.
+
+        Args:
+            out: path or URL of the cache.
+            inputs: teacher, data and recipe by name, as the lock holder opened them.
+            config: as the lock holder has it.
+            identity: the lock holder's.
 
         Raises:
-            MismatchError: it is not; `fields` says what differs.
+            MismatchError: something differs; `fields` says what.
             NotFoundError: the cache, the data or the weights are not there.
             LogitCacheError: whatever else opening them may raise.
         """
-        _require("libraries", _released(terms.versions), _released(library_versions()))
+        _require_equal("libraries", _without_builds(identity.versions), _without_builds(library_versions()))
         reader = CacheReader(out)
-        if fields := terms.cache.differences(reader.spec):
+        if fields := identity.cache.differences(reader.spec):
             raise MismatchError(f"{out} is another cache here", fields, "name it by a path that all see")
-        images, recipe, teacher = sources.as_in(reader).open()
+        images, recipe, teacher = inputs.with_defaults_of(reader).open()
         images = in_cache_order(reader, images)
-        there = {name: getattr(terms.cache, name) for name in ("parts", "shard_samples", "chunk_samples")}
-        here = dataclasses.replace(cache_spec(images, recipe, teacher, config), **there)
-        if fields := terms.cache.differences(here):
+        layout = {name: getattr(identity.cache, name) for name in ("parts", "shard_samples", "chunk_samples")}
+        spec = dataclasses.replace(cache_spec(images, recipe, teacher, config), **layout)
+        if fields := identity.cache.differences(spec):
             raise MismatchError("teacher, data or recipe are others here", fields, "give all the same files")
         views = KeyedViews(images, recipe, config.on_bad_image)
-        _require(
+        samples = _proof_samples(views)
+        _require_equal(
             "views",
-            dict(zip(_shown(views), terms.views, strict=True)),
-            dict(zip(_shown(views), _digests(views, terms.seed), strict=True)),
+            dict(zip(samples, identity.views, strict=True)),
+            dict(zip(samples, _digest_views(views, identity.seed), strict=True)),
         )
-        return cls(
-            CacheWriter(reader.place, reader.spec), reader, filler(reader.spec, views, teacher, config)
-        )
+        filler = load_filler(reader.spec, views, teacher, config)
+        return cls(CacheWriter(reader.place, reader.spec), reader, filler)
 
-    def fill(self, work: Sequence[Work], on_progress: Progress | None = None) -> list[Receipt]:
-        """Fill shards; of those that are committed by now the receipt is made of what is there.
+    def fill(self, tasks: Sequence[ShardTask], on_progress: OnViewsDone | None = None) -> list[ShardReport]:
+        """Fill shards; those that are committed by now are reported as they are.
 
         Raises what `Filler.fill` raises, and FormatError where a committed shard is damaged.
         """
-        found: list[Receipt] = []
-        left: list[Work] = []
-        for part in work:
-            commits = {seed: self.reader.commit(seed, part.shard) for seed in part.seeds}
+        reports: list[ShardReport] = []
+        missing: list[ShardTask] = []
+        for task in tasks:
+            commits = {seed: self.reader.commit(seed, task.shard) for seed in task.seeds}
             for seed, commit in commits.items():
                 if commit:
-                    arrays = self.reader.read(seed, part.shard)
-                    images = self.filler.views.images
-                    found.append(receipt(self.reader.spec, images, seed, part.shard, commit, arrays))
+                    arrays, images = self.reader.read(seed, task.shard), self.filler.views.images
+                    reports.append(report_shard(self.reader.spec, images, seed, task.shard, commit, arrays))
             if seeds := tuple(seed for seed, commit in commits.items() if not commit):
-                left.append(Work(part.shard, seeds))
-        writers = {seed: self.writer.guest(seed) for seed in {s for part in left for s in part.seeds}}
-        return found + self.filler.fill(writers, left, on_progress)
+                missing.append(ShardTask(task.shard, seeds))
+        writers = {seed: self.writer.guest(seed) for seed in {s for task in missing for s in task.seeds}}
+        return reports + self.filler.fill(writers, missing, on_progress)
 
 
-def _require(
+def _require_equal(
     what: str, expected: dict[str, str] | dict[str, int], found: dict[str, str] | dict[str, int]
 ) -> None:
     fields = [
@@ -110,23 +120,25 @@ def _require(
     ]
     if fields:
         raise MismatchError(
-            f"{what} are others than the owner's of the dump, so its views would drift",
+            f"{what} here are not those of the process that began the dump, so its views would drift",
             fields,
             "install the same versions and give the same files",
         )
 
 
-def _released(versions: dict[str, str]) -> dict[str, str]:
+def _without_builds(versions: dict[str, str]) -> dict[str, str]:
     """Leave out how a library was built, "+cu128": views are made on the CPU everywhere."""
     return {name: version.split("+")[0] for name, version in versions.items()}
 
 
-def _shown(views: KeyedViews) -> dict[str, int]:
-    samples = (i * len(views) // VIEWS for i in range(VIEWS))
+def _proof_samples(views: KeyedViews) -> dict[str, int]:
+    """Choose the samples whose views are compared, evenly spaced, by what messages call them."""
+    samples = (i * len(views) // PROOF_VIEWS for i in range(PROOF_VIEWS))
     return {f"view of {views.images.describe(sample)}": sample for sample in samples}
 
 
-def _digests(views: KeyedViews, seed: int) -> tuple[int, ...]:
+def _digest_views(views: KeyedViews, seed: int) -> tuple[int, ...]:
+    """Make the views that are compared; return their digests, 0 where an image does not decode."""
     views = KeyedViews(views.images, views.maker.recipe, "skip")
-    made = (views[sample, seed] for sample in _shown(views).values())
-    return tuple(digest(batch.views[0]) if batch.valid.all() else 0 for batch in made)
+    batches = (views[sample, seed] for sample in _proof_samples(views).values())
+    return tuple(digest(batch.views[0]) if batch.valid.all() else 0 for batch in batches)

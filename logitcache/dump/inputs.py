@@ -1,4 +1,4 @@
-"""What stage one starts from, by the names that the command line takes: a few words that any process can open."""
+"""What a dump starts from: teacher, data and recipe by the names of the command line, which any process can open."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,11 +14,11 @@ from logitcache.views.datasets import Images, open_images
 from logitcache.views.loader import KeyedViews
 from logitcache.views.recipes import recipe_named
 
-SMALL = 32  # pixels a side: data sets of these have recipes of their own
-CLASSES = 1000  # of a teacher, where neither images nor user say: ImageNet's
+SMALL_SIDE = 32  # pixels; data sets of small images have recipes of their own
+IMAGENET_CLASSES = 1000  # of a teacher, where neither images nor user say
 
 
-class Opened(NamedTuple):
+class OpenedInputs(NamedTuple):
     """Images, the recipe of their views, and the teacher of these views."""
 
     images: Images
@@ -27,7 +27,7 @@ class Opened(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sources:
+class DumpInputs:
     """Teacher, weights, data and recipe by name; all but the teacher may be left open.
 
     Attributes:
@@ -49,8 +49,8 @@ class Sources:
     split: str | None = None
     input_size: int = 0
 
-    def as_in(self, cache: CacheReader) -> Self:
-        """Return these with what they leave open as a cache has it; of another teacher's its views alone.
+    def with_defaults_of(self, cache: CacheReader) -> Self:
+        """Return these inputs; those left open are as in a cache, of which another teacher takes the views alone.
 
         Raises:
             OptionError: the cache names code that is not your own, or a file of weights, which must be given.
@@ -67,11 +67,15 @@ class Sources:
         )
         if canonical(self.teacher) != spec.teacher.name:
             return views
-        weights = weights_of(spec.teacher) if self.weights == auto else self.weights
+        weights = recorded_weights(spec.teacher) if self.weights == auto else self.weights
         return replace(views, weights=weights, input_size=self.input_size or spec.teacher.adapter.size)
 
-    def open(self, on_note: Callable[[str], None] | None = None) -> Opened:
-        """Open them; raises what these three functions raise, and has notes on random weights and resized views."""
+    def open(self, on_note: Callable[[str], None] | None = None) -> OpenedInputs:
+        """Open images, recipe and teacher; notes tell of random weights and resized views.
+
+        Raises:
+            LogitCacheError: as `open_images`, `recipe_named` and `build` do.
+        """
         images = open_images("digits" if self.data == "auto" else self.data, self.split or "train")
         if isinstance(self.recipe, RecipeSpec):
             recipe = self.recipe
@@ -82,7 +86,7 @@ class Sources:
             if on_note and recipe != given and self.recipe != "auto":
                 on_note(f"test images are viewed by {recipe.name}, which {given.name} evaluates by")
         side = max(KeyedViews(images, recipe).any_view().shape[1:])
-        classes = images.num_classes or self.num_classes or CLASSES
+        classes = images.num_classes or self.num_classes or IMAGENET_CLASSES
         teacher = build(
             self.teacher,
             num_classes=classes,
@@ -94,7 +98,7 @@ class Sources:
             on_note(
                 f"{teacher.name} has random weights ({teacher.weights}): fine to try things, not to learn from"
             )
-        if on_note and self.recipe == "auto" and side > SMALL and teacher.weights.startswith("file:"):
+        if on_note and self.recipe == "auto" and side > SMALL_SIDE and teacher.weights.startswith("file:"):
             on_note(
                 f"views are {recipe.name}'s, {side} pixels a side, as nothing else was said; --recipe NAME@SIZE "
                 f"makes those that {teacher.name} was trained on"
@@ -104,10 +108,10 @@ class Sources:
                 f"{teacher.name} sees views of {side} pixels resized to {teacher.adapter.size}; "
                 "--input-size gives it another size"
             )
-        return Opened(images, recipe, teacher)
+        return OpenedInputs(images, recipe, teacher)
 
 
-def weights_of(teacher: TeacherSpec) -> str:
+def recorded_weights(teacher: TeacherSpec) -> str:
     """Return the weights that a cache names, as `models.build` takes them.
 
     Raises:

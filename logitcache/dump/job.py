@@ -1,7 +1,7 @@
 """Stage one: every view once through the teacher, its compressed logits into the cache, shard by shard.
 
-Who dumps owns the seeds for as long as it takes, and knows which of their shards are missing; `fill` fills them, all
-of them here (`dump`), or each of several processes its share under the owner's locks (`guests`).
+A dump holds the locks of its seeds for as long as it takes, and lists the shards that they lack. A `Filler` fills
+them: all in this process (`dump`), or a share in each of several, under the locks that this one holds (`helper`).
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Self
 
 import numpy as np
 
-from logitcache.dump.filler import Filler, Progress, Receipt, Work
+from logitcache.dump.filler import Filler, OnViewsDone, ShardReport, ShardTask
 from logitcache.errors import BusyError, Difference, MismatchError, OptionError
 from logitcache.format.identity import RecipeSpec, TeacherSpec
 from logitcache.format.schema import DATA, CacheSpec
@@ -65,28 +65,38 @@ class DumpConfig(Spec):
     start_method: str | None = None
     grow: bool = False
 
-    def as_in(self, there: CacheSpec) -> Self:
-        """Return these with what they leave open as a cache has it that is gone on with.
+    def with_defaults_of(self, cache: CacheSpec) -> Self:
+        """Return these settings; those left open are as in the cache that the dump goes on with.
 
         Its profile "exact" keeps every logit, so that one stays open where fewer are asked for.
         """
-        exact = there.profile.name == "exact"
-        fits = self.top_k is None or not exact or self.top_k >= there.k
+        exact = cache.profile.name == "exact"
+        fits = self.top_k is None or not exact or self.top_k >= cache.k
         return dataclasses.replace(
             self,
-            top_k=there.k if self.top_k is None else self.top_k,
-            profile=self.profile or (there.profile.name if fits else None),
-            precision=there.teacher.precision if self.precision == "auto" else self.precision,
-            shard_samples=self.shard_samples or there.shard_samples,
+            top_k=cache.k if self.top_k is None else self.top_k,
+            profile=self.profile or (cache.profile.name if fits else None),
+            precision=cache.teacher.precision if self.precision == "auto" else self.precision,
+            shard_samples=self.shard_samples or cache.shard_samples,
         )
 
 
 @dataclass(frozen=True)
 class DumpReport(Spec):
-    """What a dump did: its seeds and those left to other processes, views made now and in all, how fast.
+    """What a dump did.
 
-    `teacher_top1` is the share of the labelled views made now that the teacher puts into the class of their label;
-    None where there are none.
+    Attributes:
+        path: of the cache.
+        seeds: those dumped.
+        skipped: those left to the processes that write them.
+        views: made now.
+        views_in_cache: of `seeds`, made now or before.
+        shards_written: shards of all seeds, written now.
+        bad_images: samples without a teacher among the views made now.
+        teacher_top1: share in [0, 1] of the labelled views made now that the teacher puts into the class of their
+            label; None where there are none.
+        seconds: from the open cache to the last commit.
+        views_per_second: of those made now.
     """
 
     path: str
@@ -107,23 +117,23 @@ def dump(
     recipe: RecipeSpec,
     teacher: Model,
     config: DumpConfig,
-    on_progress: Progress | None = None,
+    on_progress: OnViewsDone | None = None,
     *,
     on_note: Callable[[str], None] | None = None,
     only: Mapping[int, Collection[int]] | None = None,
 ) -> DumpReport:
-    """Fill a cache with the teacher's answers; started again, go on at the first missing shard.
+    """Fill a cache with a teacher's logits; started again, go on at the first missing shard.
 
     Seeds that another process writes are left to it, as long as there are others to dump.
 
     Args:
-        out: path of the cache.
+        out: path or URL of the cache.
         images: what to view.
         recipe: how to view it.
         teacher: whose logits to keep.
         config: seeds, k, profile, speed.
-        on_progress: called with (views done, views to do) at the beginning and after every batch.
-        on_note: called with a line for people: seeds left out and their owner, a batch that had to be halved.
+        on_progress: called at the beginning and after every batch.
+        on_note: called with a line for people: seeds left out and who writes them, a batch that had to be halved.
         only: shards to fill, by seed; all that are missing when None.
 
     Raises:
@@ -135,56 +145,59 @@ def dump(
         StorageError: the disk said no.
         LogitCacheError: a worker died.
     """
-    with owned(out, images, recipe, teacher, config, on_note=on_note, only=only) as job:
-        ready = filler(job.writer.spec, job.views, teacher, config, on_note)
-        receipts = ready.fill(job.seeds, job.work, on_progress)
-        return job.report(receipts)
+    cache = CacheWriter.there(out)
+    with open_seeds(out, cache, images, recipe, teacher, config, on_note=on_note, only=only) as job:
+        filler = load_filler(job.writer.spec, job.views, teacher, config, on_note)
+        return job.report(filler.fill(job.seed_writers, job.tasks, on_progress))
 
 
 @dataclass(frozen=True, eq=False)
-class Owned:
-    """A dump that is under way: its seeds are this process's, their arrays are there, their views are proved.
+class DumpJob:
+    """A dump under way: this process holds the locks of its seeds, their arrays are there, their views are proved.
 
     Attributes:
         writer: of the cache.
         views: of its images, in its order.
-        seeds: writers of the seeds owned.
+        seed_writers: of the seeds to dump, by seed.
         skipped: seeds that other processes write.
-        work: the shards that are missing.
+        tasks: the shards that are missing.
         began: when, by `time.perf_counter`.
     """
 
     writer: CacheWriter
     views: KeyedViews
-    seeds: dict[int, SeedWriter]
+    seed_writers: dict[int, SeedWriter]
     skipped: tuple[int, ...]
-    work: list[Work]
+    tasks: list[ShardTask]
     began: float
 
-    def report(self, receipts: Sequence[Receipt]) -> DumpReport:
-        """Sum up who filled what, and bring the cache's list of seeds up to date."""
+    def report(self, shards: Sequence[ShardReport]) -> DumpReport:
+        """Sum up the shards that were filled, and bring the cache's list of seeds up to date."""
         self.writer.index()
         seconds = time.perf_counter() - self.began
-        spec, views = self.writer.spec, sum(r.views for r in receipts)
-        labelled = sum(r.labelled for r in receipts)
-        there = [int(j) for writer in self.seeds.values() for j in np.flatnonzero(writer.commits())]
+        spec, views = self.writer.spec, sum(shard.views for shard in shards)
+        labelled = sum(shard.labelled for shard in shards)
+        committed = [
+            int(j) for writer in self.seed_writers.values() for j in np.flatnonzero(writer.commits())
+        ]
         return DumpReport(
             path=str(self.writer.path),
-            seeds=tuple(self.seeds),
+            seeds=tuple(self.seed_writers),
             skipped=self.skipped,
             views=views,
-            views_in_cache=sum(len(spec.layout.samples_of(j)) for j in there),
-            shards_written=len(receipts),
-            bad_images=len({sample for r in receipts for sample in r.bad}),
-            teacher_top1=sum(r.right for r in receipts) / labelled if labelled else None,
+            views_in_cache=sum(len(spec.layout.samples_of(j)) for j in committed),
+            shards_written=len(shards),
+            bad_images=len({sample for shard in shards for sample in shard.bad}),
+            teacher_top1=sum(shard.right for shard in shards) / labelled if labelled else None,
             seconds=seconds,
             views_per_second=views / seconds,
         )
 
 
 @contextmanager
-def owned(
+def open_seeds(
     out: str | Path,
+    cache: CacheReader | None,
     images: Images,
     recipe: RecipeSpec,
     teacher: Model,
@@ -192,15 +205,20 @@ def owned(
     *,
     on_note: Callable[[str], None] | None = None,
     only: Mapping[int, Collection[int]] | None = None,
-) -> Iterator[Owned]:
-    """Begin a dump: open the cache, own its seeds, prove its views, find what is missing; raises as `dump` does."""
-    usual = (0,) if images.split == "test" else (0, 1, 2, 3)
-    wanted = usual if config.seeds is None else config.seeds
-    seeds_fit = wanted and 0 <= min(wanted) <= max(wanted) < 1 << 63
+) -> Iterator[DumpJob]:
+    """Begin a dump: open the cache, lock its seeds, prove its views, list what is missing; raises as `dump` does.
+
+    Args:
+        out, images, recipe, teacher, config, on_note, only: as `dump` takes them.
+        cache: the one at `out`, as `CacheWriter.there` read it; None where there was none.
+    """
+    default = (0,) if images.split == "test" else (0, 1, 2, 3)
+    seeds = default if config.seeds is None else config.seeds
+    seeds_fit = seeds and 0 <= min(seeds) <= max(seeds) < 1 << 63
     if config.batch_size < 0 or config.seeds_per_pass < 1 or not seeds_fit:
         raise OptionError(
             "batch size and seeds per pass must be at least 1, seeds 0 to 2^63 - 1; found "
-            f"{config.batch_size}, {config.seeds_per_pass}, {list(wanted)}"
+            f"{config.batch_size}, {config.seeds_per_pass}, {list(seeds)}"
         )
     if images.num_classes not in (None, teacher.num_classes):
         raise MismatchError(
@@ -208,20 +226,22 @@ def owned(
             [Difference("number of classes", images.num_classes, teacher.num_classes)],
             "give weights of as many classes, or view the images without theirs (folder:PATH)",
         )
-    images, spec = _arranged(out, images, recipe, teacher, config)
+    if cache is None:
+        spec = cache_spec(images, recipe, teacher, config)
+    else:
+        images, spec = _match_cache(cache, images, recipe, teacher, config)
     writer = CacheWriter.open(out, spec, distinct_keys(images), grow=config.grow)
     views = KeyedViews(images, recipe, config.on_bad_image)
     began = time.perf_counter()
     with ExitStack() as stack:
-        seeds, skipped = _own(writer, wanted, stack, on_note)
-        passes = _passes(list(seeds), config.seeds_per_pass)
-        work = [missing for part in passes for missing in _missing(writer.spec, seeds, part, only)]
-        reader = CacheReader(out)
+        writers, skipped = _lock_seeds(writer, seeds, stack, on_note)
+        tasks = list(_missing_shards(writers, config.seeds_per_pass, only))
+        reader = cache if cache and cache.spec == writer.spec else CacheReader(out)
         prove_replay(reader, views, [s for s in reader.seeds() if reader.commits(s).any()])
-        yield Owned(writer, views, seeds, skipped, work, began)
+        yield DumpJob(writer, views, writers, skipped, tasks, began)
 
 
-def filler(
+def load_filler(
     spec: CacheSpec,
     views: KeyedViews,
     teacher: Model,
@@ -263,72 +283,62 @@ def cache_spec(images: Images, recipe: RecipeSpec, teacher: Model, config: DumpC
     )
 
 
-def _arranged(
-    out: str | Path, images: Images, recipe: RecipeSpec, teacher: Model, config: DumpConfig
+def _match_cache(
+    cache: CacheReader, images: Images, recipe: RecipeSpec, teacher: Model, config: DumpConfig
 ) -> tuple[Images, CacheSpec]:
-    """Put images into the order of the cache at `out`, if there is one; return them and what they make of it."""
-    reader = CacheWriter.there(out)
-    if reader is None:
-        return images, cache_spec(images, recipe, teacher, config)
-    there = reader.spec
-    asked = cache_spec(images, recipe, teacher, config.as_in(there))
-    if asked.shard_samples == there.shard_samples:
-        asked = dataclasses.replace(asked, chunk_samples=there.chunk_samples)
-    fields = asked.differences(there)
+    """Put images into the order of the cache that the dump goes on with; return them and what they make of it."""
+    there = cache.spec
+    here = cache_spec(images, recipe, teacher, config.with_defaults_of(there))
+    if here.shard_samples == there.shard_samples:
+        here = dataclasses.replace(here, chunk_samples=there.chunk_samples)
+    fields = here.differences(there)
     if [f.field for f in fields] == ["teacher.adapter.size"]:
         raise MismatchError(
-            f"the teacher of {out} sees views at another size",
+            f"the teacher of {cache.path} sees views at another size",
             fields,
             f"give --input-size {there.teacher.adapter.size} to go on with it, or another --out",
         )
     if not fields or any(f.field not in DATA for f in fields):
-        return images, asked  # this cache; or another one, as `CacheWriter.open` will say
-    ordered = in_cache_order(reader, images, grow=config.grow)
+        return images, here  # this cache; or another one, as `CacheWriter.open` will say
+    ordered = in_cache_order(cache, images, grow=config.grow)
     if ordered.left_out:
         raise MismatchError(
-            f"{out} holds {there.dataset.n:,} of these {len(images):,} images",
+            f"{cache.path} holds {there.dataset.n:,} of these {len(images):,} images",
             fields,
             f"give --grow to append the other {ordered.left_out:,}, or another --out to begin a new cache",
         )
     return ordered, there.grown(ordered.spec(there.dataset.num_classes))
 
 
-# What is to be done ---------------------------------------------------------------------------------------
-
-
-def _passes(seeds: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(seeds), size):
-        yield seeds[start : start + size]
-
-
-def _own(
+def _lock_seeds(
     writer: CacheWriter, seeds: Sequence[int], stack: ExitStack, on_note: Callable[[str], None] | None
 ) -> tuple[dict[int, SeedWriter], tuple[int, ...]]:
-    """Own those of the seeds that no other process writes; returns them, and the others."""
-    owned: dict[int, SeedWriter] = {}
+    """Lock those of the seeds that no other process writes; return their writers, and the other seeds."""
+    writers: dict[int, SeedWriter] = {}
     busy: dict[int, BusyError] = {}
     for seed in dict.fromkeys(seeds):
         try:
-            owned[seed] = stack.enter_context(writer.seed(seed))
+            writers[seed] = stack.enter_context(writer.seed(seed))
         except BusyError as error:
             busy[seed] = error
-    if busy and not owned:
+    if busy and not writers:
         raise next(iter(busy.values()))
     for refusal in busy.values():
         if on_note:
             on_note(f"left out: {refusal}")
-    return owned, tuple(busy)
+    return writers, tuple(busy)
 
 
-def _missing(
-    spec: CacheSpec,
-    writers: dict[int, SeedWriter],
-    seeds: list[int],
-    only: Mapping[int, Collection[int]] | None,
-) -> list[Work]:
-    def wanted(seed: int, shard: int) -> bool:
-        return not committed[seed][shard] and (only is None or shard in only.get(seed, ()))
-
-    committed = {seed: writers[seed].committed() for seed in seeds}
-    work = (Work(j, tuple(s for s in seeds if wanted(s, j))) for j in range(spec.layout.shards))
-    return [w for w in work if w.seeds]
+def _missing_shards(
+    writers: Mapping[int, SeedWriter], seeds_per_pass: int, only: Mapping[int, Collection[int]] | None
+) -> Iterator[ShardTask]:
+    """Yield the shards that are not committed, pass by pass; those in `only` alone, where that is given."""
+    seeds = list(writers)
+    for start in range(0, len(seeds), seeds_per_pass):
+        committed = {seed: writers[seed].committed() for seed in seeds[start : start + seeds_per_pass]}
+        missing = {
+            seed: {j for j in np.flatnonzero(~found).tolist() if only is None or j in only.get(seed, ())}
+            for seed, found in committed.items()
+        }
+        for shard in sorted(set[int]().union(*missing.values())):
+            yield ShardTask(shard, tuple(seed for seed, shards in missing.items() if shard in shards))

@@ -1,7 +1,7 @@
 """What a cache will cost and keep, before the GPU-days are spent: measured on a sample of the data.
 
-The sample goes through the real `dump`, with every logit kept, and `derive` makes of that each k and profile asked
-about. So bytes are those of real shards, and what is lost is measured against all of the teacher's logits.
+The sample goes through the real `dump`, with every logit kept, and `derive` makes a cache of each k and profile from
+that. So bytes are those of real shards, and what is lost is measured against all of the teacher's logits.
 """
 
 import math
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitcache.dump.filler import Progress
+from logitcache.dump.filler import OnViewsDone, ViewsDone
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import OptionError
 from logitcache.format.identity import PROFILES, RecipeSpec
@@ -31,7 +31,7 @@ from logitcache.views.keys import permutation
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 KS = (4, 8, 16, 32, 64, 128)
-NEAR = 1e-3  # nats of KL at each temperature: what is nearer to the teacher is near enough
+NEAR = 1e-3  # nats of KL at each temperature; a cache below that is near enough to the teacher
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class PlanConfig(Spec):
     Attributes:
         seeds: augmentation seeds that the cache will hold.
         epochs: passes over the data of one student run.
-        images: how many images to try, a keyed choice; each under two seeds.
+        images: how many images to try, a keyed choice; each is viewed under two seeds.
         ks: numbers of logits to try; those below the number of classes are.
-        budget: bytes that the cache may have, of which as much as possible is to be made; None: what is near enough.
-        devices: numbers of devices to tell the time for.
+        budget: bytes that the cache may have; None: as few as are near enough.
+        devices: numbers of devices to estimate the time for.
         batch_size, precision, device, workers: of the dump, as in `DumpConfig`.
     """
 
@@ -70,9 +70,9 @@ class Choice(Spec):
         bytes_in_all: for all images and seeds.
         kl: mean KL(p ‖ p̂) in nats at T = 1, 2, 4; p from all logits, p̂ from the cache with an even tail.
         pearson: mean correlation of p and p̂ over the classes, at the same temperatures.
-        order: of the pairs of listed classes, the share whose order the stored gaps still tell.
+        order: share of the pairs of listed classes that the stored gaps still put in the right order.
         tail_mass: mean probability at T = 1 outside the k classes.
-        beaten: another one of these is no larger, no farther from the teacher, and tells no fewer pairs.
+        beaten: another choice is no larger, no farther from the teacher, and orders no fewer pairs.
     """
 
     k: int
@@ -86,7 +86,7 @@ class Choice(Spec):
     beaten: bool = False
 
     def beats(self, other: "Choice") -> bool:
-        """Is nothing said for the other one?"""
+        """Say whether this one is at least as good in everything, and better in something."""
         mine, theirs = ((c.bytes_in_all, *c.kl, -c.order) for c in (self, other))
         return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
 
@@ -98,10 +98,10 @@ class Choice(Spec):
 
 @dataclass(frozen=True)
 class Plan(Spec):
-    """What was found.
+    """What each kind of cache costs and keeps, and which to take.
 
     Attributes:
-        views: tried.
+        views: that were tried.
         n: images of the whole data set.
         seeds, epochs: planned for.
         choices: every k and profile, by falling error; of equals the smaller last.
@@ -128,12 +128,12 @@ class Plan(Spec):
     pays_from: int
 
 
-def plan(
+def plan_cache(
     images: Images,
     recipe: RecipeSpec,
     teacher: Model,
     config: PlanConfig = PlanConfig(),
-    on_progress: Progress | None = None,
+    on_progress: OnViewsDone | None = None,
 ) -> Plan:
     """Try a teacher on a sample of images, and say what each kind of cache of all of them comes to.
 
@@ -142,7 +142,7 @@ def plan(
         recipe: how it is viewed.
         teacher: whose logits to keep.
         config: what to plan for.
-        on_progress: called with (views tried, views to try).
+        on_progress: called as views are tried.
 
     Raises:
         OptionError: there is nothing to plan.
@@ -154,23 +154,22 @@ def plan(
         raise OptionError("seeds, epochs, images, top-k and devices must be at least 1")
     sample = _Sample(images, config.images)
     with tempfile.TemporaryDirectory(prefix="logitcache-plan-") as folder:
-        rate = _dump_all(Path(folder) / "all", sample, recipe, teacher, config, on_progress)
-        whole = CacheReader(Path(folder) / "all")
-        logits = torch.cat([_dense(teacher) for teacher in _answers(whole)])
+        rate = _dump_sample(Path(folder) / "all", sample, recipe, teacher, config, on_progress)
+        exact = CacheReader(Path(folder) / "all")
+        logits = torch.cat([_dense(shard) for shard in _decode_shards(exact)])
         views, choices = len(logits), []
-        for k, profile in _kinds(whole.spec.dataset.num_classes, config.ks):
-            path = Path(folder) / f"{k}-{profile}"
-            reader = whole
+        for k, profile in _kinds(exact.spec.dataset.num_classes, config.ks):
+            reader = exact
             if profile != "exact":
-                derive(whole.path, path, top_k=k, profile=profile)
+                path = Path(folder) / f"{k}-{profile}"
+                derive(exact.path, path, top_k=k, profile=profile)
                 reader = CacheReader(path)
             per_view = _shard_bytes(Path(reader.path)) / views
-            kept = _kept(logits, _answers(reader))
             total = math.ceil(per_view * len(images) * config.seeds)
-            choices.append(Choice(k, profile, per_view, total, *kept))
+            choices.append(Choice(k, profile, per_view, total, *_fidelity(logits, _decode_shards(reader))))
     choices = [replace(c, beaten=any(other.beats(c) for other in choices)) for c in choices]
     choices.sort(key=lambda choice: (-choice.error, -choice.bytes_in_all))
-    chosen, reason = _advice(choices, config.budget)
+    chosen, reason = _choose(choices, config.budget)
     hours = len(images) * config.seeds / rate / 3600
     return Plan(
         views=views,
@@ -188,8 +187,8 @@ def plan(
     )
 
 
-def _advice(choices: Sequence[Choice], budget: int | None) -> tuple[Choice | None, str]:
-    """Choose from what is ordered by falling error, of equals the smaller last; says why."""
+def _choose(choices: Sequence[Choice], budget: int | None) -> tuple[Choice | None, str]:
+    """Choose from `choices`, ordered by falling error and of equals the smaller last; return the choice and why."""
     if budget is not None:
         fitting = [c for c in choices if c.bytes_in_all <= budget]
         if fitting:
@@ -204,39 +203,39 @@ class _Sample(Images):
     """Some of the images, a keyed choice, in their order."""
 
     def __init__(self, images: Images, size: int) -> None:
-        self.whole, self.name, self.split = images, images.name, images.split
+        self.images, self.name, self.split = images, images.name, images.split
         self.samples = np.sort(permutation(len(images), 0)[:size])
         self.labels, self.num_classes = images.labels[self.samples], images.num_classes
 
     def image(self, sample: int) -> Tensor:
-        return self.whole.image(int(self.samples[sample]))
+        return self.images.image(int(self.samples[sample]))
 
     def pixels(self) -> Tensor | None:
-        whole = self.whole.pixels()
-        return None if whole is None else whole[torch.from_numpy(self.samples)]
+        pixels = self.images.pixels()
+        return None if pixels is None else pixels[torch.from_numpy(self.samples)]
 
     def describe(self, sample: int) -> str:
-        return self.whole.describe(int(self.samples[sample]))
+        return self.images.describe(int(self.samples[sample]))
 
     @property
     def fingerprint(self) -> str:
-        return f"{len(self)} of {self.whole.fingerprint}"
+        return f"{len(self)} of {self.images.fingerprint}"
 
 
-def _dump_all(
+def _dump_sample(
     out: Path,
     sample: Images,
     recipe: RecipeSpec,
     teacher: Model,
     config: PlanConfig,
-    on_progress: Progress | None,
+    on_progress: OnViewsDone | None,
 ) -> float:
-    """Dump the sample with every logit kept; returns views per second between its first batch and its last.
+    """Dump the sample with every logit kept; return views per second between its first batch and its last.
 
     What comes before and after (workers, kernels, flushing to the disk) is paid once, or goes on beside the teacher.
     """
-    times: list[tuple[float, int]] = []
-    options = DumpConfig(
+    times: list[tuple[float, int]] = []  # and views done by then
+    settings = DumpConfig(
         seeds=(0, 1),
         profile="exact",
         batch_size=config.batch_size,
@@ -245,14 +244,14 @@ def _dump_all(
         workers=config.workers,
     )
 
-    def timed(done: int, total: int) -> None:
-        if done:
-            times.append((time.perf_counter(), done))
+    def record_time(views: ViewsDone) -> None:
+        if views.done:
+            times.append((time.perf_counter(), views.done))
         if on_progress:
-            on_progress(done, total)
+            on_progress(views)
 
     began = time.perf_counter()
-    dump(out, sample, recipe, teacher, options, timed)
+    dump(out, sample, recipe, teacher, settings, record_time)
     if len(times) < 3:
         return 2 * len(sample) / (time.perf_counter() - began)
     (began, first), (ended, done) = times[0], times[-1]
@@ -260,6 +259,7 @@ def _dump_all(
 
 
 def _kinds(num_classes: int, ks: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Yield each k and profile to try."""
     for k in sorted({min(k, num_classes) for k in ks}):
         for name, profile in PROFILES.items():
             if name != "exact" and profile.installed:
@@ -267,28 +267,28 @@ def _kinds(num_classes: int, ks: Sequence[int]) -> Iterator[tuple[int, str]]:
     yield num_classes, "exact"
 
 
-def _answers(reader: CacheReader) -> Iterator[SparseTeacher]:
+def _decode_shards(reader: CacheReader) -> Iterator[SparseTeacher]:
     for seed in reader.complete():
         for shard in range(reader.spec.layout.shards):
             yield decode(reader, seed, shard)
 
 
 def _dense(teacher: SparseTeacher) -> Tensor:
-    """(B, C) logits of a teacher that lists every class."""
+    """Return (B, C) logits of a teacher that lists every class."""
     return torch.zeros(len(teacher), teacher.num_classes).scatter(1, teacher.ids, teacher.logits)
 
 
 def _shard_bytes(cache: Path) -> int:
-    """Bytes of the shard files alone: what is beside them does not grow with the data."""
+    """Count the bytes of the shard files alone: what is beside them does not grow with the data."""
     return sum(file.stat().st_size for file in cache.glob("seed-*/*/c/**/*") if file.is_file())
 
 
-def _kept(
-    logits: Tensor, answers: Iterator[SparseTeacher]
+def _fidelity(
+    logits: Tensor, shards: Iterator[SparseTeacher]
 ) -> tuple[tuple[float, ...], tuple[float, ...], float, float]:
-    """KL and Pearson at each temperature, order told, and tail mass at T = 1: means over all views."""
+    """Return KL and Pearson at each temperature, pairs in order, and tail mass at T = 1: means over all views."""
     sums, at = torch.zeros(2 * len(TEMPERATURES) + 2, dtype=torch.float64), 0
-    for teacher in answers:
+    for teacher in shards:
         for start in range(0, len(teacher), 256):
             part = teacher[slice(start, start + 256)].to("cpu", torch.float64)
             z = logits[at : at + len(part)].double()
@@ -296,9 +296,8 @@ def _kept(
             kl, pearson = [], []
             for temperature in TEMPERATURES:
                 p, q = (z / temperature).softmax(1), part.at(temperature).densify()
-                kl.append(
-                    (p * (p.log() - q.log())).nan_to_num(0.0).sum(1).clamp(min=0).sum()
-                )  # else rounding
+                divergence = (p * (p.log() - q.log())).nan_to_num(0.0).sum(1)
+                kl.append(divergence.clamp(min=0).sum())  # below 0 is rounding
                 pearson.append(_pearson(p, q).sum())
             order = _order(z.gather(1, part.ids), -part.gap).sum()
             sums += torch.stack([*kl, *pearson, order, part.at(1.0).tail_mass.sum()])
@@ -314,14 +313,14 @@ def _pearson(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _order(true: Tensor, stored: Tensor) -> Tensor:
-    """(B,) share of the pairs of columns that `stored` puts in the order of `true`; 1 where there is no pair."""
+    """Return (B,) the share of pairs of columns that `stored` puts in the order of `true`; 1 without any pair."""
     k = true.shape[1]
     if k == 1:
         return torch.ones(len(true), dtype=torch.float64)
     first, second = torch.triu_indices(k, k, 1)
-    told = torch.zeros(len(true), dtype=torch.float64)
+    agreeing = torch.zeros(len(true), dtype=torch.float64)
     for pairs in range(0, len(first), 1 << 14):
         i, j = first[pairs : pairs + (1 << 14)], second[pairs : pairs + (1 << 14)]
         same = (true[:, i] - true[:, j]).sign() == (stored[:, i] - stored[:, j]).sign()
-        told += same.double().sum(1)
-    return told / len(first)
+        agreeing += same.double().sum(1)
+    return agreeing / len(first)

@@ -1,7 +1,7 @@
-"""Stage one by torchrun: rank 0 owns the seeds, and every rank fills its share of the missing shards.
+"""A dump under torchrun: rank 0 holds the locks of the seeds, and every rank fills its share of the missing shards.
 
-Ranks speak twice, over gloo and in JSON: rank 0 says what is to be done once the cache is open, the seeds are owned
-and the views are proved; and at the end all say what they did. Who fails ends, and torchrun then ends the others.
+Ranks speak twice, over gloo and in JSON. Rank 0 sends the tasks once the cache is open, the seeds are locked and the
+views are proved; at the end every rank sends what it did. A rank that fails ends, and torchrun then ends the others.
 """
 
 import dataclasses
@@ -12,50 +12,51 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from logitcache.distributed import World
-from logitcache.dump.defaults import adopted
-from logitcache.dump.filler import Progress, Receipt, Work
-from logitcache.dump.helper import Guest, Terms
-from logitcache.dump.inputs import Sources
-from logitcache.dump.job import DumpConfig, DumpReport, dump, filler, owned
+from logitcache.dump.defaults import adopt_defaults
+from logitcache.dump.filler import OnViewsDone, ShardReport, ShardTask
+from logitcache.dump.helper import DumpIdentity, Helper
+from logitcache.dump.inputs import DumpInputs
+from logitcache.dump.job import DumpConfig, DumpReport, load_filler, open_seeds
 from logitcache.errors import LogitCacheError
 from logitcache.format.spec import Spec
+from logitcache.store import CacheWriter
 
 
 @dataclass(frozen=True)
-class Plan(Spec):
-    """What rank 0 tells the others."""
+class RankTasks(Spec):
+    """What rank 0 sends: its settings and identity, and the tasks of all ranks."""
 
     config: DumpConfig
-    terms: Terms
-    work: tuple[Work, ...]
+    identity: DumpIdentity
+    tasks: tuple[ShardTask, ...]
 
 
 @dataclass(frozen=True)
-class Done(Spec):
-    """What a rank tells rank 0."""
+class RankReport(Spec):
+    """What every rank sends at the end: the shards that it filled."""
 
-    receipts: tuple[Receipt, ...]
+    shards: tuple[ShardReport, ...]
 
 
-def dump_in_ranks(
+def dump_under_torchrun(
     world: World,
     out: str | Path,
-    sources: Sources,
+    inputs: DumpInputs,
     config: DumpConfig,
-    on_progress: Progress | None = None,
+    on_progress: OnViewsDone | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> DumpReport | None:
-    """Dump with all ranks of the world; what the cache then holds does not depend on how many they are.
+    """Dump with all ranks that torchrun started, or alone; what the cache then holds does not depend on their number.
 
     Each rank runs on the GPU of its local rank where `config.device` is "auto". Rank 0 loads everything first,
     so that weights are downloaded once.
 
     Args:
         world: this process among the others.
-        out: path of the cache, which all ranks see.
-        sources: teacher, data and recipe by name.
+        out: path or URL of the cache, which all ranks see.
+        inputs: teacher, data and recipe by name.
         config: as `dump` takes it.
-        on_progress: called by rank 0 with (views done, views to do) of its own share.
+        on_progress: called by rank 0 with the progress of its own share.
         on_note: called by rank 0 with a line that may interest the user.
 
     Returns:
@@ -67,53 +68,51 @@ def dump_in_ranks(
         LogitCacheError: whatever else `dump` raises.
     """
     config = dataclasses.replace(config, device=world.choose_device(config.device))
-    if world.size == 1:
-        sources, config = adopted(out, sources, config, on_note)
-        images, recipe, teacher = sources.open(on_note)
-        return dump(out, images, recipe, teacher, config, on_progress, on_note=on_note)
     with world.process_group():
         if world.rank == 0:
-            return _lead(world, out, sources, config, on_progress, on_note)
-        _follow(world, out, sources, config)
+            return _dump_as_rank_0(world, out, inputs, config, on_progress, on_note)
+        _help_rank_0(world, out, inputs, config)
     return None
 
 
-def _lead(
+def _dump_as_rank_0(
     world: World,
     out: str | Path,
-    sources: Sources,
+    inputs: DumpInputs,
     config: DumpConfig,
-    on_progress: Progress | None,
+    on_progress: OnViewsDone | None,
     on_note: Callable[[str], None] | None,
 ) -> DumpReport:
     with ExitStack() as stack:
         try:
-            sources, config = adopted(out, sources, config, on_note)
-            images, recipe, teacher = sources.open(on_note)
-            job = stack.enter_context(owned(out, images, recipe, teacher, config, on_note=on_note))
+            cache = CacheWriter.there(out)
+            inputs, config = adopt_defaults(cache, inputs, config, on_note)
+            images, recipe, teacher = inputs.open(on_note)
+            job = stack.enter_context(
+                open_seeds(out, cache, images, recipe, teacher, config, on_note=on_note)
+            )
         except BaseException:
-            world.broadcast(None)  # the others need not say so too
+            world.broadcast(None)  # the others end without a word
             raise
         spec = job.writer.spec
-        config = config.as_in(spec)
-        world.broadcast(Plan(config, Terms.of(job), tuple(job.work)).to_dict())
-        share = job.work[0 :: world.size]
-        receipts = tuple(
-            filler(spec, job.views, teacher, config, on_note).fill(job.seeds, share, on_progress)
-        )
-        said = world.all_gather(Done(receipts).to_dict())
-        return job.report([receipt for done in said for receipt in Done.from_dict(done).receipts])
+        config = config.with_defaults_of(spec)
+        if world.size > 1:
+            world.broadcast(RankTasks(config, DumpIdentity.of(job), tuple(job.tasks)).to_dict())
+        filler = load_filler(spec, job.views, teacher, config, on_note)
+        shards = filler.fill(job.seed_writers, job.tasks[:: world.size], on_progress)
+        gathered = world.all_gather(RankReport(tuple(shards)).to_dict())
+        return job.report([shard for report in gathered for shard in RankReport.from_dict(report).shards])
 
 
-def _follow(world: World, out: str | Path, sources: Sources, config: DumpConfig) -> None:
-    told = world.broadcast()
-    if told is None:
+def _help_rank_0(world: World, out: str | Path, inputs: DumpInputs, config: DumpConfig) -> None:
+    message = world.broadcast()
+    if message is None:  # rank 0 failed, and says why
         return
-    plan = Plan.from_dict(told)
-    config = dataclasses.replace(plan.config, device=config.device)
+    sent = RankTasks.from_dict(message)
+    config = dataclasses.replace(sent.config, device=config.device)
     try:
-        guest = Guest.join(out, sources, config, plan.terms)
+        helper = Helper.join(out, inputs, config, sent.identity)
     except LogitCacheError as error:
         raise error.said_by(f"rank {world.rank} on {socket.gethostname()}") from error
-    receipts = guest.fill(plan.work[world.rank :: world.size])
-    world.all_gather(Done(tuple(receipts)).to_dict())
+    shards = helper.fill(sent.tasks[world.rank :: world.size])
+    world.all_gather(RankReport(tuple(shards)).to_dict())

@@ -24,11 +24,11 @@ from small_teachers import FLAG
 
 from logitcache.distributed import World
 from logitcache.dump.dask_cluster import dump_on_dask
-from logitcache.dump.filler import Work
-from logitcache.dump.helper import Guest, Terms
-from logitcache.dump.inputs import Sources
-from logitcache.dump.job import DumpConfig, DumpReport, dump, owned
-from logitcache.dump.torchrun import dump_in_ranks
+from logitcache.dump.filler import ShardTask, ViewsDone
+from logitcache.dump.helper import DumpIdentity, Helper
+from logitcache.dump.inputs import DumpInputs
+from logitcache.dump.job import DumpConfig, DumpReport, dump, open_seeds
+from logitcache.dump.torchrun import dump_under_torchrun
 from logitcache.errors import (
     ClusterError,
     DataError,
@@ -40,12 +40,12 @@ from logitcache.errors import (
 from logitcache.store import CacheReader, CacheWriter
 
 CONFIG = DumpConfig(seeds=(0, 1), top_k=4, shard_samples=256, batch_size=64, workers=0)
-SOURCES = Sources("digits_small", weights="random")
+INPUTS = DumpInputs("digits_small", weights="random")
 SHARDS = 12
 
 
-def alone(out: Path, sources: Sources = SOURCES, config: DumpConfig = CONFIG) -> DumpReport:
-    images, recipe, teacher = sources.open()
+def alone(out: Path, inputs: DumpInputs = INPUTS, config: DumpConfig = CONFIG) -> DumpReport:
+    images, recipe, teacher = inputs.open()
     return dump(out, images, recipe, teacher, config)
 
 
@@ -79,18 +79,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[distributed.Lo
 def test_a_worker_killed_at_its_work_changes_nothing(
     cluster: distributed.LocalCluster, tmp_path: Path
 ) -> None:
-    sources = dataclasses.replace(SOURCES, teacher="small_teachers:fatal")
-    seen: list[tuple[int, int]] = []
-    report = dump_on_dask(
-        cluster.scheduler_address, tmp_path / "c.zarr", sources, CONFIG, lambda *done: seen.append(done)
-    )
+    inputs = dataclasses.replace(INPUTS, teacher="small_teachers:fatal")
+    seen: list[ViewsDone] = []
+    report = dump_on_dask(cluster.scheduler_address, tmp_path / "c.zarr", inputs, CONFIG, seen.append)
     assert Path(os.environ[FLAG]).exists()  # it did kill one
     assert (report.views, report.views_in_cache, report.shards_written) == (2874, 2874, SHARDS)
-    assert seen[-1] == (2874, 2874)
-    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
-    alone(tmp_path / "one.zarr", sources)
+    assert seen[-1] == ViewsDone(2874, 2874)
+    assert [views.done for views in seen] == sorted({views.done for views in seen})
+    alone(tmp_path / "one.zarr", inputs)
     assert_same(tmp_path / "c.zarr", tmp_path / "one.zarr")
-    again = dump_on_dask(cluster.scheduler_address, tmp_path / "c.zarr", sources, CONFIG)
+    again = dump_on_dask(cluster.scheduler_address, tmp_path / "c.zarr", inputs, CONFIG)
     assert (again.views, again.views_in_cache) == (0, 2874)
 
 
@@ -100,7 +98,7 @@ def test_a_worker_has_processes_that_make_the_views_of_several_seeds(
     config = dataclasses.replace(CONFIG, shard_samples=2048, seeds_per_pass=2)
     alone(tmp_path / "one.zarr", config=config)
     report = dump_on_dask(
-        cluster.scheduler_address, tmp_path / "c.zarr", SOURCES, dataclasses.replace(config, workers=1)
+        cluster.scheduler_address, tmp_path / "c.zarr", INPUTS, dataclasses.replace(config, workers=1)
     )
     assert report.shards_written == 2
     assert_same(tmp_path / "c.zarr", tmp_path / "one.zarr")
@@ -110,17 +108,17 @@ def test_an_error_on_a_worker_reads_as_in_one_process(
     cluster: distributed.LocalCluster, tmp_path: Path
 ) -> None:
     images = f"imagefolder:{picture_folder(tmp_path / 'pets', bad=3)}"
-    pets = Sources("resnet20", "random", images, "imagenet@32")
-    bad: list[tuple[type[LogitCacheError], Sources]] = [
-        (NonFiniteError, dataclasses.replace(SOURCES, teacher="small_teachers:infinite")),
+    pets = DumpInputs("resnet20", "random", images, "imagenet@32")
+    bad: list[tuple[type[LogitCacheError], DumpInputs]] = [
+        (NonFiniteError, dataclasses.replace(INPUTS, teacher="small_teachers:infinite")),
         (DataError, pets),
     ]
     config = dataclasses.replace(CONFIG, seeds=(0,), shard_samples=2048)  # one task, so one error is first
-    for kind, sources in bad:
+    for kind, inputs in bad:
         with pytest.raises(kind) as here:
-            alone(tmp_path / "one.zarr", sources, config)
+            alone(tmp_path / "one.zarr", inputs, config)
         with pytest.raises(kind) as there:
-            dump_on_dask(cluster.scheduler_address, tmp_path / "c.zarr", sources, config)
+            dump_on_dask(cluster.scheduler_address, tmp_path / "c.zarr", inputs, config)
         assert (type(there.value), str(there.value)) == (type(here.value), str(here.value))
         for name in ("one.zarr", "c.zarr"):
             assert not any(CacheReader(tmp_path / name).commits(0))
@@ -145,7 +143,7 @@ def test_a_worker_with_another_torchvision_is_refused(
             versions = rf"torchvision: expected {re.escape(was.split('+')[0])}, found 0\.1\.0"
             refusal = rf"worker {re.escape(odd)}: .*{versions}"
             with pytest.raises(MismatchError, match=refusal) as said:
-                dump_on_dask(cluster.scheduler_address, tmp_path / "c.zarr", SOURCES, CONFIG)
+                dump_on_dask(cluster.scheduler_address, tmp_path / "c.zarr", INPUTS, CONFIG)
             assert "\n" not in str(said.value)
             assert [f.field for f in said.value.fields] == ["torchvision"]
         finally:
@@ -157,7 +155,7 @@ def test_a_shard_that_workers_die_of_ends_in_one_line(
     cluster: distributed.LocalCluster, tmp_path: Path
 ) -> None:
     cluster.scheduler.allowed_failures = 0
-    deadly = dataclasses.replace(SOURCES, teacher="small_teachers:deadly")
+    deadly = dataclasses.replace(INPUTS, teacher="small_teachers:deadly")
     with pytest.raises(ClusterError, match="1 workers died one after another of the same shard") as said:
         dump_on_dask(cluster.scheduler_address, tmp_path / "c.zarr", deadly, CONFIG)
     assert "\n" not in str(said.value)
@@ -166,23 +164,23 @@ def test_a_shard_that_workers_die_of_ends_in_one_line(
 def test_a_scheduler_without_workers_is_not_waited_for_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("logitcache.dump.dask_cluster.JOINING", 0.2)
+    monkeypatch.setattr("logitcache.dump.dask_cluster.WORKER_SECONDS", 0.2)
     with (
         distributed.LocalCluster(
             n_workers=0, processes=False, protocol="tcp", dashboard_address="127.0.0.1:0", silence_logs=60
         ) as empty,
         pytest.raises(ClusterError, match="has no workers after"),
     ):
-        dump_on_dask(empty.scheduler_address, tmp_path / "c.zarr", SOURCES, CONFIG)
+        dump_on_dask(empty.scheduler_address, tmp_path / "c.zarr", INPUTS, CONFIG)
 
 
 def test_a_scheduler_that_nobody_answers_for_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("logitcache.dump.dask_cluster.CONNECTING", 0.5)
+    monkeypatch.setattr("logitcache.dump.dask_cluster.CONNECT_SECONDS", 0.5)
     address = f"tcp://127.0.0.1:{free_port()}"
     with pytest.raises(ClusterError, match=f"no scheduler answers at {address}") as said:
-        dump_on_dask(address, tmp_path / "c.zarr", SOURCES, CONFIG)
+        dump_on_dask(address, tmp_path / "c.zarr", INPUTS, CONFIG)
     assert "\n" not in str(said.value)
     assert not (tmp_path / "c.zarr").exists()
 
@@ -190,34 +188,35 @@ def test_a_scheduler_that_nobody_answers_for_is_named(
 @pytest.mark.parametrize("where", ["local:0", "local", "local:two", "10.0.0.1:8786", "http://here"])
 def test_what_is_no_cluster_is_refused(where: str, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="local:N or a scheduler's address"):
-        dump_on_dask(where, tmp_path / "c.zarr", SOURCES, CONFIG)
+        dump_on_dask(where, tmp_path / "c.zarr", INPUTS, CONFIG)
 
 
-# Guests ---------------------------------------------------------------------------------------------------
+# Helpers --------------------------------------------------------------------------------------------------
 
 
-def _as_guest(out: Path, terms: Terms, barrier: Any, said: Any) -> None:
-    guest = Guest.join(out, SOURCES, CONFIG, terms)
-    work = [Work(shard, (0, 1)) for shard in range(guest.writer.spec.layout.shards)]
+def _as_helper(out: Path, identity: DumpIdentity, barrier: Any, said: Any) -> None:
+    helper = Helper.join(out, INPUTS, CONFIG, identity)
+    tasks = [ShardTask(shard, (0, 1)) for shard in range(helper.writer.spec.layout.shards)]
     barrier.wait(60)
-    said.put([receipt.to_dict() for receipt in guest.fill(work)])
+    said.put([shard.to_dict() for shard in helper.fill(tasks)])
 
 
 def test_tasks_that_run_twice_at_once_write_each_shard_once(whole: Path, tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")
     barrier, said = fork.Barrier(2), fork.Queue()
     out = tmp_path / "c.zarr"
-    images, recipe, teacher = SOURCES.open()
-    with owned(out, images, recipe, teacher, CONFIG) as job:
-        twins = [fork.Process(target=_as_guest, args=(out, Terms.of(job), barrier, said)) for _ in range(2)]
+    images, recipe, teacher = INPUTS.open()
+    with open_seeds(out, None, images, recipe, teacher, CONFIG) as job:
+        arguments = (out, DumpIdentity.of(job), barrier, said)
+        twins = [fork.Process(target=_as_helper, args=arguments) for _ in range(2)]
         for twin in twins:
             twin.start()
         first, second = (said.get(timeout=60) for _ in twins)
         for twin in twins:
             twin.join()
 
-    def order(receipt: dict[str, Any]) -> tuple[int, int]:
-        return receipt["seed"], receipt["shard"]
+    def order(shard: dict[str, Any]) -> tuple[int, int]:
+        return shard["seed"], shard["shard"]
 
     assert sorted(first, key=order) == sorted(second, key=order)
     assert len(first) == SHARDS
@@ -263,40 +262,46 @@ def test_on_object_storage_a_shard_written_twice_is_there_all_the_while(
     np.testing.assert_array_equal(CacheReader(out).read(0, 0)["ids"], held["ids"])
 
 
-def test_a_guest_that_would_write_something_else_is_refused(whole: Path, tmp_path: Path) -> None:
-    images, recipe, teacher = SOURCES.open()
+def test_a_helper_that_would_write_something_else_is_refused(whole: Path, tmp_path: Path) -> None:
+    images, recipe, teacher = INPUTS.open()
     out = tmp_path / "c.zarr"
-    with owned(out, images, recipe, teacher, CONFIG) as job:
-        terms = Terms.of(job)
+    with open_seeds(out, None, images, recipe, teacher, CONFIG) as job:
+        identity = DumpIdentity.of(job)
         others = {
-            "teacher.name": (dataclasses.replace(SOURCES, teacher="digits_tiny"), terms),
-            "recipe_sha256": (dataclasses.replace(SOURCES, recipe="identity"), terms),
-            "k": (SOURCES, dataclasses.replace(terms, cache=dataclasses.replace(terms.cache, k=3))),
-            "view of sample 0 of digits": (SOURCES, dataclasses.replace(terms, views=(1, *terms.views[1:]))),
-            "pillow": (SOURCES, dataclasses.replace(terms, versions={**terms.versions, "pillow": "1.0"})),
+            "teacher.name": (dataclasses.replace(INPUTS, teacher="digits_tiny"), identity),
+            "recipe_sha256": (dataclasses.replace(INPUTS, recipe="identity"), identity),
+            "k": (INPUTS, dataclasses.replace(identity, cache=dataclasses.replace(identity.cache, k=3))),
+            "view of sample 0 of digits": (
+                INPUTS,
+                dataclasses.replace(identity, views=(1, *identity.views[1:])),
+            ),
+            "pillow": (
+                INPUTS,
+                dataclasses.replace(identity, versions={**identity.versions, "pillow": "1.0"}),
+            ),
         }
-        for field, (sources, expected) in others.items():
+        for field, (inputs, expected) in others.items():
             with pytest.raises(MismatchError) as refusal:
-                Guest.join(out, sources, CONFIG, expected)
+                Helper.join(out, inputs, CONFIG, expected)
             assert field in [f.field for f in refusal.value.fields]
-        assert Terms.from_dict(terms.to_dict()) == terms
+        assert DumpIdentity.from_dict(identity.to_dict()) == identity
 
 
 # Ranks ----------------------------------------------------------------------------------------------------
 
 
 def _as_rank(
-    world: World, port: int, out: Path, sources: Sources, config: DumpConfig, kill: int, said: Any
+    world: World, port: int, out: Path, inputs: DumpInputs, config: DumpConfig, kill: int, said: Any
 ) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"RANK": str(world.rank), "WORLD_SIZE": str(world.size)}
 
-    def on_progress(done: int, _total: int) -> None:
-        if kill and done > kill:
+    def on_progress(views: ViewsDone) -> None:
+        if kill and views.done > kill:
             os.kill(os.getpid(), signal.SIGKILL)
 
     try:
-        report = dump_in_ranks(world, out, sources, config, on_progress)
+        report = dump_under_torchrun(world, out, inputs, config, on_progress)
     except LogitCacheError as error:
         said.put((world.rank, error))
     else:
@@ -304,13 +309,13 @@ def _as_rank(
 
 
 def in_ranks(
-    size: int, out: Path, sources: Sources = SOURCES, config: DumpConfig = CONFIG, kill: int = 0
+    size: int, out: Path, inputs: DumpInputs = INPUTS, config: DumpConfig = CONFIG, kill: int = 0
 ) -> dict[int, Any]:
     """Dump in so many processes; returns what each of them reports or raises."""
     fork, port = multiprocessing.get_context("fork"), free_port()
     said = fork.Queue()
     ranks = [
-        fork.Process(target=_as_rank, args=(World(r, size, r), port, out, sources, config, kill, said))
+        fork.Process(target=_as_rank, args=(World(r, size, r), port, out, inputs, config, kill, said))
         for r in range(size)
     ]
     for rank in ranks:

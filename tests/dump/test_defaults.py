@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from small import few_digits
 
 from logitcache.distributed import World
-from logitcache.dump.defaults import adopted
-from logitcache.dump.inputs import Sources
+from logitcache.dump.defaults import adopt_defaults
+from logitcache.dump.inputs import DumpInputs
 from logitcache.dump.job import DumpConfig, dump
-from logitcache.dump.torchrun import dump_in_ranks
+from logitcache.dump.torchrun import dump_under_torchrun
 from logitcache.errors import LogitCacheError, OptionError
 from logitcache.format.schema import CacheSpec
 from logitcache.store import CacheReader, CacheWriter
@@ -53,11 +53,11 @@ NAMED = {  # by the field in which the caches then differ
 
 def ask(out: Path, seed: int, notes: list[str] | None = None, **said: Any) -> CacheSpec:
     """Dump a seed as the command does that says so much."""
-    of_sources = {name: value for name, value in said.items() if name in Sources.__dataclass_fields__}
-    settings = {name: value for name, value in said.items() if name not in of_sources}
+    of_inputs = {name: value for name, value in said.items() if name in DumpInputs.__dataclass_fields__}
+    settings = {name: value for name, value in said.items() if name not in of_inputs}
     config = DumpConfig(seeds=(seed,), workers=0, batch_size=6, **settings)
-    told = None if notes is None else notes.append
-    dump_in_ranks(World(), out, Sources("digits_tiny", **of_sources), config, on_note=told)
+    on_note = None if notes is None else notes.append
+    dump_under_torchrun(World(), out, DumpInputs("digits_tiny", **of_inputs), config, on_note=on_note)
     return CacheReader(out).spec
 
 
@@ -86,6 +86,28 @@ def test_whatever_is_left_open_a_dump_goes_on_to_the_same_cache(
         assert f"--{name.replace('_', '-')} {shown}" in lines[0]
 
 
+@pytest.mark.parametrize("seeds", [1, 5])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_dump_reads_the_root_of_its_cache_twice(
+    begun: bool, seeds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before teacher and data are opened, and once more when they are: another process may have been quicker."""
+    out, reads = tmp_path / "c.zarr", list[Path]()
+    inputs, config = DumpInputs("digits_tiny", data="small:dozen"), DumpConfig(tuple(range(seeds)), workers=0)
+    if begun:
+        dump_under_torchrun(World(), out, inputs, dataclasses.replace(config, seeds=(0,)))
+    read_bytes = Path.read_bytes
+
+    def count(path: Path) -> bytes:
+        data = read_bytes(path)
+        reads.append(path)
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", count)
+    dump_under_torchrun(World(), out, inputs, config)
+    assert reads.count(out / "zarr.json") == 2
+
+
 @pytest.mark.parametrize("name", sorted(OTHERS))
 def test_what_is_said_and_differs_is_refused_by_name(whole: Path, name: str) -> None:
     with pytest.raises(LogitCacheError, match=NAMED[name]):
@@ -104,7 +126,7 @@ def test_fewer_logits_than_an_exact_cache_has_are_not_taken_for_all(tmp_path: Pa
 
 def test_another_teacher_is_told_by_its_name(whole: Path) -> None:
     with pytest.raises(LogitCacheError, match=r"teacher\.name: expected digits_small, found digits_tiny"):
-        dump_in_ranks(World(), whole, Sources("digits_small"), DumpConfig(workers=0))
+        dump_under_torchrun(World(), whole, DumpInputs("digits_small"), DumpConfig(workers=0))
 
 
 def test_a_cache_runs_no_strangers_code_because_something_is_left_open(tmp_path: Path) -> None:
@@ -116,13 +138,13 @@ def test_a_cache_runs_no_strangers_code_because_something_is_left_open(tmp_path:
     dump(tmp_path / "b.zarr", few_digits(20), armed, a_teacher(), config)
     for name in ("a.zarr", "b.zarr"):
         with pytest.raises(OptionError, match="names the code shutil:rmtree"):
-            adopted(tmp_path / name, Sources("digits_small"), config)
+            adopt_defaults(CacheWriter.there(tmp_path / name), DumpInputs("digits_small"), config)
 
 
 def test_a_new_cache_has_sixteen_logits_and_the_default_profile(tmp_path: Path) -> None:
-    sources, config = Sources("digits_small"), DumpConfig()
-    assert adopted(tmp_path / "c.zarr", sources, config) == (sources, config)
-    spec = dump_in_ranks(World(), tmp_path / "c.zarr", sources, DumpConfig(workers=0)) and (
+    inputs, config = DumpInputs("digits_small"), DumpConfig()
+    assert adopt_defaults(None, inputs, config) == (inputs, config)
+    spec = dump_under_torchrun(World(), tmp_path / "c.zarr", inputs, DumpConfig(workers=0)) and (
         CacheReader(tmp_path / "c.zarr").spec
     )
     assert spec

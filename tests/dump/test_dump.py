@@ -18,7 +18,8 @@ from pictures import picture_folder
 from small import few_digits
 
 from logitcache.audit.checkup import CheckupConfig, checkup
-from logitcache.dump.inputs import Sources
+from logitcache.dump.filler import ViewsDone
+from logitcache.dump.inputs import DumpInputs
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import (
     BusyError,
@@ -89,8 +90,8 @@ class _StopError(Exception):
 
 @pytest.mark.parametrize("views", [24, 48, 72, 130, 301, 420])
 def test_a_dump_stopped_anywhere_goes_on_to_the_same_cache(whole: Path, tmp_path: Path, views: int) -> None:
-    def stop(done: int, _total: int) -> None:
-        if done >= views:
+    def stop(progress: ViewsDone) -> None:
+        if progress.done >= views:
             raise _StopError
 
     out = tmp_path / "c.zarr"
@@ -418,14 +419,14 @@ def test_a_dump_says_how_often_the_teacher_is_right(tmp_path: Path) -> None:
 
 
 def test_the_test_split_is_viewed_by_what_the_recipe_evaluates_by() -> None:
-    opened = Sources("digits_small", weights="random", recipe="cifar", split="test").open()
+    opened = DumpInputs("digits_small", weights="random", recipe="cifar", split="test").open()
     assert opened.recipe == recipe_named(recipe_named("cifar").evaluation)
 
 
 def test_views_that_are_resized_for_the_teacher_are_told() -> None:
     notes: list[str] = []
-    sources = Sources("resnet18", weights="random", input_size=48)
-    assert sources.open(notes.append).teacher.adapter.size == 48
+    inputs = DumpInputs("resnet18", weights="random", input_size=48)
+    assert inputs.open(notes.append).teacher.adapter.size == 48
     assert "sees views of 8 pixels resized to 48" in notes[1]
 
 

@@ -14,6 +14,7 @@ from small import few_digits
 from small_caches import attributes as root_of
 from small_caches import files_of
 
+from logitcache.dump.filler import ViewsDone
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import DataError, MismatchError
 from logitcache.models.build import build
@@ -146,8 +147,8 @@ def test_a_growth_that_stopped_goes_on(grown: Path, tmp_path: Path) -> None:
     teacher = build("digits_small", num_classes=2, view_size=8, weights="random")
     config = DumpConfig((0, 1), 1, batch_size=1, workers=0, grow=True)
 
-    def stop(done: int, _total: int) -> None:
-        if done == 8:
+    def stop(views: ViewsDone) -> None:
+        if views.done == 8:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -12,7 +12,7 @@ from small import few_digits
 from typer.testing import CliRunner
 
 from logitcache.dump.job import DumpConfig, dump
-from logitcache.dump.plan import Choice, Plan, PlanConfig, _advice, plan
+from logitcache.dump.plan import Choice, Plan, PlanConfig, _choose, plan_cache
 from logitcache.errors import OptionError
 from logitcache.format.identity import PROFILES
 from logitcache.models.forward import ViewModel
@@ -26,7 +26,7 @@ CONFIG = PlanConfig(seeds=3, epochs=2, images=300, ks=(2, 4, 99), budget=20_000,
 
 @pytest.fixture(scope="module")
 def found() -> Plan:
-    return plan(few_digits(), RECIPE, a_teacher(), CONFIG)
+    return plan_cache(few_digits(), RECIPE, a_teacher(), CONFIG)
 
 
 def test_what_is_kept_is_what_a_sparse_teacher_keeps(found: Plan) -> None:
@@ -105,7 +105,7 @@ def choice(k: int, size: int, kl: float) -> Choice:
 def test_one_is_recommended_and_why(
     sizes: dict[int, tuple[int, float]], budget: int | None, taken: int | None, reason: str
 ) -> None:
-    chosen, why = _advice([choice(k, *kept) for k, kept in sizes.items()], budget)
+    chosen, why = _choose([choice(k, *kept) for k, kept in sizes.items()], budget)
     assert (chosen.k if chosen else None) == taken
     assert reason in why
 
@@ -115,7 +115,7 @@ def test_it_pays_from_the_run_on_at_which_the_teacher_would_have_worked_longer(
     seeds: int, epochs: int, runs: int
 ) -> None:
     config = PlanConfig(seeds=seeds, epochs=epochs, images=8, ks=(2,), workers=0)
-    found = plan(few_digits(), RECIPE, a_teacher(), config)
+    found = plan_cache(few_digits(), RECIPE, a_teacher(), config)
     assert found.pays_from == runs
     assert runs * found.live_hours > found.cache_hours >= (runs - 1) * found.live_hours
     assert found.hours["4"] == pytest.approx(found.hours["1"] / 4)
@@ -123,7 +123,7 @@ def test_it_pays_from_the_run_on_at_which_the_teacher_would_have_worked_longer(
 
 def test_nothing_to_plan_is_refused() -> None:
     with pytest.raises(OptionError, match="at least 1"):
-        plan(few_digits(), RECIPE, a_teacher(), PlanConfig(ks=(0,)))
+        plan_cache(few_digits(), RECIPE, a_teacher(), PlanConfig(ks=(0,)))
 
 
 def test_the_command_fits_a_terminal_and_speaks_json(tmp_path: Path) -> None:
