@@ -1,6 +1,6 @@
 """``logitcache bench``: how fast the parts are here, against plain alternatives."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,19 +46,20 @@ def bench(
 
     Example: logitcache bench store
     """
-    from logitcache.bench.suites import EXPECTED, SUITES, BenchConfig, run
+    from logitcache.bench.suites import SUITES, BenchConfig, run_suite
 
     config = BenchConfig(rounds, batch, n, threads, device, logits, folder, plot)
-    suites, found = list(SUITES) if suite == "all" else [suite], []
-    minutes = sum(EXPECTED[name] for name in suites) / 60
+    names, results = list(SUITES) if suite == "all" else [suite], []
+    minutes = sum(SUITES[name].seconds for name in names) / 60
     say(f"bench {suite}: expected to take {minutes:.1f} minutes on two cores that do nothing else")
-    for name in suites:
-        found.append(run(name, config))
-        for title, rows in {} if json else found[-1].tables.items():
+    for name in names:
+        result = run_suite(name, config)
+        results.append(result)
+        for title, rows in {} if json else result.tables.items():
             console.print(_table(title, [row.cells() for row in rows]))
-        say(f"bench {name}: took {found[-1].seconds:.0f} s, expected {EXPECTED[name]} s")
-    values = [one.to_dict() for one in found]
-    show({"suites": values} if suite == "all" else values[0], _about(found[0].conditions), as_json=json)
+        say(f"bench {name}: took {result.seconds:.0f} s, expected {SUITES[name].seconds} s")
+    values = [result.to_dict() for result in results]
+    show({"suites": values} if suite == "all" else values[0], _rows(results[0].conditions), as_json=json)
 
 
 def _table(title: str, rows: Sequence[dict[str, str]]) -> Table:
@@ -70,10 +71,10 @@ def _table(title: str, rows: Sequence[dict[str, str]]) -> Table:
     return table
 
 
-def _about(made_on: dict[str, Any]) -> list[tuple[str, str]]:
-    versions = ", ".join(f"{name} {version}" for name, version in made_on["versions"].items())
+def _rows(conditions: Mapping[str, Any]) -> list[tuple[str, str]]:
+    versions = ", ".join(f"{name} {version}" for name, version in conditions["versions"].items())
     return [
-        ("device", f"{made_on['device']}, {made_on['threads']} threads on {made_on['cores']} cores"),
-        ("load", f"{made_on['load']} when it began"),
+        ("device", f"{conditions['device']}, {conditions['threads']} threads on {conditions['cores']} cores"),
+        ("load", f"{conditions['load']} when it began"),
         ("versions", versions),
     ]

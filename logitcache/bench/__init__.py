@@ -1,27 +1,18 @@
-"""How fast the parts are on your machine, against plain alternatives: ratios measured in one run."""
+"""How fast the parts are on your machine, as ratios to plain alternatives; and what the losses are worth.
 
-import os
-import platform
-from typing import Any, Protocol
+The command line enters by `suites`; `contest` and `truncation` are programs of their own, which make the tables of
+docs/losses.md and docs/results.md.
 
-import torch
-
-from logitcache.versions import library_versions
-
-
-class Cells(Protocol):
-    """A row of figures that can be shown in a table."""
-
-    def cells(self) -> dict[str, str]:
-        """Return columns and what to print in them."""
-
-
-def conditions(device: torch.device) -> dict[str, Any]:
-    """Return JSON values that say what a measurement was made on: device, threads, load, versions."""
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 1),
-        "versions": library_versions(),
-    }
+- `suites`: the suites by name, each as tables and as JSON
+- `losses`, `views`, `store`, `scale`, `dump`, `train`: one suite each, by `measure`
+- `sizes`, `speeds`, `memory`: the parts of `store`, which `scale` and `train` use too
+- `compare`: two ways of doing one thing, timed in interleaved rounds
+- `table`: how rows of figures are written
+- `fixtures`, `synthetic`: caches of made-up teacher logits, and these logits
+- `workload`: JPEG pictures, and a teacher that costs next to nothing
+- `baselines`: other ways to keep a teacher's answers: LMDB, HDF5, Parquet, plain files
+- `divergence`: how far what a record keeps is from the teacher's distribution
+- `plot`: `scale` as a picture
+- `contest`, `glyphs`: losses under one budget, on digits and on letters in many typefaces
+- `truncation`: how far k < C moves a loss
+"""

@@ -1,4 +1,4 @@
-"""The alternatives to a cache, written as one would for speed: a record per sample, looked up by its number.
+"""Other ways to keep a teacher's answers, written for speed: a record per sample, looked up by its number.
 
 All hold the same records, a structured array with a row for each sample, so that some keep bytes and others columns.
 """
@@ -23,14 +23,14 @@ class Lookup(ABC):
     """Records in a folder of their own, which need not be there, looked up by the numbers of samples."""
 
     name: str
-    record: str  # whose records these are, or what they lie in
-    most: int | None = None  # so many are written at most
+    record: str  # whose records these are, or what they lie in, for tables
+    max_records: int | None = None  # that are written
 
     def __init__(self, folder: Path, records: Records) -> None:
         self.folder, self.dtype = folder, records.dtype
-        self.n = len(records[: self.most])
+        self.n = len(records[: self.max_records])
         folder.mkdir(parents=True)
-        self.open(records[: self.most])
+        self.open(records[: self.max_records])
 
     @abstractmethod
     def open(self, records: Records) -> None:
@@ -42,7 +42,7 @@ class Lookup(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of what was opened."""
+        """Close what was opened."""
 
 
 class SeekAndRead(Lookup):
@@ -57,11 +57,11 @@ class SeekAndRead(Lookup):
 
     def take(self, samples: Samples) -> Records:
         """Seek and read, sample by sample."""
-        found, width = [], self.dtype.itemsize
+        parts, width = [], self.dtype.itemsize
         for sample in samples.tolist():
             self._file.seek(sample * width)
-            found.append(self._file.read(width))
-        return np.frombuffer(b"".join(found), self.dtype)
+            parts.append(self._file.read(width))
+        return np.frombuffer(b"".join(parts), self.dtype)
 
     def close(self) -> None:
         """Close the file."""
@@ -69,7 +69,7 @@ class SeekAndRead(Lookup):
 
 
 class MappedTake(Lookup):
-    """An .npy file, mapped, and NumPy's take: what a look-up cannot be quicker than by much."""
+    """A memory-mapped .npy file and NumPy's take: a look-up can't be much quicker."""
 
     name, record = "memmap.take", "memmap"
 
@@ -83,7 +83,7 @@ class MappedTake(Lookup):
         return np.take(self._rows, samples, axis=0)
 
     def close(self) -> None:
-        """Let go of the mapping."""
+        """Close the mapping."""
         del self._rows
 
 
@@ -111,8 +111,8 @@ class Lmdb(Lookup):
     def take(self, samples: Samples) -> Records:
         """Get each from a read transaction, joined once."""
         with self._database.begin(buffers=True) as transaction:
-            found = [transaction.get(struct.pack(">Q", sample)) for sample in samples.tolist()]
-            return np.frombuffer(b"".join(found), self.dtype)
+            parts = [transaction.get(struct.pack(">Q", sample)) for sample in samples.tolist()]
+            return np.frombuffer(b"".join(parts), self.dtype)
 
     def close(self) -> None:
         """Close the database."""
@@ -134,9 +134,9 @@ class Hdf5(Lookup):
 
     def take(self, samples: Samples) -> Records:
         """Read the sorted selection, and put it back into order."""
-        sorted_once, back = np.unique(samples, return_inverse=True)
-        found: Records = self._file["records"][sorted_once]
-        return found[back]
+        rising, inverse = np.unique(samples, return_inverse=True)
+        records: Records = self._file["records"][rising]
+        return records[inverse]
 
     def close(self) -> None:
         """Close the file."""
@@ -166,21 +166,21 @@ class Parquet(Lookup):
         pyarrow.parquet.write_table(
             table, file, row_group_size=1 << 16, compression="zstd", use_dictionary=False
         )
-        self._set: Any = pyarrow.dataset.dataset(file)
+        self._dataset: Any = pyarrow.dataset.dataset(file)
 
     def take(self, samples: Samples) -> Records:
         """Take the rows, and put the columns together."""
-        table = self._set.take(samples)
-        found = np.empty(len(samples), self.dtype)
+        table = self._dataset.take(samples)
+        records = np.empty(len(samples), self.dtype)
         for name in self.dtype.names or ():
             column = table.column(name).combine_chunks()
-            values = column if found[name].ndim == 1 else column.flatten()
-            found[name] = values.to_numpy().reshape(found[name].shape)
-        return found
+            values = column if records[name].ndim == 1 else column.flatten()
+            records[name] = values.to_numpy().reshape(records[name].shape)
+        return records
 
     def close(self) -> None:
-        """Let go of the file."""
-        del self._set
+        """Close the data set."""
+        del self._dataset
 
 
 class ZarrFancy(Lookup):
@@ -201,11 +201,11 @@ class ZarrFancy(Lookup):
 
     def take(self, samples: Samples) -> Records:
         """Read the selection."""
-        found = np.ascontiguousarray(self._rows.oindex[samples])
-        return found.view(self.dtype)[:, 0]
+        rows = np.ascontiguousarray(self._rows.oindex[samples])
+        return rows.view(self.dtype)[:, 0]
 
     def close(self) -> None:
-        """Let go of the array."""
+        """Close the array."""
         del self._rows
 
 
@@ -213,7 +213,7 @@ class FilePerSample(Lookup):
     """A pickled .pt file of tensors for each sample, as torchdistill (to 1.1.4) keeps them; 4,096 of them."""
 
     name = record = "file each"
-    most = 4096
+    max_records = 4096
 
     def open(self, records: Records) -> None:
         """Write the files."""
@@ -223,19 +223,19 @@ class FilePerSample(Lookup):
 
     def take(self, samples: Samples) -> Records:
         """Load file by file."""
-        found = np.empty(len(samples), self.dtype)
+        records = np.empty(len(samples), self.dtype)
         for row, sample in enumerate(samples.tolist()):
             fields = torch.load(self.folder / f"{sample % self.n}.pt", weights_only=True)
             for name, value in fields.items():
-                found[row][name] = value.numpy()
-        return found
+                records[row][name] = value.numpy()
+        return records
 
     def close(self) -> None:
         """There is nothing to close."""
 
 
-def alternatives() -> list[type[Lookup]]:
+def installed_lookups() -> list[type[Lookup]]:
     """Return the look-ups that can be measured with the packages that are installed."""
-    wanted: dict[type[Lookup], str] = {Lmdb: "lmdb", Hdf5: "h5py", Parquet: "pyarrow"}
-    installed = [kind for kind, package in wanted.items() if find_spec(package)]
+    packages: dict[type[Lookup], str] = {Lmdb: "lmdb", Hdf5: "h5py", Parquet: "pyarrow"}
+    installed = [kind for kind, package in packages.items() if find_spec(package)]
     return [SeekAndRead, *installed, ZarrFancy, FilePerSample, MappedTake]

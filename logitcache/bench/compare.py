@@ -1,4 +1,4 @@
-"""One thing against another: timed in turns, so that both share the machine's load, and told as a ratio."""
+"""Two ways of doing one thing, timed in interleaved rounds so that both share the machine's load, as a ratio."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from logitcache.bench.table import at_most, with_quartiles
 from logitcache.format.spec import Spec
 
 Seconds = npt.NDArray[np.float64]
@@ -23,7 +24,7 @@ class Comparison(Spec):
         against: the other.
         unit: of `value` and `value_against`.
         ratio: of times: below 1 it is faster than the other.
-        wanted: what the ratio should be at most; None where it is only told.
+        wanted: what the ratio should be at most; None where there is no such aim.
     """
 
     of: dict[str, str]
@@ -46,32 +47,38 @@ class Comparison(Spec):
         wanted: float | None,
         views: int | None = None,
     ) -> Self:
-        """Compare seconds per round, (rounds,) each; of `views` views, rates are told instead of milliseconds."""
-        low, middle, high = np.quantile(mine / theirs, [0.25, 0.5, 0.75]).tolist()
+        """Compare seconds per round, (rounds,) each; of `views` views, give rates instead of milliseconds."""
+        low, middle, high = quartiles(mine / theirs)
         seconds = (float(np.median(mine)), float(np.median(theirs)))
         values = [1e3 * s if views is None else views / s for s in seconds]
-        told = {name: str(value) for name, value in of.items()}
+        columns = {name: str(value) for name, value in of.items()}
         unit: Literal["ms", "views/s"] = "ms" if views is None else "views/s"
-        return cls(told, against, unit, values[0], values[1], middle, low, high, wanted)
+        return cls(columns, against, unit, values[0], values[1], middle, low, high, wanted)
 
     def cells(self) -> dict[str, str]:
         """Return columns and what to print in them."""
         form = ".3g" if self.unit == "ms" else ",.0f"
         first, *others = self.of.items()
-        digits = 2 if self.ratio >= 0.1 else 3
-        low, middle, high = (f"{x:.{digits}f}" for x in (self.ratio_low, self.ratio, self.ratio_high))
+        digits = 3 if self.ratio < 0.1 else 2 if self.ratio < 10 else 1
+        ratios = (f"{x:.{digits}f}" for x in (self.ratio_low, self.ratio, self.ratio_high))
         return {
             first[0]: first[1],
             "against": self.against,
             **dict(others),
             self.unit: format(self.value, form),
             "other": format(self.value_against, form),
-            "ratio, quartiles": f"{middle} ({low}–{high})",
-            "wanted": "" if self.wanted is None else f"≤ {self.wanted:g}",
+            "ratio, quartiles": with_quartiles(*ratios),
+            "wanted": at_most(self.wanted),
         }
 
 
-def in_turns(
+def quartiles(values: Seconds) -> tuple[float, float, float]:
+    """Return the lower quartile, the median and the upper quartile."""
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
+    return low, middle, high
+
+
+def time_interleaved(
     ways: Mapping[str, Callable[[int], object]],
     rounds: int,
     clock: Callable[[], float | Seconds],
@@ -95,8 +102,8 @@ def in_turns(
     names = list(ways)
     for number in range(rounds + 1):
         first = number // 2 % len(names)
-        turn = names[first:] + names[:first]
-        for name in reversed(turn) if number % 2 else turn:
+        order = names[first:] + names[:first]
+        for name in reversed(order) if number % 2 else order:
             prepare(name, number)
             start = clock()
             ways[name](number)
@@ -105,13 +112,13 @@ def in_turns(
     return {name: np.array(seconds) for name, seconds in times.items()}
 
 
-def clock_of(device: torch.device) -> Callable[[], float]:
+def device_clock(device: torch.device) -> Callable[[], float]:
     """Return a clock in seconds that waits for the device."""
     if device.type != "cuda":
         return time.perf_counter
 
-    def after_the_device() -> float:
+    def synchronized() -> float:
         torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    return after_the_device
+    return synchronized

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from logitcache.bench.glyphs import CLASSES, glyphs, shifted
+from logitcache.bench.table import markdown
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import NonFiniteError, StudentsError
 from logitcache.format.identity import RecipeSpec
@@ -89,7 +90,7 @@ class ContestConfig(Spec):
 
 @dataclass(frozen=True)
 class Entry(Spec):
-    """A loss with its weight against cross-entropy (0 for "ce" itself) and its peak learning rate."""
+    """A loss, its weight against cross-entropy (0 for "ce" itself) and its peak learning rate."""
 
     loss: str
     weight: float
@@ -103,7 +104,14 @@ class Entry(Spec):
 
 @dataclass(frozen=True)
 class Standing(Spec):
-    """What a loss came to: accuracies in [0, 1], by seed, of the entry that validation chose; so with other k."""
+    """What a loss came to.
+
+    Attributes:
+        entry: the one that validation chose.
+        validation: its accuracy on held-out training images, in [0, 1], a mean over seeds.
+        test: its accuracies on the test images, by seed.
+        others: the same with other numbers of logits.
+    """
 
     entry: Entry
     validation: float
@@ -120,18 +128,18 @@ class Contest:
         self.out, self.task, self.images, self.config = out, task, images, config
         self.evaluation = Evaluation(scored, recipe_named(task.recipe.evaluation))
         self.teacher = self._network(task.teacher, 0)
-        taught = Run(out / "teacher", self.teacher, Objective.parse("ce"), TrainConfig(config.teacher_epochs))
-        plain = Stream.plain(images, task.recipe, batch_size=64, seeds=tuple(range(config.teacher_epochs)))
-        self.teacher_top1 = train([taught], plain, self.evaluation)[0].top1
+        run = Run(out / "teacher", self.teacher, Objective.parse("ce"), TrainConfig(config.teacher_epochs))
+        stream = Stream.plain(images, task.recipe, batch_size=64, seeds=tuple(range(config.teacher_epochs)))
+        self.teacher_top1 = train([run], stream, self.evaluation)[0].top1
 
     def stream(self, k: int, seed: int) -> Stream:
         """Open a cache of k logits, dumped when it is first asked for; of 0, the teacher live with all of them."""
-        kept = k or self.teacher.num_classes
-        path = self.out / f"{kept}.zarr"
+        top_k = k or self.teacher.num_classes
+        path = self.out / f"{top_k}.zarr"
         if not path.exists():
-            profile = "exact" if kept == self.teacher.num_classes else "default"
+            profile = "exact" if top_k == self.teacher.num_classes else "default"
             seeds = tuple(range(self.config.cached))
-            options = DumpConfig(seeds=seeds, top_k=kept, profile=profile, precision="float32")
+            options = DumpConfig(seeds=seeds, top_k=top_k, profile=profile, precision="float32")
             dump(path, self.images, self.task.recipe, self.teacher, options)
         stream = Stream.from_cache(path, self.images, batch_size=64, order=seed)
         if k:
@@ -145,7 +153,7 @@ class Contest:
         return build(name, num_classes=classes, view_size=side, weights="random", seed=seed)
 
     def top1(self, entries: Sequence[Entry], seed: int, k: int | None = None) -> list[float]:
-        """Train a student by each entry, side by side; accuracy of each, 0 where its loss became NaN."""
+        """Train a student by each entry, side by side; return the accuracy of each, 0 where its loss became NaN."""
         k = self.config.top_k if k is None else k
         with tempfile.TemporaryDirectory(dir=self.out) as folder:
             runs = [
@@ -161,14 +169,14 @@ class Contest:
             try:
                 reports = train(runs, stream, self.evaluation)
             except StudentsError as error:
-                if odd := [e for e in error.errors.values() if not isinstance(e, NonFiniteError)]:
-                    raise odd[0] from error
+                if others := [e for e in error.errors.values() if not isinstance(e, NonFiniteError)]:
+                    raise others[0] from error
                 reports = error.reports
         scores = {report.out: report.top1 or 0.0 for report in reports}
         return [scores.get(str(run.out), 0.0) for run in runs]
 
 
-def contest(
+def hold_contest(
     out: Path, task: Task | None = None, config: ContestConfig = ContestConfig()
 ) -> tuple[list[Standing], float]:
     """Tune every loss on held-out training images, then score it on the test images.
@@ -176,14 +184,14 @@ def contest(
     Returns:
         Standings, cross-entropy first; the teacher's accuracy on the test images.
     """
-    task = task or on_digits()
+    task = task or digits_task()
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # that k < C breaks some is known
-        fit, held = _split(task.train)
+        fit, held_out = split_images(task.train)
         entries = [Entry("ce", 0.0, lr) for lr in config.rates]
         for name in config.losses:
             weights = [LOSSES[name.partition("(")[0]].weight * w for w in config.weights]
             entries += [Entry(name, w, lr) for w in weights for lr in config.rates]
-        tuning = Contest(out / "tuning", task, fit, held, config)
+        tuning = Contest(out / "tuning", task, fit, held_out, config)
         scores: dict[Entry, list[float]] = {entry: [] for entry in entries}
         names = ("ce", *config.losses)
 
@@ -197,16 +205,16 @@ def contest(
                 scores = {entry: scores[entry] for entry in entries}
             for entry, top1 in zip(entries, tuning.top1(entries, 1000 + seed), strict=True):
                 scores[entry].append(top1)
-            _say(f"tuning: {seed + 1} of {config.tuning_seeds} seeds, {len(entries)} students")
+            _log(f"tuning: {seed + 1} of {config.tuning_seeds} seeds, {len(entries)} students")
         chosen = [best(name, 1)[0] for name in names]
         validation = {entry: statistics.fmean(scores[entry]) for entry in chosen}
         final = Contest(out / "final", task, task.train, task.test, config)
         tests: dict[int, list[list[float]]] = {}
         for k in (config.top_k, *config.others):
-            taught = chosen if k == config.top_k else chosen[1:]
+            taught = chosen if k == config.top_k else chosen[1:]  # without cross-entropy, which no k changes
             for seed in range(config.seeds):
                 tests.setdefault(k, []).append(final.top1(taught, seed, k))
-                _say(f"test, k = {k}: {seed + 1} of {config.seeds} seeds, {len(taught)} students")
+                _log(f"test, k = {k}: {seed + 1} of {config.seeds} seeds, {len(taught)} students")
     standings = []
     for number, entry in enumerate(chosen):
         test = tuple(scores[number] for scores in tests[config.top_k])
@@ -215,14 +223,14 @@ def contest(
     return standings, final.teacher_top1 or 0.0
 
 
-def on_digits() -> Task:
-    """The digits that ship, and a student of 868 parameters."""
+def digits_task() -> Task:
+    """Return the digits that ship, and a student of 868 parameters."""
     train, test = digits("train"), digits("test")
     return Task(train, test, recipe_named(train.recipe), "digits_teacher", "digits_tiny")
 
 
-def on_glyphs() -> Task:
-    """200 letters in typefaces that were not trained on, and a student of 7,772 parameters."""
+def glyphs_task() -> Task:
+    """Return 200 letters in typefaces that were not trained on, and a student of 7,772 parameters."""
     return Task(glyphs("train"), glyphs("test"), shifted(), "digits_teacher", "digits_small")
 
 
@@ -234,53 +242,54 @@ _SOME = ("kd", "dist", "cmkd", "cmkd(difficulty=fixed)", "cmkd(difficulty=fixed,
 _MORE = ("dkd", "pld", "cmkd(hard=pearson)", "cmkd(support=topk+tail)")
 
 CONTESTS: dict[str, tuple[Callable[[], Task], ContestConfig]] = {
-    "digits": (on_digits, ContestConfig()),
-    "glyphs": (on_glyphs, replace(_LETTERS, losses=(*_SOME, *_MORE), others=(0, 32, 16, 8))),
-    "glyphs-k16": (on_glyphs, replace(_LETTERS, losses=(*_SOME, *_MORE), top_k=16)),
-    "glyphs-weak": (on_glyphs, replace(_LETTERS, losses=_SOME, teacher_epochs=10)),
-    "glyphs-strong": (on_glyphs, replace(_LETTERS, losses=_SOME, teacher_epochs=60)),
+    "digits": (digits_task, ContestConfig()),
+    "glyphs": (glyphs_task, replace(_LETTERS, losses=(*_SOME, *_MORE), others=(0, 32, 16, 8))),
+    "glyphs-k16": (glyphs_task, replace(_LETTERS, losses=(*_SOME, *_MORE), top_k=16)),
+    "glyphs-weak": (glyphs_task, replace(_LETTERS, losses=_SOME, teacher_epochs=10)),
+    "glyphs-strong": (glyphs_task, replace(_LETTERS, losses=_SOME, teacher_epochs=60)),
 }
 
 
-def table(standings: Sequence[Standing]) -> str:
+def standings_table(standings: Sequence[Standing]) -> str:
     """Write standings as a Markdown table; differences are means over seeds of pairs, ± their standard error."""
     sources = ["live" if k == "0" else f"k = {k}" for k in standings[-1].others]
     columns = ["loss", "weight", "lr", "validation", "test", "minus CE", "minus KD", *sources]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    rows = []
     others = {s.entry.loss: s.test for s in standings if s.entry.loss in ("ce", "kd")}
     for s in sorted(standings, key=lambda s: -statistics.fmean(s.test)):
         minus = [
-            "–" if s.entry.loss == name or name not in others else _difference(s.test, others[name])
+            "–" if s.entry.loss == name or name not in others else _mean_difference(s.test, others[name])
             for name in ("ce", "kd")
         ]
         weight = "–" if s.entry.loss == "ce" else f"{s.entry.weight:g}"
-        told = [_spread(scores) for scores in s.others.values()] or ["–"] * len(sources)
-        cells = [f"`{s.entry.loss}`", weight, f"{s.entry.lr:g}", f"{100 * s.validation:.1f}", _spread(s.test)]
-        lines.append(f"| {' | '.join([*cells, *minus, *told])} |")
-    return "\n".join(lines)
+        by_source = [_mean_and_std(scores) for scores in s.others.values()] or ["–"] * len(sources)
+        scores = [f"{100 * s.validation:.1f}", _mean_and_std(s.test)]
+        rows.append([f"`{s.entry.loss}`", weight, f"{s.entry.lr:g}", *scores, *minus, *by_source])
+    return markdown(columns, rows)
 
 
-def _spread(scores: Sequence[float]) -> str:
+def _mean_and_std(scores: Sequence[float]) -> str:
     return f"{100 * statistics.fmean(scores):.1f} ± {100 * statistics.stdev(scores):.1f}"
 
 
-def _difference(mine: Sequence[float], theirs: Sequence[float]) -> str:
+def _mean_difference(mine: Sequence[float], theirs: Sequence[float]) -> str:
     pairs = [100 * (a - b) for a, b in zip(mine, theirs, strict=True)]
     return f"{statistics.fmean(pairs):+.1f} ± {statistics.stdev(pairs) / len(pairs) ** 0.5:.1f}"
 
 
-def _split(images: ArrayImages) -> tuple[ArrayImages, ArrayImages]:
+def split_images(images: ArrayImages) -> tuple[ArrayImages, ArrayImages]:
+    """Split images, by a keyed choice, into four fifths to train on and one fifth to validate on."""
     order = permutation(len(images), 2024)
     parts = (np.sort(rows) for rows in np.split(order, [len(images) * 4 // 5]))
     classes = images.num_classes or 0
-    fit, held = (
+    fit, held_out = (
         ArrayImages(images.name, "train", images.images[rows], images.labels[rows], classes, images.recipe)
         for rows in map(torch.from_numpy, parts)
     )
-    return fit, held
+    return fit, held_out
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -292,8 +301,8 @@ def main() -> None:
         sys.exit(f"no contest {name!r}; there are {', '.join(CONTESTS)}")
     task, config = CONTESTS[name]
     with tempfile.TemporaryDirectory() as folder:
-        standings, teacher = contest(Path(folder), task(), config)
-    print(f"Teacher: {100 * teacher:.1f}\n\n{table(standings)}")
+        standings, teacher_top1 = hold_contest(Path(folder), task(), config)
+    print(f"Teacher: {100 * teacher_top1:.1f}\n\n{standings_table(standings)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a record tells of a teacher's distribution, over the listed classes and all others as one."""
+"""How far what a record keeps is from the teacher's distribution, over the listed classes and all others as one."""
 
 import numpy as np
 import torch
@@ -10,20 +10,20 @@ LEAST = 1e-8  # the tail's mass where a record's rounded probabilities leave non
 
 
 def true_log_probs(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
-    """(B, k + 1) log-probabilities at T of the listed classes and of all others together, in float64."""
+    """Return (B, k + 1) log-probabilities at T of the listed classes and of all others together, in float64."""
     log_p = (logits.double() / temperature).log_softmax(1)
     tail = log_p.scatter(1, ids, -torch.inf).logsumexp(1)
     return torch.cat([log_p.gather(1, ids), tail[:, None]], 1)
 
 
 def sparse_log_probs(teacher: SparseTeacher, temperature: float) -> Tensor:
-    """(B, k + 1) the same, as a cache's rows tell them."""
+    """Return the same, (B, k + 1), from the rows of a cache."""
     soft = teacher.at(temperature)
     return torch.cat([soft.log_probs, soft.log_tail_mass[:, None]], 1).double()
 
 
 def spread_log_probs(p: Tensor, listed: int, num_classes: int, temperature: float) -> Tensor:
-    """(B, listed + 1) the same, from the first k ≤ `listed` probabilities at T = 1; what they lack is spread evenly.
+    """Return the same, (B, listed + 1), from the first k ≤ `listed` probabilities at T = 1, the rest spread evenly.
 
     That is how TinyViT's and FKD's trainings fill up what was not stored.
     """
@@ -35,6 +35,6 @@ def spread_log_probs(p: Tensor, listed: int, num_classes: int, temperature: floa
     return both - both.logsumexp(1, keepdim=True)
 
 
-def divergence(p: Tensor, q: Tensor) -> Tensor:
-    """(B,) KL(p ‖ q) in nats of log-probabilities over the same classes."""
+def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
+    """Return (B,) KL(p ‖ q) in nats, of log-probabilities over the same classes."""
     return (p.exp() * (p - q)).sum(1)

@@ -1,4 +1,4 @@
-"""Made-up answers, ready to be written: as a cache takes them, and as other people's records hold them."""
+"""Caches of made-up teacher logits: what they hold as `SeedWriter.write` takes it, and as other records hold it."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from logitcache.bench.synthetic import BLOCK, Answers, answers
+from logitcache.bench.synthetic import BLOCK, TeacherLogits, open_logits
 from logitcache.format.identity import PROFILES, AdapterSpec, DatasetSpec, RecipeSpec, TeacherSpec
 from logitcache.format.schema import SHARD_SAMPLES, CacheSpec
 from logitcache.store import CacheWriter
@@ -18,19 +18,19 @@ from logitcache.teacher.sparse import SparseTeacher
 
 Arrays = dict[str, npt.NDArray[Any]]
 Records = npt.NDArray[np.void]
-SAMPLED = 8  # blocks of answers, evenly spaced, are kept whole, to compare distributions with
+FULL_BLOCKS = 8  # blocks of logits, evenly spaced, that are kept whole, to compare distributions with
 FIELDS = ("ids", "gap", "top", "tail_lse", "tail_mean", "tail_var")
 
 
 @dataclass(frozen=True)
-class Made:
-    """Answers as `SeedWriter.write` takes them, one dictionary per shard, and some of the logits they are of.
+class CacheContents:
+    """What a cache of one seed holds, and some of the logits that it was made of.
 
     Attributes:
-        spec: of the caches that hold them.
-        about: what they are, in words.
-        shards: arrays of each shard.
-        records: (n,) the same answers as TinyViT saves them: a seed, k ids, k float16 probabilities.
+        spec: of the caches that hold it.
+        about: whose logits these are, in words.
+        shards: arrays of each shard, as `SeedWriter.write` takes them.
+        records: (n,) the same as TinyViT saves it: a seed, k ids, k float16 probabilities.
         logits: (rows, C) of some samples.
         rows: their numbers.
         top1_probability, tail_mass: means over all samples.
@@ -51,26 +51,26 @@ class Made:
         return self.spec.dataset.n
 
     @classmethod
-    def of(cls, said: Answers, k: int) -> "Made":
-        """Keep k logits of each answer."""
-        spec = cache_spec(said.n, said.num_classes, k, shard_samples=min(said.n, SHARD_SAMPLES))
+    def of(cls, logits: TeacherLogits, k: int) -> "CacheContents":
+        """Keep k logits of each view."""
+        spec = synthetic_spec(logits.n, logits.num_classes, k, shard_samples=min(logits.n, SHARD_SAMPLES))
         parts: list[SparseTeacher] = []
-        whole, rows, start = [], [], 0
-        for number, block in enumerate(said.blocks()):
+        full, rows, start = [], [], 0
+        for number, block in enumerate(logits.blocks()):
             parts.append(SparseTeacher.from_logits(block, spec.k))
-            if number % max(1, said.n // BLOCK // SAMPLED) == 0:
-                whole.append(block)
+            if number % max(1, logits.n // BLOCK // FULL_BLOCKS) == 0:
+                full.append(block)
                 rows.append(np.arange(start, start + len(block)))
             start += len(block)
-        arrays = joined(parts)
+        arrays = join_arrays(parts)
         soft = [part.at(1.0) for part in parts]
         p, tail = torch.cat([s.probs for s in soft]), torch.cat([s.tail_mass for s in soft])
         return cls(
             spec,
-            said.about,
-            [shard_of(arrays, spec, number) for number in range(spec.layout.shards)],
-            _records(arrays["ids"], p.numpy(), said.num_classes),
-            torch.cat(whole),
+            logits.about,
+            [shard_arrays(arrays, spec, number) for number in range(spec.layout.shards)],
+            _tinyvit_records(arrays["ids"], p.numpy(), logits.num_classes),
+            torch.cat(full),
             np.concatenate(rows),
             float(p[:, 0].mean()),
             float(tail.mean()),
@@ -79,42 +79,42 @@ class Made:
     def write(self, path: Path, profile: str) -> None:
         """Write a cache of one seed."""
         spec = dataclasses.replace(self.spec, profile=PROFILES[profile])
-        with CacheWriter.open(path, spec).seed(0) as own:
+        with CacheWriter.open(path, spec).seed(0) as seed_writer:
             for shard, arrays in enumerate(self.shards):
-                own.write(shard, arrays)
+                seed_writer.write(shard, arrays)
 
 
 def write_cache(path: Path, n: int, k: int) -> None:
-    """Write a cache of `n` made-up answers under seed 0."""
-    Made.of(answers(n, "folder"), k).write(path, "default")
+    """Write a cache of `n` made-up views under seed 0."""
+    CacheContents.of(open_logits(n, "folder"), k).write(path, "default")
 
 
-def cache_spec(n: int, num_classes: int, k: int, shard_samples: int | None = None) -> CacheSpec:
-    """Describe a cache of made-up answers; shards are as large as `dump` makes them unless said."""
+def synthetic_spec(n: int, num_classes: int, k: int, shard_samples: int | None = None) -> CacheSpec:
+    """Describe a cache of made-up logits; by default its shards are as large as `dump` makes them."""
     teacher = TeacherSpec("made-up", "none", "0" * 64, "float32", AdapterSpec(3, 224, (0.5,) * 3, (0.5,) * 3))
     data = DatasetSpec("made-up", "train", n, num_classes, "0" * 64)
     recipe = RecipeSpec("none", 1, ())
     return CacheSpec.new(teacher, data, recipe, k=k, versions={}, shard_samples=shard_samples)
 
 
-def joined(parts: list[SparseTeacher]) -> Arrays:
-    """Join answers into arrays as `dump` hands them over."""
+def join_arrays(parts: list[SparseTeacher]) -> Arrays:
+    """Join parts of a sparse teacher into arrays as `dump` hands them over."""
     pieces = {name: [getattr(part, name) for part in parts] for name in FIELDS}
     arrays = {name: torch.cat(piece).numpy() for name, piece in pieces.items() if piece[0] is not None}
     return arrays | {"ids": arrays["ids"].astype(np.int32)}
 
 
-def shard_of(arrays: Arrays, spec: CacheSpec, shard: int) -> Arrays:
-    """Return the arrays of one shard; where answers are fewer than samples, whole shards of them come again."""
+def shard_arrays(arrays: Arrays, spec: CacheSpec, shard: int) -> Arrays:
+    """Return the arrays of one shard; where the cache has more samples than `arrays`, these come again."""
     samples = spec.layout.samples_of(shard)
     first = samples.start % len(arrays["top"])
     rows = {name: values[first : first + len(samples)] for name, values in arrays.items()}
     return rows | {"canary": np.ones((1, spec.canaries), np.uint32)}
 
 
-def _records(ids: npt.NDArray[Any], p: npt.NDArray[Any], num_classes: int) -> Records:
+def _tinyvit_records(ids: npt.NDArray[Any], p: npt.NDArray[Any], num_classes: int) -> Records:
     k = ids.shape[1]
-    whole = "<u2" if num_classes <= 1 << 16 else "<u4"
-    made = np.zeros(len(ids), np.dtype([("seed", "<i4"), ("ids", whole, (k,)), ("p", "<f2", (k,))]))
-    made["ids"], made["p"] = ids, p
-    return made
+    id_type = "<u2" if num_classes <= 1 << 16 else "<u4"
+    records = np.zeros(len(ids), np.dtype([("seed", "<i4"), ("ids", id_type, (k,)), ("p", "<f2", (k,))]))
+    records["ids"], records["p"] = ids, p
+    return records

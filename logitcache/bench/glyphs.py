@@ -35,7 +35,7 @@ def glyphs(split: str = "train") -> ArrayImages:
     """
     faces = TRAIN_FACES if split == "train" else TEST_FACES
     letters = _letters()
-    images = np.stack([_drawn(c, face, size) for face in faces for size in SIZES for c in letters])
+    images = np.stack([_draw(c, face, size) for face in faces for size in SIZES for c in letters])
     labels = np.tile(np.arange(len(letters)), len(faces) * len(SIZES))
     name = f"{__name__}:glyphs"
     return ArrayImages(name, split, torch.from_numpy(images)[:, None], labels, len(letters), "center@20")
@@ -50,7 +50,7 @@ def shifted() -> RecipeSpec:
 
 @cache
 def _letters() -> tuple[str, ...]:
-    """The first letters, by code point, that every typeface has and that look like none before them."""
+    """Choose the first letters, by code point, that every typeface has and that look like none before them."""
     files = [_file(face) for face in (*TRAIN_FACES, *TEST_FACES)]
     from fontTools.ttLib import TTFont  # comes with matplotlib
 
@@ -59,15 +59,15 @@ def _letters() -> tuple[str, ...]:
     letters: list[str] = []
     for letter in map(chr, sorted(common)):
         if letter.isalpha() and len(letters) < CLASSES:
-            looks = _drawn(letter, TRAIN_FACES[0], SIZES[-1]).tobytes()
-            if looks not in seen:
+            pixels = _draw(letter, TRAIN_FACES[0], SIZES[-1]).tobytes()
+            if pixels not in seen:
                 letters.append(letter)
-            seen.add(looks)
+            seen.add(pixels)
     return tuple(letters)
 
 
-def _drawn(letter: str, face: str, size: int) -> npt.NDArray[np.uint8]:
-    """(SIDE, SIDE) uint8, the letter in the middle."""
+def _draw(letter: str, face: str, size: int) -> npt.NDArray[np.uint8]:
+    """Draw a letter in the middle of an image, (SIDE, SIDE) uint8."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.truetype(_file(face), size)

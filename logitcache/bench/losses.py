@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from logitcache.bench.compare import Comparison, Seconds, clock_of, in_turns
+from logitcache.bench.compare import Comparison, Seconds, device_clock, time_interleaved
 from logitcache.losses.cmkd import cmkd
 from logitcache.losses.kd import kd
 from logitcache.losses.soft_ranks import blondel_ranks, laplace_ranks, soft_spearman
 from logitcache.teacher.sparse import SparseTeacher
 
 TEMPERATURE = 4.0
-STRENGTH = 0.25
+STRENGTH = 0.25  # of the soft ranks
 
 
 def measure(
@@ -37,7 +37,7 @@ def measure(
         device: where.
     """
     rows: list[Comparison] = []
-    clock = clock_of(torch.device(device))
+    clock = device_clock(torch.device(device))
     generator = torch.Generator().manual_seed(0)
     for c in classes:
         student = (torch.randn(batch, c, generator=generator) * 2).to(device)
@@ -45,13 +45,13 @@ def measure(
         p = (logits / TEMPERATURE).softmax(1)
         for k in ks:
             teacher = SparseTeacher.from_logits(logits, k)
-            times = in_turns(
+            times = time_interleaved(
                 {
                     "dense kd": _step(partial(_dense_kd, p=p), student),
                     "softmax": _step(lambda s: s.softmax(1)[:, 0].sum(), student),
                     "kd": _step(partial(kd, teacher=teacher, temperature=TEMPERATURE), student),
                     "cmkd": _step(partial(cmkd, teacher=teacher), student),
-                    "rank term": _step(partial(_spearman, teacher=teacher), student[:, :k]),
+                    "rank term": _step(partial(_rank_term, teacher=teacher), student[:, :k]),
                 },
                 rounds,
                 clock,
@@ -65,11 +65,11 @@ def measure(
                 )
             ]
     values = torch.randn(batch, ranked, generator=generator).to(device)
-    times = in_turns(
+    times = time_interleaved(
         {
-            "laplace": _step(lambda x: _weighed(laplace_ranks(x, STRENGTH)), values),
-            "plain laplace": _step(lambda x: _weighed(_plain_laplace(x, STRENGTH)), values),
-            "blondel": _step(lambda x: _weighed(blondel_ranks(x, STRENGTH)), values),
+            "laplace": _step(lambda x: _weighted_sum(laplace_ranks(x, STRENGTH)), values),
+            "plain laplace": _step(lambda x: _weighted_sum(_plain_laplace(x, STRENGTH)), values),
+            "blondel": _step(lambda x: _weighted_sum(blondel_ranks(x, STRENGTH)), values),
         },
         max(3, rounds // 4),
         clock,
@@ -80,17 +80,17 @@ def measure(
 
 
 def _dense_kd(student: Tensor, p: Tensor) -> Tensor:
-    """Plain KD; the dense teacher's softened probabilities are given, and not timed."""
+    """Return plain KD; the dense teacher's softened probabilities are given, and not timed."""
     log_q = (student / TEMPERATURE).log_softmax(1)
     return F.kl_div(log_q, p, reduction="batchmean") * TEMPERATURE**2
 
 
-def _spearman(x: Tensor, teacher: SparseTeacher) -> Tensor:
+def _rank_term(x: Tensor, teacher: SparseTeacher) -> Tensor:
     return soft_spearman(x, -teacher.gap, STRENGTH, falling=True).mean()
 
 
 def _plain_laplace(x: Tensor, strength: float) -> Tensor:
-    """The same ranks as one would write them for autograd: cumulative log-sum-exps in sorted order."""
+    """Rank as one would write it for autograd: by cumulative log-sum-exps in sorted order."""
     y, order = (x / (strength * x.std(1, correction=0, keepdim=True))).sort(1)
     left = (y.logcumsumexp(1) - y).exp()
     right = ((-y).flip(1).logcumsumexp(1).flip(1) + y).exp()
@@ -98,7 +98,7 @@ def _plain_laplace(x: Tensor, strength: float) -> Tensor:
     return torch.zeros_like(y).scatter(1, order, hard + (right - left) / 2)
 
 
-def _weighed(ranks: Tensor) -> Tensor:
+def _weighted_sum(ranks: Tensor) -> Tensor:
     return (ranks * torch.linspace(-1, 1, ranks.shape[1], device=ranks.device)).sum()
 
 

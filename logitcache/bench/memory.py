@@ -1,6 +1,6 @@
-"""How much memory work needs: each piece in a process of its own, watched while it runs.
+"""How much memory work needs: each task in a process of its own, watched while it runs.
 
-What counts is memory that only its process can use (anonymous memory): mapped spools are the system's file cache, and
+What counts is anonymous memory, which only its process can use. Mapped spools are the system's file cache, and are
 counted once for all processes that map them.
 """
 
@@ -29,19 +29,19 @@ from logitcache.views.recipes import recipe_named
 STATUS = Path("/proc/self/status")
 MAPS = Path("/proc/self/smaps")
 SMALL, LARGE = (1, 2_048), (3, 16_384)  # seeds, samples of each
-SHARD = 1024
+SHARD_SAMPLES = 1024
 
 
-def told() -> bool:
-    """Does the system tell a process its anonymous memory? (Linux does.)"""
+def memory_is_known() -> bool:
+    """Say whether the system tells a process how much anonymous memory it has, as Linux does."""
     return STATUS.exists() and "RssAnon" in STATUS.read_text() and MAPS.exists()
 
 
-# One piece of work at two sizes ---------------------------------------------------------------------------
+# One task at two sizes ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Peak(Spec):
+class MemoryPeak(Spec):
     """Peak anonymous memory of one task in MB, beyond what its imports take, at two numbers of views."""
 
     task: str
@@ -59,24 +59,24 @@ class Peak(Spec):
         return {"memory of": self.task, **sizes, "wanted": "equal"}
 
 
-def peaks(folder: Path) -> Iterator[Peak]:
-    """Measure dump, verify and look-ups, where the system tells."""
-    if not told():
+def measure_peaks(folder: Path) -> Iterator[MemoryPeak]:
+    """Measure dump, verify and look-ups, where memory is known."""
+    if not memory_is_known():
         return
-    found = {}
+    megabytes = {}
     for size in (SMALL, LARGE):
         for task, work in TASKS.items():  # dump makes the cache that the others read
-            found[task, size] = held(work, (folder / f"{size[1]}.zarr", *size))
+            megabytes[task, size] = peak_in_process(work, (folder / f"{size[1]}.zarr", *size))
     small, large = (seeds * samples for seeds, samples in (SMALL, LARGE))
     for task in TASKS:
-        yield Peak(task, small, large, found[task, SMALL], found[task, LARGE])
+        yield MemoryPeak(task, small, large, megabytes[task, SMALL], megabytes[task, LARGE])
 
 
 def _dump(path: Path, seeds: int, samples: int) -> None:
-    some = digits("train")
-    again = np.arange(samples) % len(some)
-    images = ArrayImages("digits", "train", some.images[again], some.labels[again], 10, "digits")
-    config = DumpConfig(tuple(range(seeds)), 4, workers=0, shard_samples=SHARD, device="cpu")
+    few = digits("train")
+    repeated = np.arange(samples) % len(few)
+    images = ArrayImages("digits", "train", few.images[repeated], few.labels[repeated], 10, "digits")
+    config = DumpConfig(tuple(range(seeds)), 4, workers=0, shard_samples=SHARD_SAMPLES, device="cpu")
     teacher = build("digits_tiny", num_classes=10, view_size=8, weights="random")
     dump(path, images, recipe_named("digits"), teacher, config)
 
@@ -97,21 +97,21 @@ def _stream(path: Path, seeds: int, samples: int) -> None:
 TASKS: dict[str, Callable[[Path, int, int], None]] = {"dump": _dump, "verify": _verify, "stream": _stream}
 
 
-def held(work: Callable[..., object], arguments: Sequence[Any]) -> float:
+def peak_in_process(work: Callable[..., object], arguments: Sequence[Any]) -> float:
     """Do some work in a new process; return by how many MB its anonymous memory rose at most."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(watched, work, *arguments).result()
+        return process.submit(peak_of, work, *arguments).result()
 
 
-def watched(work: Callable[..., object], *arguments: Any) -> float:
+def peak_of(work: Callable[..., object], *arguments: Any) -> float:
     """Do some work; return by how many MB memory rose at most, looked at every few milliseconds."""
-    most = before = anonymous()
+    most = before = anonymous_mb()
     done = threading.Event()
 
     def watch() -> None:
         nonlocal most
         while not done.is_set():
-            most = max(most, anonymous())
+            most = max(most, anonymous_mb())
             time.sleep(0.003)
 
     watcher = threading.Thread(target=watch)
@@ -124,7 +124,7 @@ def watched(work: Callable[..., object], *arguments: Any) -> float:
     return most - before
 
 
-def anonymous() -> float:
+def anonymous_mb() -> float:
     """Return MB of anonymous memory of this process now."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith("RssAnon:"))
     return int(line.split()[1]) * 1024 / 1e6
@@ -134,8 +134,8 @@ def anonymous() -> float:
 
 
 @dataclass(frozen=True)
-class Shared(Spec):
-    """Processes that look up in one spool: MB of each seen alone, and of all, each page counted once."""
+class SharedSpool(Spec):
+    """Processes that look up in one spool: MB of it that each maps, and that all map, each page counted once."""
 
     processes: int
     spool_mb: float
@@ -153,29 +153,29 @@ class Shared(Spec):
         }
 
 
-def shared_by(processes: int, cache: Path, spool: Path) -> Shared:
-    """Have processes read every row of one spool, and then say what of it is in their memory."""
+def measure_shared_spool(processes: int, cache: Path, spool: Path) -> SharedSpool:
+    """Have processes read every row of one spool, and measure how much of it is in their memory then."""
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
-        everyone = manager.Barrier(processes)
+        barrier = manager.Barrier(processes)
         with ProcessPoolExecutor(processes, context) as pool:
-            asked = [pool.submit(_mapped, cache, spool, everyone) for _ in range(processes)]
-            found = [task.result() for task in asked]
+            tasks = [pool.submit(_mapped_mb, cache, spool, barrier) for _ in range(processes)]
+            sizes = [task.result() for task in tasks]
     size = open_spool(CacheReader(cache), 0, spool).nbytes / 1e6
-    return Shared(processes, size, max(rss for rss, _ in found), sum(pss for _, pss in found))
+    return SharedSpool(processes, size, max(rss for rss, _ in sizes), sum(pss for _, pss in sizes))
 
 
-def _mapped(cache: Path, spool: Path, everyone: Any) -> tuple[float, float]:
-    """MB of a spool in this process's memory when all have read it, and this process's share of them."""
+def _mapped_mb(cache: Path, spool: Path, barrier: Any) -> tuple[float, float]:
+    """Return MB of a spool in this process's memory when all have read it, and this process's share of them."""
     rows = open_spool(CacheReader(cache), 0, spool)
     rows.sum()
-    everyone.wait()
-    found, ours = {"Rss:": 0.0, "Pss:": 0.0}, False
+    barrier.wait()
+    megabytes, is_spool = {"Rss:": 0.0, "Pss:": 0.0}, False
     for line in MAPS.read_text().splitlines():
         first, *rest = line.split()
         if not first.endswith(":"):  # the next mapping: its addresses, and last the file
-            ours = line.endswith(".spool")
-        elif ours and first in found:
-            found[first] += int(rest[0]) * 1024 / 1e6
-    everyone.wait()  # as long as one looks, all have it mapped
-    return found["Rss:"], found["Pss:"]
+            is_spool = line.endswith(".spool")
+        elif is_spool and first in megabytes:
+            megabytes[first] += int(rest[0]) * 1024 / 1e6
+    barrier.wait()  # as long as one looks, all have it mapped
+    return megabytes["Rss:"], megabytes["Pss:"]

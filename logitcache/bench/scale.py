@@ -1,8 +1,8 @@
-"""How cost grows with samples, seeds and k, told per view; each row of points is measured in a process of its own.
+"""How the cost of a view changes as samples, seeds and k grow; each row of points is measured in its own process.
 
-Answers are made up once, a block of them, and come again where a cache has more samples: whole shards, which no
-compressor sees side by side. What ImageNet-21k under 300 seeds would cost is extrapolated from the points, by
-formulas that are printed.
+One block of logits is made up, and comes again where a cache has more samples: in other shards, which no compressor
+sees side by side. What ImageNet-21k under 300 seeds would cost is extrapolated from the points, by formulas that are
+printed.
 """
 
 import multiprocessing
@@ -18,11 +18,11 @@ from statistics import median
 import numpy as np
 
 from logitcache.audit.verify import verify
-from logitcache.bench.fixtures import FIELDS, Arrays, cache_spec, joined, shard_of
-from logitcache.bench.memory import anonymous, told, watched
-from logitcache.bench.sizes import on_disk
-from logitcache.bench.speeds import brief
-from logitcache.bench.synthetic import MadeUp
+from logitcache.bench.fixtures import FIELDS, Arrays, join_arrays, shard_arrays, synthetic_spec
+from logitcache.bench.memory import anonymous_mb, memory_is_known, peak_of
+from logitcache.bench.sizes import disk_usage
+from logitcache.bench.synthetic import SyntheticLogits
+from logitcache.bench.table import brief
 from logitcache.errors import OptionError, StorageError
 from logitcache.format.schema import SHARD_SAMPLES, CacheSpec, RowLayout
 from logitcache.format.spec import Spec
@@ -31,13 +31,14 @@ from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import open_spool
 
 LEAST, MOST = 10_000, 10_000_000  # samples
-SEEDS, ENOUGH = (1, 10, 100, 300), 100
+SEEDS = (1, 10, 100, 300)
+MANY_SEEDS = 100  # so many are measured once, whatever the rounds
 KS = (4, 16, 64, 200)
 K, CLASSES = 16, 1000
-BLOCK = SHARD_SAMPLES  # answers made up
-OF_SEEDS, OF_K = 8192, 65_536  # samples of the points by seeds and by k
+BLOCK = SHARD_SAMPLES  # views of made-up logits
+SEEDS_SAMPLES, K_SAMPLES = 8192, 65_536  # samples of the points by seeds and by k
 IMAGES_21K, CLASSES_21K, SEEDS_21K = 14_197_122, 21_841, 300
-OF_21K = 16_384  # samples of the point with as many classes
+SAMPLES_21K = 16_384  # of the point with as many classes
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class Point(Spec):
         open_ms: to open the cache and list its seeds.
         bytes_per_view: of all its files.
         files: how many.
-        peak_mb: rise of anonymous memory, at its highest, since the process began that made all points of a row up to
-            this one; None where no one tells.
+        peak_mb: the most by which anonymous memory rose since the process began that makes the points of this row;
+            None where it is not known.
     """
 
     grows: str
@@ -89,7 +90,7 @@ class Point(Spec):
 
 @dataclass(frozen=True)
 class Estimate(Spec):
-    """Something extrapolated, and how."""
+    """A figure that was extrapolated, and how."""
 
     of: str
     formula: str
@@ -102,13 +103,13 @@ class Estimate(Spec):
 
 @dataclass(frozen=True)
 class ScaleReport(Spec):
-    """The points, and what they say of a cache that nobody made here."""
+    """The points, and what they say of a cache that was not made here."""
 
     points: tuple[Point, ...]
     estimates: tuple[Estimate, ...]
 
     def along(self, grows: str) -> list[Point]:
-        """Return the points that differ in something."""
+        """Return the points that differ in one thing: samples, seeds, k or classes."""
         return [point for point in self.points if point.grows == grows]
 
 
@@ -127,25 +128,27 @@ def measure(*, n: int = MOST, rounds: int = 3, folder: Path | None = None) -> Sc
     if n < 10 * LEAST:
         raise OptionError(f"n must be at least {10 * LEAST:,} samples, found {n:,}")
     with tempfile.TemporaryDirectory(dir=folder, prefix="logitcache-scale-") as name:
-        points = tuple(_points(Path(name), n, rounds))
-    return ScaleReport(points, tuple(_extrapolated(points)))
+        points = tuple(_measure_rows(Path(name), n, rounds))
+    return ScaleReport(points, tuple(_extrapolate(points)))
 
 
-def _points(work: Path, n: int, rounds: int) -> Iterator[Point]:
-    (block,) = _block(work, MadeUp(min(BLOCK, max(n, OF_SEEDS))), [K])
-    yield from apart(
-        [Task("samples", block, cache_spec(samples, CLASSES, K), 1, rounds) for samples in _samples(n)]
+def _measure_rows(work: Path, n: int, rounds: int) -> Iterator[Point]:
+    (block,) = _save_block(work, SyntheticLogits(min(BLOCK, max(n, SEEDS_SAMPLES))), [K])
+    specs = [synthetic_spec(samples, CLASSES, K) for samples in _samples(n)]
+    yield from measure_in_process([Trial("samples", block, spec, 1, rounds) for spec in specs])
+    spec = synthetic_spec(SEEDS_SAMPLES, CLASSES, K, shard_samples=SEEDS_SAMPLES)
+    yield from measure_in_process(
+        [Trial("seeds", block, spec, seeds, rounds if seeds < MANY_SEEDS else 1) for seeds in SEEDS]
     )
-    spec = cache_spec(OF_SEEDS, CLASSES, K, shard_samples=OF_SEEDS)
-    yield from apart([Task("seeds", block, spec, seeds, rounds if seeds < ENOUGH else 1) for seeds in SEEDS])
-    blocks = _block(work, MadeUp(OF_K), KS)
-    specs = [cache_spec(OF_K, CLASSES, k, shard_samples=OF_K) for k in KS]
-    (many,) = _block(work, MadeUp(OF_21K, num_classes=CLASSES_21K, images=IMAGES_21K), [K])
-    of_21k = cache_spec(OF_21K, CLASSES_21K, K, shard_samples=OF_21K)
-    yield from apart(
+    blocks = _save_block(work, SyntheticLogits(K_SAMPLES), KS)
+    specs = [synthetic_spec(K_SAMPLES, CLASSES, k, shard_samples=K_SAMPLES) for k in KS]
+    logits_21k = SyntheticLogits(SAMPLES_21K, num_classes=CLASSES_21K, images=IMAGES_21K)
+    (block_21k,) = _save_block(work, logits_21k, [K])
+    spec_21k = synthetic_spec(SAMPLES_21K, CLASSES_21K, K, shard_samples=SAMPLES_21K)
+    yield from measure_in_process(
         [
-            *(Task("k", of_k, spec, 1, rounds) for of_k, spec in zip(blocks, specs, strict=True)),
-            Task("classes", many, of_21k, 1, rounds),
+            *(Trial("k", block, spec, 1, rounds) for block, spec in zip(blocks, specs, strict=True)),
+            Trial("classes", block_21k, spec_21k, 1, rounds),
         ]
     )
 
@@ -155,30 +158,30 @@ def _samples(n: int) -> list[int]:
     return [*(power for power in powers if power < n), n]
 
 
-def _block(work: Path, said: MadeUp, ks: Sequence[int]) -> list[Path]:
-    """Make answers up, and keep k of each on disk, for every k; return where."""
+def _save_block(work: Path, logits: SyntheticLogits, ks: Sequence[int]) -> list[Path]:
+    """Make logits up, and save the arrays of a cache of them for every k; return the folders."""
     parts: list[list[SparseTeacher]] = [[] for _ in ks]
-    for block in said.blocks():
+    for block in logits.blocks():
         for k, part in zip(ks, parts, strict=True):
             part.append(SparseTeacher.from_logits(block, k))
-    paths = []
+    folders = []
     for k, part in zip(ks, parts, strict=True):
-        paths.append(work / f"answers-{said.num_classes}-{said.n}-{k}")
-        paths[-1].mkdir()
-        for name, values in joined(part).items():
-            np.save(paths[-1] / f"{name}.npy", values)
-    return paths
+        folders.append(work / f"logits-{logits.num_classes}-{logits.n}-{k}")
+        folders[-1].mkdir()
+        for name, values in join_arrays(part).items():
+            np.save(folders[-1] / f"{name}.npy", values)
+    return folders
 
 
 # One row of points ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Task:
-    """A cache to make of the answers in a folder, under so many seeds, so many times."""
+class Trial:
+    """A cache to write, decode and verify: of the arrays in a folder, under so many seeds, so many times."""
 
     grows: str
-    answers: Path
+    block: Path
     spec: CacheSpec
     seeds: int
     rounds: int
@@ -189,93 +192,99 @@ class Task:
         return self.spec.dataset.n * self.seeds
 
 
-def apart(tasks: Sequence[Task]) -> list[Point]:
+def measure_in_process(trials: Sequence[Trial]) -> list[Point]:
     """Measure a row of points in a process of its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(series, tasks).result()
+        return process.submit(measure_row, trials).result()
 
 
-def series(tasks: Sequence[Task]) -> list[Point]:
+def measure_row(trials: Sequence[Trial]) -> list[Point]:
     """Measure a row of points in this process."""
-    before = anonymous() if told() else 0.0
-    return [_measured(task, before) for task in tasks]
+    before = anonymous_mb() if memory_is_known() else 0.0
+    return [_measure_point(trial, before) for trial in trials]
 
 
-def _measured(task: Task, before: float) -> Point:
-    """Write, open, decode and verify a cache, and watch memory meanwhile, which was so much before."""
-    answers = {name: np.load(task.answers / f"{name}.npy", mmap_mode="r") for name in FIELDS}
+def _measure_point(trial: Trial, before: float) -> Point:
+    """Write, open, decode and verify a cache, and watch memory, which was `before` MB when the process began."""
+    arrays = {name: np.load(trial.block / f"{name}.npy", mmap_mode="r") for name in FIELDS}
     times: dict[str, list[float]] = {"write": [], "open": [], "decode": [], "verify": []}
-    path, spool = task.answers.parent / "c.zarr", task.answers.parent / "spool"
+    path, spool = trial.block.parent / "c.zarr", trial.block.parent / "spool"
 
-    def all_rounds() -> None:
-        for _ in range(task.rounds):
+    def run_rounds() -> None:
+        for _ in range(trial.rounds):
             shutil.rmtree(path, ignore_errors=True)
-            for name, step in _steps(task, answers, path, spool).items():
+            for name, step in _steps(trial, arrays, path, spool).items():
                 start = time.perf_counter()
                 step()
                 times[name].append(time.perf_counter() - start)
             shutil.rmtree(spool)
 
     peak = None
-    if told():
-        held = anonymous() - before
-        peak = held + watched(all_rounds)
+    if memory_is_known():
+        risen = anonymous_mb() - before
+        peak = risen + peak_of(run_rounds)
     else:
-        all_rounds()
-    size, files = on_disk(path)[0], sum(file.is_file() for file in path.rglob("*"))
+        run_rounds()
+    size, files = disk_usage(path)[0], sum(file.is_file() for file in path.rglob("*"))
     shutil.rmtree(path)
-    write, decode, check = (1e6 * median(times[name]) / task.views for name in ("write", "decode", "verify"))
-    about = (
-        task.spec.dataset.n,
-        task.seeds,
-        task.spec.k,
-        task.spec.dataset.num_classes,
-        task.spec.layout.shards,
+    per_view = {name: 1e6 * median(seconds) / trial.views for name, seconds in times.items()}
+    return Point(
+        grows=trial.grows,
+        samples=trial.spec.dataset.n,
+        seeds=trial.seeds,
+        k=trial.spec.k,
+        classes=trial.spec.dataset.num_classes,
+        shards=trial.spec.layout.shards,
+        write=per_view["write"],
+        decode=per_view["decode"],
+        verify=per_view["verify"],
+        open_ms=1e3 * median(times["open"]),
+        bytes_per_view=size / trial.views,
+        files=files,
+        peak_mb=peak,
     )
-    opened = 1e3 * median(times["open"])
-    return Point(task.grows, *about, write, decode, check, opened, size / task.views, files, peak)
 
 
-def _steps(task: Task, answers: Arrays, path: Path, spool: Path) -> dict[str, Callable[[], object]]:
+def _steps(trial: Trial, arrays: Arrays, path: Path, spool: Path) -> dict[str, Callable[[], object]]:
     def write() -> None:
-        writer = CacheWriter.open(path, task.spec)
-        for seed in range(task.seeds):
-            with writer.seed(seed) as own:
-                for shard in range(task.spec.layout.shards):
-                    own.write(shard, shard_of(answers, task.spec, shard))
+        writer = CacheWriter.open(path, trial.spec)
+        for seed in range(trial.seeds):
+            with writer.seed(seed) as seed_writer:
+                for shard in range(trial.spec.layout.shards):
+                    seed_writer.write(shard, shard_arrays(arrays, trial.spec, shard))
 
     def decode() -> None:
         reader = CacheReader(path)
-        for seed in range(task.seeds):
+        for seed in range(trial.seeds):
             open_spool(reader, seed, spool, limit=0)  # the one before makes room
 
     def check() -> None:
-        found = verify(CacheReader(path))
-        if not found.clean:
+        report = verify(CacheReader(path))
+        if not report.clean:
             raise StorageError(
-                f"{path}: expected the cache just written, found it damaged: {found.problems[0]}"
+                f"{path}: expected the cache just written, found it damaged: {report.problems[0]}"
             )
 
     return {"write": write, "open": lambda: CacheReader(path).seeds(), "decode": decode, "verify": check}
 
 
-# What nobody measured -------------------------------------------------------------------------------------
+# What is not measured -------------------------------------------------------------------------------------
 
 
-def _extrapolated(points: Sequence[Point]) -> Iterator[Estimate]:
-    """Say what ImageNet-21k under 300 seeds would cost, by the largest point and that of its number of classes."""
+def _extrapolate(points: Sequence[Point]) -> Iterator[Estimate]:
+    """Estimate ImageNet-21k under 300 seeds from the largest point and that of as many classes."""
     by_samples, by_seeds = ([p for p in points if p.grows == grows] for grows in ("samples", "seeds"))
-    (many,) = (p for p in points if p.grows == "classes")
-    large, spec = by_samples[-1], cache_spec(IMAGES_21K, CLASSES_21K, K)
+    (of_21k,) = (p for p in points if p.grows == "classes")
+    large, spec = by_samples[-1], synthetic_spec(IMAGES_21K, CLASSES_21K, K)
     views = IMAGES_21K * SEEDS_21K
     per_shard = _slope([(p.shards, p.files) for p in by_samples])
     per_seed = _slope([(p.seeds, p.files) for p in by_seeds])
     files = SEEDS_21K * (per_seed + per_shard * (spec.layout.shards - 1))
     row = RowLayout.of(spec).row_bytes
     yield Estimate("views", f"{IMAGES_21K:,} images × {SEEDS_21K} seeds", f"{views / 1e9:.2f} · 10⁹")
-    size = views * many.bytes_per_view
+    size = views * of_21k.bytes_per_view
     yield Estimate(
-        "bytes", f"views × {many.bytes_per_view:.1f} (C = {CLASSES_21K:,})", f"{size / 1e9:,.0f} GB"
+        "bytes", f"views × {of_21k.bytes_per_view:.1f} (C = {CLASSES_21K:,})", f"{size / 1e9:,.0f} GB"
     )
     of_seed = f"{per_seed:.0f} + {per_shard:.0f} × ({spec.layout.shards} shards − 1)"
     yield Estimate("files", f"seeds × ({of_seed})", f"{files:,.0f}")
@@ -290,6 +299,6 @@ def _extrapolated(points: Sequence[Point]) -> Iterator[Estimate]:
 
 
 def _slope(points: Sequence[tuple[int, int]]) -> float:
-    """Say by how much the second number rises with the first."""
+    """Return by how much the second number rises with the first."""
     (x0, y0), (x1, y1) = min(points), max(points)
     return (y1 - y0) / (x1 - x0)

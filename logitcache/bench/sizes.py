@@ -1,4 +1,4 @@
-"""What a view costs on disk, measured on files, and what is kept of the teacher for that."""
+"""How many bytes a view takes on disk, measured on files, and how near to the teacher what they keep is."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from logitcache.bench.baselines import FilePerSample, Lookup
-from logitcache.bench.divergence import divergence, sparse_log_probs, spread_log_probs, true_log_probs
-from logitcache.bench.fixtures import Made
+from logitcache.bench.divergence import kl_divergence, sparse_log_probs, spread_log_probs, true_log_probs
+from logitcache.bench.fixtures import CacheContents
+from logitcache.bench.table import scientific
 from logitcache.format.identity import PROFILES
 from logitcache.format.schema import RowLayout
 from logitcache.format.spec import Spec
@@ -25,25 +26,25 @@ TEMPERATURES = (1.0, 2.0, 4.0)
 WANTED_BYTES = {"default": 48.0, "compact": 33.0, "archive": 38.0}
 WANTED_KL = {"default": 1e-6, "compact": 1e-4, "archive": 1e-6}
 FKD_CROPS, FKD_K = 500, 5  # as its generator makes them by default
-READ = 64  # files of all logits that are read again
+FILES_READ = 64  # of all logits of a view each, to compare them with the teacher's
 BLOCK_UNIT = 512  # bytes; what `st_blocks` counts in
 
-Told = Callable[[float], Tensor]  # of a temperature
+LogProbs = Callable[[float], Tensor]  # of a temperature
 
 
 @dataclass(frozen=True)
-class Size(Spec):
-    """One kind of record: bytes per view on disk, and mean KL of the teacher from what it tells, at T = 1, 2, 4.
+class RecordSize(Spec):
+    """One kind of record: bytes per view on disk, and mean KL of the teacher from what it keeps, at T = 1, 2, 4.
 
     Attributes:
-        record: whose.
+        record: which kind.
         order: of the samples.
         views: how many were written to measure it.
         bytes_per_view: of the files.
         blocks_per_view: of the blocks that the file system spends on them.
         kl: over the listed classes and all others as one, in nats.
         cut: the part of it that is due to k < C, not to rounding.
-        wanted_bytes, wanted_kl: what it should be at most; None where it is only told.
+        wanted_bytes, wanted_kl: what they should be at most; None where there is no such aim.
     """
 
     record: str
@@ -58,9 +59,9 @@ class Size(Spec):
 
     def cells(self) -> dict[str, str]:
         """Return columns and what to print in them."""
-        first, *others = map(_brief, self.kl)
+        first, *others = map(scientific, self.kl)
         bytes_wanted = f" ≤ {self.wanted_bytes:g}" if self.wanted_bytes else ""
-        kl_wanted = f" ≤ {_brief(self.wanted_kl, 0)}" if self.wanted_kl else ""
+        kl_wanted = f" ≤ {scientific(self.wanted_kl, 0)}" if self.wanted_kl else ""
         return {
             "record": self.record,
             "order": self.order,
@@ -71,71 +72,71 @@ class Size(Spec):
         }
 
 
-def _brief(value: float, digits: int = 1) -> str:
-    return f"{value:.{digits}e}".replace("e-0", "e-") if value else "0"
-
-
-def sizes(work: Path, made: Made, order: str, others: Mapping[str, Lookup]) -> Iterator[Size]:
-    """Write a cache of each profile to `work`, and measure them and the records that others hold already.
+def measure_sizes(
+    work: Path, contents: CacheContents, order: str, lookups: Mapping[str, Lookup]
+) -> Iterator[RecordSize]:
+    """Write a cache of each profile to `work`, and measure them and the records of other look-ups.
 
     Args:
         work: where to write.
-        made: the answers.
+        contents: of the caches.
         order: of the samples, for the table.
-        others: alternatives that hold the same answers, by name; with any of them, those that hold something
+        lookups: alternatives that hold the same already, by name; with any of them, alternatives that hold something
             else are written and measured too.
     """
-    if made.spec.tail_size == 0:  # all logits are kept: there is nothing to tell apart
+    if contents.spec.tail_size == 0:  # all logits are kept: every record tells the same
         return
-    ids = SparseTeacher.from_logits(made.logits, made.spec.k).ids
-    truth = [true_log_probs(made.logits, ids, t) for t in TEMPERATURES]
-    unrounded = SparseTeacher.from_logits(made.logits.double(), made.spec.k)
+    ids = SparseTeacher.from_logits(contents.logits, contents.spec.k).ids
+    truth = [true_log_probs(contents.logits, ids, t) for t in TEMPERATURES]
+    unrounded = SparseTeacher.from_logits(contents.logits.double(), contents.spec.k)
 
-    def kl(told: Told) -> tuple[float, ...]:
-        pairs = ((p, told(t)) for p, t in zip(truth, TEMPERATURES, strict=True))
-        return tuple(max(0.0, float(divergence(p[: len(q)], q).mean())) for p, q in pairs)
+    def mean_kl(log_probs: LogProbs) -> tuple[float, ...]:
+        pairs = ((p, log_probs(t)) for p, t in zip(truth, TEMPERATURES, strict=True))
+        return tuple(max(0.0, float(kl_divergence(p[: len(q)], q).mean())) for p, q in pairs)
 
-    def size(record: str, folder: Path, views: int, told: tuple[float, ...], cut: tuple[float, ...]) -> Size:
-        size, blocks = (total / views for total in on_disk(folder))
+    def size(
+        record: str, folder: Path, views: int, kl: tuple[float, ...], cut: tuple[float, ...]
+    ) -> RecordSize:
+        bytes_per_view, blocks_per_view = (total / views for total in disk_usage(folder))
         wanted = WANTED_BYTES.get(record), WANTED_KL.get(record)
-        return Size(record, order, views, size, blocks, told, cut, *wanted)
+        return RecordSize(record, order, views, bytes_per_view, blocks_per_view, kl, cut, *wanted)
 
-    cut = kl(partial(sparse_log_probs, unrounded))
+    cut = mean_kl(partial(sparse_log_probs, unrounded))
     for profile in WANTED_BYTES:
         if PROFILES[profile].installed:
             path = work / f"{profile}-{order}.zarr"
-            made.write(path, profile)
-            stored = _stored(CacheReader(path), made.rows)
-            yield size(profile, path, made.n, kl(partial(sparse_log_probs, stored)), cut)
-    if not others:
+            contents.write(path, profile)
+            stored = _read_rows(CacheReader(path), contents.rows)
+            yield size(profile, path, contents.n, mean_kl(partial(sparse_log_probs, stored)), cut)
+    if not lookups:
         return
 
-    def spread(p: Tensor) -> tuple[float, ...]:
-        return kl(partial(spread_log_probs, p, made.spec.k, made.spec.dataset.num_classes))
+    def spread_kl(p: Tensor) -> tuple[float, ...]:
+        return mean_kl(partial(spread_log_probs, p, contents.spec.k, contents.spec.dataset.num_classes))
 
     p = unrounded.at(1.0).probs
-    stored_p = spread(torch.from_numpy(made.records["p"][made.rows]))
-    for lookup in others.values():
-        yield size(lookup.record, lookup.folder, lookup.n, stored_p, spread(p))
+    stored_kl = spread_kl(torch.from_numpy(contents.records["p"][contents.rows]))
+    for lookup in lookups.values():
+        yield size(lookup.record, lookup.folder, lookup.n, stored_kl, spread_kl(p))
     few = p[:, :FKD_K]
-    views = _fkd(work / "fkd", made)
-    yield size(f"FKD's, k = {FKD_K}", work / "fkd", views, spread(few.float()), spread(few))
-    logits = made.logits.numpy()
+    views = _write_fkd_files(work / "fkd", contents)
+    yield size(f"FKD's, k = {FKD_K}", work / "fkd", views, spread_kl(few.float()), spread_kl(few))
+    logits = contents.logits.numpy()
     records = logits.view([("logits", logits.dtype, (logits.shape[1],))])[:, 0]
     with closing(FilePerSample(work / "logits", records)) as files:
-        again = torch.from_numpy(files.take(np.arange(min(READ, files.n)))["logits"])
-        everything = kl(partial(true_log_probs, again, ids[: len(again)]))
-        yield size("file each, all", files.folder, files.n, everything, everything)
+        read = torch.from_numpy(files.take(np.arange(min(FILES_READ, files.n)))["logits"])
+        full_kl = mean_kl(partial(true_log_probs, read, ids[: len(read)]))
+        yield size("file each, all", files.folder, files.n, full_kl, full_kl)
 
 
-def on_disk(folder: Path) -> tuple[int, int]:
+def disk_usage(folder: Path) -> tuple[int, int]:
     """Return the bytes of all files of a folder, and of the blocks that they take."""
-    found = [file.stat() for file in folder.rglob("*") if file.is_file()]
-    return sum(one.st_size for one in found), sum(one.st_blocks * BLOCK_UNIT for one in found)
+    stats = [file.stat() for file in folder.rglob("*") if file.is_file()]
+    return sum(file.st_size for file in stats), sum(file.st_blocks * BLOCK_UNIT for file in stats)
 
 
-def _stored(reader: CacheReader, rows: npt.NDArray[np.int64]) -> SparseTeacher:
-    """Read some samples of a cache of one seed as it tells them."""
+def _read_rows(reader: CacheReader, rows: npt.NDArray[np.int64]) -> SparseTeacher:
+    """Read some samples of a cache of one seed."""
     spec, layout = reader.spec, RowLayout.of(reader.spec)
     packed = []
     for shard in range(spec.layout.shards):
@@ -145,16 +146,16 @@ def _stored(reader: CacheReader, rows: npt.NDArray[np.int64]) -> SparseTeacher:
     return SparseTeacher.unpack(torch.from_numpy(np.concatenate(packed)), layout)
 
 
-def _fkd(folder: Path, made: Made) -> int:
-    """Write files as FKD's generator does: of an image all crops, where they were, whether flipped, k probabilities.
+def _write_fkd_files(folder: Path, contents: CacheContents) -> int:
+    """Write files as FKD's generator does, one per image: of all its crops place, flip and k probabilities.
 
     Ids are float32 too, as they are stacked with the probabilities. Returns the number of views.
     """
     folder.mkdir()
-    some = made.records[: 16 * FKD_CROPS]
-    for number, start in enumerate(range(0, len(some), FKD_CROPS)):
-        crops = some[start : start + FKD_CROPS]
+    records = contents.records[: 16 * FKD_CROPS]
+    for number, start in enumerate(range(0, len(records), FKD_CROPS)):
+        crops = records[start : start + FKD_CROPS]
         listed = np.stack([crops["ids"][:, :FKD_K], crops["p"][:, :FKD_K]], 1).astype(np.float32)
-        where, flipped = np.zeros((len(crops), 4), np.float32), np.zeros(len(crops), np.bool_)
-        torch.save([where, flipped, torch.from_numpy(listed)], folder / f"{number}.tar")
-    return len(some)
+        places, flipped = np.zeros((len(crops), 4), np.float32), np.zeros(len(crops), np.bool_)
+        torch.save([places, flipped, torch.from_numpy(listed)], folder / f"{number}.tar")
+    return len(records)

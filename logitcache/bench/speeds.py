@@ -1,7 +1,4 @@
-"""How fast whole seeds are written and decoded, and random samples looked up, against plain alternatives.
-
-Speeds are ratios, timed in turns within a round, so that both share the machine's load.
-"""
+"""How fast whole seeds are written and decoded, and random samples looked up, against plain alternatives."""
 
 import os
 import shutil
@@ -14,9 +11,10 @@ import numpy as np
 import torch
 
 from logitcache.bench.baselines import Lookup
-from logitcache.bench.compare import Seconds, in_turns
-from logitcache.bench.fixtures import Made
-from logitcache.bench.synthetic import answers
+from logitcache.bench.compare import Seconds, quartiles, time_interleaved
+from logitcache.bench.fixtures import CacheContents
+from logitcache.bench.synthetic import open_logits
+from logitcache.bench.table import brief, with_quartiles
 from logitcache.format.spec import Spec
 from logitcache.store import CacheReader
 from logitcache.teacher.cached import CachedTeacher
@@ -47,12 +45,12 @@ class Speed(Spec):
 
     def cells(self) -> dict[str, str]:
         """Return columns and what to print in them."""
-        low, middle, high = (brief(x) for x in (self.ratio_low, self.ratio, self.ratio_high))
+        ratios = (brief(x) for x in (self.ratio_low, self.ratio, self.ratio_high))
         cells = {
             "what": self.what,
             "against": self.against,
             "ms": brief(self.ms),
-            "times as fast": f"{middle} ({low}–{high})" if self.against else "",
+            "times as fast": with_quartiles(*ratios) if self.against else "",
             "M/s": "" if self.rate is None else brief(self.rate),
             "/CPU": "" if self.cpu_rate is None else brief(self.cpu_rate),
         }
@@ -60,58 +58,49 @@ class Speed(Spec):
         return {**cells, column: f"{cells[column]} {self.wanted}".rstrip()}
 
 
-def brief(x: float) -> str:
-    """Write a number for people: two digits, or all before the point, or thousands."""
-    if x >= 9_999.5:
-        return f"{x / 1000:.0f}k"
-    if x >= 99.5:
-        return f"{x:.0f}"
-    return f"{x:.2g}" if x >= 0.1 else f"{x:.2f}"
-
-
-def whole_seeds(work: Path, made: Made, cache: Path, rounds: int) -> Iterator[Speed]:
-    """Write a seed, decode it into a spool, and copy the same bytes plainly, in turns.
+def time_whole_seeds(work: Path, contents: CacheContents, cache: Path, rounds: int) -> Iterator[Speed]:
+    """Write a seed, decode it into a spool, and copy the same bytes plainly.
 
     Args:
         work: where to write.
-        made: the answers.
+        contents: of the seed.
         cache: one that holds them under seed 0.
         rounds: how often.
     """
     reader, spools = CacheReader(cache), work / "spool"
     open_spool(reader, 0, spools)
-    (packed,) = spools.glob("*.spool")
+    (spool,) = spools.glob("*.spool")
     fresh = work / "fresh"
 
-    def emptied(name: str, number: int) -> None:
+    def empty_folder(name: str, number: int) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
 
-    times = in_turns(
+    times = time_interleaved(
         {
-            "write": lambda _: made.write(fresh / "c.zarr", "default"),
+            "write": lambda _: contents.write(fresh / "c.zarr", "default"),
             "decode": lambda _: open_spool(reader, 0, fresh),
-            "copy": lambda _: _copy(packed, fresh / "copy", durable=False),
-            "durable": lambda _: _copy(packed, fresh / "durable", durable=True),
+            "copy": lambda _: _copy(spool, fresh / "copy", durable=False),
+            "durable": lambda _: _copy(spool, fresh / "durable", durable=True),
         },
         rounds,
         lambda: np.array([time.perf_counter(), time.process_time()]),
-        emptied,
+        empty_folder,
     )
     clock, cpu = ({name: both[:, column] for name, both in times.items()} for column in (0, 1))
     for name, other, against, wanted in (
         ("write", "durable", "durable copy", "≥ 1.5"),
         ("decode", "copy", "plain copy", "≥ 4"),
     ):
-        speed = _speed(name, against, clock[name], clock[other], wanted)
-        rate, cpu_rate = (float(made.n / np.median(times[name]) / 1e6) for times in (clock, cpu))
+        speed = _compare(name, against, clock[name], clock[other], wanted)
+        rate, cpu_rate = (float(contents.n / np.median(times[name]) / 1e6) for times in (clock, cpu))
         yield replace(speed, rate=rate, cpu_rate=cpu_rate)
 
 
-def lookups(
-    work: Path, cache: Path, others: Mapping[str, Lookup], batch: int, rounds: int
+def time_lookups(
+    work: Path, cache: Path, lookups: Mapping[str, Lookup], batch: int, rounds: int
 ) -> Iterator[Speed]:
-    """Look random samples up in the spool of a cache, and where others hold the same answers, in turns.
+    """Look random samples up in the spool of a cache, and in other look-ups that hold the same.
 
     Each look-up follows one of its own kind, for other samples: some read 100 MB for 1,024 rows, and whatever came
     after them would find its page tables in no cache.
@@ -122,31 +111,31 @@ def lookups(
     teacher.prepare([0])
     rng, samples = np.random.default_rng(0), np.zeros(batch, np.int64)
 
-    def taken_by(way: Lookup) -> Callable[[int], object]:
-        return lambda _: way.take(samples)
+    def take_from(lookup: Lookup) -> Callable[[int], object]:
+        return lambda _: lookup.take(samples)
 
-    ways = {name: taken_by(way) for name, way in others.items()}
+    ways = {name: take_from(lookup) for name, lookup in lookups.items()}
     ways["spool"] = lambda _: np.take(rows, samples, axis=0, mode="clip")  # as `CachedTeacher` does
-    ways["decoded"] = lambda _: teacher.take(torch.from_numpy(samples), 0)
+    ways["unpacked"] = lambda _: teacher.take(torch.from_numpy(samples), 0)
 
-    def after_another(name: str, number: int) -> None:
+    def take_others(name: str, number: int) -> None:
         ways[name](number)
         samples[:] = rng.integers(0, len(rows), batch)
 
-    times = in_turns(ways, rounds, time.perf_counter, after_another)
-    for name in others:
-        yield _speed("take", name, times["spool"], times[name], WANTED_SPEEDS.get(name, ""))
-    yield _speed("take, unpack", "seek + read", times["decoded"], times["seek + read"], "")
+    times = time_interleaved(ways, rounds, time.perf_counter, take_others)
+    for name in lookups:
+        yield _compare("take", name, times["spool"], times[name], WANTED_SPEEDS.get(name, ""))
+    yield _compare("take, unpack", "seek + read", times["unpacked"], times["seek + read"], "")
 
 
-def opening(work: Path, rounds: int) -> Speed:
+def time_opening(work: Path, rounds: int) -> Speed:
     """Open a cache of 300 seeds, and list them."""
     path = work / "seeds.zarr"
-    Made.of(answers(256, "folder"), 16).write(path, "default")
+    CacheContents.of(open_logits(256, "folder"), 16).write(path, "default")
     for seed in range(1, SEEDS):
         shutil.copytree(path / "seed-0", path / f"seed-{seed}")
-    times = in_turns({"open": lambda _: CacheReader(path).seeds()}, rounds, time.perf_counter)["open"]
-    return _speed(f"open {SEEDS} seeds", "", times, times, "< 50")
+    times = time_interleaved({"open": lambda _: CacheReader(path).seeds()}, rounds, time.perf_counter)["open"]
+    return _compare(f"open {SEEDS} seeds", "", times, times, "< 50")
 
 
 def _copy(source: Path, target: Path, *, durable: bool) -> None:
@@ -159,7 +148,7 @@ def _copy(source: Path, target: Path, *, durable: bool) -> None:
             os.fsync(written.fileno())
 
 
-def _speed(what: str, against: str, mine: Seconds, other: Seconds, wanted: str) -> Speed:
-    low, middle, high = np.quantile(other / mine, [0.25, 0.5, 0.75]).tolist()
+def _compare(what: str, against: str, mine: Seconds, other: Seconds, wanted: str) -> Speed:
+    low, middle, high = quartiles(other / mine)
     ms, ms_against = (float(np.median(seconds)) * 1e3 for seconds in (mine, other))
     return Speed(what, against, ms, ms_against, middle, low, high, None, None, wanted)

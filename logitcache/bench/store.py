@@ -1,6 +1,6 @@
 """What a cache costs on disk, what it keeps of the teacher, and how fast it is written, decoded and looked up.
 
-Everything is measured on files that the library writes, of one set of answers.
+Everything is measured on files that the library writes, of one set of logits.
 """
 
 import tempfile
@@ -8,32 +8,32 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from logitcache.bench.baselines import Lookup, alternatives
-from logitcache.bench.fixtures import Made
-from logitcache.bench.memory import Peak, peaks
-from logitcache.bench.sizes import Size, sizes
-from logitcache.bench.speeds import Speed, lookups, opening, whole_seeds
-from logitcache.bench.synthetic import answers
+from logitcache.bench.baselines import Lookup, installed_lookups
+from logitcache.bench.fixtures import CacheContents
+from logitcache.bench.memory import MemoryPeak, measure_peaks
+from logitcache.bench.sizes import RecordSize, measure_sizes
+from logitcache.bench.speeds import Speed, time_lookups, time_opening, time_whole_seeds
+from logitcache.bench.synthetic import open_logits
 from logitcache.format.schema import SHARD_SAMPLES
 from logitcache.format.spec import Spec
 
 VIEWS = 2 * SHARD_SAMPLES
-SHUFFLED = SHARD_SAMPLES // 2
+SHUFFLED_VIEWS = SHARD_SAMPLES // 2
 BATCH = 1024
 
 
 @dataclass(frozen=True)
 class StoreReport(Spec):
-    """What was measured, and on what: `views` answers of `about`, k of them kept."""
+    """What was measured, and on what: `views` of a teacher that `about` names, k logits of each."""
 
     about: str
     views: int
     k: int
     top1_probability: float
     tail_mass: float
-    sizes: tuple[Size, ...]
+    sizes: tuple[RecordSize, ...]
     speeds: tuple[Speed, ...]
-    peaks: tuple[Peak, ...]
+    peaks: tuple[MemoryPeak, ...]
 
 
 def measure(
@@ -60,31 +60,31 @@ def measure(
         NotFoundError, DataError: `logits` is no such file.
         StorageError: the disk said no.
     """
-    with tempfile.TemporaryDirectory(dir=folder) as name, ExitStack() as held:
+    with tempfile.TemporaryDirectory(dir=folder) as name, ExitStack() as stack:
         work = Path(name)
-        made = Made.of(answers(n, "folder", logits), k)
-        others: dict[str, Lookup] = {
-            kind.name: held.enter_context(closing(kind(work / "others" / kind.name, made.records)))
-            for kind in alternatives()
+        contents = CacheContents.of(open_logits(n, "folder", logits), k)
+        lookups: dict[str, Lookup] = {
+            kind.name: stack.enter_context(closing(kind(work / "others" / kind.name, contents.records)))
+            for kind in installed_lookups()
         }
-        bytes_kept = [*sizes(work, made, "folder", others)]
-        shuffled = Made.of(answers(min(n, SHUFFLED), "shuffled", logits), k)
-        bytes_kept += sizes(work, shuffled, "shuffled", {})
+        sizes = [*measure_sizes(work, contents, "folder", lookups)]
+        shuffled = CacheContents.of(open_logits(min(n, SHUFFLED_VIEWS), "shuffled", logits), k)
+        sizes += measure_sizes(work, shuffled, "shuffled", {})
         cache = work / "default-folder.zarr"
         if not cache.exists():
-            made.write(cache, "default")
+            contents.write(cache, "default")
         speeds = [
-            *whole_seeds(work, made, cache, max(3, rounds // 2)),
-            *lookups(work, cache, others, batch, rounds),
-            opening(work, rounds),
+            *time_whole_seeds(work, contents, cache, max(3, rounds // 2)),
+            *time_lookups(work, cache, lookups, batch, rounds),
+            time_opening(work, rounds),
         ]
         return StoreReport(
-            made.about,
-            made.n,
+            contents.about,
+            contents.n,
             k,
-            made.top1_probability,
-            made.tail_mass,
-            tuple(bytes_kept),
+            contents.top1_probability,
+            contents.tail_mass,
+            tuple(sizes),
             tuple(speeds),
-            tuple(peaks(work)),
+            tuple(measure_peaks(work)),
         )

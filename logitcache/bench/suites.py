@@ -1,16 +1,21 @@
 """The suites by name, each as tables to show and as JSON values."""
 
+import os
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from logitcache.bench import Cells, conditions, dump, losses, plot, scale, store, train, views
+from logitcache.bench import dump, losses, plot, scale, store, train, views
+from logitcache.bench.compare import Comparison
+from logitcache.bench.table import TableRow
 from logitcache.errors import OptionError
 from logitcache.models.forward import choose_device
+from logitcache.versions import library_versions
 
 
 @dataclass(frozen=True)
@@ -39,22 +44,55 @@ class BenchConfig:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a suite found: rows by title, values for programs, how long that took, and what it was measured on."""
+class SuiteResult:
+    """What a suite came to.
+
+    Attributes:
+        suite: its name.
+        seconds: how long it took.
+        tables: rows by title.
+        values: the same and more, as JSON values.
+        conditions: device, threads, load and versions that it was measured with, as JSON values.
+    """
 
     suite: str
     seconds: float
-    tables: Mapping[str, Sequence[Cells]]
+    tables: Mapping[str, Sequence[TableRow]]
     values: Mapping[str, Any]
-    conditions: dict[str, Any] = field(default_factory=dict)
+    conditions: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON values."""
-        about = {"suite": self.suite, "seconds": round(self.seconds, 1)}
-        return {**about, **self.conditions, **self.values}
+        return {
+            "suite": self.suite,
+            "seconds": round(self.seconds, 1),
+            **self.conditions,
+            **self.values,
+        }
 
 
-def run(suite: str, config: BenchConfig = BenchConfig()) -> Measured:
+_Tables = Mapping[str, Sequence[TableRow]]
+_TablesAndValues = tuple[_Tables, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """How a suite is measured, and what to expect of it.
+
+    Attributes:
+        measure: gives its tables, and its values as JSON.
+        seconds: that it takes on two cores that do nothing else, with the configuration's defaults.
+        on_device: it runs on the configuration's device; the others are the CPU's.
+        one_thread: it is measured on one thread.
+    """
+
+    measure: Callable[[BenchConfig, torch.device], _TablesAndValues]
+    seconds: int
+    on_device: bool = False
+    one_thread: bool = False
+
+
+def run_suite(name: str, config: BenchConfig = BenchConfig()) -> SuiteResult:
     """Measure a suite.
 
     Raises:
@@ -62,81 +100,96 @@ def run(suite: str, config: BenchConfig = BenchConfig()) -> Measured:
         NotFoundError, DataError: `logits` is no such file.
         StorageError: the disk said no.
     """
-    if suite not in SUITES:
-        raise OptionError(f"no suite {suite!r}; there are {', '.join(SUITES)}")
-    device = choose_device(config.device if suite in ("losses", "dump", "train") else "cpu")
-    before, started = torch.get_num_threads(), time.perf_counter()
-    torch.set_num_threads(1 if suite == "views" else config.threads or before)
+    if name not in SUITES:
+        raise OptionError(f"no suite {name!r}; there are {', '.join(SUITES)}")
+    suite = SUITES[name]
+    device = choose_device(config.device if suite.on_device else "cpu")
+    threads, started = torch.get_num_threads(), time.perf_counter()
+    torch.set_num_threads(1 if suite.one_thread else config.threads or threads)
     try:
-        made_on = conditions(device)
-        tables, values = SUITES[suite](config, device)
+        conditions = _conditions(device)
+        tables, values = suite.measure(config, device)
     finally:
-        torch.set_num_threads(before)
-    return Measured(suite, time.perf_counter() - started, tables, values, made_on)
+        torch.set_num_threads(threads)
+    return SuiteResult(name, time.perf_counter() - started, tables, values, conditions)
 
 
-Found = tuple[dict[str, Sequence[Cells]], dict[str, Any]]
+def _conditions(device: torch.device) -> dict[str, Any]:
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),
+        "versions": library_versions(),
+    }
 
 
-def _losses(config: BenchConfig, device: torch.device) -> Found:
+# The suites -----------------------------------------------------------------------------------------------
+
+
+def _rows(title: str, rows: Sequence[Comparison]) -> _TablesAndValues:
+    return {title: rows}, {"rows": [row.to_dict() for row in rows]}
+
+
+def _losses(config: BenchConfig, device: torch.device) -> _TablesAndValues:
     rows = losses.measure(batch=config.batch or 256, rounds=config.rounds or 10, device=device)
-    return {"losses, forward and backward": rows}, {"rows": [row.to_dict() for row in rows]}
+    return _rows("losses, forward and backward", rows)
 
 
-def _views(config: BenchConfig, device: torch.device) -> Found:
-    rows = views.measure(rounds=config.rounds or 10)
-    return {"views": rows}, {"rows": [row.to_dict() for row in rows]}
+def _views(config: BenchConfig, device: torch.device) -> _TablesAndValues:
+    return _rows("views", views.measure(rounds=config.rounds or 10))
 
 
-def _store(config: BenchConfig, device: torch.device) -> Found:
-    found = store.measure(
+def _store(config: BenchConfig, device: torch.device) -> _TablesAndValues:
+    batch = config.batch or store.BATCH
+    report = store.measure(
         n=config.n or store.VIEWS,
-        batch=config.batch or store.BATCH,
+        batch=batch,
         rounds=config.rounds or 8,
         logits=config.logits,
         folder=config.folder,
     )
-    about = f"{found.views:,} views, k = {found.k}, {found.about}"
-    speed = f"speed, {config.batch or store.BATCH:,} views a take"
-    return {about: found.sizes, speed: found.speeds, "memory": found.peaks}, found.to_dict()
+    tables: _Tables = {
+        f"{report.views:,} views, k = {report.k}, {report.about}": report.sizes,
+        f"speed, {batch:,} views a take": report.speeds,
+        "memory": report.peaks,
+    }
+    return tables, report.to_dict()
 
 
-def _dump(config: BenchConfig, device: torch.device) -> Found:
+def _scale(config: BenchConfig, device: torch.device) -> _TablesAndValues:
+    report = scale.measure(n=config.n or scale.MOST, rounds=config.rounds or 2, folder=config.folder)
+    if config.plot:
+        plot.draw(report, config.plot)
+    tables: _Tables = {
+        "a view: µs of each step, bytes; ms to open, files, peak MB of memory": report.points,
+        "not measured: ImageNet-21k under 300 seeds, k = 16": report.estimates,
+    }
+    return tables, report.to_dict()
+
+
+def _dump(config: BenchConfig, device: torch.device) -> _TablesAndValues:
     rows = dump.measure(pictures=config.n or 128, rounds=config.rounds or 3, device=device)
-    return {"stage one": rows}, {"rows": [row.to_dict() for row in rows]}
+    return _rows("stage one", rows)
 
 
-def _train(config: BenchConfig, device: torch.device) -> Found:
-    found = train.measure(
+def _train(config: BenchConfig, device: torch.device) -> _TablesAndValues:
+    report = train.measure(
         pictures=config.n or 256, rounds=config.rounds or 2, batch=config.batch or 64, device=device
     )
-    tables: dict[str, Sequence[Cells]] = {
-        "stage two": found.times,
-        "memory of an epoch": found.peaks,
-        "one spool": found.shared,
+    tables: _Tables = {
+        "stage two": report.times,
+        "memory of an epoch": report.peaks,
+        "one spool": report.shared,
     }
-    return {title: rows for title, rows in tables.items() if rows}, found.to_dict()
+    return {title: rows for title, rows in tables.items() if rows}, report.to_dict()
 
 
-def _scale(config: BenchConfig, device: torch.device) -> Found:
-    found = scale.measure(n=config.n or scale.MOST, rounds=config.rounds or 2, folder=config.folder)
-    if config.plot:
-        plot.draw(found, config.plot)
-    tables: dict[str, Sequence[Cells]] = {
-        "a view: µs of each step, bytes; ms to open, files, peak MB of memory": found.points,
-        "not measured: ImageNet-21k under 300 seeds, k = 16": found.estimates,
-    }
-    return tables, found.to_dict()
-
-
-# Seconds on two quiet cores, where nothing is asked for but the suite.
-EXPECTED = {"losses": 7, "views": 15, "store": 80, "scale": 110, "dump": 95, "train": 200}
-
-SUITES: dict[str, Callable[[BenchConfig, torch.device], Found]] = {
-    "losses": _losses,
-    "views": _views,
-    "store": _store,
-    "scale": _scale,
-    "dump": _dump,
-    "train": _train,
+SUITES = {
+    "losses": Suite(_losses, seconds=7, on_device=True),
+    "views": Suite(_views, seconds=15, one_thread=True),
+    "store": Suite(_store, seconds=80),
+    "scale": Suite(_scale, seconds=110),
+    "dump": Suite(_dump, seconds=95, on_device=True),
+    "train": Suite(_train, seconds=200, on_device=True),
 }

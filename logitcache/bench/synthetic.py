@@ -1,12 +1,12 @@
-"""What an ImageNet teacher says of a million views, made up where there is no such teacher at hand.
+"""Logits of an ImageNet teacher for a million views, made up, as there is no such teacher at hand; or of a real one.
 
-Ids, gaps and tails follow from logits, and logits from features, so that what is correlated in a trained network is
-correlated here. A view's feature is its class's, weaker or stronger (views differ in how clear they are), often some
-of another object's, and Gaussian noise; classes have features in a tree of 12 kinds and 110 families, so each has
-neighbours that it is confused with; all directions fall off in strength like the spectrum of a network's last layer.
-The scale is set so that the means are those of a ViT on training views: top-1 probability 0.7, right in 0.8 of views,
-mass beyond the top 16 of 0.07, gaps of 2.5 (median) to the second and 7 to the sixteenth. Noise makes the lists of
-two views of a class differ: they are no easier to compress than that.
+Made-up logits follow from features, so that what is correlated in a trained network is correlated here. A view's
+feature is its class's, weaker or stronger (views differ in how clear they are), often some of another object's, and
+Gaussian noise; classes have features in a tree of 12 kinds and 110 families, so each has neighbours that it is
+confused with; all directions fall off in strength like the spectrum of a network's last layer. The scale is set so
+that the means are those of a ViT on training views: top-1 probability 0.7, right in 0.8 of views, mass beyond the
+top 16 of 0.07, gaps of 2.5 (median) to the second and 7 to the sixteenth. Noise makes the lists of two views of a
+class differ: they are no easier to compress than that.
 
 Views come in the order of an image folder, class by class, as `ImageFolder` lists them and `dump` stores them;
 or shuffled, so that no order helps a compressor.
@@ -30,7 +30,7 @@ BLOCK = 4096  # views whose logits are in memory at a time
 Order = Literal["folder", "shuffled"]
 
 
-class Answers(Protocol):
+class TeacherLogits(Protocol):
     """Logits of many views, block by block."""
 
     @property
@@ -50,8 +50,8 @@ class Answers(Protocol):
 
 
 @dataclass(frozen=True)
-class MadeUp:
-    """Logits of the first `n` views of a folder of so many images; the same for the same fields.
+class SyntheticLogits:
+    """Made-up logits of the first `n` views of a folder of so many images; the same for the same fields.
 
     Strengths are set for ImageNet's 1,000 classes: of more, the same teacher is less sure.
     """
@@ -102,7 +102,7 @@ class MadeUp:
         return math.sqrt(0.2) * of_kind[kind[family]] + math.sqrt(0.4) * (of_family[family] + own)
 
 
-class Recorded:
+class RecordedLogits:
     """Logits of a real teacher, from the array `logits` (n, C) of an .npz file.
 
     Raises:
@@ -140,16 +140,16 @@ class Recorded:
             yield torch.from_numpy(self._logits[start : start + BLOCK])
 
 
-def answers(n: int, order: Order, logits: Path | None = None) -> Answers:
-    """Return the logits to measure with: those of a file, or `n` made-up ones.
+def open_logits(n: int, order: Order, file: Path | None = None) -> TeacherLogits:
+    """Return the logits to measure with: those of a file, or of `n` made-up views.
 
     Raises:
         OptionError: `n` is not at least 1.
         NotFoundError: there is no such file.
         DataError: it does not hold logits.
     """
-    if logits is not None:
-        return Recorded(logits, order)
+    if file is not None:
+        return RecordedLogits(file, order)
     if n < 1:
         raise OptionError(f"n must be at least 1 view, found {n}")
-    return MadeUp(n, order)
+    return SyntheticLogits(n, order)

@@ -1,7 +1,7 @@
 """What distilling from a cache adds to plain training, and what it saves of training with the teacher live.
 
 Every way trains the same student on the same JPEG files through a loader of its own, as `train` steps it: views,
-the teacher's answers, forward, backward, update.
+the teacher's logits, forward, backward, update.
 """
 
 import itertools
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from logitcache.bench.compare import Comparison, clock_of, in_turns
-from logitcache.bench.dump import CLASSES, TOP_K, idle_teacher, pictures_in
+from logitcache.bench.compare import Comparison, device_clock, time_interleaved
 from logitcache.bench.fixtures import write_cache
-from logitcache.bench.memory import Shared, held, shared_by, told
+from logitcache.bench.memory import SharedSpool, measure_shared_spool, memory_is_known, peak_in_process
+from logitcache.bench.table import at_most
+from logitcache.bench.workload import CLASSES, TOP_K, idle_teacher, make_pictures
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.format.identity import RecipeSpec
 from logitcache.format.spec import Spec
@@ -36,11 +37,11 @@ from logitcache.views.maker import ViewMaker
 from logitcache.views.recipes import recipe_named
 
 STUDENT = "resnet18"
-PROCESSES = (1, 4, 8)
-SPOOLED = 131_072  # views of the spool that they share
-WAYS = ("ce", "kd", "cmkd")
-VIEWS = 4  # of an image in one batch
-STEADY = 8  # rounds of training by each loss, for one of slower things
+SPOOL_PROCESSES = (1, 4, 8)
+SPOOL_VIEWS = 131_072  # of the spool that they share
+LOSSES = ("ce", "kd", "cmkd")
+VIEWS_PER_IMAGE = 4  # in one batch
+LOSS_ROUNDS = 8  # rounds of training by each loss, for one of slower things
 
 Round = Callable[[int], object]
 
@@ -50,12 +51,12 @@ class TrainReport(Spec):
     """What was measured: times; peak memory of training, in MB; memory of processes that share a spool."""
 
     times: tuple[Comparison, ...]
-    peaks: tuple["Peak", ...]
-    shared: tuple[Shared, ...]
+    peaks: tuple["TrainingPeak", ...]
+    shared: tuple[SharedSpool, ...]
 
 
 @dataclass(frozen=True)
-class Peak(Spec):
+class TrainingPeak(Spec):
     """Peak memory in MB of training by a loss: of the device on CUDA, else what only the process itself can use."""
 
     loss: str
@@ -65,19 +66,18 @@ class Peak(Spec):
 
     def cells(self) -> dict[str, str]:
         """Return columns and what to print in them."""
-        wanted = "" if self.wanted is None else f"≤ {self.wanted:g}"
         return {
             "student by": self.loss,
             "peak MB": f"{self.mb:.0f}",
             "ratio": f"{self.ratio:.2f}",
-            "wanted": wanted,
+            "wanted": at_most(self.wanted),
         }
 
 
 def measure(
     *, pictures: int = 256, rounds: int = 4, batch: int = 64, workers: int = -1, device: torch.device
 ) -> TrainReport:
-    """Time training from labels, from a cache and with the teacher live, in turns; then measure memory.
+    """Time training from labels, from a cache and with the teacher live; then measure memory.
 
     The student is ResNet-18 of 1,000 classes, k = 16; at 64 pixels with ResNet-50 as the live teacher on the CPU, at
     224 with ViT-L/16 on CUDA.
@@ -91,10 +91,10 @@ def measure(
         device: where to train.
     """
     with tempfile.TemporaryDirectory(prefix="logitcache-bench-") as name:
-        bench = _Bench.made(Path(name), pictures, batch, workers, device)
-        suites = (bench.losses, bench.loaders, bench.several_views, bench.side_by_side)
-        times = [row for suite in suites for row in suite(rounds)]
-        return TrainReport(tuple(times), tuple(bench.peaks()), tuple(bench.shared()))
+        bench = _Bench.create(Path(name), pictures, batch, workers, device)
+        parts = (bench.time_losses, bench.time_loaders, bench.time_several_views, bench.time_two_students)
+        times = [row for part in parts for row in part(rounds)]
+        return TrainReport(tuple(times), tuple(bench.measure_peaks()), tuple(bench.measure_spools()))
 
 
 @dataclass(frozen=True)
@@ -109,46 +109,43 @@ class _Bench:
     device: torch.device
 
     @classmethod
-    def made(cls, folder: Path, pictures: int, batch: int, workers: int, device: torch.device) -> "_Bench":
+    def create(cls, folder: Path, pictures: int, batch: int, workers: int, device: torch.device) -> "_Bench":
         recipe = recipe_named("imagenet@224" if device.type == "cuda" else "imagenet@64")
-        images = pictures_in(folder / "pictures", pictures)
+        images = make_pictures(folder / "pictures", pictures)
         config = DumpConfig(seeds=(0,), top_k=TOP_K, workers=workers, device="cpu", precision="float32")
-        dump(
-            folder / "cache.zarr",
-            images,
-            recipe,
-            idle_teacher(_student(STUDENT)),
-            config,
-        )
+        teacher = idle_teacher(_build_student(STUDENT))
+        dump(folder / "cache.zarr", images, recipe, teacher, config)
         return cls(folder, images, recipe, batch, workers, device)
 
     # Times --------------------------------------------------------------------------------------------------
 
-    def losses(self, rounds: int) -> Iterator[Comparison]:
-        """Training by each loss, and with the teacher live."""
-        clock, on_cpu = clock_of(self.device), self.device.type == "cpu"
+    def time_losses(self, rounds: int) -> Iterator[Comparison]:
+        """Time training by each loss, and with the teacher live."""
+        clock, on_cpu = device_clock(self.device), self.device.type == "cpu"
         workers = 0 if on_cpu else self.workers
         views = min(self.batch, len(self.images)) if on_cpu else len(self.images)
 
-        def way(loss: str, by: str) -> Round:
-            stream = self.stream(loss, workers)
-            return self.steps_of(stream, by, 1 if on_cpu else stream.steps(0))
+        def train_by(loss: str, *, live: bool = False) -> Round:
+            stream = self.open_stream(loss, workers, live=live)
+            return self.train_steps(stream, loss, 1 if on_cpu else stream.steps(0))
 
-        ways = {loss: way(loss, loss) for loss in WAYS}
-        times = in_turns(ways, STEADY * rounds, clock)
-        for loss in WAYS[1:]:
+        ways = {loss: train_by(loss) for loss in LOSSES}
+        times = time_interleaved(ways, LOSS_ROUNDS * rounds, clock)
+        for loss in LOSSES[1:]:
             of = {"stage two": f"{loss}, cached"}
             yield Comparison.between(of, "ce, labels", times[loss], times["ce"], 1.03, views)
-        times = in_turns({"kd": ways["kd"], "live": way("live", "kd")}, rounds, clock)
-        live = f"{self._teacher} live"
-        yield Comparison.between({"stage two": "kd, cached"}, live, times["kd"], times["live"], None, views)
+        times = time_interleaved({"kd": ways["kd"], "live": train_by("kd", live=True)}, rounds, clock)
+        against = f"{self._teacher} live"
+        yield Comparison.between(
+            {"stage two": "kd, cached"}, against, times["kd"], times["live"], None, views
+        )
 
-    def loaders(self, rounds: int) -> Iterator[Comparison]:
-        """Batches with the teacher's answers, against those of a plain loader of the same transforms."""
-        stream = self.stream("kd", self.workers)
+    def time_loaders(self, rounds: int) -> Iterator[Comparison]:
+        """Time batches with the teacher's logits, and those of a plain loader of the same transforms."""
+        stream = self.open_stream("kd", self.workers)
         workers = choose_workers(self.workers, self.images, self.device)
         plain = DataLoader(
-            _Plain(self.images, self.recipe),
+            _PlainViews(self.images, self.recipe),
             self.batch,
             shuffle=True,
             num_workers=workers,
@@ -156,42 +153,45 @@ class _Bench:
             pin_memory=self.device.type == "cuda",
         )
         ways: dict[str, Round] = {
-            "stream": lambda number: _views_in(stream, number),
+            "stream": lambda number: _load_epoch(stream, number),
             "plain": lambda _: sum(len(views.to(self.device)) for views, _ in plain),
         }
-        times = in_turns(ways, 2 * rounds, clock_of(self.device))
+        times = time_interleaved(ways, 2 * rounds, device_clock(self.device))
         of = {"stage two": "its loader"}
         yield Comparison.between(of, "DataLoader", times["stream"], times["plain"], 1.03, len(self.images))
 
-    def several_views(self, rounds: int) -> Iterator[Comparison]:
-        """Batches that show an image under several seeds, decoded once, against as many passes over the images."""
-        seeds = tuple(range(VIEWS))
+    def time_several_views(self, rounds: int) -> Iterator[Comparison]:
+        """Time batches that show an image under several seeds, decoded once, and as many passes over the images."""
+        seeds = tuple(range(VIEWS_PER_IMAGE))
         options = {
             "seeds": seeds,
             "batch_size": self.batch,
             "workers": self.workers,
             "device": str(self.device),
         }
-        together = Stream.plain(self.images, self.recipe, views_per_image=VIEWS, **options)
+        together = Stream.plain(self.images, self.recipe, views_per_image=VIEWS_PER_IMAGE, **options)
         apart = Stream.plain(self.images, self.recipe, **options)
         ways: dict[str, Round] = {
-            "together": lambda number: _views_in(together, number),
-            "apart": lambda number: sum(_views_in(apart, VIEWS * number + seed) for seed in seeds),
+            "together": lambda number: _load_epoch(together, number),
+            "apart": lambda number: sum(
+                _load_epoch(apart, VIEWS_PER_IMAGE * number + seed) for seed in seeds
+            ),
         }
-        times = in_turns(ways, rounds, clock_of(self.device))
-        of, views = {"stage two": f"{VIEWS} views an image"}, VIEWS * len(self.images)
-        yield Comparison.between(of, f"{VIEWS} passes", times["together"], times["apart"], None, views)
+        times = time_interleaved(ways, rounds, device_clock(self.device))
+        of, views = {"stage two": f"{VIEWS_PER_IMAGE} views an image"}, VIEWS_PER_IMAGE * len(self.images)
+        passes = f"{VIEWS_PER_IMAGE} passes"
+        yield Comparison.between(of, passes, times["together"], times["apart"], None, views)
 
-    def side_by_side(self, rounds: int) -> Iterator[Comparison]:
-        """Two students in one pass over the data, against one after the other."""
-        stream, names = self.stream("kd", self.workers), (STUDENT, "mobilenet_v3_small")
-        both, one, other = (self.epoch_of(stream, "kd", some) for some in (names, names[:1], names[1:]))
+    def time_two_students(self, rounds: int) -> Iterator[Comparison]:
+        """Time two students in one pass over the data, and one after the other."""
+        stream, names = self.open_stream("kd", self.workers), (STUDENT, "mobilenet_v3_small")
+        both, one, other = (self.train_epoch(stream, "kd", some) for some in (names, names[:1], names[1:]))
 
         def apart(number: int) -> None:
             one(number)
             other(number)
 
-        times = in_turns({"both": both, "apart": apart}, rounds, clock_of(self.device))
+        times = time_interleaved({"both": both, "apart": apart}, rounds, device_clock(self.device))
         yield Comparison.between(
             {"stage two": "2 students"},
             "one by one",
@@ -205,7 +205,7 @@ class _Bench:
     def _teacher(self) -> str:
         return "vit_l_16" if self.device.type == "cuda" else "resnet50"
 
-    def stream(self, loss: str, workers: int) -> Stream:
+    def open_stream(self, loss: str, workers: int, *, live: bool = False) -> Stream:
         """Open what training by a loss needs: labels, a cache, or a live teacher."""
         options: dict[str, Any] = {
             "batch_size": self.batch,
@@ -217,16 +217,16 @@ class _Bench:
         stream = Stream.from_cache(
             self.folder / "cache.zarr", self.images, spool_folder=self.folder / "spool", **options
         )
-        if loss == "live":
+        if live:
             teacher = build(self._teacher, num_classes=CLASSES, view_size=224, weights="random")
             model = ViewModel(teacher, choose_precision("auto", self.device)).on(self.device)
-            live = LiveTeacher(model, len(self.images), TOP_K, CLASSES)
-            return Stream(stream.views, live, stream.config)
+            return Stream(stream.views, LiveTeacher(model, len(self.images), TOP_K, CLASSES), stream.config)
         return stream
 
-    def steps_of(self, stream: Stream, loss: str, count: int) -> Round:
-        """Return what takes a new student some steps further, each time it is called."""
-        run = Run(Path(tempfile.mkdtemp(dir=self.folder)) / "run", _student(STUDENT), Objective.parse(loss))
+    def train_steps(self, stream: Stream, loss: str, count: int) -> Round:
+        """Return a function that takes a new student some steps further, each time it is called."""
+        out = Path(tempfile.mkdtemp(dir=self.folder)) / "run"
+        run = Run(out, _build_student(STUDENT), Objective.parse(loss))
         learner = Learner(run, stream)
         batches = (batch for epoch in itertools.count() for batch in stream.epoch(epoch))
 
@@ -236,13 +236,18 @@ class _Bench:
 
         return steps
 
-    def epoch_of(self, stream: Stream, loss: str, students: Sequence[str] = (STUDENT,)) -> Round:
-        """Return what trains an epoch of new students by `train`, each time it is called."""
+    def train_epoch(self, stream: Stream, loss: str, students: Sequence[str] = (STUDENT,)) -> Round:
+        """Return a function that trains new students for an epoch by `train`, each time it is called."""
         out = Path(tempfile.mkdtemp(dir=self.folder))
 
         def epoch(number: int) -> None:
             runs = [
-                Run(out / f"{number}-{name}", _student(name), Objective.parse(loss), TrainConfig(epochs=1))
+                Run(
+                    out / f"{number}-{name}",
+                    _build_student(name),
+                    Objective.parse(loss),
+                    TrainConfig(epochs=1),
+                )
                 for name in students
             ]
             train(runs, stream)
@@ -251,46 +256,47 @@ class _Bench:
 
     # Memory -------------------------------------------------------------------------------------------------
 
-    def peaks(self) -> Iterator[Peak]:
-        """Peak memory of an epoch of each loss: on CUDA the device's, else that of a process of its own."""
+    def measure_peaks(self) -> Iterator[TrainingPeak]:
+        """Measure the peak of an epoch of each loss: on CUDA the device's, else that of a process of its own."""
         if self.device.type == "cuda":
-            found = {loss: _on_device(self, loss) for loss in WAYS}
-        elif told():
-            found = {loss: held(_train_once, (self, loss, 0)) for loss in WAYS}
+            peaks = {loss: _device_peak(self, loss) for loss in LOSSES}
+        elif memory_is_known():
+            peaks = {loss: peak_in_process(_train_once, (self, loss, 0)) for loss in LOSSES}
         else:
             return
-        for loss, mb in found.items():
-            yield Peak(loss, mb, mb / found["ce"], None if loss == "ce" else 1.05)
+        for loss, mb in peaks.items():
+            yield TrainingPeak(loss, mb, mb / peaks["ce"], None if loss == "ce" else 1.05)
 
-    def shared(self) -> Iterator[Shared]:
-        """Memory of processes that look up in one spool, where the system tells."""
-        if not told():
+    def measure_spools(self) -> Iterator[SharedSpool]:
+        """Measure the memory of processes that look up in one spool, where it is known."""
+        if not memory_is_known():
             return
         cache = self.folder / "many.zarr"
-        write_cache(cache, SPOOLED, TOP_K)
-        for count in PROCESSES:
-            yield shared_by(count, cache, self.folder / "spool")
+        write_cache(cache, SPOOL_VIEWS, TOP_K)
+        for count in SPOOL_PROCESSES:
+            yield measure_shared_spool(count, cache, self.folder / "spool")
 
 
-def _views_in(stream: Stream, epoch: int) -> int:
+def _load_epoch(stream: Stream, epoch: int) -> int:
+    """Load the batches of an epoch; return how many views they have."""
     return sum(len(batch.views) for batch in stream.epoch(epoch))
 
 
-def _student(name: str) -> Model:
+def _build_student(name: str) -> Model:
     return build(name, num_classes=CLASSES, view_size=64, weights="random")
 
 
 def _train_once(bench: _Bench, loss: str, workers: int) -> None:
-    bench.epoch_of(bench.stream(loss, workers), loss)(0)
+    bench.train_epoch(bench.open_stream(loss, workers), loss)(0)
 
 
-def _on_device(bench: _Bench, loss: str) -> float:
+def _device_peak(bench: _Bench, loss: str) -> float:
     torch.cuda.reset_peak_memory_stats(bench.device)
     _train_once(bench, loss, bench.workers)
     return torch.cuda.max_memory_allocated(bench.device) / 1e6
 
 
-class _Plain(Dataset[tuple[Tensor, int]]):
+class _PlainViews(Dataset[tuple[Tensor, int]]):
     """Views as torchvision makes them for anybody, by the same transforms, random numbers unkeyed."""
 
     def __init__(self, images: Images, recipe: RecipeSpec) -> None:

@@ -1,4 +1,4 @@
-"""How far k < C moves a loss from its dense value: the tables of docs/losses.md.
+"""How far k < C moves a loss from its value with all classes: the tables of docs/losses.md.
 
     python -m logitcache.bench.truncation
 
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from logitcache.bench.table import markdown
 from logitcache.losses.objective import LOSSES
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.datasets import digits
@@ -23,7 +24,7 @@ TEMPERATURES = (1.0, 2.0, 4.0)
 
 
 @dataclass(frozen=True)
-class Gap:
+class Truncation:
     """A loss with k of C classes against the same with all: relative error of its value, cosine of its gradient."""
 
     name: str
@@ -35,10 +36,10 @@ class Gap:
     cosine: float
 
 
-def trained_logits(
+def logits_of_trained(
     images: Tensor, labels: Tensor, places: int, *, width: int, steps: int, batch: int = 512, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Train a network to read `places` digits side by side, and return its logits for a fixed held-out batch.
+    """Train a network to read `places` digits side by side; return its logits for a fixed held-out batch.
 
     Args:
         images: (N, pixels) float in [0, 1].
@@ -79,9 +80,9 @@ def trained_logits(
         return network(pixels), value
 
 
-def gaps(
+def measure_truncation(
     student: Tensor, teacher: Tensor, target: Tensor, variants: dict[str, list[dict[str, object]]]
-) -> list[Gap]:
+) -> list[Truncation]:
     """Compare each loss at each k and temperature with itself at k = C.
 
     Args:
@@ -98,18 +99,18 @@ def gaps(
             text = ", ".join(f"{key}={value}" for key, value in options.items())
             for temperature in TEMPERATURES if softens else (None,):
                 extra = {"temperature": temperature} if softens else {}
-                loss = _bound(name, target, options | extra)
+                loss = _value_and_gradient(name, target, options | extra)
                 value, gradient = loss(student, SparseTeacher.from_logits(teacher, classes))
                 for k in KS:
                     if k < classes:
-                        near, slope = loss(student, SparseTeacher.from_logits(teacher, k))
-                        error = abs(near - value) / max(abs(value), 1e-12)
-                        cosine = F.cosine_similarity(slope, gradient, dim=0).item()
-                        rows.append(Gap(name, text, temperature, classes, k, error, cosine))
+                        k_value, k_gradient = loss(student, SparseTeacher.from_logits(teacher, k))
+                        error = abs(k_value - value) / max(abs(value), 1e-12)
+                        cosine = F.cosine_similarity(k_gradient, gradient, dim=0).item()
+                        rows.append(Truncation(name, text, temperature, classes, k, error, cosine))
     return rows
 
 
-def _bound(
+def _value_and_gradient(
     name: str, target: Tensor, options: dict[str, object]
 ) -> Callable[[Tensor, SparseTeacher], tuple[float, Tensor]]:
     def loss(student: Tensor, teacher: SparseTeacher) -> tuple[float, Tensor]:
@@ -151,19 +152,16 @@ VARIANTS: dict[str, list[dict[str, object]]] = {
 }
 
 
-def table(rows: list[Gap]) -> str:
-    """Write gaps as a Markdown table: per k the value's relative error and the gradient's cosine."""
+def truncation_table(rows: list[Truncation]) -> str:
+    """Write rows as a Markdown table: per k the value's relative error and the gradient's cosine."""
     ks = sorted({row.k for row in rows})
     cells = {(r.name, r.options, r.temperature, r.k): f"{r.error:.1%} / {r.cosine:.3f}" for r in rows}
-    lines = [
-        "| loss | T | " + " | ".join(f"k = {k}" for k in ks) + " |",
-        "|---|---|" + "---|" * len(ks),
-    ]
+    lines = []
     for name, options, temperature in dict.fromkeys((r.name, r.options, r.temperature) for r in rows):
-        values = " | ".join(cells[name, options, temperature, k] for k in ks)
         label = f"`{name}`" + (f" {options}" if options else "")
-        lines.append(f"| {label} | {'–' if temperature is None else f'{temperature:g}'} | {values} |")
-    return "\n".join(lines)
+        values = [cells[name, options, temperature, k] for k in ks]
+        lines.append([label, "–" if temperature is None else f"{temperature:g}", *values])
+    return markdown(["loss", "T", *(f"k = {k}" for k in ks)], lines)
 
 
 def main() -> None:
@@ -171,12 +169,13 @@ def main() -> None:
     data = digits("train")
     images, labels = data.images.flatten(1) / 255, torch.from_numpy(data.labels)
     for places, steps in ((2, 1000), (3, 1500)):
-        teacher, target = trained_logits(images, labels, places, width=512, steps=steps)
-        student, _ = trained_logits(images, labels, places, width=64, steps=steps // 4, seed=1)
+        teacher, target = logits_of_trained(images, labels, places, width=512, steps=steps)
+        student, _ = logits_of_trained(images, labels, places, width=64, steps=steps // 4, seed=1)
         right = [(logits.argmax(1) == target).float().mean().item() for logits in (teacher, student)]
         print(f"\nC = {10**places}: teacher {right[0]:.1%} right, student {right[1]:.1%}\n")
         with warnings.catch_warnings(action="ignore"):  # that some need every class is what the table shows
-            print(table(gaps(student[:256], teacher[:256], target[:256], VARIANTS)))
+            rows = measure_truncation(student[:256], teacher[:256], target[:256], VARIANTS)
+        print(truncation_table(rows))
 
 
 if __name__ == "__main__":

@@ -17,16 +17,24 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from logitcache.bench import fixtures as made
-from logitcache.bench import memory, scale, speeds
-from logitcache.bench.baselines import FilePerSample, Lookup, alternatives
-from logitcache.bench.compare import Comparison, in_turns
-from logitcache.bench.contest import ContestConfig, Entry, Standing, _split, contest, table
-from logitcache.bench.divergence import divergence, spread_log_probs, true_log_probs
-from logitcache.bench.memory import TASKS, shared_by, told, watched
+from logitcache.bench import fixtures, memory, scale, speeds
+from logitcache.bench.baselines import FilePerSample, Lookup, installed_lookups
+from logitcache.bench.compare import Comparison, time_interleaved
+from logitcache.bench.contest import (
+    Contest,
+    ContestConfig,
+    Entry,
+    Standing,
+    digits_task,
+    hold_contest,
+    split_images,
+    standings_table,
+)
+from logitcache.bench.divergence import kl_divergence, spread_log_probs, true_log_probs
+from logitcache.bench.memory import TASKS, measure_shared_spool, memory_is_known, peak_of
 from logitcache.bench.scale import ScaleReport
 from logitcache.bench.store import StoreReport
-from logitcache.bench.synthetic import answers
+from logitcache.bench.synthetic import open_logits
 from logitcache.errors import DataError, NotFoundError, OptionError
 from logitcache.store import CacheReader
 from logitcache.teacher.sparse import SparseTeacher
@@ -86,7 +94,7 @@ def test_ways_take_every_place_in_a_round_equally_often_and_are_timed_once_a_rou
     def way(name: str) -> Callable[[int], None]:
         return lambda number: turns.setdefault(number, []).append(name)
 
-    times = in_turns({name: way(name) for name in ways}, rounds, time.perf_counter)
+    times = time_interleaved({name: way(name) for name in ways}, rounds, time.perf_counter)
     assert sorted(turns) == list(range(rounds + 1))  # the first is not counted
     assert {name: len(seconds) for name, seconds in times.items()} == dict.fromkeys(ways, rounds)
     places = [Counter(turns[number][place] for number in range(rounds)) for place in range(len(ways))]
@@ -120,7 +128,7 @@ def test_what_prepares_a_way_is_not_timed_and_several_clocks_time_at_once() -> N
 
         return work
 
-    times = in_turns({"a": way("a", (1, 2)), "b": way("b", (3, 4))}, 2, spent.copy, prepare)
+    times = time_interleaved({"a": way("a", (1, 2)), "b": way("b", (3, 4))}, 2, spent.copy, prepare)
     assert {name: seconds.tolist() for name, seconds in times.items()} == {
         "a": [[1, 2]] * 2,
         "b": [[3, 4]] * 2,
@@ -132,7 +140,7 @@ def test_what_prepares_a_way_is_not_timed_and_several_clocks_time_at_once() -> N
 def test_bench_dump_compares_stage_one_with_a_bare_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     import logitcache.bench.dump as stage_one
 
-    monkeypatch.setattr(stage_one, "LONG", 2)
+    monkeypatch.setattr(stage_one, "SEEDS_AGAINST_BARE", 2)
     words = ["bench", "dump", "--n", "6", "--rounds", "1"]
     ended = CliRunner().invoke(app, [*words, "--json"])
     assert ended.exit_code == 0, ended.output
@@ -150,10 +158,12 @@ def test_bench_train_compares_with_labels_alone_and_with_a_live_teacher(
 ) -> None:
     import logitcache.bench.train as train
 
-    monkeypatch.setattr(train, "WAYS", ("ce", "kd"))
-    monkeypatch.setattr(train, "STEADY", 1)
+    monkeypatch.setattr(train, "LOSSES", ("ce", "kd"))
+    monkeypatch.setattr(train, "LOSS_ROUNDS", 1)
     monkeypatch.setattr(train, "STUDENT", "shufflenet_v2_x0_5")
-    monkeypatch.setattr(train, "told", lambda: False)  # memory is watched in processes of its own, below
+    monkeypatch.setattr(
+        train, "memory_is_known", lambda: False
+    )  # memory is watched in processes of its own, below
     found = train.measure(pictures=4, rounds=1, batch=4, workers=0, device=torch.device("cpu"))
     compared = [(row.of["stage two"], row.against) for row in found.times]
     assert compared == [
@@ -166,10 +176,10 @@ def test_bench_train_compares_with_labels_alone_and_with_a_live_teacher(
     assert (found.peaks, found.shared) == ((), ())
 
 
-@pytest.mark.skipif(not told(), reason="needs a system that tells what memory is mapped")
+@pytest.mark.skipif(not memory_is_known(), reason="needs a system that tells what memory is mapped")
 def test_a_spool_is_in_memory_once_for_all_processes(tmp_path: Path) -> None:
-    made.write_cache(tmp_path / "c.zarr", 16_000, 4)
-    two = shared_by(2, tmp_path / "c.zarr", tmp_path / "spool")
+    fixtures.write_cache(tmp_path / "c.zarr", 16_000, 4)
+    two = measure_shared_spool(2, tmp_path / "c.zarr", tmp_path / "spool")
     assert two.spool_mb > 0.5
     assert two.seen_alone_mb == pytest.approx(two.spool_mb, rel=0.1)
     assert two.in_all_mb == pytest.approx(two.spool_mb, rel=0.1)
@@ -188,34 +198,32 @@ def test_a_contest_tunes_on_held_out_training_digits_and_scores_on_test_digits(t
         tuning_seeds=2,
         seeds=2,
     )
-    standings, teacher = contest(tmp_path, None, config)
+    standings, teacher = hold_contest(tmp_path, None, config)
     assert teacher * 360 == pytest.approx(round(teacher * 360))
     assert [s.entry.loss for s in standings] == ["ce", "kd", "dho"]
     assert all(len(s.test) == 2 for s in standings)
     assert all(s.validation * 2 * 288 == pytest.approx(round(s.validation * 2 * 288)) for s in standings)
     assert all(x * 360 == pytest.approx(round(x * 360)) for s in standings for x in s.test)
-    fit, held = _split(digits("train"))
+    fit, held = split_images(digits("train"))
     assert (len(fit), len(held)) == (1149, 288)
     pixels = {image.numpy().tobytes() for image in digits("test").images}
     assert not pixels & {image.numpy().tobytes() for image in held.images}
 
 
 def test_a_student_whose_loss_explodes_scores_nothing_and_stops_no_other(tmp_path: Path) -> None:
-    from logitcache.bench.contest import Contest, on_digits
-
     config = ContestConfig(epochs=1, teacher_epochs=1, cached=1)
-    held = _split(digits("train"))[1]
+    held = split_images(digits("train"))[1]
     entries = [Entry("ce", 0.0, 0.2), Entry("mse", 1e30, 1e30), Entry("kd", 1.0, 0.2)]
-    scores = Contest(tmp_path, on_digits(), held, held, config).top1(entries, 0)
+    scores = Contest(tmp_path, digits_task(), held, held, config).top1(entries, 0)
     assert scores[1] == 0.0
     assert min(scores[0], scores[2]) > 0.05
 
 
 def test_with_every_logit_cached_and_with_the_teacher_live_students_are_the_same(tmp_path: Path) -> None:
-    from logitcache.bench.contest import Contest, on_digits
-
-    held = _split(digits("train"))[1]
-    contest = Contest(tmp_path, on_digits(), held, held, ContestConfig(epochs=1, teacher_epochs=2, cached=1))
+    held = split_images(digits("train"))[1]
+    contest = Contest(
+        tmp_path, digits_task(), held, held, ContestConfig(epochs=1, teacher_epochs=2, cached=1)
+    )
     entries = [Entry("kd", 1.0, 0.2), Entry("cmkd(difficulty=fixed)", 1.0, 0.2)]
     assert contest.top1(entries, 0, k=10) == contest.top1(entries, 0, k=0)
 
@@ -225,11 +233,11 @@ def test_the_table_compares_seed_by_seed() -> None:
         Standing(Entry("ce", 0.0, 0.8), 0.9, (0.90, 0.92)),
         Standing(Entry("kd", 1.0, 0.4), 0.93, (0.91, 0.95)),
     ]
-    lines = table(standings).splitlines()
+    lines = standings_table(standings).splitlines()
     assert lines[2] == "| `kd` | 1 | 0.4 | 93.0 | 93.0 ± 2.8 | +2.0 ± 1.0 | – |"
     assert lines[3] == "| `ce` | – | 0.8 | 90.0 | 91.0 ± 1.4 | – | -2.0 ± 1.0 |"
     kd = dataclasses.replace(standings[1], others={"0": (0.9, 0.92), "8": (0.8, 0.82)})
-    lines = table([standings[0], kd]).splitlines()
+    lines = standings_table([standings[0], kd]).splitlines()
     assert lines[0].endswith("| minus KD | live | k = 8 |")
     assert lines[2].endswith("| – | 91.0 ± 1.4 | 81.0 ± 1.4 |")
     assert lines[3].endswith("| -2.0 ± 1.0 | – | – |")
@@ -261,9 +269,9 @@ def test_glyphs_without_their_typefaces(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several shards of few views, few seeds, and no memory watched: that takes processes of their own."""
-    monkeypatch.setattr(made, "SHARD_SAMPLES", 1024)
+    monkeypatch.setattr(fixtures, "SHARD_SAMPLES", 1024)
     monkeypatch.setattr(speeds, "SEEDS", 3)
-    monkeypatch.setattr(FilePerSample, "most", 100)
+    monkeypatch.setattr(FilePerSample, "max_records", 100)
     monkeypatch.setattr(memory, "TASKS", {})
 
 
@@ -278,7 +286,7 @@ def test_bench_store_measures_every_profile_and_alternative(small: None) -> None
     assert (found.views, found.k, found.peaks) == (1500, 16, ())
     sizes = {(row.record, row.order): row for row in found.sizes}
     ours = {(name, order) for name in ("default", "compact", "archive") for order in ("folder", "shuffled")}
-    others = {kind.record for kind in alternatives()} | {"FKD's, k = 5", "file each, all"}
+    others = {kind.record for kind in installed_lookups()} | {"FKD's, k = 5", "file each, all"}
     assert set(sizes) == ours | {(record, "folder") for record in others}
     tinyvit = sizes["TinyViT's", "folder"]
     assert tinyvit.bytes_per_view == 4 + 16 * (2 + 2)  # a seed, and per class an id and a probability
@@ -290,7 +298,7 @@ def test_bench_store_measures_every_profile_and_alternative(small: None) -> None
     assert sizes["FKD's, k = 5", "folder"].kl > tinyvit.kl
     for row in sizes.values():
         assert row.blocks_per_view >= 0.9 * row.bytes_per_view > 0
-    names = {kind.name for kind in alternatives()}
+    names = {kind.name for kind in installed_lookups()}
     assert {row.against for row in found.speeds} == {"plain copy", "durable copy", "", *names}
 
 
@@ -303,7 +311,7 @@ def test_bench_store_by_command_fits_a_terminal(small: None) -> None:
 
 
 def test_the_made_up_teacher_has_the_means_of_a_vit() -> None:
-    teacher = SparseTeacher.from_logits(torch.cat(list(answers(4096, "shuffled").blocks())), 16)
+    teacher = SparseTeacher.from_logits(torch.cat(list(open_logits(4096, "shuffled").blocks())), 16)
     assert 0.65 < teacher.at(1.0).probs[:, 0].mean() < 0.75
     assert 0.05 < teacher.at(1.0).tail_mass.mean() < 0.1
     assert 2 < teacher.gap[:, 1].median() < 3
@@ -316,12 +324,19 @@ def test_the_made_up_teacher_has_the_means_of_a_vit() -> None:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small points, and in this process: to start others takes longer than to measure them."""
-    sizes = {"LEAST": 600, "BLOCK": 4096, "OF_SEEDS": 100, "OF_K": 200, "OF_21K": 64, "CLASSES_21K": 2000}
+    sizes = {
+        "LEAST": 600,
+        "BLOCK": 4096,
+        "SEEDS_SAMPLES": 100,
+        "K_SAMPLES": 200,
+        "SAMPLES_21K": 64,
+        "CLASSES_21K": 2000,
+    }
     for name, value in sizes.items():
         monkeypatch.setattr(scale, name, value)
     monkeypatch.setattr(scale, "SEEDS", (1, 3))
     monkeypatch.setattr(scale, "KS", (4, 16))
-    monkeypatch.setattr(scale, "apart", scale.series)
+    monkeypatch.setattr(scale, "measure_in_process", scale.measure_row)
 
 
 def test_bench_scale_measures_caches_of_every_size_and_says_what_it_extrapolates(
@@ -373,22 +388,22 @@ def test_a_point_of_many_samples_fits_a_terminal() -> None:
 def test_recorded_logits_take_the_place_of_made_up_ones(tmp_path: Path) -> None:
     logits = np.random.default_rng(0).normal(0, 3, (50, 30)).astype(np.float32)
     np.savez(tmp_path / "real.npz", logits=logits)
-    said = answers(7, "folder", tmp_path / "real.npz")
-    assert (said.n, said.num_classes) == (50, 30)
-    assert np.array_equal(torch.cat(list(said.blocks())).numpy(), logits)
-    mixed = torch.cat(list(answers(7, "shuffled", tmp_path / "real.npz").blocks())).numpy()
+    recorded = open_logits(7, "folder", tmp_path / "real.npz")
+    assert (recorded.n, recorded.num_classes) == (50, 30)
+    assert np.array_equal(torch.cat(list(recorded.blocks())).numpy(), logits)
+    mixed = torch.cat(list(open_logits(7, "shuffled", tmp_path / "real.npz").blocks())).numpy()
     assert not np.array_equal(mixed, logits)
     assert np.array_equal(np.sort(mixed, 0), np.sort(logits, 0))
     with pytest.raises(NotFoundError, match=r"no file .*none\.npz; expected an \.npz"):
-        answers(7, "folder", tmp_path / "none.npz")
+        open_logits(7, "folder", tmp_path / "none.npz")
     np.savez(tmp_path / "wrong.npz", logits=logits[0])
     with pytest.raises(DataError, match=r"found shape \(30,\)"):
-        answers(7, "folder", tmp_path / "wrong.npz")
+        open_logits(7, "folder", tmp_path / "wrong.npz")
 
 
-@pytest.mark.parametrize("kind", alternatives())
+@pytest.mark.parametrize("kind", installed_lookups())
 def test_an_alternative_returns_the_records_that_it_was_given(kind: type[Lookup], tmp_path: Path) -> None:
-    records = made.Made.of(answers(300, "shuffled"), 16).records
+    records = fixtures.CacheContents.of(open_logits(300, "shuffled"), 16).records
     records["seed"] = np.arange(300)
     samples = np.array([299, 0, 7, 7, 256])
     with closing(kind(tmp_path / "new", records)) as lookup:
@@ -398,8 +413,8 @@ def test_an_alternative_returns_the_records_that_it_was_given(kind: type[Lookup]
 def test_alternatives_whose_packages_are_missing_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr("logitcache.bench.baselines.find_spec", lambda name: name != "pyarrow" and real(name))
-    assert "Parquet" not in {kind.name for kind in alternatives()}
-    assert "seek + read" in {kind.name for kind in alternatives()}
+    assert "Parquet" not in {kind.name for kind in installed_lookups()}
+    assert "seek + read" in {kind.name for kind in installed_lookups()}
 
 
 def test_what_a_record_of_probabilities_lacks_is_spread_evenly() -> None:
@@ -412,21 +427,21 @@ def test_what_a_record_of_probabilities_lacks_is_spread_evenly() -> None:
             torch.testing.assert_close(told.exp().sum(1), torch.ones(20).double())
     truth = true_log_probs(logits, ids, 1.0)
     torch.testing.assert_close(truth.exp().sum(1), torch.ones(20).double())
-    assert 0 <= float(divergence(truth, spread_log_probs(p.half(), 5, 50, 1.0)).mean()) < 1e-5
+    assert 0 <= float(kl_divergence(truth, spread_log_probs(p.half(), 5, 50, 1.0)).mean()) < 1e-5
     even = torch.cat([logits.gather(1, ids[:, :3]), torch.full((20, 47), 2.0)], 1)  # its guess is right
     first = torch.arange(5).expand(20, 5)
     told = spread_log_probs(even.softmax(1)[:, :3], 5, 50, 3.0)
-    assert float(divergence(true_log_probs(even, first, 3.0), told).mean()) < 1e-4
+    assert float(kl_divergence(true_log_probs(even, first, 3.0), told).mean()) < 1e-4
 
 
-@pytest.mark.skipif(not told(), reason="needs a system that tells anonymous memory")
+@pytest.mark.skipif(not memory_is_known(), reason="needs a system that tells anonymous memory")
 def test_memory_that_comes_and_goes_is_seen(tmp_path: Path) -> None:
     def come_and_go() -> None:  # past the allocator, which may have room left of tests before
         with mmap(-1, 64_000_000, MAP_PRIVATE | MAP_ANONYMOUS) as held:
             held.write(b"1" * 64_000_000)
             time.sleep(0.1)  # longer than between two looks
 
-    assert watched(come_and_go) == pytest.approx(64, rel=0.02)
+    assert peak_of(come_and_go) == pytest.approx(64, rel=0.02)
 
 
 def test_tasks_whose_memory_is_watched_do_what_they_are_called(tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 import torch
 
-from logitcache.bench.truncation import gaps, table, trained_logits
+from logitcache.bench.truncation import logits_of_trained, measure_truncation, truncation_table
 
 
-def test_gaps_shrink_as_more_classes_are_listed():
+def test_errors_shrink_as_more_classes_are_listed():
     images = torch.eye(10).repeat(4, 1)
     labels = torch.arange(10).repeat(4)
-    teacher, target = trained_logits(images, labels, 2, width=64, steps=100, batch=64)
-    student, _ = trained_logits(images, labels, 2, width=16, steps=20, batch=64, seed=1)
+    teacher, target = logits_of_trained(images, labels, 2, width=64, steps=100, batch=64)
+    student, _ = logits_of_trained(images, labels, 2, width=16, steps=20, batch=64, seed=1)
     assert (teacher.argmax(1) == target).float().mean() > (student.argmax(1) == target).float().mean()
-    rows = gaps(student, teacher, target, {"kd": [{}], "dho": [{"tail": "ghost"}], "kendall": [{}]})
+    rows = measure_truncation(
+        student, teacher, target, {"kd": [{}], "dho": [{"tail": "ghost"}], "kendall": [{}]}
+    )
     for name in ("kd", "dho"):
         for temperature in (1.0, 2.0, 4.0):
             errors = [r.error for r in rows if (r.name, r.temperature) == (name, temperature)]
@@ -18,4 +20,4 @@ def test_gaps_shrink_as_more_classes_are_listed():
             assert cosines == sorted(cosines)
             assert cosines[-1] > 0.9
     assert len([r for r in rows if r.name == "kendall"]) == 3
-    assert table(rows).count("\n") == 1 + 3 + 3 + 1
+    assert truncation_table(rows).count("\n") == 1 + 3 + 3 + 1
