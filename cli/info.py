@@ -18,10 +18,10 @@ def info(
 
     Example: logitcache info caches/vit_l-digits.zarr
     """
-    from logitcache.audit.summary import glance
+    from logitcache.audit.summary import summarize
     from logitcache.store import CacheReader
 
-    found = glance(CacheReader(cache))
+    found = summarize(CacheReader(cache))
     show(found, _rows(found), as_json=json)
 
 

@@ -1,5 +1,5 @@
 """Audit: what a cache holds, whether it is sound, and how it is mended.
 
 `verify` checks every digest and every number, `repair` dumps damaged shards again, `rerun` asks the teacher again,
-`glance` sums a cache up for people. `rules` says what the numbers of a valid shard satisfy.
+`summarize` sums a cache up for people. `rules` says what the numbers of a valid shard satisfy.
 """

@@ -1,5 +1,6 @@
-"""A cache at a glance: whose answers, of what, how confident, how large, and what it takes to use them."""
+"""A cache in a few lines, as `info` prints them: teacher, data, seeds, size, how confident, and how to use it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -7,33 +8,37 @@ import numpy as np
 from logitcache.errors import FormatError
 from logitcache.format.identity import RecipeSpec
 from logitcache.store import CacheReader, seed_list
-from logitcache.teacher.sparse import SparseTeacher
+from logitcache.store.reader import Commits
 from logitcache.teacher.spool import decode
 from logitcache.versions import library_versions
 
-LOOKED_AT = 3  # seeds; a shard of each: enough for two digits of a mean
+SEEDS = 3  # a shard of each is read: enough for two digits of a mean
 TEMPERATURES = (1.0, 4.0)
 
 
-def glance(reader: CacheReader) -> dict[str, Any]:
+def summarize(reader: CacheReader) -> dict[str, Any]:
     """Describe a cache in JSON values: `CacheReader.info`, and
 
-    - `complete`: its complete seeds, for people;
-    - `confidence`: mean top-1 probability and mean tail mass by temperature, from one shard of at most three seeds;
+    - `complete`: its complete seeds, as text;
+    - `confidence`: mean top-1 probability, and mean tail mass by temperature, over one shard of at most three seeds;
       None where nothing is committed;
-    - `damaged`: why these cannot be told, or None;
+    - `damaged`: why there is no `confidence` although something is committed, or None;
     - `view_size`: side of its views in pixels, or None where the images' own decides;
     - `other_versions`: libraries whose version here is another than where it was made, as [there, here].
+
+    Raises:
+        FormatError: metadata or a commit entry is damaged.
+        StorageError: the disk or the host said no.
     """
-    here = library_versions()
+    here, commits = library_versions(), reader.all_commits()
     confidence, damaged = None, None
     try:
-        confidence = _confidence(reader)
+        confidence = _confidence(reader, commits)
     except FormatError as error:
         damaged = str(error)
     return {
-        **reader.info(),
-        "complete": seed_list(reader.complete()),
+        **reader.info(commits),
+        "complete": seed_list([seed for seed, digests in commits.items() if digests.all()]),
         "confidence": confidence,
         "damaged": damaged,
         "view_size": view_size(reader.spec.recipe),
@@ -56,13 +61,11 @@ def view_size(recipe: RecipeSpec) -> int | None:
     return size
 
 
-def _confidence(reader: CacheReader) -> dict[str, Any] | None:
-    """Measure one committed shard of at most `LOOKED_AT` seeds, evenly spaced among those that have one."""
-    begun = [(seed, commits) for seed in reader.seeds() if (commits := reader.commits(seed)).any()]
-    parts = [
-        _answered(decode(reader, seed, int(np.flatnonzero(commits)[0])))
-        for seed, commits in begun[:: max(1, -(-len(begun) // LOOKED_AT))]
-    ]
+def _confidence(reader: CacheReader, commits: Mapping[int, Commits]) -> dict[str, Any] | None:
+    """Measure the first committed shard of at most `SEEDS` seeds, evenly spaced among those that have one."""
+    first = [(seed, int(np.flatnonzero(digests)[0])) for seed, digests in commits.items() if digests.any()]
+    shards = [decode(reader, *each) for each in first[:: max(1, -(-len(first) // SEEDS))]]
+    parts = [teacher[~teacher.top.isnan()] for teacher in shards]
     views = sum(len(part) for part in parts)
     if not views:
         return None
@@ -73,7 +76,3 @@ def _confidence(reader: CacheReader) -> dict[str, Any] | None:
         "mean_top1_probability": top1 / views,
         "mean_tail_mass": {f"{t:g}": total / views for t, total in mass.items()},
     }
-
-
-def _answered(teacher: SparseTeacher) -> SparseTeacher:
-    return teacher[~teacher.top.isnan()]

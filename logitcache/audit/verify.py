@@ -94,7 +94,7 @@ def verify(
     if workers < -1:
         raise OptionError(f"workers must be -1 (as fits) or more, found {workers}")
     threads = min(8, os.cpu_count() or 1) if workers == -1 else max(1, workers)
-    begun = sorted({*reader.seeds(), *reader.voided()})
+    begun = sorted({*reader.seeds(), *reader.without_metadata()})
     if missing := sorted(set(seeds or ()) - set(begun)):
         raise IncompleteError(f"{reader.path} has no {seed_list(missing)}; it has {seed_list(begun)}")
     chosen = begun if seeds is None else sorted(set(seeds))

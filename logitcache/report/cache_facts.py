@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from logitcache.audit.stats import StatsReport, stats
-from logitcache.audit.summary import glance
+from logitcache.audit.summary import summarize
 from logitcache.errors import IncompleteError
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
@@ -49,7 +49,7 @@ class CacheFacts(Spec):
     """One cache.
 
     Attributes:
-        about: as `audit.glance` returns it.
+        about: as `audit.summarize` returns it.
         stats: as `audit.stats` returns them, of at most 8 complete seeds, evenly chosen.
         complete: number of complete seeds.
         kept: by rising k; the last is the cache's own.
@@ -101,7 +101,7 @@ def read_cache(
         raise IncompleteError(f"{reader.path} has no complete seed (begun: {begun}); finish its dump first")
     kept, tried = _compare_numbers_of_logits(reader, take_evenly(complete, SAMPLED_SEEDS))
     return CacheFacts(
-        about=glance(reader),
+        about=summarize(reader),
         stats=stats(reader, images, take_evenly(complete, MOST_SEEDS), most=most, on_progress=on_progress),
         complete=len(complete),
         kept=kept,

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from logitcache.store.shards import (
 )
 
 Keys = npt.NDArray[np.uint64]
+Commits = npt.NDArray[np.uint64]
 SEED = re.compile("seed-(0|[1-9][0-9]{0,18})")
 
 
@@ -67,17 +68,22 @@ class CacheReader:
             IncompleteError: the cache has no such seed.
         """
         with reading(f"{self.path}, seed {seed}"):
-            if seed in self.voided():
+            if self._lost_metadata(seed):
                 raise FormatError(f"{self.path}, seed {seed}: {COMMIT} is lost; {MENDS}")
             self._shards(seed)
 
-    def commits(self, seed: int) -> npt.NDArray[np.uint64]:
+    def commits(self, seed: int) -> Commits:
         """Return the commit digests of one seed, (shards,) uint64; 0 where a shard is not there."""
         with reading(f"{self.path}, seed {seed}"):
             shards = range(self._shards(seed))
             files = self._at(seed).fetch(shard_file(self.spec.commit_array(), shard) for shard in shards)
             found = [commit_entry(files, self.spec, shard) for shard in shards]
         return np.array(found + [0] * (self.spec.layout.shards - len(found)), np.uint64)
+
+    def all_commits(self) -> dict[int, Commits]:
+        """Return `commits` of each seed that has been begun, by seed, in rising order."""
+        seeds = self.seeds()
+        return dict(zip(seeds, self.place.each(self.commits, seeds), strict=True))
 
     def commit(self, seed: int, shard: int) -> int:
         """Return the commit digest of one shard; 0 where it is not there.
@@ -90,8 +96,8 @@ class CacheReader:
             return commit_entry(files, self.spec, shard)
 
     def complete(self) -> list[int]:
-        """List the seeds whose every shard is committed."""
-        return self._complete(self.seeds())
+        """List the seeds whose every shard is committed, in rising order."""
+        return [seed for seed, commits in self.all_commits().items() if commits.all()]
 
     def require(self, seeds: list[int]) -> None:
         """Insist that these seeds are complete.
@@ -99,12 +105,11 @@ class CacheReader:
         Raises:
             IncompleteError: they are not; the message says which are.
         """
-        begun = self.seeds()
-        complete = self._complete([s for s in begun if s in seeds])
+        asked = sorted({*self.seeds()} & {*seeds})
+        complete = [s for s, c in zip(asked, self.place.each(self.commits, asked), strict=True) if c.all()]
         if missing := [s for s in seeds if s not in complete]:
-            complete = self._complete(begun)
             raise IncompleteError(
-                f"{self.path} lacks {seed_list(missing)}; complete: {seed_list(complete)}; "
+                f"{self.path} lacks {seed_list(missing)}; complete: {seed_list(self.complete())}; "
                 "go on with `logitcache dump`, or choose complete ones with --seeds"
             )
 
@@ -178,13 +183,12 @@ class CacheReader:
             for sample, crc in zip(self.spec.layout.canary_samples(shard), crcs, strict=True)
         }
 
-    def voided(self) -> list[int]:
+    def without_metadata(self) -> list[int]:
         """List the seeds that have commits, but have lost the metadata that says that they were begun."""
         with reading(self.path):
-            named = [int(name[5:]) for name in self.place.names() if SEED.fullmatch(name)]
-            return [
-                s for s in sorted({*named} - {*self.seeds()}) if self.place.at(f"seed-{s}/commit/c").names()
-            ]
+            seeds = seeds_named(self.place)
+            lost = self.place.each(self._lost_metadata, seeds)
+        return [seed for seed, is_lost in zip(seeds, lost, strict=True) if is_lost]
 
     def strays(self, seed: int) -> list[str]:
         """List the files of one seed that belong to no committed shard; none where a host does not list."""
@@ -202,19 +206,22 @@ class CacheReader:
         """Return the sample keys, (n,) uint64; None in a cache that was made without."""
         return read_keys(self.place, self.spec)
 
-    def info(self) -> dict[str, Any]:
-        """Describe the cache in JSON values: what it holds, how far it is, how large."""
+    def info(self, commits: Mapping[int, Commits] | None = None) -> dict[str, Any]:
+        """Describe the cache in JSON values: what it holds, how far it is, how large.
+
+        Args:
+            commits: of `all_commits`, by those who have read them already.
+        """
+        commits = self.all_commits() if commits is None else commits
         shards = self.spec.layout.shards
-        begun = self.seeds()
-        done = [np.flatnonzero(commits) for commits in self.place.each(self.commits, begun)]
-        views = sum(len(self.spec.layout.samples_of(int(shard))) for those in done for shard in those)
+        done = {seed: np.flatnonzero(digests).tolist() for seed, digests in commits.items()}
+        views = sum(len(self.spec.layout.samples_of(shard)) for those in done.values() for shard in those)
         seeds = [
-            {"seed": s, "complete": len(d) == shards, "shards_done": len(d), "shards": shards}
-            for s, d in zip(begun, done, strict=True)
+            {"seed": seed, "complete": len(those) == shards, "shards_done": len(those), "shards": shards}
+            for seed, those in done.items()
         ]
         with reading(self.path):
-            places = [self.place.at(f"seed-{seed}") for seed in begun]
-            sizes = self.place.each(lambda place: place.size(), places)
+            sizes = self.place.each(lambda seed: self._at(seed).size(), done)
             root, keys = self.place.size(recurse=False), self.place.at(KEYS).size()
         beside = None if root is None or keys is None else root + keys
         size = None if beside is None else sum(filter(None, sizes))
@@ -240,12 +247,13 @@ class CacheReader:
         text = f"{sorted(self.spec.to_dict().items())}/{seed}/"
         return hashlib.blake2b(text.encode() + self.commits(seed).tobytes(), digest_size=8).hexdigest()
 
-    def _complete(self, seeds: list[int]) -> list[int]:
-        commits = self.place.each(self.commits, seeds)
-        return [seed for seed, committed in zip(seeds, commits, strict=True) if committed.all()]
-
     def _at(self, seed: int) -> Place:
         return self.place.at(f"seed-{seed}")
+
+    def _lost_metadata(self, seed: int) -> bool:
+        """Has a seed commits, but not the metadata that says that it was begun?"""
+        place = self._at(seed)
+        return not place.filled([COMMIT]) and bool(place.at("commit/c").names())
 
     def _files(self, seed: int, shard: int, names: list[str]) -> dict[str, bytes]:
         """Read those of these files of one shard that are there; none if the seed has not been lengthened yet."""
@@ -314,9 +322,14 @@ def read_keys(place: Place, spec: CacheSpec) -> Keys | None:
 
 def seeds_begun(place: Place) -> list[int]:
     """List the seeds of the cache at `place` that have been begun, in rising order."""
-    seeds = sorted(int(name[5:]) for name in place.names() if SEED.fullmatch(name))
+    seeds = seeds_named(place)
     begun = place.filled(f"seed-{seed}/{COMMIT}" for seed in seeds)
     return [seed for seed in seeds if f"seed-{seed}/{COMMIT}" in begun]
+
+
+def seeds_named(place: Place) -> list[int]:
+    """List the seeds that have a folder in the cache at `place`, in rising order."""
+    return sorted(int(name[5:]) for name in place.names() if SEED.fullmatch(name))
 
 
 def seed_list(seeds: list[int]) -> str:

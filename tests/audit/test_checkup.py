@@ -1,7 +1,9 @@
-"""A cache at a glance and by command: what it says of itself, and its teacher built again from that."""
+"""What `info` says of a cache, `verify` by command, and the teacher built again from its spec."""
 
 import dataclasses
 import json
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +11,16 @@ import pytest
 from breaking import flip
 from command import logitcache, succeeds
 from dumping import a_teacher, dump_digits
-from small_caches import files_of
+from small_caches import files_of, fill, spec_of
 
 from logitcache.audit.checkup import CheckupConfig, checkup, teacher_of
-from logitcache.audit.summary import glance, view_size
+from logitcache.audit.summary import summarize, view_size
 from logitcache.audit.verify import Problem
 from logitcache.errors import OptionError, UnknownNameError
 from logitcache.models.build import build, save_weights
 from logitcache.store import CacheReader, CacheWriter
+from logitcache.store.local import LocalPlace
+from logitcache.store.shards import metadata_files, shard_files
 from logitcache.views.recipes import recipe_named
 
 # The teacher by the spec ----------------------------------------------------------------------------------
@@ -40,12 +44,12 @@ def test_the_teacher_is_built_again_from_what_the_cache_says(tmp_path: Path) -> 
         teacher_of(spec)
 
 
-# At a glance ----------------------------------------------------------------------------------------------
+# In short -------------------------------------------------------------------------------------------------
 
 
-def test_a_glance_tells_the_means_of_the_distribution_that_the_cache_describes(cache: Path) -> None:
+def test_a_summary_has_the_means_of_the_distribution_that_the_cache_describes(cache: Path) -> None:
     reader = CacheReader(cache)
-    found = glance(reader)
+    found = summarize(reader)
     assert found["complete"] == "seeds 0-1"
     assert found["view_size"] == 8
     assert found["other_versions"] == {}
@@ -63,12 +67,39 @@ def test_a_glance_tells_the_means_of_the_distribution_that_the_cache_describes(c
     assert told["mean_tail_mass"]["1"] < told["mean_tail_mass"]["4"] < 0.6
 
 
-def test_a_glance_at_a_damaged_or_empty_cache_says_so(cache: Path, tmp_path: Path) -> None:
+def test_the_summary_of_a_damaged_or_empty_cache_says_so(cache: Path, tmp_path: Path) -> None:
     flip(cache / "seed-0/gap/c/0/0", 0.4)
-    assert "seed 0, shard 0: damaged" in glance(CacheReader(cache))["damaged"]
+    assert "seed 0, shard 0: damaged" in summarize(CacheReader(cache))["damaged"]
     CacheWriter.open(tmp_path / "empty.zarr", CacheReader(cache).spec)
-    found = glance(CacheReader(tmp_path / "empty.zarr"))
+    found = summarize(CacheReader(tmp_path / "empty.zarr"))
     assert (found["confidence"], found["damaged"], found["complete"]) == (None, None, "no seed")
+
+
+def test_a_summary_fetches_the_files_of_a_seed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_of(n=11)
+    fetched: list[str] = []
+    fetch = LocalPlace.fetch
+
+    def count(place: LocalPlace, files: Iterable[str], *most: int) -> dict[str, bytes]:
+        names = list(files)
+        fetched.extend(f"{place.path.name}/{name}" for name in names)
+        return fetch(place, names, *most)
+
+    monkeypatch.setattr(LocalPlace, "fetch", count)
+    lengths = {}
+    for seeds in (3, 6, 9):
+        path = fill(tmp_path / f"{seeds}.zarr", spec, range(seeds))
+        fetched.clear()
+        assert summarize(CacheReader(path))["complete"] == f"seeds 0-{seeds - 1}"
+        read = {
+            f"seed-{seed}/{file}" for seed in range(0, seeds, seeds // 3) for file in shard_files(spec, 0)
+        }
+        assert {
+            file for file, times in Counter(fetched).items() if times > 1
+        } <= read  # a shard of three seeds
+        lengths[seeds] = len(fetched)
+    each = len(metadata_files(spec)) + spec.layout.shards  # a commit entry per shard
+    assert lengths[6] - lengths[3] == lengths[9] - lengths[6] == 3 * each
 
 
 @pytest.mark.parametrize(
