@@ -17,7 +17,7 @@ from soak.processes import OUT, recorded
 from soak.subject import SEEDS, Truth, dump_digits, images
 
 from logitcache.errors import DriftError, FormatError
-from logitcache.store import CacheReader, CacheWriter, place
+from logitcache.store import CacheReader, CacheWriter, local
 from logitcache.store.codecs import blosc_size, zstd_size
 from logitcache.stream.stream import Stream
 from logitcache.teacher.spool import open_spool
@@ -67,8 +67,8 @@ def test_a_crafted_cache_is_refused_soon_and_in_little_memory(
 
 
 def test_the_soak_sees_a_store_that_does_not_flush(truth: Truth, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(place, "make_durable", lambda files: None)
-    monkeypatch.setattr(place, "make_names_durable", lambda files: None)
+    monkeypatch.setattr(local, "make_durable", lambda files: None)
+    monkeypatch.setattr(local, "make_names_durable", lambda files: None)
     tally = Tally(seed=0)
     inject("power", 0, tally, truth, tmp_path / "fault")
     assert not tally.clean

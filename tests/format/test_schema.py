@@ -18,7 +18,7 @@ from logitcache.format.schema import (
     SMALLEST_SHARD,
     CacheSpec,
     RowLayout,
-    fitting_shard,
+    fit_shard_size,
     itemsize,
 )
 
@@ -182,7 +182,7 @@ def test_growth_moves_no_shard_and_is_remembered(spec: CacheSpec):
             for mine, theirs in zip(spec.arrays(), then.arrays(), strict=True):
                 assert spec.slice_of(mine, shard) == then.slice_of(theirs, shard)
     for count, then in enumerate(spec.history()):
-        new = range(before[count - 1].shards if count else 0, then.layout.shards)
+        new = range(before[count - 1].layout.shards if count else 0, then.layout.shards)
         assert {spec.layout.fingerprint_of(shard) for shard in new} == {then.dataset.fingerprint}
 
 
@@ -223,20 +223,20 @@ def test_canaries_lie_inside_their_shard_first_included_and_spread(spec: CacheSp
 @often
 @given(st.integers(1, 1 << 40))
 def test_a_fitting_shard_is_a_power_of_two_within_bounds_that_cuts_data_in_about_eight(n: int):
-    shard = fitting_shard(n, sample_bytes=80)
+    shard = fit_shard_size(n, sample_bytes=80)
     assert SMALLEST_SHARD <= shard <= SHARD_SAMPLES
     assert shard & (shard - 1) == 0
     shards = -(-n // shard)
     if SMALLEST_SHARD < shard < SHARD_SAMPLES:
         assert 4 <= shards <= 16
     assert (n > SHARD_SAMPLES * 16) <= (shard == SHARD_SAMPLES)
-    assert fitting_shard(n + 1, sample_bytes=80) >= shard
+    assert fit_shard_size(n + 1, sample_bytes=80) >= shard
 
 
 @often
 @given(st.integers(1, 1 << 40), st.integers(1, 1 << 40))
 def test_a_fitting_shard_is_the_largest_that_keeps_to_its_bytes(n: int, sample_bytes: int):
-    shard, unbounded = fitting_shard(n, sample_bytes), fitting_shard(n, 1)
+    shard, unbounded = fit_shard_size(n, sample_bytes), fit_shard_size(n, 1)
     assert shard & (shard - 1) == 0
     assert shard * sample_bytes <= SHARD_BYTES or shard == 1
     assert shard == unbounded or 2 * shard * sample_bytes > SHARD_BYTES
