@@ -37,8 +37,8 @@ class Run:
     Attributes:
         out: run folder.
         student: trained in place; grows a second head where the objective has two.
-        objective: what it minimises. One that mixes two heads at evaluation (`dho`) chooses how on `held_out`
-            images, which that run, and no other beside it, does not train on.
+        objective: what it minimises. One that mixes two heads at evaluation (`dho`) chooses how on images held
+            out (`validation.choose_held_out`), which that run, and no other beside it, does not train on.
         config: its settings.
     """
 
@@ -149,7 +149,7 @@ class Learner:
         # Dropout's numbers; views have their own.
         _seed_generators(key(config.seed, epoch, step, *rank) >> 1, self.device)
         if self._validation:
-            batch = self._validation.without(batch)
+            batch = self._validation.drop_held_out(batch)
         if not self._validation or len(batch.views) > 1:  # else too few for batch norm
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(config, done, self.steps)
@@ -206,7 +206,7 @@ class Learner:
     def mix_heads(self) -> None:
         """Choose how two heads answer together, where the objective asks for it, on the held-out images."""
         if self._validation:
-            self._validation.choose(self.eval_model)
+            self._validation.choose_mixing(self.eval_model)
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint of the step at hand.

@@ -32,7 +32,7 @@ from logitcache.train.evaluation import Evaluation
 from logitcache.train.events import StepDone, TrainEvent
 from logitcache.train.learner import Run
 from logitcache.train.loop import train
-from logitcache.train.validation import held_out
+from logitcache.train.validation import choose_held_out
 from logitcache.views.recipes import recipe_named
 
 
@@ -266,7 +266,7 @@ def test_a_run_that_mixes_heads_chooses_on_images_it_does_not_train_on(
     exact: CacheReader, tmp_path: Path
 ) -> None:
     images = few_digits()
-    aside = set(held_out(images).tolist())
+    aside = set(choose_held_out(images).tolist())
     assert len(aside) == 30
     seen: list[int] = []
     run = a_run(tmp_path / "dho", "dho")

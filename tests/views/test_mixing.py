@@ -23,7 +23,7 @@ from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
 from logitcache.teacher.live import LiveTeacher
 from logitcache.train.loop import train
-from logitcache.train.validation import Validation, held_out
+from logitcache.train.validation import Validation, choose_held_out
 from logitcache.views.datasets import ArrayImages
 from logitcache.views.loader import KeyedViews, require, view_loader
 from logitcache.views.maker import ViewMaker
@@ -170,11 +170,11 @@ def test_views_that_held_out_images_are_mixed_into_are_not_trained_on(tmp_path: 
     dump(tmp_path / "c.zarr", few_digits(), a_recipe(MIXUP), a_teacher(), config)
     stream = Stream.from_cache(CacheReader(tmp_path / "c.zarr"), few_digits(), batch_size=32, workers=0)
     validation = Validation(stream)
-    held = set(held_out(few_digits()).tolist())
+    held = set(choose_held_out(few_digits()).tolist())
     clean = {i for i in range(300) if i not in held and partner(i, 0, 300) not in held}
     assert 300 - 2 * len(held) <= len(clean) < 300 - len(held)
     for batch in stream.epoch(0):
-        kept = validation.without(batch)
+        kept = validation.drop_held_out(batch)
         assert set(kept.samples.tolist()) == clean & set(batch.samples.tolist())
         rows = torch.isin(batch.samples, kept.samples)
         assert torch.equal(kept.views, batch.views[rows])
