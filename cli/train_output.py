@@ -36,13 +36,13 @@ def show_runs(reports: "Sequence[TrainReport]", *, as_json: bool) -> None:
     show({"runs": [report.to_dict() for report in reports]}, rows, as_json=as_json)
 
 
-def _rows(done: "TrainReport") -> list[tuple[str, str]]:
-    best = f" (best {100 * (done.best_top1 or 0):.1f} %)"
-    score = "" if done.top1 is None else f", top-1 {100 * done.top1:.1f} %{best}"
+def _rows(report: "TrainReport") -> list[tuple[str, str]]:
+    best = f" (best {100 * (report.best_top1 or 0):.1f} %)"
+    score = "" if report.top1 is None else f", top-1 {100 * report.top1:.1f} %{best}"
     return [
-        ("run", done.out),
-        ("student", f"{done.student}, {done.parameters:,} parameters"),
-        ("result", f"loss {done.loss:.4f}{score} after {done.epochs} epochs"),
-        ("time", f"{done.seconds:.1f} s, {done.views_per_second:,.0f} views/s"),
-        *(("export", file) for file in done.exported),
+        ("run", report.out),
+        ("student", f"{report.student}, {report.parameters:,} parameters"),
+        ("result", f"loss {report.loss:.4f}{score} after {report.epochs} epochs"),
+        ("time", f"{report.seconds:.1f} s, {report.views_per_second:,.0f} views/s"),
+        *(("export", file) for file in report.exported),
     ]
