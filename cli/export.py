@@ -29,12 +29,11 @@ def export(
 
     Example: logitcache export runs/resnet18-cmkd-0 --format onnx
     """
-    from logitcache.models.export import export as write
     from logitcache.train.trained import TrainedStudent
 
     trained = TrainedStudent.find(student, weights)
     model = trained.build_model(architecture, num_classes, input_size=input_size)
-    report = write(model, out or trained.file.with_suffix(f".{format}"), format)
+    report = export_model(model, out or trained.file.with_suffix(f".{format}"), format)
     shape = ", ".join(map(str, report.input))
     rows = [
         ("file", f"{report.path}, {size(report.bytes)}"),

@@ -16,7 +16,7 @@ from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import OptionError
 from logitcache.format.spec import Spec
 from logitcache.losses import Objective
-from logitcache.models.build import Model, build
+from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel, choose_device
 from logitcache.report.page import report
 from logitcache.store import CacheReader
@@ -122,7 +122,7 @@ def demo(
     device = choose_device(config.device)
 
     def network(name: str, seed: int, weights: str = "random") -> Model:
-        return build(name, num_classes=10, view_size=8, weights=weights, seed=seed)
+        return build_model(name, num_classes=10, view_size=8, weights=weights, seed=seed)
 
     def stream_options(order: int, seeds: int) -> dict[str, Any]:
         workers, where = config.workers, str(device)

@@ -11,8 +11,8 @@ from reports import a_run, rows_of
 
 from logitcache.errors import StorageError
 from logitcache.files import replacing
-from logitcache.models.build import build, save_weights
-from logitcache.models.export import export
+from logitcache.models.build import build_model, save_weights
+from logitcache.models.export import export_model
 from logitcache.report.page import report
 
 
@@ -33,8 +33,8 @@ def write(way: str, run: Path, file: Path) -> None:
     if way == "report":
         report(file, [run])
         return
-    student = build("digits_tiny", num_classes=10, view_size=8, weights="random")
-    save_weights(file, student) if way == "weights" else export(student, file, way)  # type: ignore[arg-type]
+    student = build_model("digits_tiny", num_classes=10, view_size=8, weights="random")
+    save_weights(file, student) if way == "weights" else export_model(student, file, way)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -11,7 +11,7 @@ from logitcache.dump.job import DumpConfig
 from logitcache.errors import OptionError
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
-from logitcache.models.build import Model, build
+from logitcache.models.build import Model, build_model
 from logitcache.plugins import require_own
 from logitcache.store import CacheReader
 from logitcache.views.datasets import Images, open_images, open_recorded
@@ -122,7 +122,7 @@ def teacher_of(
     images = open_images(data, split) if data else open_recorded(spec.dataset.name, split, "the cache")
     seed = int(number) if kind == "random" and weights is None and number.isdecimal() else 0
     view = KeyedViews(images, spec.recipe).any_view()
-    teacher = build(
+    teacher = build_model(
         name or spec.teacher.name,
         num_classes=spec.dataset.num_classes,
         view_size=max(view.shape[1:]),

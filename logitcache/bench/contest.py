@@ -31,7 +31,7 @@ from logitcache.errors import NonFiniteError, StudentsError
 from logitcache.format.identity import RecipeSpec
 from logitcache.format.spec import Spec
 from logitcache.losses import LOSSES, Objective
-from logitcache.models.build import Model, build
+from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel
 from logitcache.stream.stream import Stream
 from logitcache.teacher.live import LiveTeacher
@@ -150,7 +150,7 @@ class Contest:
     def _network(self, name: str, seed: int) -> Model:
         side = self.images.images.shape[-1]
         classes = self.images.num_classes or 0
-        return build(name, num_classes=classes, view_size=side, weights="random", seed=seed)
+        return build_model(name, num_classes=classes, view_size=side, weights="random", seed=seed)
 
     def top1(self, entries: Sequence[Entry], seed: int, k: int | None = None) -> list[float]:
         """Train a student by each entry, side by side; return the accuracy of each, 0 where its loss became NaN."""

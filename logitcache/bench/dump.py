@@ -11,7 +11,7 @@ from logitcache.bench.compare import Comparison, time_interleaved
 from logitcache.bench.workload import CLASSES, TOP_K, idle_teacher, make_pictures
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.format.identity import RecipeSpec
-from logitcache.models.build import Model, build
+from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel, choose_precision
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.datasets import Images
@@ -40,7 +40,9 @@ def measure(
     recipe = recipe_named("imagenet@224" if large else "imagenet@64")
     with tempfile.TemporaryDirectory(prefix="logitcache-bench-") as folder:
         images = make_pictures(Path(folder) / "pictures", pictures)
-        teacher = build("vit_l" if large else "resnet18", num_classes=CLASSES, view_size=64, weights="random")
+        teacher = build_model(
+            "vit_l" if large else "resnet18", num_classes=CLASSES, view_size=64, weights="random"
+        )
         idle = idle_teacher(teacher)
 
         def dump_with(model: Model, seeds: int, per_pass: int) -> Callable[[int], object]:

@@ -19,7 +19,7 @@ import torch
 from logitcache.audit.verify import verify
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.format.spec import Spec
-from logitcache.models.build import build
+from logitcache.models.build import build_model
 from logitcache.store import CacheReader
 from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.spool import open_spool
@@ -77,7 +77,7 @@ def _dump(path: Path, seeds: int, samples: int) -> None:
     repeated = np.arange(samples) % len(few)
     images = ArrayImages("digits", "train", few.images[repeated], few.labels[repeated], 10, "digits")
     config = DumpConfig(tuple(range(seeds)), 4, workers=0, shard_samples=SHARD_SAMPLES, device="cpu")
-    teacher = build("digits_tiny", num_classes=10, view_size=8, weights="random")
+    teacher = build_model("digits_tiny", num_classes=10, view_size=8, weights="random")
     dump(path, images, recipe_named("digits"), teacher, config)
 
 

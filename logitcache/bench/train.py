@@ -24,7 +24,7 @@ from logitcache.dump.job import DumpConfig, dump
 from logitcache.format.identity import RecipeSpec
 from logitcache.format.spec import Spec
 from logitcache.losses import Objective
-from logitcache.models.build import Model, build
+from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel, choose_precision
 from logitcache.stream.stream import Stream
 from logitcache.teacher.live import LiveTeacher
@@ -218,7 +218,7 @@ class _Bench:
             self.folder / "cache.zarr", self.images, spool_folder=self.folder / "spool", **options
         )
         if live:
-            teacher = build(self._teacher, num_classes=CLASSES, view_size=224, weights="random")
+            teacher = build_model(self._teacher, num_classes=CLASSES, view_size=224, weights="random")
             model = ViewModel(teacher, choose_precision("auto", self.device)).on(self.device)
             return Stream(stream.views, LiveTeacher(model, len(self.images), TOP_K, CLASSES), stream.config)
         return stream
@@ -283,7 +283,7 @@ def _load_epoch(stream: Stream, epoch: int) -> int:
 
 
 def _build_student(name: str) -> Model:
-    return build(name, num_classes=CLASSES, view_size=64, weights="random")
+    return build_model(name, num_classes=CLASSES, view_size=64, weights="random")
 
 
 def _train_once(bench: _Bench, loss: str, workers: int) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from logitcache.errors import NonFiniteError
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
-from logitcache.models.forward import InPieces
+from logitcache.models.forward import BatchHalver
 from logitcache.store import SeedWriter
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.datasets import Images
@@ -86,7 +86,7 @@ class Filler:
 
     spec: CacheSpec
     views: KeyedViews
-    model: InPieces
+    model: BatchHalver
     device: torch.device
     batch_size: int
     workers: int = -1
@@ -190,7 +190,7 @@ class _InFlight(NamedTuple):
 
 
 @torch.inference_mode()
-def _run_teacher(model: InPieces, batch: ViewBatch, k: int, device: torch.device) -> _InFlight:
+def _run_teacher(model: BatchHalver, batch: ViewBatch, k: int, device: torch.device) -> _InFlight:
     """Run the teacher on a batch, seed by seed so that each forward is what a pass of one seed would run."""
     pieces = {}
     seeds = list(dict.fromkeys(batch.seeds.tolist()))  # pairs go sample by sample, each under every seed

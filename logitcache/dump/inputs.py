@@ -6,8 +6,8 @@ from typing import NamedTuple, Self
 
 from logitcache.errors import OptionError
 from logitcache.format.identity import RecipeSpec, TeacherSpec
-from logitcache.models.build import Model, build
-from logitcache.models.catalog import canonical
+from logitcache.models.build import Model, build_model
+from logitcache.models.catalog import canonical_name
 from logitcache.plugins import require_own
 from logitcache.store import CacheReader
 from logitcache.views.datasets import Images, open_images
@@ -31,14 +31,14 @@ class DumpInputs:
     """Teacher, weights, data and recipe by name; all but the teacher may be left open.
 
     Attributes:
-        teacher: as `models.build` takes it.
+        teacher: as `models.build.build_model` takes it.
         weights: likewise; "auto" leaves it open.
         data: as `datasets.open_images` takes it; "auto": the digits.
         recipe: as `views.recipe_named` takes it, "auto": the one that fits the data; of the test split what that one
             evaluates by is taken. Or that of a cache, as it is.
         num_classes: of the teacher, where the images have no classes; None: 1,000.
         split: "train" or "test"; None: train.
-        input_size: pixels a side that the teacher sees, as `models.build` takes it; 0 leaves it open.
+        input_size: pixels a side that the teacher sees, as `models.build.build_model` takes it; 0 leaves it open.
     """
 
     teacher: str
@@ -65,7 +65,7 @@ class DumpInputs:
             num_classes=self.num_classes or spec.dataset.num_classes,
             split=self.split or spec.dataset.split,
         )
-        if canonical(self.teacher) != spec.teacher.name:
+        if canonical_name(self.teacher) != spec.teacher.name:
             return views
         weights = recorded_weights(spec.teacher) if self.weights == auto else self.weights
         return replace(views, weights=weights, input_size=self.input_size or spec.teacher.adapter.size)
@@ -87,7 +87,7 @@ class DumpInputs:
                 on_note(f"test images are viewed by {recipe.name}, which {given.name} evaluates by")
         side = max(KeyedViews(images, recipe).any_view().shape[1:])
         classes = images.num_classes or self.num_classes or IMAGENET_CLASSES
-        teacher = build(
+        teacher = build_model(
             self.teacher,
             num_classes=classes,
             view_size=side,

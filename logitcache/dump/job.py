@@ -20,7 +20,7 @@ from logitcache.format.identity import RecipeSpec, TeacherSpec
 from logitcache.format.schema import DATA, CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.models.build import Model
-from logitcache.models.forward import InPieces, ViewModel, choose_device, choose_precision
+from logitcache.models.forward import BatchHalver, ViewModel, choose_device, choose_precision
 from logitcache.store import CacheReader, CacheWriter, SeedWriter
 from logitcache.versions import library_versions
 from logitcache.views.alignment import distinct_keys, in_cache_order
@@ -256,7 +256,7 @@ def load_filler(
     return Filler(
         spec=spec,
         views=views,
-        model=InPieces(model, on_note),
+        model=BatchHalver(model, on_note),
         device=device,
         batch_size=config.batch_size or (256 if device.type == "cuda" else 64),
         workers=config.workers,

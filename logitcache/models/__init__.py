@@ -1,1 +1,11 @@
-"""Models: networks by name, weights in, logits out."""
+"""Models: teachers and students by name; weights in, logits out.
+
+For every wing above. Views themselves are made in `views`; here they are uint8 tensors that a model takes.
+
+build    a model by name, with weights and an input adapter: `build_model`, `Model`, `InputAdapter`, `save_weights`
+catalog  what is known of a model before it is built: names, input sizes, published weights
+nets     small networks that torchvision lacks; two heads on any network
+weights  files of weights, read without unpickling objects
+forward  views in, logits out: precision, memory format, batches that do not fit; devices
+export   a trained student as ONNX or TorchScript
+"""

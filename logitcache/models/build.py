@@ -1,6 +1,6 @@
 """Teachers and students by name: build the module, give it weights, and say how it wants its input.
 
-A name is torchvision's (``resnet18``, ``vit_l_16``), a short form people say (``vit_l``), one of
+A name is torchvision's (``resnet18``, ``vit_l_16``), a short form of one (``vit_l``), one of
 `logitcache.models.nets` (``wrn_16_2``, ``digits_tiny``), ``timm:NAME``, or your own ``module:function``. Weights are
 pretrained, from a file, or random from a seed. `InputAdapter` turns uint8 views into what the module takes.
 """
@@ -25,21 +25,21 @@ from logitcache.errors import (
     WeightsError,
 )
 from logitcache.format.identity import AdapterSpec
-from logitcache.models.catalog import Plan, plan_of, seeded
+from logitcache.models.catalog import ModelEntry, find_model, seeded
 from logitcache.models.nets import TwoHeads, double_head
 from logitcache.models.weights import (
-    Header,
-    State,
+    StateDict,
+    WeightsHeader,
+    describe_head_mismatch,
     first_line,
     load_weights,
-    other_head,
     read_header,
     read_weights,
     write_weights,
 )
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, what Pillow's "L" uses
-NEW_HEAD = " with a new head"  # how `Model.weights` ends where the head is not theirs
+NEW_HEAD = " with a new head"  # how `Model.weights` ends where the head is not from these weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +76,9 @@ class Model:
         if self.heads == 2:
             return self
         with seeded(seed):
-            grown = replace(self, module=double_head(self.module, self.num_classes))
-        _check_forward(grown)
-        return grown
+            doubled = replace(self, module=double_head(self.module, self.num_classes))
+        _check_forward(doubled)
+        return doubled
 
     @property
     def weights_sha256(self) -> str:
@@ -90,7 +90,7 @@ class Model:
         return digest.hexdigest()
 
 
-def build(
+def build_model(
     name: str,
     *,
     num_classes: int,
@@ -111,38 +111,38 @@ def build(
 
     Views are resized to `input_size` pixels; 0 takes the size that the weights were trained at, where it is known:
     of published ones, of files that `save_weights` wrote, of a ViT's position embedding. Of any other file it is
-    taken to be that of the views, as of random weights; where there are no views (None), it must be said.
+    taken to be that of the views, as of random weights; where there are no views (None), it must be given.
 
     Weights with a head for other classes are refused, or with `new_head` taken but for the head, which is random
     then; the model's `weights` say so.
 
     Raises:
         UnknownNameError: no such model, or no pretrained weights of that name.
-        OptionError: nobody says the input size, a class count below 2, no layer to double, timm is not installed,
+        OptionError: the input size is not known, a class count below 2, no layer to double, timm is not installed,
             or your function fails.
         NotFoundError: the weights file, or the module of your function, is not there.
         WeightsError: the weights cannot be had or read, or are those of another model or class count.
     """
     if num_classes < 2 or (view_size is not None and view_size < 1):
         raise OptionError(f"need 2 classes and 1 pixel at least, found {num_classes} and {view_size}")
-    plan = plan_of(name, num_classes, view_size or 224, seed)
+    entry = find_model(name, num_classes, view_size or 224, seed)
     if weights == "auto":
-        weights = "default" if plan.default and plan.default.classes == num_classes else "random"
+        weights = "default" if entry.default and entry.default.classes == num_classes else "random"
     if weights == "random":
-        source = _Source(f"random:{seed}", plan.fitted, None)
-    elif weights == "default" or weights in plan.pretrained:
-        source = _pretrained(plan, weights, num_classes, new_head)
+        source = _Source(f"random:{seed}", entry.fitted, None)
+    elif weights == "default" or weights in entry.pretrained:
+        source = _find_pretrained(entry, weights, num_classes, new_head)
     else:
-        source = _from_file(plan, weights, num_classes, new_head)
-    unsaid = view_size is None and not input_size and source.adapter is plan.fitted
-    if unsaid and plan.fitted.size != plan_of(name, num_classes, 1, seed).fitted.size:
+        source = _read_file(entry, weights, num_classes, new_head)
+    size_unknown = view_size is None and not input_size and source.adapter is entry.fitted
+    if size_unknown and entry.fitted.size != find_model(name, num_classes, 1, seed).fitted.size:
         advice = "give --input-size, such as that of the views it was trained on"
-        raise OptionError(f"{weights} does not say at what size {plan.name} sees images; {advice}")
+        raise OptionError(f"{weights} does not say at what size {entry.name} sees images; {advice}")
     if input_size:
         source = source._replace(adapter=replace(source.adapter, size=input_size))
     with seeded(seed):
         try:
-            module = plan.make(num_classes, source.adapter)
+            module = entry.make(num_classes, source.adapter)
         except (AssertionError, ValueError) as error:
             if not input_size:
                 raise
@@ -150,9 +150,9 @@ def build(
         module = double_head(module, num_classes) if source.heads == 2 else module
     if source.state is not None:
         where = source.label.removeprefix("file:")
-        if load_weights(plan.name, module, source.state, where, num_classes, new_head=new_head):
+        if load_weights(entry.name, module, source.state, where, num_classes, new_head=new_head):
             source = source._replace(label=source.label + NEW_HEAD)
-    model = Model(plan.name, module, source.adapter, num_classes, source.label)
+    model = Model(entry.name, module, source.adapter, num_classes, source.label)
     if ":" in model.name or input_size:
         _check_forward(model)
     return model.with_two_heads(seed) if heads == 2 else model
@@ -161,12 +161,12 @@ def build(
 def save_weights(path: str | os.PathLike[str], model: Model) -> None:
     """Write the weights as safetensors with name, class count, heads and adapter in the header; atomic and durable.
 
-    `build(model.name, weights=path, …)` gives the same model again.
+    `build_model(model.name, weights=path, …)` gives the same model again.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    header = Header(model.name, model.num_classes, model.adapter, model.heads)
+    header = WeightsHeader(model.name, model.num_classes, model.adapter, model.heads)
     write_weights(Path(path), model.module.state_dict(), header)
 
 
@@ -217,46 +217,46 @@ class _Source(NamedTuple):
 
     label: str
     adapter: AdapterSpec
-    state: State | None
+    state: StateDict | None
     heads: int = 1
 
 
-def _pretrained(plan: Plan, weights: str, num_classes: int, new_head: bool) -> _Source:
-    if not plan.pretrained:
+def _find_pretrained(entry: ModelEntry, weights: str, num_classes: int, new_head: bool) -> _Source:
+    if not entry.pretrained:
         advice = "use random, or a file: --weights FILE"
-        raise WeightsError(f"there are no pretrained weights for {plan.name}; {advice}")
-    label = weights if weights in plan.pretrained else next(iter(plan.pretrained))
-    chosen = plan.pretrained[label]
-    if chosen.classes != num_classes and not new_head:
-        expected = f"expected {num_classes} classes, weights {label} of {plan.name} have {chosen.classes}"
+        raise WeightsError(f"there are no pretrained weights for {entry.name}; {advice}")
+    label = weights if weights in entry.pretrained else next(iter(entry.pretrained))
+    published = entry.pretrained[label]
+    if published.classes != num_classes and not new_head:
+        expected = f"expected {num_classes} classes, weights {label} of {entry.name} have {published.classes}"
         raise WeightsError(f"{expected}; train it on your data and give --weights FILE, or --weights random")
-    return _Source(label, chosen.adapter, chosen.read())
+    return _Source(label, published.adapter, published.read())
 
 
-def _from_file(plan: Plan, weights: str, num_classes: int, new_head: bool) -> _Source:
+def _read_file(entry: ModelEntry, weights: str, num_classes: int, new_head: bool) -> _Source:
     path = Path(weights).expanduser()
     if not path.is_file():
         if re.fullmatch(r"[A-Z0-9_]+", weights):
-            raise UnknownNameError(f"weights of {plan.name}", weights, plan.pretrained)
-        choices = ", ".join(["auto", "random", *plan.pretrained])
+            raise UnknownNameError(f"weights of {entry.name}", weights, entry.pretrained)
+        choices = ", ".join(["auto", "random", *entry.pretrained])
         raise NotFoundError(f"no weights file {path}; give a file, or one of {choices}")
     label = f"file:{path.name}"
     header, state = read_header(path), read_weights(path)
     if header is not None:
-        if header.name != plan.name:
-            raise WeightsError(f"{path} holds the weights of {header.name}, not of {plan.name}")
+        if header.name != entry.name:
+            raise WeightsError(f"{path} holds the weights of {header.name}, not of {entry.name}")
         if header.num_classes != num_classes and not new_head:
-            raise WeightsError(other_head(path.name, header.num_classes, num_classes))
+            raise WeightsError(describe_head_mismatch(path.name, header.num_classes, num_classes))
         return _Source(label, header.adapter, state, header.heads)
-    adapter = next((p.adapter for p in plan.pretrained.values() if p.file == path.name), plan.fitted)
-    if plan.name.startswith("vit_") and {"conv_proj.weight", "encoder.pos_embedding"} <= state.keys():
+    adapter = next((p.adapter for p in entry.pretrained.values() if p.file == path.name), entry.fitted)
+    if entry.name.startswith("vit_") and {"conv_proj.weight", "encoder.pos_embedding"} <= state.keys():
         side = math.isqrt(state["encoder.pos_embedding"].shape[1] - 1)  # patches a side; 1 is the class token
         adapter = replace(adapter, size=side * state["conv_proj.weight"].shape[-1])
     return _Source(label, adapter, state)
 
 
 def _check_forward(model: Model) -> None:
-    """Run one black image through a module nobody vouches for: its logits must be (1, num_classes)."""
+    """Run one black image through a module that is not ours: its logits must be (1, num_classes)."""
     shape = (1, model.adapter.channels, model.adapter.size, model.adapter.size)
     modes = [(part, part.training) for part in model.module.modules()]
     try:

@@ -14,7 +14,7 @@ from torch import nn
 from logitcache.errors import OptionError, UnknownNameError, WeightsError
 from logitcache.format.identity import AdapterSpec
 from logitcache.models.nets import DIGITS_NETS, NETS
-from logitcache.models.weights import WITH_AUXILIARY_HEADS, State, downloaded, first_line
+from logitcache.models.weights import WITH_AUXILIARY_HEADS, StateDict, download_weights, first_line
 from logitcache.plugins import load_callable
 
 SHORT_NAMES = {
@@ -34,30 +34,37 @@ _CIFAR = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-def names() -> list[str]:
-    """List the names that `build` knows: torchvision's classifiers and `logitcache.models.nets`, sorted."""
+def list_models() -> list[str]:
+    """List the names that `build_model` knows: torchvision's classifiers and `logitcache.models.nets`, sorted."""
     import torchvision.models
 
     return sorted({*torchvision.models.list_models(torchvision.models), *NETS})
 
 
 class Pretrained(NamedTuple):
-    """Weights somebody published. `read` returns None where the module already holds them."""
+    """Published weights. `read` returns None where the module already holds them."""
 
     classes: int
     adapter: AdapterSpec
-    read: Callable[[], State | None]
+    read: Callable[[], StateDict | None]
     file: str = ""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How to build one model: `fitted` is how it wants its input where nothing says at what size it was trained."""
+class ModelEntry:
+    """How to build one model.
+
+    Attributes:
+        name: canonical name.
+        make: builds the module, from the class count and the input adapter.
+        fitted: how it wants its input where the size that it was trained at is not known.
+        pretrained: published weights by name, the default ones first.
+    """
 
     name: str
     make: Callable[[int, AdapterSpec], nn.Module]
     fitted: AdapterSpec
-    pretrained: Mapping[str, Pretrained] = field(default_factory=dict)  # the default ones first
+    pretrained: Mapping[str, Pretrained] = field(default_factory=dict)
 
     @property
     def default(self) -> Pretrained | None:
@@ -65,69 +72,69 @@ class Plan:
         return next(iter(self.pretrained.values()), None)
 
 
-def plan_of(name: str, num_classes: int, view_size: int, seed: int) -> Plan:
-    """Return the plan of a model by name; your own function is called here.
+def find_model(name: str, num_classes: int, view_size: int, seed: int) -> ModelEntry:
+    """Look a model up by name; your own function is called here.
 
     Raises:
-        UnknownNameError, OptionError, NotFoundError: as `models.build`.
+        UnknownNameError, OptionError, NotFoundError: as `build.build_model`.
     """
     if name.startswith("timm:"):
-        return _timm_plan(name, view_size)
+        return _timm_entry(name, view_size)
     if ":" in name:
-        return _own_plan(name, num_classes, view_size, seed)
-    plain = canonical(name)
-    require_known(name)
-    return _net_plan(plain) if plain in NETS else _torchvision_plan(plain, view_size)
+        return _own_entry(name, num_classes, view_size, seed)
+    plain = canonical_name(name)
+    require_known_model(name)
+    return _net_entry(plain) if plain in NETS else _torchvision_entry(plain, view_size)
 
 
-def require_known(name: str) -> None:
-    """Insist that there is such a model, as far as its name tells at once: timm's and your own are not looked for.
+def require_known_model(name: str) -> None:
+    """Refuse a name that is no model's; timm's and your own are not looked up yet.
 
     Raises:
         UnknownNameError: there is none.
     """
-    if ":" in name or canonical(name) in (known := names()):
+    if ":" in name or canonical_name(name) in (known := list_models()):
         return
-    hint = "(timm:NAME and your own module:function work too; `logitcache.models.catalog.names()` lists all)"
+    hint = "(timm:NAME and your own module:function work too; `logitcache.models.catalog.list_models()` lists all)"
     raise UnknownNameError("model", name, [*known, *SHORT_NAMES], hint)
 
 
-def canonical(name: str) -> str:
-    """Return what a model is called in full: "vit_l_16" for "ViT-L"."""
+def canonical_name(name: str) -> str:
+    """Return the full name of a model: "vit_l_16" for "ViT-L"."""
     plain = name.lower().replace("-", "_")
     return name if ":" in name else SHORT_NAMES.get(plain, plain)
 
 
-def _net_plan(name: str) -> Plan:
+def _net_entry(name: str) -> ModelEntry:
     digits = name in DIGITS_NETS
     adapter = AdapterSpec(1, 8, (0.5,), (0.5,)) if digits else AdapterSpec(3, 32, *_CIFAR)
-    return Plan(name, lambda num_classes, _: NETS[name](num_classes), adapter)
+    return ModelEntry(name, lambda num_classes, _: NETS[name](num_classes), adapter)
 
 
-def _torchvision_plan(name: str, view_size: int) -> Plan:
+def _torchvision_entry(name: str, view_size: int) -> ModelEntry:
     import torchvision.models
 
     enum = torchvision.models.get_model_weights(name)
     pretrained = {}
     for member in sorted(enum, key=lambda member: member is not enum.DEFAULT):
-        file, made = Path(urlparse(member.url).path).name, member.transforms()
+        file, preset = Path(urlparse(member.url).path).name, member.transforms()
         # Published weights of these renormalise inside (transform_input): the same as this mean and std.
-        mean, std = _HALF if name in WITH_AUXILIARY_HEADS else (tuple(made.mean), tuple(made.std))
-        adapter = AdapterSpec(3, made.crop_size[0], mean, std, made.interpolation.value)
-        read = partial(downloaded, member.url, file)
+        mean, std = _HALF if name in WITH_AUXILIARY_HEADS else (tuple(preset.mean), tuple(preset.std))
+        adapter = AdapterSpec(3, preset.crop_size[0], mean, std, preset.interpolation.value)
+        read = partial(download_weights, member.url, file)
         pretrained[member.name] = Pretrained(len(member.meta["categories"]), adapter, read, file)
     adapter = pretrained[enum.DEFAULT.name].adapter
     smallest = max(enum.DEFAULT.meta["min_size"])
     if name == "maxvit_t":  # its windows fit 224 pixels and nothing near
         size = adapter.size
     elif name == "vit_h_14":
-        size = _fitted_size(view_size, adapter.size, unit=14, smallest=28)
+        size = _fit_size(view_size, adapter.size, unit=14, smallest=28)
     else:  # a smallest size of 224 is that of the weights, not of the architecture
-        size = _fitted_size(view_size, adapter.size, smallest=smallest if smallest < 224 else 32)
-    return Plan(name, partial(_torchvision_module, name), replace(adapter, size=size), pretrained)
+        size = _fit_size(view_size, adapter.size, smallest=smallest if smallest < 224 else 32)
+    return ModelEntry(name, partial(_build_torchvision, name), replace(adapter, size=size), pretrained)
 
 
-def _torchvision_module(name: str, num_classes: int, adapter: AdapterSpec) -> nn.Module:
+def _build_torchvision(name: str, num_classes: int, adapter: AdapterSpec) -> nn.Module:
     import torchvision.models
 
     options: dict[str, Any] = {}
@@ -141,7 +148,7 @@ def _torchvision_module(name: str, num_classes: int, adapter: AdapterSpec) -> nn
     return module
 
 
-def _timm_plan(name: str, view_size: int) -> Plan:
+def _timm_entry(name: str, view_size: int) -> ModelEntry:
     try:
         import timm
     except ImportError:
@@ -154,15 +161,15 @@ def _timm_plan(name: str, view_size: int) -> Plan:
     mean, std = tuple(config.mean), tuple(config.std)
     bicubic = config.interpolation == "bicubic"
     adapter = AdapterSpec(channels, height, mean, std, "bicubic" if bicubic else "bilinear")
-    size = height if config.fixed_input_size else _fitted_size(view_size, height)
+    size = height if config.fixed_input_size else _fit_size(view_size, height)
 
     def make(num_classes: int, _: AdapterSpec) -> nn.Module:
         module: nn.Module = timm.create_model(plain, pretrained=False, num_classes=num_classes)
         return module
 
-    def read() -> State:
+    def read() -> StateDict:
         try:
-            state: State = timm.create_model(plain, pretrained=True).state_dict()
+            state: StateDict = timm.create_model(plain, pretrained=True).state_dict()
         except Exception as error:  # the hub has errors of its own for each way of not being there
             advice = "give the weights with --weights FILE, or --weights random"
             raise WeightsError(f"cannot get the weights of {name}: {first_line(error)}; {advice}") from error
@@ -170,35 +177,35 @@ def _timm_plan(name: str, view_size: int) -> Plan:
 
     tag = config.tag or "default"
     published = {tag: Pretrained(config.num_classes, adapter, read)} if config.has_weights else {}
-    return Plan(name, make, replace(adapter, size=size), published)
+    return ModelEntry(name, make, replace(adapter, size=size), published)
 
 
-def _own_plan(name: str, num_classes: int, view_size: int, seed: int) -> Plan:
+def _own_entry(name: str, num_classes: int, view_size: int, seed: int) -> ModelEntry:
     function = load_callable(name)
     try:
         with seeded(seed):
-            made = function(num_classes=num_classes)
+            built = function(num_classes=num_classes)
     except Exception as error:
         raise OptionError(f"{name}(num_classes={num_classes}) failed: {first_line(error)}") from error
-    match made:
+    match built:
         case nn.Module():
-            module, adapter = made, AdapterSpec(3, _fitted_size(view_size, 224), *_IMAGENET)
+            module, adapter = built, AdapterSpec(3, _fit_size(view_size, 224), *_IMAGENET)
         case (nn.Module(), AdapterSpec()):
-            module, adapter = made
+            module, adapter = built
         case _:
-            found = type(made).__name__
+            found = type(built).__name__
             raise OptionError(f"{name} must return an nn.Module or (nn.Module, AdapterSpec), found {found}")
     own = {"own": Pretrained(num_classes, adapter, lambda: None)}
-    return Plan(name, lambda *_: module, adapter, own)
+    return ModelEntry(name, lambda *_: module, adapter, own)
 
 
-def _fitted_size(view_size: int, largest: int, *, unit: int = 32, smallest: int = 32) -> int:
+def _fit_size(view_size: int, largest: int, *, unit: int = 32, smallest: int = 32) -> int:
     return min(largest, -(-max(view_size, smallest) // unit) * unit)
 
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Make the CPU's RNG start at `seed`, and be afterwards as if nothing had happened.
+    """Seed the CPU's generator for a block of code, and restore its state afterwards.
 
     Raises:
         OptionError: torch takes no such seed.

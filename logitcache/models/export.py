@@ -27,11 +27,11 @@ from logitcache.models.weights import first_line
 from logitcache.versions import library_versions
 
 Format = Literal["onnx", "torchscript"]
-ABOUT = "logitcache"
+METADATA_KEY = "logitcache"
 TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order
 BATCHES = (1, 3)  # sizes to compare at
 
-Answers = Callable[[Tensor], Tensor]
+ViewsToLogits = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ExportReport(Spec):
     difference: float
 
 
-def export(model: Model, out: str | Path, format: Format = "onnx") -> ExportReport:
+def export_model(model: Model, out: str | Path, format: Format = "onnx") -> ExportReport:
     """Write a student to a file, after proof that the file answers as the student does.
 
     Args:
@@ -67,7 +67,7 @@ def export(model: Model, out: str | Path, format: Format = "onnx") -> ExportRepo
         MismatchError: the file answers otherwise.
         StorageError: the file cannot be written.
     """
-    format_named(format)
+    require_format(format)
     if (meant := _SUFFIXES.get(Path(out).suffix, format)) != format:
         raise OptionError(
             f"{out} is named as a file of {meant}, the format is {format}; give another --out or --format"
@@ -79,16 +79,16 @@ def export(model: Model, out: str | Path, format: Format = "onnx") -> ExportRepo
     student = ViewModel(replace(model, module=copy.deepcopy(model.module))).cpu().eval()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as aside, torch.no_grad():
-            answers = _FORMATS[format](student, _random_views(2, shape), aside, _about(model))
-            difference = max(_difference(student, answers, _random_views(n, shape)) for n in BATCHES)
+        with replacing(out) as temporary, torch.no_grad():
+            run = _FORMATS[format](student, _random_views(2, shape), temporary, _describe(model))
+            difference = max(_difference(student, run, _random_views(n, shape)) for n in BATCHES)
     except OSError as error:
         raise StorageError(f"cannot write {out}: {error.strerror or first_line(error)}") from error
     return ExportReport(str(out), format, out.stat().st_size, shape, model.num_classes, difference)
 
 
-def format_named(name: str) -> Format:
-    """Return the format called `name`, which can be written here.
+def require_format(name: str) -> Format:
+    """Return the format of that name, after checking that its packages are installed.
 
     Raises:
         OptionError: there is none, or the packages for it are not there.
@@ -106,10 +106,10 @@ def format_named(name: str) -> Format:
     return cast(Format, name)
 
 
-def _about(model: Model) -> str:
-    """What the file says of itself."""
+def _describe(model: Model) -> str:
+    """Describe the model and its input in JSON, for the file's metadata."""
     adapter = model.adapter
-    about = {
+    facts = {
         "name": model.name,
         "num_classes": model.num_classes,
         "input": {"dtype": "uint8", "shape": ["batch", adapter.channels, adapter.size, adapter.size]},
@@ -118,7 +118,7 @@ def _about(model: Model) -> str:
         "output": {"dtype": "float32", "shape": ["batch", model.num_classes]},
         "versions": library_versions(),
     }
-    return json.dumps(about)
+    return json.dumps(facts)
 
 
 def _random_views(count: int, shape: tuple[int, int, int]) -> Tensor:
@@ -126,11 +126,11 @@ def _random_views(count: int, shape: tuple[int, int, int]) -> Tensor:
     return torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=generator)
 
 
-def _difference(student: ViewModel, answers: Answers, views: Tensor) -> float:
+def _difference(student: ViewModel, run: ViewsToLogits, views: Tensor) -> float:
     expected = student(views)
     allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
     try:
-        largest = float((answers(views) - expected).abs().max())
+        largest = float((run(views) - expected).abs().max())
         fault = "" if largest <= allowed else f"off by {largest:.2g}"
     except Exception as error:  # a graph that takes no such batch, in the words of whatever runs it
         fault = first_line(error)
@@ -146,7 +146,7 @@ def _difference(student: ViewModel, answers: Answers, views: Tensor) -> float:
 # Formats: each writes the file and returns what the file answers ------------------------------------------
 
 
-def _onnx(student: ViewModel, views: Tensor, file: Path, about: str) -> Answers:
+def _onnx(student: ViewModel, views: Tensor, file: Path, metadata: str) -> ViewsToLogits:
     import onnxruntime
 
     batch = torch.export.Dim("batch", min=1)
@@ -158,22 +158,22 @@ def _onnx(student: ViewModel, views: Tensor, file: Path, about: str) -> Answers:
     except Exception as error:  # of dozens of classes, each for something that ONNX or the exporter lacks
         raise _inexpressible(student, "ONNX", error) from error
     assert program is not None
-    program.model.metadata_props[ABOUT] = about
+    program.model.metadata_props[METADATA_KEY] = metadata
     program.save(str(file), external_data=False)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     return lambda views: torch.from_numpy(session.run(None, {"views": views.numpy()})[0])
 
 
-def _torchscript(student: ViewModel, views: Tensor, file: Path, about: str) -> Answers:
+def _torchscript(student: ViewModel, views: Tensor, file: Path, metadata: str) -> ViewsToLogits:
     with warnings.catch_warnings(action="ignore"):  # of its age, and of branches: the comparison tells
         try:
             traced: Any = torch.jit.trace(student, (views,), check_trace=False)  # type: ignore[no-untyped-call]
         except Exception as error:  # likewise
             raise _inexpressible(student, "TorchScript", error) from error
-        written = BytesIO()  # torch's own writer ends the process where the disk is full
-        torch.jit.save(traced, written, _extra_files={f"{ABOUT}.json": about})
-        file.write_bytes(written.getbuffer())
-        loaded: Answers = torch.jit.load(str(file))  # type: ignore[no-untyped-call]
+        buffer = BytesIO()  # torch's own writer ends the process where the disk is full
+        torch.jit.save(traced, buffer, _extra_files={f"{METADATA_KEY}.json": metadata})
+        file.write_bytes(buffer.getbuffer())
+        loaded: ViewsToLogits = torch.jit.load(str(file))  # type: ignore[no-untyped-call]
     return loaded
 
 
@@ -182,7 +182,7 @@ def _inexpressible(student: ViewModel, format: str, error: Exception) -> OptionE
 
 
 _SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt": "torchscript", ".torchscript": "torchscript"}
-_FORMATS: dict[str, Callable[[ViewModel, Tensor, Path, str], Answers]] = {
+_FORMATS: dict[str, Callable[[ViewModel, Tensor, Path, str], ViewsToLogits]] = {
     "onnx": _onnx,
     "torchscript": _torchscript,
 }

@@ -25,7 +25,7 @@ class ViewModel(nn.Module):
     Args:
         model: with the input adapter that it wants.
         precision: of the forward pass, under autocast.
-        channels_last: images and weights in channels-last order; None: on CUDA.
+        channels_last: images and weights in channels-last memory format; None: on CUDA.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ViewModel(nn.Module):
         return logits.float()
 
     def on(self, device: torch.device) -> "ViewModel":
-        """Move to a device, and the weights into the order that the images will have."""
+        """Move to a device, and the weights into the memory format that the images will have."""
         self.to(device)
         return self.to(memory_format=torch.channels_last) if self._channels_last_on(device) else self
 
@@ -53,17 +53,17 @@ class ViewModel(nn.Module):
         return device.type == "cuda" if self.channels_last is None else self.channels_last
 
 
-class InPieces:
-    """Runs a model on batches, in pieces of half the size as often as the device's memory asks for it.
+class BatchHalver:
+    """Runs a model on batches; each time the device is out of memory, it halves how many views run at once.
 
     Args:
         model: what to run.
-        on_halved: called with a line that says so.
+        on_halved: called with a message each time.
     """
 
     def __init__(self, model: ViewModel, on_halved: Callable[[str], None] | None = None) -> None:
         self.model, self.on_halved = model, on_halved
-        self.most: int | None = None
+        self.limit: int | None = None
 
     def __call__(self, views: Tensor) -> Tensor:
         """(B, C, h, w) uint8 -> (B, num_classes) float32.
@@ -72,7 +72,7 @@ class InPieces:
             DeviceMemoryError: not even one view fits.
         """
         while True:
-            size = min(self.most or len(views), len(views))
+            size = min(self.limit or len(views), len(views))
             try:
                 return torch.cat([self.model(part) for part in torch.split(views, size)])
             except torch.OutOfMemoryError as error:
@@ -81,10 +81,10 @@ class InPieces:
                         f"one view of shape {tuple(views.shape[1:])} does not fit the memory of {views.device}; "
                         "take a smaller model or --precision bfloat16, or free the device"
                     ) from error
-                self.most = -(-size // 2)
+                self.limit = -(-size // 2)
             torch.cuda.empty_cache()  # outside the handler, which would keep the failed forward alive
             if self.on_halved:
-                self.on_halved(f"out of memory: the model now runs on {self.most} views at a time")
+                self.on_halved(f"out of memory: the model now runs on {self.limit} views at a time")
 
 
 def choose_device(name: str) -> torch.device:

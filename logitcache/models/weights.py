@@ -1,4 +1,4 @@
-"""Files of weights: read without ever unpickling an object, written whole, loaded with clear refusals.
+"""Files of weights: read without unpickling an object, written atomically, refused in one clear line.
 
 Safetensors, or a state dict as `torch.save` writes it, perhaps nested in a checkpoint.
 """
@@ -24,14 +24,14 @@ from logitcache.files import replacing
 from logitcache.format.identity import AdapterSpec
 from logitcache.format.spec import Spec
 
-State = Mapping[str, Tensor]
+StateDict = Mapping[str, Tensor]
 WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True)
-class Header(Spec):
-    """What a file of ours says of its weights: the model's name and class count, its input, how many heads."""
+class WeightsHeader(Spec):
+    """What a file written by `write_weights` says of itself: model name, class count, input, number of heads."""
 
     name: str
     num_classes: int
@@ -39,8 +39,8 @@ class Header(Spec):
     heads: int = 1
 
 
-def read_header(path: Path) -> Header | None:
-    """Read what a file of weights says of itself; None in files of others.
+def read_header(path: Path) -> WeightsHeader | None:
+    """Read the header of a file of weights; None where `write_weights` did not write it.
 
     Raises:
         WeightsError: the file, or its header, is damaged.
@@ -53,7 +53,7 @@ def read_header(path: Path) -> Header | None:
     except (OSError, safetensors.SafetensorError) as error:
         raise _unreadable(path, error) from error
     try:
-        return None if text is None else Header.from_dict(json.loads(text))
+        return None if text is None else WeightsHeader.from_dict(json.loads(text))
     except (ValueError, RecursionError, FormatError) as error:
         raise WeightsError(f"{path} has a damaged logitcache header: {first_line(error)}") from error
 
@@ -72,7 +72,7 @@ def count_weights(path: Path) -> int:
         raise _unreadable(path, error) from error
 
 
-def read_weights(path: Path) -> State:
+def read_weights(path: Path) -> StateDict:
     """Read a state dict.
 
     Raises:
@@ -81,7 +81,7 @@ def read_weights(path: Path) -> State:
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
 
 
-def write_weights(path: Path, state: State, header: Header) -> None:
+def write_weights(path: Path, state: StateDict, header: WeightsHeader) -> None:
     """Write a state dict as safetensors with a header; atomic and durable.
 
     Raises:
@@ -90,14 +90,14 @@ def write_weights(path: Path, state: State, header: Header) -> None:
     state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as aside:
-            about = {"logitcache": json.dumps(header.to_dict())}
-            safetensors.torch.save_file(state, aside, metadata=about)
+        with replacing(path) as temporary:
+            metadata = {"logitcache": json.dumps(header.to_dict())}
+            safetensors.torch.save_file(state, temporary, metadata=metadata)
     except (OSError, safetensors.SafetensorError) as error:
         raise StorageError(f"cannot write {path}: {first_line(error)}") from error
 
 
-def downloaded(url: str, file: str) -> State:
+def download_weights(url: str, file: str) -> StateDict:
     """Read published weights, downloaded into torch's hub folder unless they are there.
 
     Raises:
@@ -118,12 +118,12 @@ def downloaded(url: str, file: str) -> State:
 
 
 def load_weights(
-    name: str, module: nn.Module, state: State, where: str, num_classes: int, *, new_head: bool = False
+    name: str, module: nn.Module, state: StateDict, where: str, num_classes: int, *, new_head: bool = False
 ) -> bool:
-    """Put a state into a module, or say in one line why it does not fit.
+    """Load a state dict into a module, or say in one line why it does not fit.
 
     Returns:
-        Whether the module has kept its own head, as `new_head` lets it where the state's is for other classes.
+        Whether the module has kept its own head, which `new_head` allows where the state's is for other classes.
 
     Raises:
         WeightsError: names or shapes differ, the head is for other classes, or a tensor holds NaN.
@@ -133,7 +133,7 @@ def load_weights(
         state = {k: v for k, v in state.items() if not k.startswith(("aux", "AuxLogits."))}
     elif name.startswith("densenet"):  # published under the names of an older torchvision
         state = {re.sub(r"(norm|conv)\.([12]\.)", r"\1\2", k): v for k, v in state.items()}
-    expected, kept = module.state_dict(), list[str]()
+    expected, own_head = module.state_dict(), list[str]()
     # Batch norms older than their step counter do without it.
     state |= {k: v for k, v in expected.items() if k.endswith("num_batches_tracked") and k not in state}
     missing, unexpected = expected.keys() - state.keys(), state.keys() - expected.keys()
@@ -146,9 +146,9 @@ def load_weights(
     }
     if len(heads) == 1 and (head := heads.pop()) and not missing | unexpected:
         if not new_head:
-            raise WeightsError(other_head(where, head, num_classes))
-        kept, differing = differing, []
-        state |= {key: expected[key] for key in kept}
+            raise WeightsError(describe_head_mismatch(where, head, num_classes))
+        own_head, differing = differing, []
+        state |= {key: expected[key] for key in own_head}
     shapes = [f"{k} {tuple(state[k].shape)} for {tuple(expected[k].shape)}" for k in differing]
     problems = [
         f"{len(keys)} {what} ({', '.join(sorted(keys)[:3])}{', …' if len(keys) > 3 else ''})"
@@ -157,16 +157,16 @@ def load_weights(
     ]
     if problems:
         raise WeightsError(f"{where} does not fit {name}: {'; '.join(problems)}")
-    if spoilt := next((k for k, v in state.items() if v.is_floating_point() and v.isnan().any()), None):
-        raise WeightsError(f"{where} has NaN in {spoilt}; take an earlier checkpoint")
+    if key := next((k for k, v in state.items() if v.is_floating_point() and v.isnan().any()), None):
+        raise WeightsError(f"{where} has NaN in {key}; take an earlier checkpoint")
     with torch.no_grad():
         for key, value in expected.items():
             value.copy_(state[key])
-    return bool(kept)
+    return bool(own_head)
 
 
-def other_head(where: str, found: int, num_classes: int) -> str:
-    """Say that weights have a head for other classes."""
+def describe_head_mismatch(where: str, found: int, num_classes: int) -> str:
+    """Return the message for weights with a head for other classes."""
     advice = "give weights trained on this data set"
     return f"{where} has a head for {found} classes, the data set has {num_classes}; {advice}"
 
@@ -176,7 +176,7 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 
 
-def _read_safetensors(path: Path) -> State:
+def _read_safetensors(path: Path) -> StateDict:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -188,7 +188,7 @@ def _unreadable(path: Path, error: Exception) -> WeightsError:
     return WeightsError(f"{path} is no readable safetensors file: {first_line(error)}")
 
 
-def _read_torch(path: Path) -> State:
+def _read_torch(path: Path) -> StateDict:
     """Read a state dict, perhaps nested in a checkpoint; nothing but tensors, plain data and options is unpickled."""
     try:
         plain = torch.serialization.safe_globals([argparse.Namespace])

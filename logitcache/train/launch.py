@@ -14,9 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from logitcache.distributed import World
 from logitcache.errors import DataError, LogitCacheError, NotFoundError, OptionError, StudentsError
-from logitcache.models.build import NEW_HEAD, Model, build
-from logitcache.models.catalog import require_known
-from logitcache.models.export import export, format_named
+from logitcache.models.build import NEW_HEAD, Model, build_model
+from logitcache.models.catalog import require_known_model
+from logitcache.models.export import export_model, require_format
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
 from logitcache.stream.stream_inputs import StreamInputs
@@ -120,19 +120,19 @@ class TrainJob:
     def _check(self, *, resume: bool = False, **_: Any) -> None:
         """Refuse what would fail only after hours of training."""
         for format in self.exports:
-            format_named(format)
+            require_format(format)
         if resume and self.out is None:
             raise OptionError("--resume goes on with a run; name its folder with --out")
 
     def _open(self, world: World, on_line: OnLine) -> TrainSetup:
         for name in self.students:  # before all that takes longer
-            require_known(name)
+            require_known_model(name)
         stream = self.inputs.open(max(variant.config.epochs for variant in self.variants), world, on_line)
         size = max(stream.views.any_view().shape[1:])
         students = []
         for name in self.students:
             for variant in self.variants:
-                model = build(
+                model = build_model(
                     name,
                     num_classes=stream.num_classes,
                     view_size=size,
@@ -206,4 +206,4 @@ def _export(folder: str, formats: Iterable[str]) -> tuple[str, ...]:
     trained = TrainedStudent.find(folder)
     model = trained.build_model()
     files = {format: trained.file.with_suffix(f".{format}") for format in formats}
-    return tuple(export(model, file, format_named(format)).path for format, file in files.items())
+    return tuple(export_model(model, file, require_format(format)).path for format, file in files.items())

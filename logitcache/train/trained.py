@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from logitcache.errors import FormatError, NotFoundError, OptionError
 from logitcache.format.identity import RecipeSpec
-from logitcache.models.build import Model, build
+from logitcache.models.build import Model, build_model
 from logitcache.models.weights import read_header
 from logitcache.plugins import require_own
 from logitcache.train.run_folder import RunFolder
@@ -18,7 +18,7 @@ class TrainedStudent:
 
     Attributes:
         file: its weights.
-        name: of the architecture, as `models.build` takes it.
+        name: of the architecture, as `models.build.build_model` takes it.
         num_classes: C.
         data: what it was trained on, as `datasets.open_images` takes it.
         recipe: by which its training views were made.
@@ -102,7 +102,9 @@ class TrainedStudent:
                 f"{self.file} tells {classes} classes apart, --num-classes says {num_classes}; leave it out"
             )
         weights = str(self.file)
-        return build(name, num_classes=classes, view_size=view_size, weights=weights, input_size=input_size)
+        return build_model(
+            name, num_classes=classes, view_size=view_size, weights=weights, input_size=input_size
+        )
 
 
 def list_runs(folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from logitcache.audit.checkup import CheckupConfig, checkup, teacher_of
 from logitcache.audit.summary import summarize, view_size
 from logitcache.audit.verify import Problem
 from logitcache.errors import OptionError, UnknownNameError
-from logitcache.models.build import build, save_weights
+from logitcache.models.build import build_model, save_weights
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.store.local import LocalPlace
 from logitcache.store.shards import metadata_files, shard_files
@@ -33,7 +33,7 @@ def test_the_teacher_is_built_again_from_what_the_cache_says(tmp_path: Path) -> 
         (tmp_path / "w.safetensors", 0, tmp_path / "w.safetensors"),
     ):
         out = tmp_path / f"{seed}.zarr"
-        made = build("digits_small", num_classes=10, view_size=8, weights=str(weights), seed=seed)
+        made = build_model("digits_small", num_classes=10, view_size=8, weights=str(weights), seed=seed)
         dump_digits(out, 40, made, seeds=(0,))
         spec = CacheReader(out).spec
         spec = dataclasses.replace(spec, dataset=dataclasses.replace(spec.dataset, name="digits"))

@@ -16,7 +16,7 @@ from logitcache.audit.pictures import draw
 from logitcache.audit.stats import BINS, stats
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import IncompleteError, MismatchError
-from logitcache.models.build import build
+from logitcache.models.build import build_model
 from logitcache.store import CacheReader
 from logitcache.teacher.cached import CachedTeacher
 from logitcache.units import share
@@ -85,7 +85,7 @@ def test_without_labels_the_top_class_stands_for_the_label(cache: CacheReader) -
 def test_samples_without_a_teacher_do_not_count(tmp_path: Path) -> None:
     images = open_images(f"imagefolder:{picture_folder(tmp_path / 'pictures', bad=3)}")
     config = DumpConfig(seeds=(0,), top_k=2, workers=0, precision="float32", on_bad_image="skip")
-    teacher = build("digits_tiny", num_classes=2, view_size=8, weights="random")
+    teacher = build_model("digits_tiny", num_classes=2, view_size=8, weights="random")
     dump(tmp_path / "c.zarr", images, RECIPE, teacher, config)
     found = stats(CacheReader(tmp_path / "c.zarr"), images, most=len(images))
     assert found.seeds[0].views == len(images) - 1
@@ -137,7 +137,7 @@ def test_a_caches_word_opens_no_images(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     images = open_images(f"imagefolder:{picture_folder(Path('pictures'))}")
     config = DumpConfig(seeds=(0,), top_k=2, workers=0, precision="float32")
-    teacher = build("digits_tiny", num_classes=2, view_size=8, weights="random")
+    teacher = build_model("digits_tiny", num_classes=2, view_size=8, weights="random")
     dump("c.zarr", images, RECIPE, teacher, config)
     told = CliRunner().invoke(app, ["stats", "c.zarr"])
     assert told.exit_code == 0

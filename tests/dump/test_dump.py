@@ -31,7 +31,7 @@ from logitcache.errors import (
     OptionError,
 )
 from logitcache.format.identity import StepSpec
-from logitcache.models.build import build
+from logitcache.models.build import build_model
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.stream.stream import Stream
@@ -236,7 +236,7 @@ def test_logits_that_are_not_finite_stop_the_run_and_name_the_image(tmp_path: Pa
 
 def test_a_bad_image_stops_the_run_or_is_marked(tmp_path: Path) -> None:
     images = open_images(f"imagefolder:{picture_folder(tmp_path / 'pets', bad=3)}")
-    teacher = build("resnet20", num_classes=2, view_size=32, weights="random")
+    teacher = build_model("resnet20", num_classes=2, view_size=32, weights="random")
     out, recipe = tmp_path / "c.zarr", recipe_named("imagenet@32")
     config = DumpConfig(seeds=(0,), top_k=2, batch_size=4, workers=0)
     with pytest.raises(DataError, match=r"cat/3\.jpg does not decode"):
@@ -253,7 +253,7 @@ def test_a_bad_image_stops_the_run_or_is_marked(tmp_path: Path) -> None:
 def test_bad_images_anywhere_are_marked_and_change_no_other_sample(bad, workers: int, tmp_path: Path) -> None:
     root = picture_folder(tmp_path / "pets")
     images = open_images(f"imagefolder:{root}")
-    teacher = build("resnet20", num_classes=2, view_size=32, weights="random")
+    teacher = build_model("resnet20", num_classes=2, view_size=32, weights="random")
     recipe = recipe_named("imagenet@32")
     settings: dict[str, object] = {"seeds": (0, 1), "top_k": 1, "batch_size": 4, "shard_samples": 4}
     settings |= {"workers": workers, "seeds_per_pass": 2, "on_bad_image": "skip"}
@@ -437,7 +437,8 @@ def test_of_mixed_views_nobody_says_how_often_the_teacher_is_right(tmp_path: Pat
 
 def test_a_cache_of_another_input_size_says_how_to_go_on(tmp_path: Path) -> None:
     small, large = (
-        build("resnet18", num_classes=10, view_size=8, weights="random", input_size=size) for size in (32, 48)
+        build_model("resnet18", num_classes=10, view_size=8, weights="random", input_size=size)
+        for size in (32, 48)
     )
     dump_digits(tmp_path / "c.zarr", 20, small)
     with pytest.raises(MismatchError, match="give --input-size 32 to go on with it"):

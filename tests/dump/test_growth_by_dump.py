@@ -17,7 +17,7 @@ from small_caches import files_of
 from logitcache.dump.filler import ViewsDone
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import DataError, MismatchError
-from logitcache.models.build import build
+from logitcache.models.build import build_model
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
 from logitcache.views.alignment import OrderedImages, in_cache_order
@@ -144,7 +144,7 @@ def test_a_grown_cache_is_gone_on_with_without_saying_so_again(grown: Path, tmp_
 def test_a_growth_that_stopped_goes_on(grown: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(grown / "old.zarr", tmp_path / "c.zarr"))
     images = folder_images(grown / "pets")
-    teacher = build("digits_small", num_classes=2, view_size=8, weights="random")
+    teacher = build_model("digits_small", num_classes=2, view_size=8, weights="random")
     config = DumpConfig((0, 1), 1, batch_size=1, workers=0, grow=True)
 
     def stop(views: ViewsDone) -> None:
@@ -178,7 +178,7 @@ def test_another_class_is_refused_by_name(grown: Path, tmp_path: Path) -> None:
     pets = paint(Path(shutil.copytree(grown / "pets", tmp_path / "pets")), NEW, ("bird",))
     with pytest.raises(MismatchError, match=r"dataset\.num_classes.*the classes of a cache cannot change"):
         Stream.from_cache(grown / "old.zarr", folder_images(pets))
-    teacher = build("digits_small", num_classes=3, view_size=8, weights="random")
+    teacher = build_model("digits_small", num_classes=3, view_size=8, weights="random")
     config = DumpConfig((0,), 1, batch_size=1, workers=0, grow=True)
     with pytest.raises(MismatchError, match=r"dataset\.num_classes: expected 3, found 2"):
         dump(grown / "old.zarr", folder_images(pets), recipe_named("center@8"), teacher, config)

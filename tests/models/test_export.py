@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from logitcache.errors import MismatchError, OptionError, StorageError
 from logitcache.format.identity import AdapterSpec
-from logitcache.models.build import Model, build
-from logitcache.models.export import export
+from logitcache.models.build import Model, build_model
+from logitcache.models.export import export_model
 from logitcache.models.forward import ViewModel
 from logitcache.models.nets import HeadMixing
 
@@ -24,7 +24,7 @@ FORMATS = ("onnx", "torchscript")
 
 
 def a_student(heads: int = 1) -> Model:
-    model = build("digits_tiny", num_classes=10, view_size=8, weights="random", heads=heads)
+    model = build_model("digits_tiny", num_classes=10, view_size=8, weights="random", heads=heads)
     if heads == 2:
         model.module.mixing = HeadMixing(0.3, 0.7)
     return model
@@ -57,7 +57,7 @@ def test_a_file_answers_as_the_student_does_at_any_batch_size(
     tmp_path: Path, format: str, heads: int
 ) -> None:
     student, file = a_student(heads), tmp_path / "new" / "student"
-    report = export(student, file, format)
+    report = export_model(student, file, format)
     assert student.module.training
     assert (report.input, report.num_classes, report.bytes) == ((1, 8, 8), 10, file.stat().st_size)
     for n in (1, 2, 9):
@@ -87,25 +87,25 @@ def test_a_file_that_would_answer_otherwise_is_not_kept(tmp_path: Path, format: 
     model = Model("own", Counting(), AdapterSpec(1, 8, (0.5,), (0.5,)), 10, "own")
     (tmp_path / "file").write_bytes(b"the one before")
     with pytest.raises((MismatchError, OptionError), match=r"not answer as the student|cannot be exported"):
-        export(model, tmp_path / "file", format)
+        export_model(model, tmp_path / "file", format)
     assert (tmp_path / "file").read_bytes() == b"the one before"
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_what_keeps_an_export_from_being_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OptionError, match="formats are onnx, torchscript"):
-        export(a_student(), tmp_path / "f", "tflite")  # type: ignore[arg-type]
+        export_model(a_student(), tmp_path / "f", "tflite")  # type: ignore[arg-type]
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="cannot write"):
-        export(a_student(), tmp_path / "file" / "f", "torchscript")
+        export_model(a_student(), tmp_path / "file" / "f", "torchscript")
     with pytest.raises(OptionError, match="is a folder; name the file to write"):
-        export(a_student(), tmp_path, "torchscript")
+        export_model(a_student(), tmp_path, "torchscript")
     for name, format in (("f.onnx", "torchscript"), ("f.pt", "onnx"), ("f.torchscript", "onnx")):
         with pytest.raises(OptionError, match="is named as a file of"):
-            export(a_student(), tmp_path / name, format)  # type: ignore[arg-type]
+            export_model(a_student(), tmp_path / name, format)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(OptionError, match=r"pip install 'logitcache\[onnx\]'"):
-        export(a_student(), tmp_path / "f")
+        export_model(a_student(), tmp_path / "f")
 
 
 def test_export_by_command(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_training_exports_the_best_weights(tmp_path: Path) -> None:
     assert report["exported"] == ["run/best.torchscript"]
     found, about = read_torchscript(tmp_path / "run" / "best.torchscript", some_views(3))
     weights = str(tmp_path / "run" / "best.safetensors")
-    student = ViewModel(build("digits_tiny", num_classes=10, view_size=8, weights=weights)).eval()
+    student = ViewModel(build_model("digits_tiny", num_classes=10, view_size=8, weights=weights)).eval()
     np.testing.assert_allclose(found, student(some_views(3)).detach(), rtol=1e-4, atol=1e-5)
     assert json.loads(about)["name"] == "digits_tiny"
     assert "formats are onnx, torchscript, found 'tflite'" in fails(

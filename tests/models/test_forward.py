@@ -10,8 +10,8 @@ from small import few_digits
 
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import DeviceMemoryError, MismatchError
-from logitcache.models.build import Model, build
-from logitcache.models.forward import InPieces, ViewModel
+from logitcache.models.build import Model, build_model
+from logitcache.models.forward import BatchHalver, ViewModel
 from logitcache.store import CacheReader
 from logitcache.teacher.cached import CachedTeacher
 
@@ -37,7 +37,7 @@ def short_of_memory(most: int) -> Model:
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(most: int, expected: int) -> None:
     views = few_digits(50).images
     said: list[str] = []
-    run = InPieces(ViewModel(short_of_memory(most)).eval(), said.append)
+    run = BatchHalver(ViewModel(short_of_memory(most)).eval(), said.append)
     with torch.inference_mode():
         logits = run(views)
         torch.testing.assert_close(logits, ViewModel(a_teacher()).eval()(views))
@@ -45,7 +45,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(most: int, expected: 
         run(views[:20])
         run(views)
     assert len(said) == before  # what was learned is kept
-    assert (run.most or 50) == expected
+    assert (run.limit or 50) == expected
     assert all("views at a time" in line for line in said)
     assert bool(said) == (most < 50)
 
@@ -54,7 +54,7 @@ def test_one_view_that_does_not_fit_is_an_error_in_one_line() -> None:
     with pytest.raises(
         DeviceMemoryError, match=r"one view of shape \(1, 8, 8\) does not fit the memory of cpu"
     ):
-        InPieces(ViewModel(short_of_memory(0)).eval())(few_digits(4).images)
+        BatchHalver(ViewModel(short_of_memory(0)).eval())(few_digits(4).images)
 
 
 def test_a_dump_whose_batches_do_not_fit_says_so_and_stores_the_same(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_dump_whose_batches_do_not_fit_says_so_and_stores_the_same(tmp_path: P
 
 
 def test_a_teacher_of_other_classes_than_the_images_is_refused(tmp_path: Path) -> None:
-    teacher = build("digits_tiny", num_classes=7, view_size=8, weights="random")
+    teacher = build_model("digits_tiny", num_classes=7, view_size=8, weights="random")
     with pytest.raises(MismatchError, match="number of classes: expected 10, found 7"):
         dump(tmp_path / "c.zarr", few_digits(), RECIPE, teacher, DumpConfig(seeds=(0,), workers=0))
     assert not (tmp_path / "c.zarr").exists()

@@ -9,7 +9,7 @@ from command import fails, succeeds
 from small import few_digits
 
 from logitcache.errors import OptionError
-from logitcache.models.build import build, save_weights
+from logitcache.models.build import build_model, save_weights
 from logitcache.train.trained import TrainedStudent
 
 SIZES = {
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A state dict of each network, which does not say at what size it sees."""
     folder = tmp_path_factory.mktemp("files")
     for name in SIZES:
-        module = build(name, num_classes=10, view_size=40, weights="random").module
+        module = build_model(name, num_classes=10, view_size=40, weights="random").module
         torch.save(module.state_dict(), folder / f"{name}.pth")
     return folder
 
@@ -82,10 +82,10 @@ def test_a_run_keeps_the_size_that_it_was_trained_at_and_goes_on_at_no_other(fol
 
 
 def test_files_of_ours_say_their_size_and_others_must_be_told(tmp_path: Path) -> None:
-    model = build("resnet18", num_classes=10, view_size=40, weights="random")
+    model = build_model("resnet18", num_classes=10, view_size=40, weights="random")
     save_weights(tmp_path / "ours.safetensors", model)
     torch.save(model.module.state_dict(), tmp_path / "theirs.pth")
     settings = {"num_classes": 10, "view_size": None}
-    assert build("resnet18", weights=str(tmp_path / "ours.safetensors"), **settings).adapter.size == 64
+    assert build_model("resnet18", weights=str(tmp_path / "ours.safetensors"), **settings).adapter.size == 64
     with pytest.raises(OptionError, match=r"theirs\.pth does not say at what size resnet18 sees"):
-        build("resnet18", weights=str(tmp_path / "theirs.pth"), **settings)
+        build_model("resnet18", weights=str(tmp_path / "theirs.pth"), **settings)

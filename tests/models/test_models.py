@@ -10,14 +10,14 @@ from torchvision.transforms import v2
 
 from logitcache.errors import DataError, OptionError, UnknownNameError, WeightsError
 from logitcache.format.identity import AdapterSpec
-from logitcache.models.build import InputAdapter, build
-from logitcache.models.catalog import SHORT_NAMES, names
+from logitcache.models.build import InputAdapter, build_model
+from logitcache.models.catalog import SHORT_NAMES, list_models
 
 # Names ----------------------------------------------------------------------------------------------------
 
 
 def test_names_are_sorted_unique_and_hold_every_target_of_a_short_name():
-    known = names()
+    known = list_models()
     assert known == sorted(set(known))
     assert {"resnet18", "vit_l_16", "resnet8x4", "digits_teacher"} <= set(known)
     assert set(SHORT_NAMES.values()) <= set(known)
@@ -25,7 +25,9 @@ def test_names_are_sorted_unique_and_hold_every_target_of_a_short_name():
 
 
 def test_a_short_name_is_the_long_one():
-    short, long = (build(n, num_classes=3, view_size=8) for n in ("mobilenet_v3_s", "mobilenet_v3_small"))
+    short, long = (
+        build_model(n, num_classes=3, view_size=8) for n in ("mobilenet_v3_s", "mobilenet_v3_small")
+    )
     assert short.name == long.name == "mobilenet_v3_small"
     assert short.weights_sha256 == long.weights_sha256
 
@@ -80,7 +82,7 @@ def test_the_digest_sees_values_names_shapes_and_dtypes_but_not_memory_format():
     ],
 )
 def test_random_models_take_an_input_fitted_to_the_views(name, view_size, size):
-    model = build(name, num_classes=4, view_size=view_size)
+    model = build_model(name, num_classes=4, view_size=view_size)
     assert model.adapter.size == size
     views = torch.randint(0, 256, (2, 1, view_size, view_size), dtype=torch.uint8)
     assert logits(model, views).shape == (2, 4)
@@ -88,7 +90,7 @@ def test_random_models_take_an_input_fitted_to_the_views(name, view_size, size):
 
 def test_without_pretrained_weights_auto_is_random_and_default_is_an_error():
     assert tiny(weights="auto").weights == "random:0"
-    assert build("resnet18", num_classes=10, view_size=8).weights == "random:0"
+    assert build_model("resnet18", num_classes=10, view_size=8).weights == "random:0"
     refused(WeightsError, "no pretrained weights", weights="default")
 
 
@@ -119,7 +121,7 @@ def test_published_weights_bring_their_adapter_and_their_values(hub):
     hub.mkdir()
     theirs = torchvision.models.resnet18(weights=None)
     torch.save(theirs.state_dict(), hub / "resnet18-f37072fd.pth")
-    model = build("resnet18", num_classes=1000, view_size=8)
+    model = build_model("resnet18", num_classes=1000, view_size=8)
     made = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
     assert model.weights == "IMAGENET1K_V1"
     assert model.adapter.size == made.crop_size[0]
@@ -134,7 +136,7 @@ def test_googlenets_renormalisation_is_in_the_adapter(hub):
     hub.mkdir()
     theirs = torchvision.models.googlenet(weights=None, init_weights=False, transform_input=True)
     torch.save(theirs.state_dict(), hub / "googlenet-1378be20.pth")
-    model = build("googlenet", num_classes=1000, view_size=8)
+    model = build_model("googlenet", num_classes=1000, view_size=8)
     made = torchvision.models.GoogLeNet_Weights.DEFAULT.transforms()
     image = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
     with torch.no_grad():

@@ -13,16 +13,16 @@ import torchvision.models
 from building import refused, tiny
 
 from logitcache.errors import NotFoundError, OptionError, StorageError, WeightsError
-from logitcache.models.build import build, save_weights
+from logitcache.models.build import build_model, save_weights
 
 
 @pytest.mark.parametrize("name", ["digits_tiny", "resnet8", "vit_b"])
 def test_saved_weights_give_the_same_model_again(tmp_path, name):
-    model = build(name, num_classes=6, view_size=40, seed=5)
+    model = build_model(name, num_classes=6, view_size=40, seed=5)
     path = tmp_path / "new" / "w.safetensors"
     save_weights(path, model)
     assert os.listdir(path.parent) == ["w.safetensors"]
-    again = build(name, num_classes=6, view_size=8, weights=str(path))
+    again = build_model(name, num_classes=6, view_size=8, weights=str(path))
     assert again.weights == "file:w.safetensors"
     assert (again.weights_sha256, again.adapter) == (model.weights_sha256, model.adapter)
 
@@ -71,20 +71,20 @@ def test_a_plain_file_sees_the_views_as_they_are_or_as_it_is_told(tmp_path):
     torch.save({"model": theirs.state_dict()}, path)
 
     def size(view_size, **options):
-        made = build("resnet18", num_classes=10, view_size=view_size, weights=str(path), **options)
+        made = build_model("resnet18", num_classes=10, view_size=view_size, weights=str(path), **options)
         return made.adapter.size
 
     assert (size(64), size(96), size(224)) == (64, 96, 224)
     assert size(64, input_size=160) == 160
-    kept = build("resnet18", num_classes=10, view_size=96, weights=str(path))
+    kept = build_model("resnet18", num_classes=10, view_size=96, weights=str(path))
     save_weights(tmp_path / "kept.safetensors", kept)
-    again = build("resnet18", num_classes=10, view_size=64, weights=str(tmp_path / "kept.safetensors"))
+    again = build_model("resnet18", num_classes=10, view_size=64, weights=str(tmp_path / "kept.safetensors"))
     assert again.adapter.size == 96  # its file says what it was made for
 
 
 def test_an_input_size_that_a_network_cannot_take_is_refused():
     with pytest.raises(OptionError, match="vit_b_32 does not take 50 pixels"):
-        build("vit_b_32", num_classes=10, view_size=64, weights="random", input_size=50)
+        build_model("vit_b_32", num_classes=10, view_size=64, weights="random", input_size=50)
 
 
 def test_a_checkpoint_without_weights_says_what_it_has(tmp_path):
@@ -195,16 +195,16 @@ def test_safetensors_of_others_need_no_header(tmp_path):
 
 
 def test_a_new_head_stands_on_the_weights_body_and_is_drawn_from_the_seed(tmp_path):
-    trained = build("digits_small", num_classes=10, view_size=8, weights="random", seed=3)
+    trained = build_model("digits_small", num_classes=10, view_size=8, weights="random", seed=3)
     save_weights(tmp_path / "w.safetensors", trained)
     torch.save(trained.module.state_dict(), tmp_path / "w.pth")
     for file in ("w.safetensors", "w.pth"):
         options = {"num_classes": 7, "view_size": 8, "weights": str(tmp_path / file), "seed": 5}
         with pytest.raises(WeightsError, match="head for 10 classes"):
-            build("digits_small", **options)
-        model = build("digits_small", **options, new_head=True)
+            build_model("digits_small", **options)
+        model = build_model("digits_small", **options, new_head=True)
         assert model.weights == f"file:{file} with a new head"
-        fresh = build(
+        fresh = build_model(
             "digits_small", num_classes=7, view_size=8, weights="random", seed=5
         ).module.state_dict()
         old, found = trained.module.state_dict(), model.module.state_dict()
@@ -215,7 +215,9 @@ def test_a_new_head_stands_on_the_weights_body_and_is_drawn_from_the_seed(tmp_pa
 
 
 def test_a_new_head_makes_up_for_nothing_else(tmp_path):
-    other = build("digits_tiny", num_classes=10, view_size=8, weights="random").module.state_dict()
+    other = build_model("digits_tiny", num_classes=10, view_size=8, weights="random").module.state_dict()
     torch.save(other, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match="does not fit digits_small"):
-        build("digits_small", num_classes=7, view_size=8, weights=str(tmp_path / "w.pth"), new_head=True)
+        build_model(
+            "digits_small", num_classes=7, view_size=8, weights=str(tmp_path / "w.pth"), new_head=True
+        )

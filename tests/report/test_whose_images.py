@@ -14,7 +14,7 @@ from reports import EVIL, EVIL_CLASS, Page
 from small import few_digits
 
 from logitcache.dump.job import DumpConfig, dump
-from logitcache.models.build import build
+from logitcache.models.build import build_model
 from logitcache.report.page import POLICY
 from logitcache.views.datasets import ArrayImages, open_images
 from logitcache.views.recipes import recipe_named
@@ -31,7 +31,7 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for split in ("train", "val"):
             (Path("pets") / split / "cat").rename(Path("pets") / split / EVIL_CLASS)
         for cache, name, classes in (("pets", "imagefolder:pets", 2), ("secret", "folder:secret", 1000)):
-            teacher = build("digits_tiny", num_classes=classes, view_size=8, weights="random")
+            teacher = build_model("digits_tiny", num_classes=classes, view_size=8, weights="random")
             dump(f"{cache}.zarr", open_images(name), recipe_named("center@8"), teacher, config)
         images = few_digits(300)
         own = ArrayImages("boom:go", "train", images.images, images.labels, 10, "digits")
@@ -79,7 +79,7 @@ def test_names_from_caches_and_images_stay_text(gallery: Path, tmp_path: Path) -
     with contextlib.chdir(gallery):
         images = open_images("imagefolder:pets")
         images.name = f"folder:{EVIL[:-2]}"
-        teacher = build("digits_tiny", num_classes=2, view_size=8, weights="random")
+        teacher = build_model("digits_tiny", num_classes=2, view_size=8, weights="random")
         config = DumpConfig(seeds=(0,), top_k=2, workers=0, precision="float32")
         dump(tmp_path / EVIL_CLASS, images, recipe_named("center@8"), teacher, config)
     words = ("report", tmp_path / EVIL_CLASS, "--out", tmp_path / "r.html")

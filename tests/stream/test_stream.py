@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from logitcache.distributed import World
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import ImageError, IncompleteError, MismatchError, OptionError, StorageError
-from logitcache.models.build import Model, build
+from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.stream.sampler import PairSampler
@@ -42,7 +42,7 @@ def images_of(kind: type[ArrayImages] = ArrayImages) -> ArrayImages:
 
 @pytest.fixture(scope="module")
 def teacher() -> Model:
-    return build("digits_tiny", num_classes=10, view_size=8, weights="random", seed=1)
+    return build_model("digits_tiny", num_classes=10, view_size=8, weights="random", seed=1)
 
 
 @pytest.fixture(scope="module")

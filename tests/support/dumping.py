@@ -8,7 +8,7 @@ from small import few_digits
 
 from logitcache.dump.job import DumpConfig, DumpReport, dump
 from logitcache.format.identity import RecipeSpec
-from logitcache.models.build import Model, build
+from logitcache.models.build import Model, build_model
 from logitcache.store import CacheReader
 from logitcache.views.datasets import Images
 from logitcache.views.recipes import recipe_named
@@ -17,7 +17,7 @@ RECIPE = recipe_named("digits")
 
 
 def a_teacher(seed: int = 0) -> Model:
-    return build("digits_small", num_classes=10, view_size=8, weights="random", seed=seed)
+    return build_model("digits_small", num_classes=10, view_size=8, weights="random", seed=seed)
 
 
 def dump_digits(

@@ -9,7 +9,7 @@ from PIL import Image
 from small_caches import SMALL, fill
 
 from logitcache.dump.job import DumpConfig, dump
-from logitcache.models.build import build
+from logitcache.models.build import build_model
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.views.datasets import Images, open_images
 from logitcache.views.recipes import recipe_named
@@ -50,7 +50,7 @@ def folder_images(root: Path) -> Images:
 
 def dump_folder(out: Path, images: Images, recipe: str = "center@8", **options: Any) -> None:
     """Batches of one, so that a sample's numbers are its own whatever shard it is in."""
-    teacher = build("digits_small", num_classes=2, view_size=8, weights="random")
+    teacher = build_model("digits_small", num_classes=2, view_size=8, weights="random")
     settings = {"seeds": (0, 1), "top_k": 1, "batch_size": 1, "shard_samples": 4, "workers": 0, **options}
     dump(out, images, recipe_named(recipe), teacher, DumpConfig(**settings))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from logitcache.format.identity import AdapterSpec
-from logitcache.models.build import build
+from logitcache.models.build import build_model
 
 FLAG = "LOGITCACHE_TEST_FLAG"
 
@@ -32,17 +32,17 @@ class _Fatal(nn.Module):
 
 
 def fatal(num_classes: int) -> tuple[nn.Module, AdapterSpec]:
-    model = build("digits_small", num_classes=num_classes, view_size=8, weights="random")
+    model = build_model("digits_small", num_classes=num_classes, view_size=8, weights="random")
     return _Fatal(model.module, once=True), model.adapter
 
 
 def deadly(num_classes: int) -> tuple[nn.Module, AdapterSpec]:
-    model = build("digits_small", num_classes=num_classes, view_size=8, weights="random")
+    model = build_model("digits_small", num_classes=num_classes, view_size=8, weights="random")
     return _Fatal(model.module, once=False), model.adapter
 
 
 def infinite(num_classes: int) -> tuple[nn.Module, AdapterSpec]:
-    model = build("digits_small", num_classes=num_classes, view_size=8, weights="random")
+    model = build_model("digits_small", num_classes=num_classes, view_size=8, weights="random")
     module = model.module
     last = next(m for m in reversed(list(module.modules())) if isinstance(m, nn.Linear))
     with torch.no_grad():

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from logitcache.format.identity import AdapterSpec
 from logitcache.losses import Objective
-from logitcache.models.build import Model, build
+from logitcache.models.build import Model, build_model
 from logitcache.train.config import TrainConfig
 from logitcache.train.learner import Run
 
@@ -19,7 +19,7 @@ CONFIG = TrainConfig(epochs=3, lr=0.1, seed=5)
 
 
 def a_run(out: Path, loss: str = "cmkd", config: TrainConfig = CONFIG, student: str = "digits_tiny") -> Run:
-    model = build(student, num_classes=10, view_size=8, weights="random", seed=config.seed)
+    model = build_model(student, num_classes=10, view_size=8, weights="random", seed=config.seed)
     return Run(out, model, Objective.parse(loss), config)
 
 

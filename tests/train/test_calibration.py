@@ -15,7 +15,7 @@ from small import few_digits
 from training import CONFIG
 
 from logitcache.losses import Objective
-from logitcache.models.build import build
+from logitcache.models.build import build_model
 from logitcache.models.forward import ViewModel
 from logitcache.report.page import report
 from logitcache.stream.stream import Stream
@@ -50,7 +50,7 @@ def test_it_round_trips_and_adds_up_as_if_counted_together(first: int, second: i
 def test_a_run_keeps_that_of_its_last_epoch(tmp_path: Path) -> None:
     dump_digits(tmp_path / "c.zarr", n=64)
     stream = Stream.from_cache(tmp_path / "c.zarr", few_digits(64), batch_size=32, workers=0)
-    student = build("digits_tiny", num_classes=10, view_size=8, weights="random")
+    student = build_model("digits_tiny", num_classes=10, view_size=8, weights="random")
     evaluation = Evaluation(few_digits(50, "test"), recipe_named("identity"))
     run = Run(tmp_path / "run", student, Objective.parse("kd"), dataclasses.replace(CONFIG, epochs=2))
     train([run], stream, evaluation)

@@ -18,7 +18,7 @@ from training import Perceptron, perceptron
 
 from logitcache.errors import DeviceMemoryError, OptionError, UnknownNameError
 from logitcache.losses import Objective
-from logitcache.models.build import Model, build
+from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel
 from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.teacher.live import LiveTeacher
@@ -34,7 +34,7 @@ PLAIN = TrainConfig(epochs=2, lr=0.1, warmup_epochs=0.5)
 
 
 def tiny() -> Model:
-    return build("digits_tiny", num_classes=10, view_size=8, weights="random", seed=1)
+    return build_model("digits_tiny", num_classes=10, view_size=8, weights="random", seed=1)
 
 
 def digits_stream(**options: Any) -> Stream:

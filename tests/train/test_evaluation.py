@@ -23,7 +23,7 @@ from torch.utils.data import TensorDataset
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from logitcache.errors import DataError, IncompleteError, MismatchError, NonFiniteError
-from logitcache.models.build import Model, build
+from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
@@ -109,7 +109,7 @@ def test_a_report_says_what_a_model_costs_and_confuses(monkeypatch: pytest.Monke
     monkeypatch.setattr("logitcache.train.evaluation.time_forward", lambda model, views: 0.25)
     images = few_digits(70, "test")
     evaluation = Evaluation(images, IDENTITY, batch_size=32)
-    student = build("digits_tiny", num_classes=10, view_size=8, weights="random")
+    student = build_model("digits_tiny", num_classes=10, view_size=8, weights="random")
     report = evaluate(ViewModel(student), evaluation, 10)
     assert report.parameters == sum(p.numel() for p in student.module.parameters())
     with torch.no_grad():
@@ -134,7 +134,7 @@ def test_operations_of_a_linear_layer_are_two_for_each_weight() -> None:
     "name", ["resnet18", "mobilenet_v3_small", "convnext_tiny", "vit_b_16", "vit_b_32", "swin_t"]
 )
 def test_operations_are_those_that_torchvision_states(name: str) -> None:
-    student = ViewModel(build(name, num_classes=1000, view_size=224, weights="random")).eval()
+    student = ViewModel(build_model(name, num_classes=1000, view_size=224, weights="random")).eval()
     stated = torchvision.models.get_model_weights(name).DEFAULT.meta["_ops"]
     counted = count_flops(student, torch.zeros(1, 3, 224, 224, dtype=torch.uint8)) / 2e9
     assert counted == pytest.approx(stated, abs=0.001)  # 1e9 multiplications and additions, to three digits
@@ -185,18 +185,18 @@ def test_what_cannot_be_evaluated_is_refused() -> None:
         Evaluation(blank, IDENTITY)
     with pytest.raises(DataError, match="none is left to evaluate on"):
         Evaluation.for_stream(Stream.plain(images, RECIPE, seeds=(0,), workers=0))
-    other = build("digits_tiny", num_classes=7, view_size=8, weights="random")
+    other = build_model("digits_tiny", num_classes=7, view_size=8, weights="random")
     with pytest.raises(MismatchError, match="number of classes: expected 10, found 7"):
         evaluate(ViewModel(other), Evaluation(images, IDENTITY), 7)
     with pytest.raises(MismatchError, match="number of classes: expected 10, found 7"):
         Evaluation(images, IDENTITY).run([ViewModel(other)])
-    larger = build("digits_tiny", num_classes=12, view_size=8, weights="random")
+    larger = build_model("digits_tiny", num_classes=12, view_size=8, weights="random")
     with pytest.raises(MismatchError, match="number of classes: expected 10, found 12"):
         evaluate(ViewModel(larger), Evaluation(images, IDENTITY), 12)
     bare = images_of(TensorDataset(images.images, torch.from_numpy(images.labels.clip(max=8))), "own", "test")
-    ten = build("digits_tiny", num_classes=10, view_size=8, weights="random")
+    ten = build_model("digits_tiny", num_classes=10, view_size=8, weights="random")
     assert evaluate(ViewModel(ten), Evaluation(bare, IDENTITY), 10).images == 20
-    spoilt = build("digits_tiny", num_classes=10, view_size=8, weights="random")
+    spoilt = build_model("digits_tiny", num_classes=10, view_size=8, weights="random")
     with torch.no_grad():
         next(spoilt.module.parameters()).fill_(math.nan)
     with pytest.raises(NonFiniteError, match="NaN or infinity"):
@@ -256,7 +256,7 @@ def test_a_cache_of_other_views_is_refused(tmp_path: Path) -> None:
     altered = dataclasses.replace(IDENTITY, version=99)
     with pytest.raises(MismatchError, match="another of its name"):
         Evaluation(images, altered, cache)
-    other = ViewModel(build("digits_tiny", num_classes=7, view_size=8, weights="random"))
+    other = ViewModel(build_model("digits_tiny", num_classes=7, view_size=8, weights="random"))
     with pytest.raises(MismatchError, match="number of classes: expected 10, found 7"):
         Evaluation(images, IDENTITY, cache).run([other])
     with pytest.raises(IncompleteError):

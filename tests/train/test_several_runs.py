@@ -12,7 +12,7 @@ from small import few_digits
 
 from logitcache.errors import OptionError
 from logitcache.losses import Objective
-from logitcache.models.build import build
+from logitcache.models.build import build_model
 from logitcache.stream.stream import Stream
 from logitcache.train.config import TrainConfig
 from logitcache.train.learner import Run
@@ -23,7 +23,9 @@ CONFIG = TrainConfig(epochs=2, lr=0.1)
 
 
 def two(folder: Path, **second: Any) -> list[Run]:
-    models = [build("digits_tiny", num_classes=10, view_size=8, weights="random", seed=s) for s in (0, 1)]
+    models = [
+        build_model("digits_tiny", num_classes=10, view_size=8, weights="random", seed=s) for s in (0, 1)
+    ]
     configs = CONFIG, CONFIG.replace(second)
     return [
         Run(folder / name, model, Objective.parse("ce"), config)
@@ -115,6 +117,6 @@ def test_of_equal_epochs_the_later_is_kept_as_best(tmp_path: Path) -> None:
     for epoch, (top1, is_best) in enumerate(
         [(0.5, True), (0.5, True), (0.4, False), (0.5, True), (0.6, True)]
     ):
-        student = build("digits_tiny", num_classes=10, view_size=8, weights="random", seed=epoch)
+        student = build_model("digits_tiny", num_classes=10, view_size=8, weights="random", seed=epoch)
         folder.save_epoch({"epoch": epoch, "loss": 1.0, "top1": top1}, None, {}, student)
         assert (best.read_bytes() == (tmp_path / "last.safetensors").read_bytes()) == is_best

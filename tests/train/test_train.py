@@ -21,7 +21,7 @@ from logitcache.errors import (
     StoppedError,
 )
 from logitcache.losses import LOSSES, Objective
-from logitcache.models.build import build
+from logitcache.models.build import build_model
 from logitcache.models.forward import ViewModel
 from logitcache.models.nets import HeadMixing
 from logitcache.store import CacheReader
@@ -168,7 +168,7 @@ def test_the_kept_weights_build_the_student_again(exact: CacheReader, tmp_path: 
     run = a_run(tmp_path / "r")
     report = train([run], a_stream(exact), evaluation)[0]
     weights = str(tmp_path / "r" / "last.safetensors")
-    again = build("digits_tiny", num_classes=10, view_size=8, weights=weights)
+    again = build_model("digits_tiny", num_classes=10, view_size=8, weights=weights)
     assert again.weights_sha256 == run.student.weights_sha256
     assert evaluation.run([ViewModel(again)])[0].scores()["top1"] == report.top1
 
@@ -285,7 +285,7 @@ def test_a_student_of_two_heads_builds_again_and_answers_alike(
     evaluation = Evaluation(few_digits(100, "test"), recipe_named("identity"))
     report = train([a_run(tmp_path / "r", loss)], a_stream(exact), evaluation)[0]
     weights = str(tmp_path / "r" / "last.safetensors")
-    again = build("digits_tiny", num_classes=10, view_size=8, weights=weights)
+    again = build_model("digits_tiny", num_classes=10, view_size=8, weights=weights)
     assert again.heads == heads
     assert evaluation.run([ViewModel(again)])[0].scores()["top1"] == report.top1
     if loss == "dhkd":

@@ -26,7 +26,7 @@ from logitcache.errors import (
     StudentsError,
 )
 from logitcache.losses import Objective
-from logitcache.models.build import Model, build
+from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel
 from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.teacher.live import LiveTeacher
@@ -107,7 +107,7 @@ def test_ranks_that_share_an_evaluation_score_as_one_process(batch_size: int, tm
 
     def scores(world: World) -> Any:
         students = [
-            ViewModel(build("digits_tiny", num_classes=10, view_size=8, weights="random")),
+            ViewModel(build_model("digits_tiny", num_classes=10, view_size=8, weights="random")),
             ViewModel(perceptron()),
         ]
         if world.rank:  # as ranks that each remember their own batches
@@ -141,12 +141,12 @@ def test_ranks_in_half_precision_on_mixed_views_train_as_one_process_with_the_te
 
 def test_what_ranks_score_is_what_the_weights_kept_score(exact: Path, tmp_path: Path) -> None:
     def train_one(world: World) -> Any:
-        student = build("digits_tiny", num_classes=10, view_size=8, weights="random")
+        student = build_model("digits_tiny", num_classes=10, view_size=8, weights="random")
         return trained(tmp_path / "run", world, exact, student=student)
 
     in_ranks(train_one)
     weights = str(tmp_path / "run" / "last.safetensors")
-    kept = build("digits_tiny", num_classes=10, view_size=8, weights=weights)
+    kept = build_model("digits_tiny", num_classes=10, view_size=8, weights=weights)
     evaluation = Evaluation(few_digits(60, "test"), recipe_named("identity"), batch_size=20)
     (meter,) = evaluation.run([ViewModel(kept)])
     score, row = meter.scores(), rows_of(tmp_path / "run")[-1]

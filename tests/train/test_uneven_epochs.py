@@ -11,7 +11,7 @@ from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import ImageError
 from logitcache.format.identity import StepSpec
 from logitcache.losses import Objective
-from logitcache.models.build import build
+from logitcache.models.build import build_model
 from logitcache.stream.stream import Stream
 from logitcache.train.config import TrainConfig
 from logitcache.train.learner import Run
@@ -34,7 +34,7 @@ def test_a_longer_epoch_neither_ends_training_nor_moves_the_schedule(tmp_path: P
     few = few_digits(50)
     images = SomeBad("few", "train", few.images, few.labels, 10, "digits")
     recipe = a_recipe(StepSpec("MixUp", {"alpha": 1.0, "probability": 0.6}))
-    teacher = build("digits_tiny", num_classes=10, view_size=8, weights="random", seed=1)
+    teacher = build_model("digits_tiny", num_classes=10, view_size=8, weights="random", seed=1)
     config = DumpConfig(tuple(range(EPOCHS)), 4, device="cpu", workers=0, on_bad_image="skip")
     dump(tmp_path / "c.zarr", images, recipe, teacher, config)
     stream = Stream.from_cache(tmp_path / "c.zarr", images, batch_size=2, workers=0)
@@ -42,7 +42,7 @@ def test_a_longer_epoch_neither_ends_training_nor_moves_the_schedule(tmp_path: P
     assert len(set(steps)) > 1
     assert max(steps) > steps[0]
 
-    student = build("digits_tiny", num_classes=10, view_size=8, weights="random")
+    student = build_model("digits_tiny", num_classes=10, view_size=8, weights="random")
     schedule = {"schedule": "multistep", "milestones": (1.0, 2.0, 3.0), "gamma": 0.1, "warmup_epochs": 0.0}
     settings = TrainConfig(EPOCHS, lr=0.05, **schedule)
     train([Run(tmp_path / "run", student, Objective.parse("taid"), settings)], stream)

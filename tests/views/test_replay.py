@@ -11,7 +11,7 @@ from small import Pixels
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import DataError, DriftError, FormatError, MismatchError
 from logitcache.format.identity import StepSpec
-from logitcache.models.build import build
+from logitcache.models.build import build_model
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
 from logitcache.views.alignment import in_cache_order
@@ -33,7 +33,7 @@ def images_of(*, n=N, start=0, classes=10, split="train", labels_plus=0) -> Pixe
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> CacheReader:
     path = tmp_path_factory.mktemp("replay") / "c.zarr"
-    teacher = build("digits_tiny", num_classes=10, view_size=8, weights="random")
+    teacher = build_model("digits_tiny", num_classes=10, view_size=8, weights="random")
     config = DumpConfig(seeds=(0, 1), top_k=4, device="cpu", workers=0, shard_samples=16)
     dump(path, images_of(), RECIPE, teacher, config)
     return CacheReader(path)
@@ -122,9 +122,9 @@ def test_no_drift_is_told_where_there_is_none(cache, tmp_path):
 
 
 def test_another_teacher_is_refused_and_each_field_named(cache):
-    same = build("digits_tiny", num_classes=10, view_size=8, weights="random")
+    same = build_model("digits_tiny", num_classes=10, view_size=8, weights="random")
     check_teacher(cache, same)
-    other = build("digits_small", num_classes=10, view_size=8, weights="random")
+    other = build_model("digits_small", num_classes=10, view_size=8, weights="random")
     with pytest.raises(MismatchError, match="another teacher") as refused:
         check_teacher(cache, other)
     assert {f.field for f in refused.value.fields} == {"teacher.name", "teacher.weights_sha256"}
@@ -180,7 +180,7 @@ def test_an_image_that_no_longer_decodes_is_named(on_bad_image, cache):
 
 @pytest.mark.parametrize("seeds", [(0, 1), (2,)], ids=["going on", "another seed"])
 def test_a_dump_into_a_cache_whose_images_broke_or_changed_names_them(seeds, cache):
-    teacher = build("digits_tiny", num_classes=10, view_size=8, weights="random")
+    teacher = build_model("digits_tiny", num_classes=10, view_size=8, weights="random")
     config = DumpConfig(seeds, 4, device="cpu", workers=0, shard_samples=16, on_bad_image="skip")
     images = images_of()
     images.changed = CANARY
@@ -195,7 +195,7 @@ def test_a_dump_into_a_cache_whose_images_broke_or_changed_names_them(seeds, cac
 def test_images_that_did_not_decode_when_dumped_are_not_compared(tmp_path):
     images = images_of()
     images.changed, images.broken = 0, True  # the first canary
-    teacher = build("digits_tiny", num_classes=10, view_size=8, weights="random")
+    teacher = build_model("digits_tiny", num_classes=10, view_size=8, weights="random")
     config = DumpConfig(seeds=(0,), device="cpu", workers=0, shard_samples=40, on_bad_image="skip")
     dump(tmp_path / "c.zarr", images, RECIPE, teacher, config)
     reader = CacheReader(tmp_path / "c.zarr")

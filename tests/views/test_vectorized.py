@@ -19,7 +19,7 @@ from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import DataError, OptionError
 from logitcache.format.identity import RecipeSpec, StepSpec
 from logitcache.losses import Objective
-from logitcache.models.build import build
+from logitcache.models.build import build_model
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
 from logitcache.train.config import TrainConfig
@@ -293,7 +293,7 @@ def test_an_engine_that_draws_otherwise_than_torchvision_is_not_used(monkeypatch
 
 
 def _digits_net(seed: int = 0) -> Any:
-    return build("digits_tiny", num_classes=10, view_size=8, weights="random", seed=seed)
+    return build_model("digits_tiny", num_classes=10, view_size=8, weights="random", seed=seed)
 
 
 def test_a_dump_and_a_training_are_the_same_with_either_engine(tmp_path: Path):
