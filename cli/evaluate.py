@@ -47,7 +47,7 @@ def evaluate(
 
 
 def _rows(evaluation: "StudentEvaluation", most: int) -> list[tuple[str, str]]:
-    from logitcache.views.images import called
+    from logitcache.views.images import name_class
 
     report, names = evaluation.report, evaluation.class_names
     rows = [
@@ -68,7 +68,9 @@ def _rows(evaluation: "StudentEvaluation", most: int) -> list[tuple[str, str]]:
     speed = f"{report.images_per_second:,.0f} images/s on {report.device} in batches of {report.batch_size}"
     rows.append(("speed", f"{speed}, {report.precision}"))
     confused = report.confusion.most(most)
-    return rows + [("confused", f"{called(names, a)} as {called(names, b)}: {n}") for a, b, n in confused]
+    return rows + [
+        ("confused", f"{name_class(names, a)} as {name_class(names, b)}: {n}") for a, b, n in confused
+    ]
 
 
 def _with_prefix(number: int) -> str:

@@ -29,6 +29,7 @@ def export(
 
     Example: logitcache export runs/resnet18-cmkd-0 --format onnx
     """
+    from logitcache.models.export import export_model
     from logitcache.train.trained import TrainedStudent
 
     trained = TrainedStudent.find(student, weights)

@@ -39,12 +39,12 @@ def stats(
     from logitcache.audit.pictures import draw
     from logitcache.audit.stats import stats as read_stats
     from logitcache.store import CacheReader
-    from logitcache.views.alignment import how_to_show, images_to_show
+    from logitcache.views.alignment import explain_how_to_show, open_images_to_show
 
     reader = CacheReader(cache)
-    images, _ = images_to_show(reader, [data] if data else [])
+    images, _ = open_images_to_show(reader, [data] if data else [])
     if images is None:
-        say(f"note: without labels and names: {how_to_show(reader)}")
+        say(f"note: without labels and names: {explain_how_to_show(reader)}")
     chosen = parse_seeds(seeds) if seeds else ()
     with progress("stats", "seeds") as advance:
         found = read_stats(reader, images, chosen, most=most, on_progress=advance)
@@ -54,7 +54,7 @@ def stats(
 
 
 def _rows(found: "StatsReport", names: Sequence[str]) -> list[tuple[str, str]]:
-    from logitcache.views.images import called
+    from logitcache.views.images import name_class
 
     rows = [("cache", found.path)]
     for seed in found.seeds:
@@ -70,14 +70,14 @@ def _rows(found: "StatsReport", names: Sequence[str]) -> list[tuple[str, str]]:
     if found.tail_bins:
         rows.append(("tail mass", f"1e-10 [{_bars(found.tail_bins)}] 1"))
     for p in found.neighbours:
-        pair = f"{called(names, p.of)} with {called(names, p.other)}"
+        pair = f"{name_class(names, p.of)} with {name_class(names, p.other)}"
         rows.append(("confused", f"{pair}, which it gives {share(p.probability)} on average"))
     for hard in found.hardest:
-        says, given = called(names, hard.teacher), share(hard.probability)
+        says, given = name_class(names, hard.teacher), share(hard.probability)
         if hard.label < 0:
             told = f"its likeliest class has {given}; the teacher says {says}"
         else:
-            told = f"label {called(names, hard.label)}, which the teacher gives {given}; it says {says}"
+            told = f"label {name_class(names, hard.label)}, which the teacher gives {given}; it says {says}"
         rows.append(("hard", f"{hard.name}, {told}"))
     return rows
 

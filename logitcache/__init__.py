@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from logitcache.teacher.sparse import SparseTeacher
     from logitcache.views.datasets import open_images
     from logitcache.views.images import Images
-    from logitcache.views.loader import KeyedViews
+    from logitcache.views.keyed_views import KeyedViews
     from logitcache.views.maker import ViewMaker
     from logitcache.views.recipes import recipe_named
 
@@ -45,7 +45,7 @@ _HOMES = {
     "CachedTeacher": "teacher.cached",
     "CachedViews": "stream.torch_dataset",
     "Images": "views.images",
-    "KeyedViews": "views.loader",
+    "KeyedViews": "views.keyed_views",
     "LogitCacheError": "errors",
     "Objective": "losses.objective",
     "SparseTeacher": "teacher.sparse",

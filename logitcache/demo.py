@@ -26,7 +26,7 @@ from logitcache.train.config import TrainConfig
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.learner import Run
 from logitcache.train.loop import train
-from logitcache.views.datasets import digits
+from logitcache.views.datasets import load_digits
 from logitcache.views.recipes import recipe_named
 
 TEACHER, STUDENT = "digits_teacher", "digits_tiny"
@@ -115,9 +115,9 @@ def demo(
     """
     say = say or (lambda _: None)
     out = _fresh(Path(out))
-    images = digits("train")
+    images = load_digits("train")
     recipe = recipe_named(images.recipe)
-    unseen, as_they_are = digits("test"), recipe_named(recipe.evaluation)
+    unseen, as_they_are = load_digits("test"), recipe_named(recipe.evaluation)
     evaluation = Evaluation(unseen, as_they_are)
     device = choose_device(config.device)
 

@@ -14,8 +14,9 @@ from logitcache.format.spec import Spec
 from logitcache.models.build import Model, build_model
 from logitcache.plugins import require_own
 from logitcache.store import CacheReader
-from logitcache.views.datasets import Images, open_images, open_recorded
-from logitcache.views.loader import KeyedViews, OnBadImage
+from logitcache.views.datasets import open_images, open_recorded
+from logitcache.views.images import Images
+from logitcache.views.keyed_views import KeyedViews, OnBadImage
 
 
 @dataclass(frozen=True)

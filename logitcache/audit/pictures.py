@@ -7,7 +7,7 @@ import numpy as np
 
 from logitcache.audit.stats import BINS, LEAST_TAIL, StatsReport
 from logitcache.errors import OptionError, StorageError
-from logitcache.views.datasets import Images
+from logitcache.views.images import Images
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,11 +15,12 @@ from logitcache.format.spec import Spec
 from logitcache.models.build import Model
 from logitcache.models.forward import ViewModel, choose_device
 from logitcache.store import Arrays, CacheReader
-from logitcache.views.alignment import in_cache_order
-from logitcache.views.datasets import Images
+from logitcache.teacher.live import require_same_teacher
+from logitcache.views.alignment import align_images
+from logitcache.views.images import Images
+from logitcache.views.keyed_views import KeyedViews, check_batch
 from logitcache.views.keys import key
-from logitcache.views.loader import KeyedViews, require
-from logitcache.views.replay import Drift, check_teacher, drift_of
+from logitcache.views.replay import Drift, find_drift
 
 NOISE: dict[Precision, float] = {"float32": 2.0**-10, "float16": 2.0**-8, "bfloat16": 2.0**-5}
 """Relative: how far one teacher's logits may differ between batches and machines (float32 as TF32 too)."""
@@ -68,11 +69,11 @@ def rerun(
         DataError: an image that decoded when the cache was made no longer does.
         FormatError: a shard is damaged.
     """
-    images = in_cache_order(reader, images)
-    check_teacher(reader, teacher)
+    images = align_images(reader, images)
+    require_same_teacher(reader, teacher)
     drawn = _draw(reader, count, seed)
     views = KeyedViews(images, reader.spec.recipe)
-    drift = drift_of(reader, views, sorted({pair[0] for pair in drawn}))
+    drift = find_drift(reader, views, sorted({pair[0] for pair in drawn}))
     where = choose_device(device)
     model = ViewModel(teacher, reader.spec.teacher.precision).on(where).eval()
     by_shard = groupby(drawn, lambda pair: (pair[0], reader.spec.layout.shard_of(pair[1])))
@@ -146,7 +147,7 @@ def _compare(
     for first in range(0, len(pairs), batch_size):
         part = pairs[first : first + batch_size]
         rows = {name: held[name][[i - start for _, i in part]] for name in ("ids", "gap", "top")}
-        batch = require(views.__getitems__([(sample, seed) for seed, sample in part]))
+        batch = check_batch(views.__getitems__([(sample, seed) for seed, sample in part]))
         judged.append(_judge(spec, rows, model(batch.views.to(device)).cpu().numpy()))
     if not judged:
         return None

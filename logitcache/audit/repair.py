@@ -14,10 +14,11 @@ from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.models.build import Model
 from logitcache.store import CacheReader, CacheWriter
-from logitcache.views.alignment import in_cache_order
-from logitcache.views.datasets import Images
-from logitcache.views.loader import KeyedViews
-from logitcache.views.replay import check_teacher, prove_replay
+from logitcache.teacher.live import require_same_teacher
+from logitcache.views.alignment import align_images
+from logitcache.views.images import Images
+from logitcache.views.keyed_views import KeyedViews
+from logitcache.views.replay import prove_replay
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def repair(
     damaged = sorted({problem.seed for problem in found.problems if problem.seed is not None})
     mended = [f"seed-{seed}/{name}" for seed in damaged for name in writer.mend(seed)]
     if any(problem.kind == KEYS for problem in found.problems):
-        mended += writer.mend_keys(in_cache_order(reader, teacher()[0]).keys())
+        mended += writer.mend_keys(align_images(reader, teacher()[0]).keys())
     reader = CacheReader(path)
     problems = [*found.problems, *(verify(reader, damaged).problems if mended else ())]
     bad: dict[int, dict[int, int]] = {}  # the commit digest before, by seed and shard
@@ -88,7 +89,7 @@ def repair(
         bad.setdefault(problem.seed, {})[problem.shard] = _digest_before(reader, problem.seed, problem.shard)
     if bad:
         images, model = teacher()
-        images = in_cache_order(reader, images)
+        images = align_images(reader, images)
         config = _same_but_for_speed(config, reader.spec, tuple(sorted(bad)))
         _require_same(reader, images, model, config, bad)
         with ExitStack() as owned:
@@ -136,7 +137,7 @@ def _require_same(
     bad: Mapping[int, Collection[int]],
 ) -> None:
     """Insist that a dump would go on with this cache, as `dump` itself will once the bad shards are gone."""
-    check_teacher(reader, teacher)
+    require_same_teacher(reader, teacher)
     here = cache_spec(images, reader.spec.recipe, teacher, config)
     if fields := reader.spec.differences(dataclasses.replace(here, parts=reader.spec.parts)):
         advice = "restore it from a copy, or make a new cache"

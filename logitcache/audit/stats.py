@@ -19,8 +19,8 @@ from logitcache.errors import IncompleteError
 from logitcache.format.spec import Spec
 from logitcache.store import CacheReader, seed_list
 from logitcache.teacher.spool import decode
-from logitcache.views.alignment import in_cache_order
-from logitcache.views.datasets import Images
+from logitcache.views.alignment import align_images
+from logitcache.views.images import Images
 
 Numbers = npt.NDArray[np.float64]
 Progress = Callable[[int, int], None]
@@ -118,7 +118,7 @@ def stats(
         FormatError: a shard is damaged.
     """
     if images is not None:
-        images = in_cache_order(reader, images)
+        images = align_images(reader, images)
     chosen = sorted(set(seeds)) or reader.complete()
     reader.require(list(chosen))
     if not chosen:

@@ -39,7 +39,7 @@ from logitcache.train.config import TrainConfig
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.learner import Run
 from logitcache.train.loop import train
-from logitcache.views.datasets import ArrayImages, digits
+from logitcache.views.datasets import ArrayImages, load_digits
 from logitcache.views.keys import permutation
 from logitcache.views.recipes import recipe_named
 
@@ -225,7 +225,7 @@ def hold_contest(
 
 def digits_task() -> Task:
     """Return the digits that ship, and a student of 868 parameters."""
-    train, test = digits("train"), digits("test")
+    train, test = load_digits("train"), load_digits("test")
     return Task(train, test, recipe_named(train.recipe), "digits_teacher", "digits_tiny")
 
 

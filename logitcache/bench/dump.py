@@ -14,8 +14,9 @@ from logitcache.format.identity import RecipeSpec
 from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel, choose_precision
 from logitcache.teacher.sparse import SparseTeacher
-from logitcache.views.datasets import Images
-from logitcache.views.loader import KeyedViews, Pair, loaded, view_loader
+from logitcache.views.images import Images
+from logitcache.views.keyed_views import KeyedViews, Pair
+from logitcache.views.loader import iterate_batches, view_loader
 from logitcache.views.recipes import recipe_named
 
 SEEDS_PER_PASS = 8
@@ -101,7 +102,9 @@ def _bare_loop(
     ]
     model = ViewModel(teacher, choose_precision("auto", device)).on(device).eval()
     total = 0.0
-    for batch in loaded(view_loader(KeyedViews(images, recipe), pairs, workers=workers, device=device)):
+    for batch in iterate_batches(
+        view_loader(KeyedViews(images, recipe), pairs, workers=workers, device=device)
+    ):
         sparse = SparseTeacher.from_logits(model(batch.views.to(device, non_blocking=True)), TOP_K)
         total += float(sparse.top.sum())  # waits for the device, as storing would
     return total

@@ -23,7 +23,7 @@ from logitcache.models.build import build_model
 from logitcache.store import CacheReader
 from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.spool import open_spool
-from logitcache.views.datasets import ArrayImages, digits
+from logitcache.views.datasets import ArrayImages, load_digits
 from logitcache.views.recipes import recipe_named
 
 STATUS = Path("/proc/self/status")
@@ -73,7 +73,7 @@ def measure_peaks(folder: Path) -> Iterator[MemoryPeak]:
 
 
 def _dump(path: Path, seeds: int, samples: int) -> None:
-    few = digits("train")
+    few = load_digits("train")
     repeated = np.arange(samples) % len(few)
     images = ArrayImages("digits", "train", few.images[repeated], few.labels[repeated], 10, "digits")
     config = DumpConfig(tuple(range(seeds)), 4, workers=0, shard_samples=SHARD_SAMPLES, device="cpu")

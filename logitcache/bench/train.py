@@ -31,7 +31,7 @@ from logitcache.teacher.live import LiveTeacher
 from logitcache.train.config import TrainConfig
 from logitcache.train.learner import Learner, Run
 from logitcache.train.loop import train
-from logitcache.views.datasets import Images
+from logitcache.views.images import Images
 from logitcache.views.loader import choose_workers
 from logitcache.views.maker import ViewMaker
 from logitcache.views.recipes import recipe_named

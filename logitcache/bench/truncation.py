@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from logitcache.bench.table import markdown
 from logitcache.losses.objective import LOSSES
 from logitcache.teacher.sparse import SparseTeacher
-from logitcache.views.datasets import digits
+from logitcache.views.datasets import load_digits
 
 KS = (8, 16, 32, 100)
 TEMPERATURES = (1.0, 2.0, 4.0)
@@ -166,7 +166,7 @@ def truncation_table(rows: list[Truncation]) -> str:
 
 def main() -> None:
     """Print the tables for 100 and 1000 classes."""
-    data = digits("train")
+    data = load_digits("train")
     images, labels = data.images.flatten(1) / 255, torch.from_numpy(data.labels)
     for places, steps in ((2, 1000), (3, 1500)):
         teacher, target = logits_of_trained(images, labels, places, width=512, steps=steps)

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from logitcache.bench.compare import Comparison, Seconds, time_interleaved
 from logitcache.errors import LogitCacheError
-from logitcache.views.datasets import ArrayImages, digits
+from logitcache.views.datasets import ArrayImages, load_digits
+from logitcache.views.keyed_views import KeyedViews, Pair
 from logitcache.views.keys import key
-from logitcache.views.loader import InMemory, KeyedViews, Pair
+from logitcache.views.loader import VectorizedLoader
 from logitcache.views.maker import ViewMaker
 from logitcache.views.recipes import recipe_named
-from logitcache.views.vectorized import BatchedViews
+from logitcache.views.vectorized import VectorizedViews
 
 TURNS = 8  # of a way in one round, of which the mean counts
 ONE_BY_ONE = 64  # views of a turn that are made one by one
@@ -43,7 +44,7 @@ def measure(*, rounds: int = 20) -> list[Comparison]:
     cifar = ArrayImages("random", "train", pixels, np.zeros(len(pixels), np.int64), 10, "cifar")
     rows = []
     with _one_thread():
-        for images in (digits(), cifar):
+        for images in (load_digits(), cifar):
             rows += _compare_small(images, rounds)
         rows += _compare_large("imagenet", generator, rounds)
     return rows
@@ -52,7 +53,7 @@ def measure(*, rounds: int = 20) -> list[Comparison]:
 def _compare_small(images: ArrayImages, rounds: int) -> list[Comparison]:
     recipe = recipe_named(images.recipe)
     views = KeyedViews(images, recipe)
-    engine = BatchedViews.of(images, views.maker)
+    engine = VectorizedViews.build(images, views.maker)
     if engine is None:
         raise LogitCacheError(f"views of recipe {recipe.name!r} are not made by whole batches here")
 
@@ -62,7 +63,7 @@ def _compare_small(images: ArrayImages, rounds: int) -> list[Comparison]:
     def batched(turn: int) -> None:
         all_pairs = pairs(turn, AT_ONCE)
         batches = [all_pairs[start : start + BATCH] for start in range(0, AT_ONCE, BATCH)]
-        for _ in InMemory(views, engine, batches):
+        for _ in VectorizedLoader(views, engine, batches):
             pass
 
     def unkeyed(turn: int) -> Tensor:

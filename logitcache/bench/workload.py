@@ -11,7 +11,8 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from logitcache.models.build import Model
-from logitcache.views.datasets import Images, open_images
+from logitcache.views.datasets import open_images
+from logitcache.views.images import Images
 
 CLASSES, TOP_K = 1000, 16
 

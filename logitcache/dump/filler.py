@@ -24,8 +24,9 @@ from logitcache.format.spec import Spec
 from logitcache.models.forward import BatchHalver
 from logitcache.store import SeedWriter
 from logitcache.teacher.sparse import SparseTeacher
-from logitcache.views.datasets import Images
-from logitcache.views.loader import KeyedViews, Pair, ViewBatch, deaths_named, loaded, view_loader
+from logitcache.views.images import Images
+from logitcache.views.keyed_views import KeyedViews, Pair, ViewBatch
+from logitcache.views.loader import iterate_batches, report_worker_deaths, view_loader
 from logitcache.views.maker import digest
 
 
@@ -92,7 +93,7 @@ class Filler:
     workers: int = -1
     start_method: str | None = None
 
-    @deaths_named()
+    @report_worker_deaths()
     def fill(
         self,
         writers: Mapping[int, SeedWriter],
@@ -127,7 +128,7 @@ class Filler:
         in_flight: deque[_InFlight] = deque()
         on_device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         with on_device, _ShardBuilder(self.spec, writers, self.views) as builder:
-            for batch in loaded(loader):
+            for batch in iterate_batches(loader):
                 in_flight.append(_run_teacher(self.model, batch, self.spec.k, self.device))
                 done += len(batch.samples)
                 if len(in_flight) > 2:

@@ -16,8 +16,8 @@ from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.versions import library_versions
-from logitcache.views.alignment import in_cache_order
-from logitcache.views.loader import KeyedViews
+from logitcache.views.alignment import align_images
+from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.maker import digest
 
 PROOF_VIEWS = 8  # that lock holder and helper both make
@@ -76,7 +76,7 @@ class Helper:
         if fields := identity.cache.differences(reader.spec):
             raise MismatchError(f"{out} is another cache here", fields, "name it by a path that all see")
         images, recipe, teacher = inputs.with_defaults_of(reader).open()
-        images = in_cache_order(reader, images)
+        images = align_images(reader, images)
         layout = {name: getattr(identity.cache, name) for name in ("parts", "shard_samples", "chunk_samples")}
         spec = dataclasses.replace(cache_spec(images, recipe, teacher, config), **layout)
         if fields := identity.cache.differences(spec):

@@ -10,8 +10,9 @@ from logitcache.models.build import Model, build_model
 from logitcache.models.catalog import canonical_name
 from logitcache.plugins import require_own
 from logitcache.store import CacheReader
-from logitcache.views.datasets import Images, open_images
-from logitcache.views.loader import KeyedViews
+from logitcache.views.datasets import open_images
+from logitcache.views.images import Images
+from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.recipes import recipe_named
 
 SMALL_SIDE = 32  # pixels; data sets of small images have recipes of their own

@@ -23,9 +23,9 @@ from logitcache.models.build import Model
 from logitcache.models.forward import BatchHalver, ViewModel, choose_device, choose_precision
 from logitcache.store import CacheReader, CacheWriter, SeedWriter
 from logitcache.versions import library_versions
-from logitcache.views.alignment import distinct_keys, in_cache_order
-from logitcache.views.datasets import Images
-from logitcache.views.loader import KeyedViews, OnBadImage
+from logitcache.views.alignment import align_images, require_distinct_keys
+from logitcache.views.images import Images
+from logitcache.views.keyed_views import KeyedViews, OnBadImage
 from logitcache.views.replay import prove_replay
 
 TOP_K = 16  # of a new cache
@@ -230,7 +230,7 @@ def open_seeds(
         spec = cache_spec(images, recipe, teacher, config)
     else:
         images, spec = _match_cache(cache, images, recipe, teacher, config)
-    writer = CacheWriter.open(out, spec, distinct_keys(images), grow=config.grow)
+    writer = CacheWriter.open(out, spec, require_distinct_keys(images), grow=config.grow)
     views = KeyedViews(images, recipe, config.on_bad_image)
     began = time.perf_counter()
     with ExitStack() as stack:
@@ -300,7 +300,7 @@ def _match_cache(
         )
     if not fields or any(f.field not in DATA for f in fields):
         return images, here  # this cache; or another one, as `CacheWriter.open` will say
-    ordered = in_cache_order(cache, images, grow=config.grow)
+    ordered = align_images(cache, images, grow=config.grow)
     if ordered.left_out:
         raise MismatchError(
             f"{cache.path} holds {there.dataset.n:,} of these {len(images):,} images",

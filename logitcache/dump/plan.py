@@ -26,7 +26,7 @@ from logitcache.store.derive import derive
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import decode
 from logitcache.units import size
-from logitcache.views.datasets import Images
+from logitcache.views.images import Images
 from logitcache.views.keys import permutation
 
 TEMPERATURES = (1.0, 2.0, 4.0)

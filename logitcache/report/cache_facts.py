@@ -19,7 +19,7 @@ from logitcache.report.charts import take_evenly
 from logitcache.store import CacheReader, seed_list
 from logitcache.store.derive import derived_spec, reduced
 from logitcache.teacher.sparse import SparseTeacher
-from logitcache.views.datasets import Images
+from logitcache.views.images import Images
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 MOST_SEEDS = 8  # for the statistics

@@ -16,10 +16,9 @@ from logitcache.errors import DataError, ImageError, LogitCacheError, MismatchEr
 from logitcache.report.charts import take_evenly
 from logitcache.store import CacheReader
 from logitcache.teacher.spool import decode
-from logitcache.views.alignment import how_to_show, images_to_show
-from logitcache.views.datasets import Images
-from logitcache.views.images import called
-from logitcache.views.loader import KeyedViews, require
+from logitcache.views.alignment import explain_how_to_show, open_images_to_show
+from logitcache.views.images import Images, name_class
+from logitcache.views.keyed_views import KeyedViews, check_batch
 from logitcache.views.replay import prove_replay
 
 SIDE = 144  # pixels; larger images are made smaller
@@ -66,7 +65,7 @@ class CacheImages:
 
     def name_of(self, class_: int) -> str:
         """Call a class by its name, or its number where it has none."""
-        return called(self.class_names, class_)
+        return name_class(self.class_names, class_)
 
 
 def open_images_of(reader: CacheReader, names: Sequence[str] = ()) -> tuple[Images | None, str, str]:
@@ -79,10 +78,10 @@ def open_images_of(reader: CacheReader, names: Sequence[str] = ()) -> tuple[Imag
         UnknownNameError, NotFoundError: there is no data set of such a name.
     """
     try:
-        images, name = images_to_show(reader, names)
+        images, name = open_images_to_show(reader, names)
     except (DataError, MismatchError) as error:
         return None, "", f"Without images and labels: {error}"
-    return images, name, "" if images else f"Without images and labels: {how_to_show(reader)}"
+    return images, name, "" if images else f"Without images and labels: {explain_how_to_show(reader)}"
 
 
 def make_thumbnails(reader: CacheReader, images: Images, stats: StatsReport) -> CacheImages:
@@ -103,7 +102,7 @@ def make_thumbnails(reader: CacheReader, images: Images, stats: StatsReport) -> 
     seeds = take_evenly([seed.seed for seed in stats.seeds], SEEDS)
     views = KeyedViews(images, reader.spec.recipe, "skip")
     try:
-        prove_replay(reader, views, seeds, most=64)
+        prove_replay(reader, views, seeds, limit=64)
         first = next((i for i in range(len(images)) if _thumbnail(images, i)), 0)
         chosen = {**{h.sample: "the hardest sample" for h in stats.hardest[:1]}, first: "the first sample"}
         samples = tuple(_see_sample(reader, views, sample, why, seeds) for sample, why in chosen.items())
@@ -122,7 +121,7 @@ def _see_sample(
     row = sample - reader.spec.layout.samples_of(shard).start
     seen = []
     for seed in seeds:
-        batch, teacher = require(views[sample, seed]), decode(reader, seed, shard)[slice(row, row + 1)]
+        batch, teacher = check_batch(views[sample, seed]), decode(reader, seed, shard)[slice(row, row + 1)]
         if batch.valid.all() and not teacher.top.isnan().any():
             answers = zip(teacher.ids[0, :TOP].tolist(), teacher.at(1.0).probs[0, :TOP].tolist(), strict=True)
             seen.append(SeenView(seed, encode(batch.views[0]), tuple(answers)))

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from logitcache.distributed import ALONE, World
 from logitcache.errors import OptionError
+from logitcache.views.keyed_views import Pair
 from logitcache.views.keys import permutation
-from logitcache.views.loader import Pair
 
 SeedOrder = Literal["mod", "random"]
 _SUBSET, _SEEDS = -1, -2  # keys of what is drawn by `order` besides the epochs, which count from 0

@@ -38,10 +38,11 @@ from logitcache.teacher.ensemble import Ensemble, require_same_views
 from logitcache.teacher.protocol import Teacher
 from logitcache.teacher.sparse import MixSpace, SparseTeacher
 from logitcache.teacher.spool import DEFAULT_LIMIT
-from logitcache.views.datasets import Images
-from logitcache.views.loader import KeyedViews, ViewBatch, loaded, view_loader
+from logitcache.views.images import Images
+from logitcache.views.keyed_views import KeyedViews, ViewBatch
+from logitcache.views.loader import iterate_batches, view_loader
 from logitcache.views.mixing import MixedLabels
-from logitcache.views.replay import Drift, proved_views
+from logitcache.views.replay import Drift, open_proved_views
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +202,7 @@ class Stream:
         """
         reader = cache if isinstance(cache, CacheReader) else CacheReader(cache)
         config = _configure(**options)
-        views, seeds, drift = proved_views(reader, images, config.seeds, allow_drift=allow_drift)
+        views, seeds, drift = open_proved_views(reader, images, config.seeds, allow_drift=allow_drift)
         config = dataclasses.replace(config, seeds=seeds)
         return cls(views, CachedTeacher(reader, spool_folder, spool_limit), config, drift)
 
@@ -245,7 +246,7 @@ class Stream:
             raise IncompleteError(
                 f"no seed is complete in every cache ({held}); dump the same --seeds of each"
             )
-        proved = [proved_views(reader, images, chosen, allow_drift=allow_drift) for reader in readers]
+        proved = [open_proved_views(reader, images, chosen, allow_drift=allow_drift) for reader in readers]
         teachers = [CachedTeacher(reader, spool_folder, spool_limit) for reader in readers]
         drift = next((drift for _, _, drift in proved if drift), None)
         config = _configure(seeds=chosen, **options)
@@ -314,14 +315,14 @@ class Stream:
             OptionError: another epoch has been begun meanwhile.
             DataError: an image does not decode.
             LogitCacheError: a worker died. (Torch may say so first, as a RuntimeError, while *your* code runs;
-                `loader.deaths_named` around the loop makes one of the other.)
+                `loader.report_worker_deaths` around the loop makes one of the other.)
         """
         self._epochs_begun = begun = self._epochs_begun + 1
         if self.teacher is not None:
             seeds = [*self._epoch_seeds(epoch), *self._epoch_seeds(epoch + 1)]
             self.teacher.prepare(list(dict.fromkeys(seeds)))
         self._sampler.current = sampler = self._epoch_sampler(epoch, start)
-        batches = loaded(self._loader)
+        batches = iterate_batches(self._loader)
         for _ in range(len(sampler)):
             if self._epochs_begun != begun:  # the workers' next batch would be the other epoch's
                 raise OptionError(

@@ -25,10 +25,11 @@ from logitcache.stream.sampler import SeedOrder, choose_samples, choose_seeds, r
 from logitcache.stream.worker_dataset import PackedViews
 from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.spool import DEFAULT_LIMIT, spool_file
-from logitcache.views.datasets import Images, images_of
+from logitcache.views.datasets import wrap_images
+from logitcache.views.images import Images
+from logitcache.views.keyed_views import Pair
 from logitcache.views.keys import permutation
-from logitcache.views.loader import Pair
-from logitcache.views.replay import proved_views
+from logitcache.views.replay import open_proved_views
 
 
 class CachedViews(PackedViews):
@@ -69,8 +70,8 @@ class CachedViews(PackedViews):
                 f"the views of {reader.path} are mixed of two images; train on a Stream, which gives both labels"
             )
         if images is not None and not isinstance(images, Images):
-            images = images_of(images, reader.spec.dataset.name, reader.spec.dataset.split)
-        views, self.seeds, self.drift = proved_views(reader, images, seeds, allow_drift=allow_drift)
+            images = wrap_images(images, reader.spec.dataset.name, reader.spec.dataset.split)
+        views, self.seeds, self.drift = open_proved_views(reader, images, seeds, allow_drift=allow_drift)
         self.teacher = CachedTeacher(reader, spool_folder, spool_limit)
         spool = self.teacher.layout.row_bytes * reader.spec.dataset.n
         if len(self.seeds) > 1 and spool_limit < 2 * spool:  # the next is decoded while workers map this one

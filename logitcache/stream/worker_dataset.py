@@ -17,7 +17,7 @@ from logitcache.errors import IncompleteError
 from logitcache.format.schema import RowLayout
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool_file import whole
-from logitcache.views.loader import KeyedViews, Pair, require
+from logitcache.views.keyed_views import KeyedViews, Pair, check_batch
 
 Item = tuple[Any, int, Tensor]
 
@@ -60,7 +60,7 @@ class PackedViews(Dataset[Item]):
             IncompleteError: a seed is not one of these, or not decoded; or a sample has no teacher.
             OptionError: a sample is not one of the images.
         """
-        batch = require(self.views.__getitems__(pairs))
+        batch = check_batch(self.views.__getitems__(pairs))
         rows = self._rows(batch.samples.numpy(), batch.seeds.numpy())
         views = batch.views if self.transform is None else [self.transform(view) for view in batch.views]
         return list(zip(views, batch.labels.tolist(), rows, strict=True))

@@ -1,4 +1,4 @@
-"""The teacher itself, run on every batch."""
+"""The teacher itself: run on every batch, or held against the one that a cache names."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +8,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from logitcache.errors import Difference, MismatchError
+from logitcache.models.build import Model
+from logitcache.store import CacheReader
 from logitcache.teacher.sparse import SparseTeacher
 
 
@@ -32,3 +35,23 @@ class LiveTeacher:
     def answer(self, views: Tensor, samples: Tensor, seeds: Tensor) -> SparseTeacher:
         """Run the model, uint8 views in, logits out, and keep the top k."""
         return SparseTeacher.from_logits(self.model(views), self.k)
+
+
+def require_same_teacher(reader: CacheReader, teacher: Model) -> None:
+    """Refuse a teacher other than the one whose logits the cache keeps.
+
+    Raises:
+        MismatchError: it is another; `fields` says what differs.
+    """
+    expected = reader.spec.teacher
+    fields = [
+        Difference(f"teacher.{name}", getattr(expected, name), getattr(teacher, name))
+        for name in ("name", "weights_sha256", "adapter")
+        if getattr(expected, name) != getattr(teacher, name)
+    ]
+    if fields:
+        raise MismatchError(
+            f"{reader.path} was made by another teacher ({expected.name}, weights {expected.weights})",
+            fields,
+            "name the cache's own with --teacher and --weights",
+        )

@@ -23,9 +23,11 @@ from logitcache.teacher.cached import CachedTeacher
 from logitcache.train.calibration import Reliability
 from logitcache.train.cost import count_flops, time_forward
 from logitcache.train.score_meter import Confusion, ScoreMeter, classes_differ
-from logitcache.views.alignment import in_cache_order
-from logitcache.views.datasets import Images, WrappedImages, open_images
-from logitcache.views.loader import KeyedViews, loaded, view_loader
+from logitcache.views.alignment import align_images
+from logitcache.views.datasets import WrappedImages, open_images
+from logitcache.views.images import Images
+from logitcache.views.keyed_views import KeyedViews
+from logitcache.views.loader import iterate_batches, view_loader
 from logitcache.views.recipes import recipe_named
 from logitcache.views.replay import prove_replay
 
@@ -115,7 +117,7 @@ class Evaluation:
     def _run(self, models: Sequence[ViewModel], batches: list[list[tuple[int, int]]]) -> list[ScoreMeter]:
         self._sampler.current = batches
         meters = [ScoreMeter(model, self.images, self.teacher) for model in models]
-        for batch in loaded(self._loader):
+        for batch in iterate_batches(self._loader):
             for meter in meters:
                 meter.add(batch)
         return meters
@@ -131,7 +133,7 @@ def _require_answers(cache: CacheReader, images: Images, recipe: RecipeSpec) -> 
             "make one by the dump of the training cache with `--split test` added, and its own --out",
         )
     cache.require([SEED])
-    ordered = in_cache_order(cache, images)
+    ordered = align_images(cache, images)
     if ordered.left_out:
         raise MismatchError(
             f"{cache.path} answers for some of the images only",

@@ -12,7 +12,8 @@ from logitcache.plugins import require_own
 from logitcache.store import CacheReader
 from logitcache.train.evaluation import Evaluation, EvaluationReport, evaluate
 from logitcache.train.trained import TrainedStudent
-from logitcache.views.datasets import Images, open_images, open_recorded
+from logitcache.views.datasets import open_images, open_recorded
+from logitcache.views.images import Images
 from logitcache.views.recipes import recipe_named
 
 

@@ -29,7 +29,7 @@ from logitcache.train.events import EpochDone, OnTrainEvent, StepDone, StudentFa
 from logitcache.train.learner import Learner, Run
 from logitcache.train.run_folder import RunFolder
 from logitcache.train.score_meter import ScoreMeter
-from logitcache.views.loader import deaths_named
+from logitcache.views.loader import report_worker_deaths
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class TrainReport(Spec):
     exported: tuple[str, ...] = ()
 
 
-@deaths_named()
+@report_worker_deaths()
 def train(
     runs: Sequence[Run],
     stream: Stream,

@@ -16,8 +16,8 @@ from logitcache.models.forward import ViewModel
 from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.train.calibration import BINS, Reliability
-from logitcache.views.datasets import Images
-from logitcache.views.loader import ViewBatch
+from logitcache.views.images import Images
+from logitcache.views.keyed_views import ViewBatch
 
 
 class ScoreMeter:

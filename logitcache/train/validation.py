@@ -7,9 +7,10 @@ import torch
 from logitcache.models.forward import ViewModel
 from logitcache.models.nets import HeadMixing, TwoHeads, choose_head_mixing
 from logitcache.stream.stream import Batch, Stream
-from logitcache.views.datasets import Images
+from logitcache.views.images import Images
+from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.keys import permutation
-from logitcache.views.loader import KeyedViews, loaded, view_loader
+from logitcache.views.loader import iterate_batches, view_loader
 from logitcache.views.recipes import recipe_named
 
 ONE_IN, AT_MOST = 10, 5000  # labelled images that are held out
@@ -51,7 +52,7 @@ class Validation:
         heads.training = True  # so that it returns both heads; the modules below it stay in evaluation mode
         device = heads.mixture.device
         logits, labels = [], []
-        for batch in loaded(self._loader):
+        for batch in iterate_batches(self._loader):
             logits.append(model(batch.views[batch.valid].to(device)).cpu())
             labels.append(batch.labels[batch.valid])
         heads.mixing = choose_head_mixing(torch.cat(logits), torch.cat(labels)) if logits else HeadMixing()

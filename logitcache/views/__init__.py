@@ -1,1 +1,18 @@
-"""Views: from (sample, seed) to pixels, and the proof that they come out the same again."""
+"""Views: from (sample, seed) to pixels, and the proof that a cache's views can be made again.
+
+For every wing above. A view is a pure function of image, sample and seed: whoever makes it, it is the same.
+
+images       `Images`, the base of every data set: images in a stable order, with a fingerprint
+folders      images that are files
+datasets     data sets by name: `open_images`; arrays in memory, and your own data
+recipes      recipes by name: which transforms make a view
+keys         random numbers from (seed, sample) and nothing else
+maker        one view: `ViewMaker`, and its digest
+mixing       MixUp and CutMix by (sample, seed)
+keyed_views  `KeyedViews`, a torch data set indexed by (sample, seed)
+loader       batches of views, from workers or by whole batches
+vectorized   whole batches of views of small images at once, the same pixels as one by one
+mt19937      what torch's CPU generator draws, for thousands of views at once, in NumPy
+alignment    images in a cache's order, after the data has grown
+replay       canary views made again and compared, before anything relies on them
+"""

@@ -1,7 +1,8 @@
-"""The images of a cache, in its order: data that has grown keeps the numbers of its old samples.
+"""Images in a cache's order: data that has grown keeps the numbers of its old samples.
 
-A folder lists new files between old ones; a cache appends them. Sample keys, which every cache stores, say which
-image is which, and the fingerprint proves it.
+A folder lists new files between old ones; a cache appends them. `align_images` finds the old images by the sample
+keys that every cache stores, and proves them by the fingerprint. `open_images_to_show` opens only images that the
+user names.
 """
 
 import shlex
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from logitcache.errors import DataError, Difference, LogitCacheError, MismatchError, NotFoundError
 from logitcache.store import CacheReader
-from logitcache.views.datasets import Images, Samples, open_images
+from logitcache.views.datasets import open_images
+from logitcache.views.images import Images, Samples
 
-Keys = npt.NDArray[np.uint64]
+SampleKeys = npt.NDArray[np.uint64]
 
 
 class OrderedImages(Images):
@@ -43,8 +45,8 @@ class OrderedImages(Images):
 
     def pixels(self) -> Tensor | None:
         """Return a copy of these images, where the others lie in memory."""
-        whole = self.images.pixels()
-        return None if whole is None else whole[torch.from_numpy(self.order)]
+        pixels = self.images.pixels()
+        return None if pixels is None else pixels[torch.from_numpy(self.order)]
 
     @property
     def fingerprint(self) -> str:
@@ -68,11 +70,11 @@ class OrderedImages(Images):
         return self.images.describe(int(self.order[sample]))
 
 
-def images_to_show(reader: CacheReader, named: Sequence[str] = ()) -> tuple[Images | None, str]:
+def open_images_to_show(reader: CacheReader, named: Sequence[str] = ()) -> tuple[Images | None, str]:
     """Open a cache's images to show them: those that the user named, or the digits that ship.
 
-    The cache's own word is not enough: a stranger's may name code, or any folder of this disk, whose images would
-    then be shown and sent on.
+    The name in the cache is not enough: a cache from elsewhere may name code, or any folder of this disk, whose
+    images would then be shown and passed on.
 
     Args:
         reader: the cache.
@@ -89,7 +91,7 @@ def images_to_show(reader: CacheReader, named: Sequence[str] = ()) -> tuple[Imag
     found: LogitCacheError | None = None
     for name in [*named, *(["digits"] if spec.name == "digits" else [])]:
         try:
-            return in_cache_order(reader, open_images(name, spec.split)), name
+            return align_images(reader, open_images(name, spec.split)), name
         except (DataError, MismatchError) as error:
             found = found or error
         except NotFoundError as error:
@@ -101,19 +103,19 @@ def images_to_show(reader: CacheReader, named: Sequence[str] = ()) -> tuple[Imag
     return None, ""
 
 
-def how_to_show(reader: CacheReader) -> str:
-    """Say what lets a cache's images be shown where none were named."""
+def explain_how_to_show(reader: CacheReader) -> str:
+    """Return the advice for a cache whose images were not named."""
     name = reader.spec.dataset.name
     return f"only data sets that you name are opened; the cache says --data {shlex.quote(name)}"
 
 
-def in_cache_order(reader: CacheReader, images: Images, *, grow: bool = False) -> Images:
-    """Put images into the order of a cache, after proof that they are those that it was made of.
+def align_images(reader: CacheReader, images: Images, *, grow: bool = False) -> Images:
+    """Return images in the order of a cache, after proof that it was made of them.
 
     Args:
         reader: the cache.
         images: its images, and perhaps others that came later.
-        grow: keep these others, behind the cache's own and in their own order; else they are left out.
+        grow: append these others, in their own order; else they are left out.
 
     Raises:
         MismatchError: they are others; `fields` says what differs, such as the first image that is missing.
@@ -125,9 +127,9 @@ def in_cache_order(reader: CacheReader, images: Images, *, grow: bool = False) -
     if not fields:
         return images if len(counts) == 1 else OrderedImages(images, np.arange(len(images)), counts)
     expected, keys = reader.spec.dataset, reader.keys()
-    kind = {f.field for f in fields} & {"dataset.num_classes", "dataset.split"}
-    if not kind and keys is not None:
-        order, missing = _places(keys, images)
+    fixed = {f.field for f in fields} & {"dataset.num_classes", "dataset.split"}  # growth cannot change these
+    if not fixed and keys is not None:
+        order, missing = _locate(keys, images)
         first = order[: len(keys)]
         if missing:
             fields.append(missing)
@@ -140,12 +142,12 @@ def in_cache_order(reader: CacheReader, images: Images, *, grow: bool = False) -
         f"{reader.path} was made of other images ({expected.name}) than {images.name}",
         fields,
         "give the data that the cache was made of with --data, or dump a cache of this data"
-        + ("; the classes of a cache cannot change" if "dataset.num_classes" in kind else "")
+        + ("; the classes of a cache cannot change" if "dataset.num_classes" in fixed else "")
         + ("; it has no sample keys, so its data cannot grow" if keys is None else ""),
     )
 
 
-def distinct_keys(images: Images) -> Keys:
+def require_distinct_keys(images: Images) -> SampleKeys:
     """Return the sample keys, (n,) uint64.
 
     Raises:
@@ -167,20 +169,20 @@ def _differences(reader: CacheReader, images: Images) -> list[Difference]:
     ]
 
 
-def _places(keys: Keys, images: Images) -> tuple[npt.NDArray[np.int64], Difference | None]:
+def _locate(keys: SampleKeys, images: Images) -> tuple[npt.NDArray[np.int64], Difference | None]:
     """Find samples among images by their keys.
 
     Returns:
-        Where each is among the images, then the others, in their own order; and the first that is not there.
+        Where each is among the images, then the other images in their own order; and the first key that is missing.
     """
-    there = distinct_keys(images)
-    rising, place = np.unique(there, return_index=True)
-    at = np.searchsorted(rising, keys).clip(max=len(rising) - 1)
+    found = require_distinct_keys(images)
+    sorted_keys, place = np.unique(found, return_index=True)
+    at = np.searchsorted(sorted_keys, keys).clip(max=len(sorted_keys) - 1)
     order = place[at]
     missing = None
-    if (gone := np.flatnonzero(rising[at] != keys)).size:
+    if (gone := np.flatnonzero(sorted_keys[at] != keys)).size:
         first = int(gone[0])
         after = f", which came after {images.describe(int(order[first - 1]))}" if first else ""
         missing = Difference(f"sample {first}{after}", "an image", "none")
-    others = np.setdiff1d(np.arange(len(there)), order)
+    others = np.setdiff1d(np.arange(len(found)), order)
     return np.concatenate([order, others]), missing

@@ -14,10 +14,8 @@ from torch import Tensor
 
 from logitcache.errors import DataError, ImageError, NotFoundError, OptionError, UnknownNameError
 from logitcache.plugins import load_callable, require_own
-from logitcache.views.folders import FolderImages, from_pillow
-from logitcache.views.images import Images as Images
-from logitcache.views.images import Labels, checked_labels, digest_of
-from logitcache.views.images import Samples as Samples
+from logitcache.views.folders import FolderImages, pillow_to_tensor
+from logitcache.views.images import Images, Labels, Samples, check_labels, hash_parts
 
 
 def open_images(name: str, split: str = "train") -> Images:
@@ -38,9 +36,9 @@ def open_images(name: str, split: str = "train") -> Images:
         raise OptionError(f"split must be train or test, found {split!r}")
     kind, _, rest = name.partition(":")
     if kind == "digits" and not rest:
-        return digits(split)
+        return load_digits(split)
     if kind in ("cifar10", "cifar100"):
-        return cifar(kind, rest, split)
+        return load_cifar(kind, rest, split)
     if kind == "imagefolder" and rest:
         return FolderImages.labelled(name, Path(rest), split)
     if kind == "folder" and rest:
@@ -61,7 +59,7 @@ def open_recorded(name: str, split: str, where: object) -> Images:
 
     Raises:
         OptionError: the name is of code that is not your own.
-        NotFoundError: they are not there; the message says whose word that was, and what to do.
+        NotFoundError: they are not there; the message says which file names them, and what to do.
         UnknownNameError, DataError: as `open_images`.
     """
     require_own(where, name)
@@ -91,7 +89,7 @@ class ArrayImages(Images):
             )
         self.name, self.split, self.recipe = name, split, recipe
         self.images, self.num_classes = images.contiguous(), num_classes
-        self.labels = checked_labels(name, labels, len(images), num_classes)
+        self.labels = check_labels(name, labels, len(images), num_classes)
         self._fingerprint = self.fingerprint_of(slice(None))
 
     def image(self, sample: int) -> Tensor:
@@ -110,25 +108,25 @@ class ArrayImages(Images):
     def fingerprint_of(self, samples: Samples) -> str:
         """Digest of the pixels and labels of some samples."""
         images, labels = self.images.numpy()[samples], self.labels[samples]
-        return digest_of(str(images.shape).encode(), images.data, labels.data)
+        return hash_parts(str(images.shape).encode(), images.data, labels.data)
 
 
-def digits(split: str = "train") -> ArrayImages:
+def load_digits(split: str = "train") -> ArrayImages:
     """Return the 1,797 UCI optical digits that ship with logitcache: 1,437 to train, 360 to test on."""
-    with digits_file().open("rb") as file, np.load(file, allow_pickle=False) as data:
+    with find_digits().open("rb") as file, np.load(file, allow_pickle=False) as data:
         rows = data["test"] == (split == "test")
         pixels = np.round(data["images"][rows] * (255 / 16)).astype(np.uint8)
         labels = data["labels"][rows].astype(np.int64)
     return ArrayImages("digits", split, torch.from_numpy(pixels)[:, None], labels, 10, "digits")
 
 
-def digits_file() -> Any:
+def find_digits() -> Any:
     """Return the file of the digits: inside an installed package, or in data/ of a checkout."""
     installed = importlib.resources.files("logitcache") / "data" / "digits.npz"
     return installed if installed.is_file() else Path(__file__).parents[2] / "data" / "digits.npz"
 
 
-def cifar(kind: str, root: str, split: str) -> ArrayImages:
+def load_cifar(kind: str, root: str, split: str) -> ArrayImages:
     """Return CIFAR-10 or CIFAR-100 by torchvision's loader, which checks the files' digests before reading.
 
     `root` defaults to $LOGITCACHE_DATA or ./data; what is not there is downloaded.
@@ -171,7 +169,7 @@ class WrappedImages(Images):
             raise DataError(f"{name}: an item is not an (image, label) pair: {error!r}") from error
         self.class_names = [str(one) for one in getattr(data, "classes", ())]
         classes = len(self.class_names) or None
-        self.labels = checked_labels(name, targets, len(data), classes)
+        self.labels = check_labels(name, targets, len(data), classes)
         self.num_classes = classes or int(self.labels.max()) + 1 or None
         self._fingerprint = self.fingerprint_of(slice(None))
 
@@ -182,7 +180,7 @@ class WrappedImages(Images):
         try:
             image = self.data[sample][0]
             if isinstance(image, Image.Image):
-                image = from_pillow(image)
+                image = pillow_to_tensor(image)
         except (OSError, SyntaxError) as error:
             raise ImageError(f"{self.describe(sample)} does not decode ({error})") from error
         if (
@@ -214,7 +212,7 @@ class WrappedImages(Images):
         """Digest of the labels of some samples and of 32 of their images."""
         chosen = np.arange(len(self))[samples]
         shown = chosen[sorted({(i * len(chosen)) // 32 for i in range(32)})]
-        return digest_of(self.labels[samples].data, *map(self._proof, shown.tolist()))
+        return hash_parts(self.labels[samples].data, *map(self._proof, shown.tolist()))
 
 
 def _own_images(name: str, split: str) -> Images:
@@ -222,14 +220,14 @@ def _own_images(name: str, split: str) -> Images:
     if isinstance(data, Images):
         data.name, data.split = name, split
         return data
-    return images_of(data, name, split)
+    return wrap_images(data, name, split)
 
 
-def images_of(data: Any, name: str, split: str = "train") -> Images:
-    """Take a map-style data set of (image, label) for images of that name.
+def wrap_images(data: Any, name: str, split: str = "train") -> Images:
+    """Wrap a map-style data set of (image, label) pairs as images of that name.
 
     Raises:
-        DataError: it is none.
+        DataError: it is no such data set.
     """
     if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise DataError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import DataError, ImageError, NotFoundError
-from logitcache.views.images import Images, Labels, Samples, digest_of
+from logitcache.views.images import Images, Labels, Samples, hash_parts
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 
@@ -41,12 +41,12 @@ class FolderImages(Images):
             trained = sorted(entry.name for entry in os.scandir(root / "train") if entry.is_dir())
             if extra := sorted(set(classes) - set(trained)):
                 raise DataError(
-                    f"{printable(folder)}: class folder {extra[0]!r} is not in {printable(root)}/train"
+                    f"{printable_path(folder)}: class folder {extra[0]!r} is not in {printable_path(root)}/train"
                 )
             classes = trained
         if len(classes) < 2:
             raise DataError(
-                f"{printable(folder)}: expected at least 2 class folders, found {len(classes)}; "
+                f"{printable_path(folder)}: expected at least 2 class folders, found {len(classes)}; "
                 "for images without classes use folder:PATH"
             )
         files: list[str] = []
@@ -55,14 +55,14 @@ class FolderImages(Images):
             found = _image_files(folder, name_of_class)
             if not found and split == "train":
                 raise DataError(
-                    f"{printable(folder / name_of_class)}: no images; expected files in {_SUFFIX_LIST}"
+                    f"{printable_path(folder / name_of_class)}: no images; expected files in {_SUFFIX_LIST}"
                 )
             files += found
             labels += [label] * len(found)
         if not files:
-            raise DataError(f"{printable(folder)}: no images; expected files in {_SUFFIX_LIST}")
+            raise DataError(f"{printable_path(folder)}: no images; expected files in {_SUFFIX_LIST}")
         opened = cls(name, split, folder, files, np.asarray(labels, dtype=np.int64), len(classes))
-        opened.class_names = [printable(Path(name_of_class)) for name_of_class in classes]
+        opened.class_names = [printable_path(Path(name_of_class)) for name_of_class in classes]
         return opened
 
     @classmethod
@@ -73,16 +73,16 @@ class FolderImages(Images):
             raise DataError(f"{name}: images without labels have no test split to evaluate on")
         files = _image_files(root, "")
         if not files:
-            raise DataError(f"{printable(root)}: no images; expected files in {_SUFFIX_LIST}")
+            raise DataError(f"{printable_path(root)}: no images; expected files in {_SUFFIX_LIST}")
         return cls(name, split, root, files, np.full(len(files), -1, dtype=np.int64), None)
 
     def image(self, sample: int) -> Tensor:
         """Decode one file to (3, H, W) uint8."""
-        return decode(self.root / self.files[sample])
+        return decode_image(self.root / self.files[sample])
 
     def describe(self, sample: int) -> str:
         """Return the file's path."""
-        return printable(self.root / self.files[sample])
+        return printable_path(self.root / self.files[sample])
 
     @property
     def fingerprint(self) -> str:
@@ -93,14 +93,14 @@ class FolderImages(Images):
         """Digest of relative paths, sizes and labels of some samples."""
         chosen = range(len(self))[samples] if isinstance(samples, slice) else samples.tolist()
         parts = (f"{self._sizes[i]}\0".encode() + os.fsencode(self.files[i]) + b"\0" for i in chosen)
-        return digest_of(b"".join(parts), self.labels[samples].data)
+        return hash_parts(b"".join(parts), self.labels[samples].data)
 
     def stable_name(self, sample: int) -> bytes:
         """Return the relative path, with "/" between folders."""
         return os.fsencode(self.files[sample].replace(os.sep, "/"))
 
 
-def decode(path: Path) -> Tensor:
+def decode_image(path: Path) -> Tensor:
     """Decode an image file to (3, H, W) uint8 RGB: its first frame, turned as its EXIF orientation says.
 
     Raises:
@@ -112,13 +112,13 @@ def decode(path: Path) -> Tensor:
         with Image.open(path) as file:
             wide = file.format == "PPM" and file.mode == "I"  # Pillow scales such pixels to 16 bits
             image = ImageOps.exif_transpose(file)
-        pixels = from_pillow(image.convert("I;16") if wide else image)
+        pixels = pillow_to_tensor(image.convert("I;16") if wide else image)
     except Exception as error:  # whatever a decoder raises, the file is what is wrong
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if isinstance(error, UnidentifiedImageError):
             reason = "it is empty" if path.stat().st_size == 0 else "it is not an image that Pillow knows"
         raise ImageError(
-            f"{printable(path)} does not decode ({reason}); mend or remove it, "
+            f"{printable_path(path)} does not decode ({reason}); mend or remove it, "
             "or leave it out with --on-bad-image skip"
         ) from error
     return pixels.expand(3, -1, -1).contiguous()
@@ -127,7 +127,7 @@ def decode(path: Path) -> Tensor:
 _SUFFIX_LIST = " ".join(IMAGE_SUFFIXES)
 
 
-def from_pillow(image: Any) -> Tensor:
+def pillow_to_tensor(image: Any) -> Tensor:
     """Convert a PIL image of any mode to (1, H, W) uint8 if it is gray, else (3, H, W) uint8."""
     if image.mode.startswith("I;16"):
         array = (np.asarray(image) >> 8).astype(np.uint8)  # Pillow would clip at 255
@@ -175,10 +175,10 @@ def _require_folder(folder: Path, expected: str, root: Path, meant: str = "") ->
         gone = root if not root.exists() else folder
         found = "does not exist" if not gone.exists() else "is not a folder"
         advice = f"; did you mean {meant}?" if meant else ""
-        raise NotFoundError(f"{expected}; {printable(gone)} {found}{advice}")
+        raise NotFoundError(f"{expected}; {printable_path(gone)} {found}{advice}")
 
 
-def printable(path: Path) -> str:
+def printable_path(path: Path) -> str:
     """Return a path as one line of text that any terminal takes, whatever its bytes."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

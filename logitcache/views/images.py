@@ -17,8 +17,8 @@ Samples = npt.NDArray[np.int64] | slice
 UNLABELLED_CLASSES = 1000
 
 
-def called(class_names: Sequence[str], class_: int) -> str:
-    """Call a class by its name, or its number where it has none."""
+def name_class(class_names: Sequence[str], class_: int) -> str:
+    """Return what to call a class: its name, or its number where it has none."""
     return class_names[class_] if class_ < len(class_names) else str(class_)
 
 
@@ -26,13 +26,13 @@ class Images(abc.ABC):
     """Images in a stable order; subclass it for your own data.
 
     Attributes:
-        name: what the user called it.
+        name: as the user gave it.
         split: "train" or "test".
         labels: (n,) int64; −1 where there is no label.
         num_classes: C; None when unlabelled images leave it to the teacher.
-        class_names: what to call the classes, for people; empty where nobody said.
-        recipe: name of the recipe that fits such images when none is asked for.
-        left_out: how many further images the data has by now, where these are the samples of a cache.
+        class_names: of the classes, for messages and pages; may be empty.
+        recipe: name of the default recipe for such images.
+        left_out: how many images the data has beyond these, where these are the samples of a cache.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Images(abc.ABC):
         )
 
     def stable_name(self, sample: int) -> bytes:
-        """Name an image so that it keeps its name when others come; here: by its place, so others come after."""
+        """Return a name that the image keeps when the data grows; here its number, so new images must come last."""
         return str(sample).encode()
 
     def keys(self) -> npt.NDArray[np.uint64]:
@@ -88,7 +88,7 @@ class Images(abc.ABC):
         return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
     def population(self, sample: int) -> int:
-        """Return how many samples there were when this one came: whom it may be mixed with, whatever came later."""
+        """Return how many samples there were when this one was added; views are mixed with these alone."""
         return len(self)
 
     def describe(self, sample: int) -> str:
@@ -101,8 +101,12 @@ class Images(abc.ABC):
         return DatasetSpec(self.name, self.split, len(self), classes, self.fingerprint)
 
 
-def checked_labels(name: str, labels: Any, n: int, num_classes: int | None) -> Labels:
-    """Return labels as (n,) int64, or say what they are instead."""
+def check_labels(name: str, labels: Any, n: int, num_classes: int | None) -> Labels:
+    """Return labels as (n,) int64.
+
+    Raises:
+        DataError: they are not one class number per image; the message says what they are.
+    """
     found = np.asarray(labels)
     if found.shape != (n,) or not n or found.dtype.kind not in "iu":
         raise DataError(
@@ -115,7 +119,7 @@ def checked_labels(name: str, labels: Any, n: int, num_classes: int | None) -> L
     return np.ascontiguousarray(found, dtype=np.int64)
 
 
-def digest_of(*parts: Any) -> str:
+def hash_parts(*parts: Any) -> str:
     """Return a fingerprint, in hex: SHA-256 over buffers, the length of each before it."""
     digest = hashlib.sha256()
     for part in parts:

@@ -17,17 +17,17 @@ def key(*parts: int) -> int:
 
     A chain of SplitMix64 finalisers (Steele et al., "Fast splittable pseudorandom number generators", 2014).
     """
-    return int(_mixed(*parts))
+    return int(_mix(*parts))
 
 
-def keys(seeds: npt.NDArray[np.int64], samples: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+def pair_keys(seeds: npt.NDArray[np.int64], samples: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
     """Return ``key(seed, sample)`` of each of n pairs; all (n,)."""
-    return np.asarray(_mixed(seeds.astype(np.uint64), samples.astype(np.uint64)), np.uint64)
+    return np.asarray(_mix(seeds.astype(np.uint64), samples.astype(np.uint64)), np.uint64)
 
 
-def _mixed(*parts: Any) -> Any:
+def _mix(*parts: Any) -> Any:
     state: Any = 0
-    for part in parts:  # numbers, or arrays of uint64, which wrap by themselves
+    for part in parts:  # Python integers, or arrays of uint64, which wrap by themselves
         state = (state + 0x9E3779B97F4A7C15 + (part & _UINT64)) & _UINT64
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _UINT64
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _UINT64
@@ -41,8 +41,8 @@ def permutation(n: int, *parts: int) -> npt.NDArray[np.int64]:
 
 
 @contextmanager
-def preserved_rng(*, all_sources: bool = False) -> Iterator[None]:
-    """Give torch's CPU generator (and `random`, `numpy.random`) back in the state they came in."""
+def preserve_rng(*, all_sources: bool = False) -> Iterator[None]:
+    """Restore the state of torch's CPU generator (and of `random` and `numpy.random`) after a block of code."""
     torch_state = torch.default_generator.get_state()
     others = (random.getstate(), np.random.get_state()) if all_sources else None  # noqa: NPY002
     try:

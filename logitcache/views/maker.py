@@ -1,4 +1,4 @@
-"""Views: what augmentation makes of an image, as a pure function of (image, sample, seed).
+"""One view: what augmentation makes of an image, as a pure function of (image, sample, seed).
 
 All randomness of a view comes from generators keyed by (seed, sample) and nothing else: not the worker, the
 batch, the rank, the order or a global RNG. So any view can be made again, alone, anywhere, and `digest` can
@@ -6,8 +6,7 @@ prove that it is the same one.
 
 A recipe is data (`RecipeSpec`): torchvision v2 transforms by name with their arguments, or your own
 ``module:function`` called as ``function(image, **args)``. Both may draw from torch's global generator, yours
-also from `random` and `numpy.random`: while a view is made these are the keyed ones, and afterwards they are
-as they were.
+also from `random` and `numpy.random`: they are seeded with the key while a view is made, and restored afterwards.
 """
 
 import random
@@ -22,7 +21,7 @@ from torch import Tensor
 from logitcache.errors import DataError, OptionError, UnknownNameError
 from logitcache.format.identity import RecipeSpec, StepSpec
 from logitcache.plugins import load_callable
-from logitcache.views.keys import key, preserved_rng
+from logitcache.views.keys import key, preserve_rng
 
 
 class ViewMaker:
@@ -54,11 +53,11 @@ class ViewMaker:
         Raises:
             DataError: a step does not fit the image, or the result is not a (C, h, w) uint8 tensor.
         """
-        return self.many(image, sample, (seed,))[0]
+        return self.make_many(image, sample, (seed,))[0]
 
-    def many(self, image: Tensor, sample: int, seeds: tuple[int, ...]) -> list[Tensor]:
+    def make_many(self, image: Tensor, sample: int, seeds: tuple[int, ...]) -> list[Tensor]:
         """Make one image's views under several seeds: what `__call__` gives for each."""
-        with preserved_rng(all_sources=self._own_code):
+        with preserve_rng(all_sources=self._own_code):
             return [self._make(image, sample, seed) for seed in seeds]
 
     def _make(self, image: Tensor, sample: int, seed: int) -> Tensor:
@@ -77,17 +76,17 @@ class ViewMaker:
                 if ":" in spec.transform:
                     raise  # what is wrong in your own code keeps its traceback
                 raise DataError(
-                    f"transform {spec.transform} {spec.args} does not fit {_form(view)}: "
+                    f"transform {spec.transform} {spec.args} does not fit {_describe(view)}: "
                     f"{(str(error) or type(error).__name__).splitlines()[0]}"
                 ) from error
         if not isinstance(view, Tensor) or view.dtype != torch.uint8 or view.ndim != 3:
             raise DataError(
-                f"recipe {self.recipe.name!r} must give a (C, h, w) uint8 tensor, found {_form(view)}; "
+                f"recipe {self.recipe.name!r} must give a (C, h, w) uint8 tensor, found {_describe(view)}; "
                 "models normalise by themselves, so leave ToDtype and Normalize out of the recipe"
             )
-        made: Tensor = view.contiguous()
-        is_image = made.untyped_storage().data_ptr() == image.untyped_storage().data_ptr()
-        return made.clone() if is_image else made  # what becomes of a view must not reach the data set
+        pixels: Tensor = view.contiguous()
+        is_image = pixels.untyped_storage().data_ptr() == image.untyped_storage().data_ptr()
+        return pixels.clone() if is_image else pixels  # writing to a view must not change the data set
 
 
 def digest(view: Tensor) -> int:
@@ -114,7 +113,7 @@ def _build_step(step: StepSpec) -> Callable[[Tensor], Any]:
 
 
 class _OwnStep:
-    """A step of the user's, loaded again by name in every process."""
+    """A step of your own, loaded by name in every process."""
 
     def __init__(self, step: StepSpec) -> None:
         self.step = step
@@ -127,7 +126,7 @@ class _OwnStep:
         return _OwnStep, (self.step,)
 
 
-def _form(value: object) -> str:
+def _describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
     return type(value).__name__

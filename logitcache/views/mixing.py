@@ -1,4 +1,4 @@
-"""MixUp and CutMix as functions of (sample, seed): who is mixed with whom, and how much, is nobody's batch.
+"""MixUp and CutMix as functions of (sample, seed): partner and share do not depend on the batch.
 
 The partner of sample i under seed s is π_s(i), π_s a permutation of the data set that s keys, and it is seen as it
 is under s before mixing. Whether, how and how much follows from (s, i). Shares are whole 256ths or whole pixels, so
@@ -51,7 +51,7 @@ class Mix:
     ratio: float
     centre: tuple[float, float]
 
-    def of(self, view: Tensor, other: Tensor) -> tuple[Tensor, float]:
+    def apply(self, view: Tensor, other: Tensor) -> tuple[Tensor, float]:
         """Mix two (C, h, w) uint8 views; returns the mixed one, and the share of the first that is in it."""
         if self.kind == "MixUp":
             weight = round(self.ratio * 256)
@@ -59,8 +59,8 @@ class Mix:
             return mixed.to(view.dtype), weight / 256
         height, width = view.shape[1:]
         side = (1 - self.ratio) ** 0.5
-        top, bottom = _cut(height, self.centre[0], side)
-        left, right = _cut(width, self.centre[1], side)
+        top, bottom = _box_edges(height, self.centre[0], side)
+        left, right = _box_edges(width, self.centre[1], side)
         mixed = view.clone()
         mixed[:, top:bottom, left:right] = other[:, top:bottom, left:right]
         return mixed, 1 - (bottom - top) * (right - left) / (height * width)
@@ -68,7 +68,7 @@ class Mix:
 
 @dataclass(frozen=True)
 class Mixer:
-    """What the last steps of a recipe say of mixing: (kind, alpha, probability) of each; they exclude each other.
+    """The mixing steps at the end of a recipe, (kind, alpha, probability) each; a view is mixed by one at most.
 
     Source: MixUp, Zhang et al. 2018 (arXiv 1710.09412); CutMix, Yun et al. 2019 (arXiv 1905.04899).
     """
@@ -76,13 +76,13 @@ class Mixer:
     steps: tuple[tuple[Literal["MixUp", "CutMix"], float, float], ...]
 
     @classmethod
-    def of(cls, recipe: RecipeSpec) -> Self:
+    def from_recipe(cls, recipe: RecipeSpec) -> Self:
         """Read a recipe's MixUp and CutMix steps, each with `alpha` (default 1) and `probability` (default 1).
 
         Raises:
             OptionError: an argument cannot be honoured, or the probabilities exceed 1 in sum.
         """
-        read: list[tuple[Literal["MixUp", "CutMix"], float, float]] = []
+        steps: list[tuple[Literal["MixUp", "CutMix"], float, float]] = []
         for step in recipe.mix_steps:
             given = {"alpha": 1.0, "probability": 1.0, **step.args}
             alpha, probability = given.pop("alpha"), given.pop("probability")
@@ -92,13 +92,13 @@ class Mixer:
                     f"{step.transform} takes alpha (above 0) and probability (0 to 1), found {step.args}"
                 )
             kind: Literal["MixUp", "CutMix"] = "MixUp" if step.transform == "MixUp" else "CutMix"
-            read.append((kind, float(alpha), float(probability)))
-        if sum(probability for _, _, probability in read) > 1 + 1e-9:
+            steps.append((kind, float(alpha), float(probability)))
+        if sum(probability for _, _, probability in steps) > 1 + 1e-9:
             raise OptionError(
                 "a view is mixed once: the probabilities of MixUp and CutMix must not exceed 1 in sum, found "
-                + " + ".join(f"{probability:g}" for _, _, probability in read)
+                + " + ".join(f"{probability:g}" for _, _, probability in steps)
             )
-        return cls(tuple(read))
+        return cls(tuple(steps))
 
     def draw(self, sample: int, seed: int, n: int) -> Mix | None:
         """Return how the view of a sample of n under a seed is mixed, if it is."""
@@ -109,12 +109,12 @@ class Mixer:
             if chance < probability:
                 ratio = float(numbers.beta(alpha, alpha))
                 centre = (float(numbers.random_sample()), float(numbers.random_sample()))
-                return Mix(partner(sample, seed, n), kind, ratio, centre)
+                return Mix(draw_partner(sample, seed, n), kind, ratio, centre)
             chance -= probability
         return None
 
 
-def partner(sample: int, seed: int, n: int) -> int:
+def draw_partner(sample: int, seed: int, n: int) -> int:
     """Return π_s(i), π_s a permutation of range(n): a keyed Feistel network, walked until it lands below n.
 
     Source: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002, sections 3 and 4.
@@ -130,8 +130,8 @@ def partner(sample: int, seed: int, n: int) -> int:
             return sample
 
 
-def _cut(length: int, centre: float, side: float) -> tuple[int, int]:
-    """Where a box of a relative side around a centre begins and ends, cut off at the borders."""
+def _box_edges(length: int, centre: float, side: float) -> tuple[int, int]:
+    """Where a box begins and ends along one side of an image, cut off at the borders."""
     size, middle = round(length * side), int(centre * length)
     start = middle - size // 2
     return max(0, start), min(length, start + size)

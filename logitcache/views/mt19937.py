@@ -12,15 +12,15 @@ Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint32]
 
 # Until the state is first twisted as a whole, output j needs words j, j + 1 and j + 397 of the initial state alone.
-MOST_WORDS = 624 - 397
+MAX_WORDS = 624 - 397
 
 
-def twister_words(seeds: Words, count: int) -> Words:
+def draw_words(seeds: Words, count: int) -> Words:
     """Draw the first words of many Mersenne Twisters (MT19937, Matsumoto and Nishimura, 1998).
 
     Args:
         seeds: (n,) uint32, one per generator.
-        count: words of each, at most `MOST_WORDS`.
+        count: words of each, at most `MAX_WORDS`.
 
     Returns:
         (count, n) uint32.
@@ -28,8 +28,8 @@ def twister_words(seeds: Words, count: int) -> Words:
     Raises:
         OptionError: more words than that.
     """
-    if count > MOST_WORDS:
-        raise OptionError(f"count must be at most {MOST_WORDS} words, found {count}")
+    if count > MAX_WORDS:
+        raise OptionError(f"count must be at most {MAX_WORDS} words, found {count}")
     state = np.empty((count + 1, len(seeds)), np.uint32)
     ahead = np.empty((count, len(seeds)), np.uint32)
     word = seeds.astype(np.uint32)
@@ -54,16 +54,16 @@ def twister_words(seeds: Words, count: int) -> Words:
     return drawn
 
 
-class Draws:
-    """The generators of n views, each with a place of its own in its stream of words.
+class ViewGenerators:
+    """The generators of n views, each at its own position in its stream of words.
 
     Args:
         keys: (n,) uint64; torch's generator takes the low 32 bits of a seed.
-        most: words that any of them gives in all, at most `MOST_WORDS`.
+        limit: words that any of them gives in all, at most `MAX_WORDS`.
     """
 
-    def __init__(self, keys: npt.NDArray[np.uint64], most: int) -> None:
-        self._words = twister_words(keys.astype(np.uint32), most)
+    def __init__(self, keys: npt.NDArray[np.uint64], limit: int) -> None:
+        self._words = draw_words(keys.astype(np.uint32), limit)
         self._at = np.zeros(len(keys), np.int64)
 
     def __len__(self) -> int:
@@ -74,25 +74,25 @@ class Draws:
         self._at[rows] += 1
         return words
 
-    def below(self, bound: int | Ints, rows: Ints) -> Ints:
+    def randint(self, bound: int | Ints, rows: Ints) -> Ints:
         """(len(rows),) int64 as ``torch.randint(0, bound, ())`` gives."""
         return self._take(rows).astype(np.int64) % bound
 
     def uniform(self, low: float, high: float, rows: Ints) -> npt.NDArray[np.float32]:
-        """(len(rows),) float32 as ``torch.empty(1).uniform_(low, high)`` gives, for `told_exactly` bounds."""
+        """(len(rows),) float32 as ``torch.empty(1).uniform_(low, high)`` gives, for `is_exact_range` bounds."""
         first, last = np.float32(low), np.float32(high)
         unit = (self._take(rows) & np.uint32((1 << 24) - 1)) * 2.0**-24
         drawn = (unit * np.float64(last - first) + np.float64(first)).astype(np.float32)
-        return np.where(drawn == last, first, drawn) if _leaves_the_end_out() else drawn
+        return np.where(drawn == last, first, drawn) if _torch_excludes_high() else drawn
 
 
-def told_exactly(low: float, high: float) -> bool:
+def is_exact_range(low: float, high: float) -> bool:
     """Whether float64 holds every number of [low, high) before rounding, so that it is rounded once, as by torch."""
     return all(x == 0 or 2.0**-20 <= abs(x) <= 16 for x in (low, high))
 
 
 @functools.cache
-def _leaves_the_end_out() -> bool:
+def _torch_excludes_high() -> bool:
     """Whether torch gives `low` where rounding would give `high`; not all of its versions do."""
     high = 1 + 2.0**-23  # half of what is drawn from [1, high) rounds to high
     drawn = torch.empty(64).uniform_(1, high, generator=torch.Generator().manual_seed(0))

@@ -4,42 +4,28 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from logitcache.errors import DataError, Difference, DriftError, IncompleteError, MismatchError
+from logitcache.errors import DataError, Difference, DriftError, IncompleteError
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
-from logitcache.models.build import Model
 from logitcache.plugins import require_own
 from logitcache.store import CacheReader, seed_list
 from logitcache.versions import library_versions
-from logitcache.views.alignment import in_cache_order
-from logitcache.views.datasets import Images, open_recorded
-from logitcache.views.loader import KeyedViews, require
+from logitcache.views.alignment import align_images
+from logitcache.views.datasets import open_recorded
+from logitcache.views.images import Images
+from logitcache.views.keyed_views import KeyedViews, check_batch
 from logitcache.views.maker import digest
-
-
-def check_teacher(reader: CacheReader, teacher: Model) -> None:
-    """Insist that this is the teacher whose logits the cache keeps.
-
-    Raises:
-        MismatchError: it is not; `fields` says what differs.
-    """
-    expected = reader.spec.teacher
-    fields = [
-        Difference(f"teacher.{name}", getattr(expected, name), getattr(teacher, name))
-        for name in ("name", "weights_sha256", "adapter")
-        if getattr(expected, name) != getattr(teacher, name)
-    ]
-    if fields:
-        raise MismatchError(
-            f"{reader.path} was made by another teacher ({expected.name}, weights {expected.weights})",
-            fields,
-            "name the cache's own with --teacher and --weights",
-        )
 
 
 @dataclass(frozen=True)
 class Drift(Spec):
-    """How many of the canary views that were made again differ, the first of them, and versions that differ."""
+    """Canary views that differ from those that the teacher saw.
+
+    Attributes:
+        compared: how many were made again.
+        differing: how many of them differ.
+        fields: the first that differs, and the library versions that differ.
+    """
 
     compared: int
     differing: int
@@ -50,7 +36,7 @@ class Drift(Spec):
         return f"{self.differing} of {self.compared} views are not those that the teacher saw: {rows}"
 
 
-def proved_views(
+def open_proved_views(
     reader: CacheReader, images: Images | None, seeds: Sequence[int] = (), *, allow_drift: bool = False
 ) -> tuple[KeyedViews, tuple[int, ...], Drift | None]:
     """Open what a cache was made of, ready to make the views that its teacher saw.
@@ -59,10 +45,10 @@ def proved_views(
         reader: the cache.
         images: by default those that the cache names. Images that came later are left out.
         seeds: augmentation seeds; by default all that are complete.
-        allow_drift: go on although views differ.
+        allow_drift: return the views although some differ.
 
     Returns:
-        The views; the seeds; what differs, where that is allowed.
+        The views; the seeds; what differs, if drift is allowed.
 
     Raises:
         OptionError: the cache names code that is not your own.
@@ -73,14 +59,14 @@ def proved_views(
     data, recipe = reader.spec.dataset, reader.spec.recipe
     require_own(reader.path, *recipe.code)
     images = images or open_recorded(data.name, data.split, reader.path)
-    views = KeyedViews(in_cache_order(reader, images), reader.spec.recipe)
+    views = KeyedViews(align_images(reader, images), reader.spec.recipe)
     chosen = tuple(seeds) or tuple(reader.complete())
     if not chosen:
         begun = seed_list(reader.seeds())
         raise IncompleteError(f"{reader.path} has no complete seed (begun: {begun}); run the dump again")
     reader.require(list(chosen))
     if allow_drift:
-        return views, chosen, drift_of(reader, views, chosen)
+        return views, chosen, find_drift(reader, views, chosen)
     prove_replay(reader, views, chosen)
     return views, chosen, None
 
@@ -89,7 +75,7 @@ def prove_replay(
     reader: CacheReader,
     views: KeyedViews,
     seeds: Sequence[int],
-    most: int = 256,
+    limit: int = 256,
     without: Mapping[int, Collection[int]] = MappingProxyType({}),
 ) -> int:
     """Make canary views again and compare their digests with those of the views that the teacher saw.
@@ -98,8 +84,8 @@ def prove_replay(
         reader: the cache.
         views: views of the same images by the same recipe.
         seeds: seeds to prove, complete or not.
-        most: canaries to make in all, spread over seeds and shards; but at least two per seed.
-        without: shards, by seed, that are not looked at.
+        limit: canaries to make in all, spread over seeds and shards; but at least two per seed.
+        without: shards to leave out, by seed.
 
     Returns:
         How many views were compared.
@@ -110,7 +96,7 @@ def prove_replay(
         FormatError: the digests, or other numbers of their shard, are damaged.
     """
     compared = 0
-    for difference in _compared(reader, views, seeds, most, without):
+    for difference in _compare_canaries(reader, views, seeds, limit, without):
         compared += 1
         if difference:
             raise DriftError(
@@ -121,33 +107,35 @@ def prove_replay(
     return compared
 
 
-def drift_of(reader: CacheReader, views: KeyedViews, seeds: Sequence[int], most: int = 256) -> Drift | None:
-    """Say what `prove_replay` would refuse, after all comparisons; None where nothing differs.
+def find_drift(
+    reader: CacheReader, views: KeyedViews, seeds: Sequence[int], limit: int = 256
+) -> Drift | None:
+    """Compare as `prove_replay` does, but return what differs; None where nothing does.
 
     Raises:
         DataError: an image that decoded when the cache was made no longer does.
     """
-    found = list(_compared(reader, views, seeds, most, {}))
+    found = list(_compare_canaries(reader, views, seeds, limit, {}))
     differing = [difference for difference in found if difference]
     if not differing:
         return None
     return Drift(len(found), len(differing), (differing[0], *_version_differences(reader.spec)))
 
 
-def _compared(
+def _compare_canaries(
     reader: CacheReader,
     views: KeyedViews,
     seeds: Sequence[int],
-    most: int,
+    limit: int,
     without: Mapping[int, Collection[int]],
 ) -> Iterator[Difference | None]:
-    """Make canary views again, one by one; yields what differs of each, or None."""
+    """Make canary views again, one by one; yield how each differs, or None."""
     views = KeyedViews(views.images, views.maker.recipe, "skip")  # a skipped view has no digest to compare
     for seed in seeds:
         recorded = [(i, crc) for i, crc in reader.canaries(seed, without.get(seed, ())).items() if crc]
-        step = max(1, len(recorded) // max(2, most // len(seeds)))
+        step = max(1, len(recorded) // max(2, limit // len(seeds)))
         for sample, expected in recorded[::step]:
-            batch = require(views[sample, seed])
+            batch = check_batch(views[sample, seed])
             if not batch.valid.all():
                 raise DataError(
                     f"{views.images.describe(sample)} does not decode, and did when {reader.path} was made; "

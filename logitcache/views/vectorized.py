@@ -7,7 +7,7 @@ choice of rows and columns, composed and gathered with integers only, on any dev
 
 Recipes of `RandomCrop`, `CenterCrop`, the two flips and `RandomErasing` (cutout) can be made so. Others cannot, and
 an engine that would make other views than `ViewMaker` does (torch or torchvision draw in another way, say) is not
-used: `BatchedViews.of` compares.
+used: `VectorizedViews.build` compares.
 """
 
 import warnings
@@ -21,14 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from logitcache.views.datasets import Images
-from logitcache.views.keys import keys
+from logitcache.views.images import Images
+from logitcache.views.keys import pair_keys
 from logitcache.views.maker import ViewMaker
-from logitcache.views.mt19937 import MOST_WORDS, Draws, Ints, told_exactly
+from logitcache.views.mt19937 import MAX_WORDS, Ints, ViewGenerators, is_exact_range
 
-PROVED = 64
+VIEWS_COMPARED = 64
 """Views that an engine makes in both ways before it is used."""
-ON_DEVICE = 4 << 30
+MAX_DEVICE_BYTES = 4 << 30
 """Bytes of images that may move to a GPU; more stay in main memory."""
 
 
@@ -53,13 +53,13 @@ class Step(Protocol):
 
     @property
     def words(self) -> int:
-        """Words of its generator that a view spends at most."""
+        """32-bit words of its generator that a view takes at most."""
 
     @property
     def numbers(self) -> int:
-        """Numbers that say what becomes of a view."""
+        """Numbers that a view needs, such as a corner or a flip."""
 
-    def draw(self, draws: Draws) -> Ints:
+    def draw(self, generators: ViewGenerators) -> Ints:
         """Draw for n views; (n, numbers) int64."""
 
     def place(self, frame: Frame, drawn: Tensor) -> Frame:
@@ -80,11 +80,11 @@ class _Crop:
     def words(self) -> int:
         return sum(s > 0 for s in self.slack)
 
-    def draw(self, draws: Draws) -> Ints:
-        corner = np.zeros((len(draws), 2), np.int64)
+    def draw(self, generators: ViewGenerators) -> Ints:
+        corner = np.zeros((len(generators), 2), np.int64)
         for axis, slack in enumerate(self.slack):
             if slack:  # torchvision draws nothing where there is no choice
-                corner[:, axis] = draws.below(slack + 1, np.arange(len(draws)))
+                corner[:, axis] = generators.randint(slack + 1, np.arange(len(generators)))
         return corner
 
     def place(self, frame: Frame, drawn: Tensor) -> Frame:
@@ -101,8 +101,8 @@ class _CenterCrop:
     words: int = 0
     numbers: int = 0
 
-    def draw(self, draws: Draws) -> Ints:
-        return np.zeros((len(draws), 0), np.int64)
+    def draw(self, generators: ViewGenerators) -> Ints:
+        return np.zeros((len(generators), 0), np.int64)
 
     def place(self, frame: Frame, drawn: Tensor) -> Frame:
         rows = frame.rows[:, :, self.top : self.top + self.size[0]]
@@ -116,8 +116,8 @@ class _Flip:
     words: int = 1
     numbers: int = 1
 
-    def draw(self, draws: Draws) -> Ints:
-        return _happens(draws, self.p)[:, None].astype(np.int64)
+    def draw(self, generators: ViewGenerators) -> Ints:
+        return _draw_happens(generators, self.p)[:, None].astype(np.int64)
 
     def place(self, frame: Frame, drawn: Tensor) -> Frame:
         axis = frame.columns if self.horizontal else frame.rows
@@ -136,17 +136,17 @@ class _Erasing:
     words: int = 1 + 10 * 2 + 2
     numbers: int = 4
 
-    def draw(self, draws: Draws) -> Ints:
+    def draw(self, generators: ViewGenerators) -> Ints:
         height, width = self.size
-        box = np.zeros((len(draws), 4), np.int64)
-        rest = np.flatnonzero(_happens(draws, self.p))
+        box = np.zeros((len(generators), 4), np.int64)
+        rest = np.flatnonzero(_draw_happens(generators, self.p))
         for _ in range(10):
-            area = height * width * draws.uniform(*self.scale, rest).astype(np.float64)
-            h, w = _sides(area, draws.uniform(*self.log_ratio, rest))
+            area = height * width * generators.uniform(*self.scale, rest).astype(np.float64)
+            h, w = _choose_sides(area, generators.uniform(*self.log_ratio, rest))
             fits = (h < height) & (w < width)
             good, h, w = rest[fits], h[fits], w[fits]
-            top = draws.below(height - h + 1, good)
-            box[good] = np.stack([top, draws.below(width - w + 1, good), h, w], 1)
+            top = generators.randint(height - h + 1, good)
+            box[good] = np.stack([top, generators.randint(width - w + 1, good), h, w], 1)
             rest = rest[~fits]
         return box
 
@@ -155,26 +155,26 @@ class _Erasing:
         return Frame(_within(frame.rows, top, h), _within(frame.columns, left, w))
 
 
-def _happens(draws: Draws, p: float) -> npt.NDArray[np.bool_]:
-    return draws.uniform(0, 1, np.arange(len(draws))) < np.float32(p)
+def _draw_happens(generators: ViewGenerators, p: float) -> npt.NDArray[np.bool_]:
+    return generators.uniform(0, 1, np.arange(len(generators))) < np.float32(p)
 
 
-def _sides(area: npt.NDArray[np.float64], log_ratio: npt.NDArray[np.float32]) -> tuple[Ints, Ints]:
+def _choose_sides(area: npt.NDArray[np.float64], log_ratio: npt.NDArray[np.float32]) -> tuple[Ints, Ints]:
     """Height and width of rectangles as torchvision rounds them.
 
     It takes float32's exp, whose last bits depend on the machine and on how many are taken at once. So where four
     units in the last place would round to another side, torch is asked for that one alone, as torchvision does.
     """
     ratio = np.exp(log_ratio.astype(np.float64))
-    h, w = _rounded(area, ratio)
+    h, w = _round_sides(area, ratio)
     for slightly in (1 - 2.0**-21, 1 + 2.0**-21):
-        other_h, other_w = _rounded(area, ratio * slightly)
+        other_h, other_w = _round_sides(area, ratio * slightly)
         for i in np.flatnonzero((other_h != h) | (other_w != w)):
             ratio[i] = torch.exp(torch.tensor([log_ratio[i]])).item()
-    return _rounded(area, ratio)
+    return _round_sides(area, ratio)
 
 
-def _rounded(area: npt.NDArray[np.float64], ratio: npt.NDArray[np.float64]) -> tuple[Ints, Ints]:
+def _round_sides(area: npt.NDArray[np.float64], ratio: npt.NDArray[np.float64]) -> tuple[Ints, Ints]:
     sides = np.sqrt(area * ratio), np.sqrt(area / ratio)
     return np.rint(sides[0]).astype(np.int64), np.rint(sides[1]).astype(np.int64)
 
@@ -193,7 +193,7 @@ def _within(axis: Tensor, start: Tensor, length: Tensor) -> Tensor:
 # Recipes --------------------------------------------------------------------------------------------------
 
 
-class _Plan(NamedTuple):
+class _CompiledRecipe(NamedTuple):
     steps: list[Step]
     size: tuple[int, int]
     """Of the views: height, width."""
@@ -201,23 +201,23 @@ class _Plan(NamedTuple):
     """What padding and erasing leave."""
 
 
-def _plan(transforms: Sequence[Any], size: tuple[int, int]) -> _Plan | None:
-    """Plan torchvision transforms for images of one size; None where one of them cannot be made batched."""
+def _compile_recipe(transforms: Sequence[Any], size: tuple[int, int]) -> _CompiledRecipe | None:
+    """Compile torchvision transforms for images of one size; None where one of them is not supported here."""
     steps: list[Step] = []
     blanks: set[float] = set()
     for transform in transforms:
-        step = _step(transform, size, blanks)
+        step = _compile_step(transform, size, blanks)
         if step is None:
             return None
         steps.append(step)
         size = step.size if isinstance(step, _Crop | _CenterCrop) else size
     blank = blanks.pop() if blanks else 0
-    if blanks or blank not in range(256) or sum(step.words for step in steps) > MOST_WORDS:
+    if blanks or blank not in range(256) or sum(step.words for step in steps) > MAX_WORDS:
         return None
-    return _Plan(steps, size, int(blank))
+    return _CompiledRecipe(steps, size, int(blank))
 
 
-def _step(transform: Any, size: tuple[int, int], blanks: set[float]) -> Step | None:
+def _compile_step(transform: Any, size: tuple[int, int], blanks: set[float]) -> Step | None:
     from torchvision.transforms import v2
 
     kind = type(transform)
@@ -246,7 +246,7 @@ def _step(transform: Any, size: tuple[int, int], blanks: set[float]) -> Step | N
             return None
         blanks.update(transform.value)
         low, high = torch.log(torch.tensor(transform.ratio)).tolist()  # in float32, as torchvision has it
-        if not (told_exactly(smallest, largest) and told_exactly(low, high)):
+        if not (is_exact_range(smallest, largest) and is_exact_range(low, high)):
             return None
         return _Erasing(transform.p, (smallest, largest), (low, high), size)
     return None
@@ -255,31 +255,31 @@ def _step(transform: Any, size: tuple[int, int], blanks: set[float]) -> Step | N
 # The engine -----------------------------------------------------------------------------------------------
 
 
-class BatchedViews:
-    """Makes views of images in memory by whole batches; get one by `of`, which proves it."""
+class VectorizedViews:
+    """Makes views of images in memory by whole batches; `build` one, which compares it with `ViewMaker`."""
 
-    def __init__(self, images: Tensor, plan: _Plan) -> None:
-        self._images, self._plan = images, plan
+    def __init__(self, images: Tensor, recipe: _CompiledRecipe) -> None:
+        self._images, self._recipe = images, recipe
 
     @classmethod
-    def of(cls, images: Images, maker: ViewMaker, device: torch.device | str = "cpu") -> Self | None:
-        """Return an engine whose views are those of `maker`, on a device; None where there is none.
+    def build(cls, images: Images, maker: ViewMaker, device: torch.device | str = "cpu") -> Self | None:
+        """Return an engine whose views are those of `maker`, on a device, or None.
 
-        There is none for images that are not one tensor in memory and for recipes with other steps than those
-        above; and where some views, made both ways, differ. A warning says so then.
+        None for images that are not one tensor in memory, and for recipes with other steps than those above. None,
+        with a warning, where views made both ways differ.
         """
         pixels = images.pixels()
         if pixels is None:
             return None
-        plan = _plan(maker.steps, (pixels.shape[2], pixels.shape[3]))
-        if plan is None:
+        recipe = _compile_recipe(maker.steps, (pixels.shape[2], pixels.shape[3]))
+        if recipe is None:
             return None
-        where = torch.device(device) if pixels.nbytes <= ON_DEVICE else torch.device("cpu")
-        engine = cls(pixels.to(where), plan)
-        samples = np.arange(PROVED) * len(images) // PROVED
-        seeds = (keys(samples, np.arange(PROVED)) >> np.uint64(1)).astype(np.int64)
-        made = engine.make(samples, engine.draw(samples, seeds)).cpu()
-        for sample, seed, view in zip(samples.tolist(), seeds.tolist(), made, strict=True):
+        where = torch.device(device) if pixels.nbytes <= MAX_DEVICE_BYTES else torch.device("cpu")
+        engine = cls(pixels.to(where), recipe)
+        samples = np.arange(VIEWS_COMPARED) * len(images) // VIEWS_COMPARED
+        seeds = (pair_keys(samples, np.arange(VIEWS_COMPARED)) >> np.uint64(1)).astype(np.int64)
+        views = engine.make(samples, engine.draw(samples, seeds)).cpu()
+        for sample, seed, view in zip(samples.tolist(), seeds.tolist(), views, strict=True):
             if not torch.equal(view, maker(images.image(sample), sample, seed)):
                 warnings.warn(
                     f"views of recipe {maker.recipe.name!r} are made one by one: torch and torchvision here draw "
@@ -290,7 +290,7 @@ class BatchedViews:
         return engine
 
     def draw(self, samples: Ints, seeds: Ints) -> Ints:
-        """Draw what becomes of n views; cheapest per view for thousands at once.
+        """Draw the random numbers of n views; cheapest per view for thousands at once.
 
         Args:
             samples: (n,) int64.
@@ -299,33 +299,35 @@ class BatchedViews:
         Returns:
             (n, p) int64, for `make`; any rows of it may go together.
         """
-        steps = self._plan.steps
-        draws = Draws(keys(seeds, samples), sum(step.words for step in steps))
-        return np.concatenate([np.zeros((len(samples), 0), np.int64), *(s.draw(draws) for s in steps)], 1)
+        steps = self._recipe.steps
+        generators = ViewGenerators(pair_keys(seeds, samples), sum(step.words for step in steps))
+        return np.concatenate(
+            [np.zeros((len(samples), 0), np.int64), *(s.draw(generators) for s in steps)], 1
+        )
 
     def make(self, samples: Ints, drawn: Ints) -> Tensor:
         """Make views, (B, C, h, w) uint8 on the engine's device, of (B,) samples and what was drawn for them."""
         device = self._images.device
         images = self._images.index_select(0, torch.from_numpy(samples).to(device))
-        if not self._plan.steps:
+        if not self._recipe.steps:
             return images
         b, _, height, width = images.shape
-        frame = Frame(_counted(b, height, device), _counted(b, width, device))
+        frame = Frame(_number_from_one(b, height, device), _number_from_one(b, width, device))
         numbers = torch.from_numpy(drawn).to(device)
-        for step in self._plan.steps:
+        for step in self._recipe.steps:
             frame = step.place(frame, numbers[:, : step.numbers])
             numbers = numbers[:, step.numbers :]
-        return _gathered(images, frame, self._plan)
+        return _gather(images, frame, self._recipe)
 
 
-def _counted(b: int, length: int, device: torch.device) -> Tensor:
+def _number_from_one(b: int, length: int, device: torch.device) -> Tensor:
     return torch.arange(1, length + 1, device=device).expand(b, 1, length)
 
 
-def _gathered(images: Tensor, frame: Frame, plan: _Plan) -> Tensor:
+def _gather(images: Tensor, frame: Frame, recipe: _CompiledRecipe) -> Tensor:
     b, c, height, width = images.shape
-    h, w = plan.size
-    framed = F.pad(images, (1, 0, 1, 0), value=plan.blank)  # row 0 and column 0 are what no image has
+    h, w = recipe.size
+    framed = F.pad(images, (1, 0, 1, 0), value=recipe.blank)  # row 0 and column 0 are what no image has
     first = torch.arange(0, b * c * (height + 1), height + 1, device=images.device)
     lines = (first.view(b, c, 1) + frame.rows[:, :1]).flatten()
     rows = (
@@ -334,5 +336,5 @@ def _gathered(images: Tensor, frame: Frame, plan: _Plan) -> Tensor:
     views = rows.gather(3, frame.columns[:, :1, None].expand(b, c, h, w))
     if frame.rows.shape[1] > 1:
         erased = (frame.rows[:, 1:, :, None] & frame.columns[:, 1:, None, :]).any(1, keepdim=True)
-        views.masked_fill_(erased, plan.blank)
+        views.masked_fill_(erased, recipe.blank)
     return views

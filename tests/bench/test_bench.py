@@ -38,7 +38,7 @@ from logitcache.bench.synthetic import open_logits
 from logitcache.errors import DataError, NotFoundError, OptionError
 from logitcache.store import CacheReader
 from logitcache.teacher.sparse import SparseTeacher
-from logitcache.views.datasets import digits
+from logitcache.views.datasets import load_digits
 from logitcache_cli.bench import _table
 from logitcache_cli.main import app
 from logitcache_cli.terminal import console
@@ -204,15 +204,15 @@ def test_a_contest_tunes_on_held_out_training_digits_and_scores_on_test_digits(t
     assert all(len(s.test) == 2 for s in standings)
     assert all(s.validation * 2 * 288 == pytest.approx(round(s.validation * 2 * 288)) for s in standings)
     assert all(x * 360 == pytest.approx(round(x * 360)) for s in standings for x in s.test)
-    fit, held = split_images(digits("train"))
+    fit, held = split_images(load_digits("train"))
     assert (len(fit), len(held)) == (1149, 288)
-    pixels = {image.numpy().tobytes() for image in digits("test").images}
+    pixels = {image.numpy().tobytes() for image in load_digits("test").images}
     assert not pixels & {image.numpy().tobytes() for image in held.images}
 
 
 def test_a_student_whose_loss_explodes_scores_nothing_and_stops_no_other(tmp_path: Path) -> None:
     config = ContestConfig(epochs=1, teacher_epochs=1, cached=1)
-    held = split_images(digits("train"))[1]
+    held = split_images(load_digits("train"))[1]
     entries = [Entry("ce", 0.0, 0.2), Entry("mse", 1e30, 1e30), Entry("kd", 1.0, 0.2)]
     scores = Contest(tmp_path, digits_task(), held, held, config).top1(entries, 0)
     assert scores[1] == 0.0
@@ -220,7 +220,7 @@ def test_a_student_whose_loss_explodes_scores_nothing_and_stops_no_other(tmp_pat
 
 
 def test_with_every_logit_cached_and_with_the_teacher_live_students_are_the_same(tmp_path: Path) -> None:
-    held = split_images(digits("train"))[1]
+    held = split_images(load_digits("train"))[1]
     contest = Contest(
         tmp_path, digits_task(), held, held, ContestConfig(epochs=1, teacher_epochs=2, cached=1)
     )

@@ -37,7 +37,7 @@ from logitcache.store import CacheReader, CacheWriter
 from logitcache.stream.stream import Stream
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.datasets import ArrayImages, open_images
-from logitcache.views.loader import KeyedViews
+from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.maker import digest
 from logitcache.views.recipes import recipe_named
 

@@ -22,7 +22,7 @@ from logitcache.store import CacheReader, CacheWriter
 from logitcache.store.copy import copy
 from logitcache.store.derive import derive
 from logitcache.stream.stream import Stream
-from logitcache.views.loader import KeyedViews
+from logitcache.views.keyed_views import KeyedViews
 
 pytestmark = pytest.mark.usefixtures("fast")
 

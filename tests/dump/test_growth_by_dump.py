@@ -20,10 +20,12 @@ from logitcache.errors import DataError, MismatchError
 from logitcache.models.build import build_model
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
-from logitcache.views.alignment import OrderedImages, in_cache_order
-from logitcache.views.datasets import ArrayImages, Images, WrappedImages
+from logitcache.views.alignment import OrderedImages, align_images
+from logitcache.views.datasets import ArrayImages, WrappedImages
 from logitcache.views.folders import FolderImages
-from logitcache.views.loader import InMemory, KeyedViews, loaded, view_loader
+from logitcache.views.images import Images
+from logitcache.views.keyed_views import KeyedViews
+from logitcache.views.loader import VectorizedLoader, iterate_batches, view_loader
 from logitcache.views.recipes import recipe_named
 from logitcache.views.replay import prove_replay
 
@@ -56,8 +58,8 @@ def test_images_in_another_order_are_viewed_by_whole_batches_too() -> None:
     views = KeyedViews(OrderedImages(few_digits(100), order, [60, 100]), recipe_named("digits"))
     pairs = [(i, seed) for i in range(100) for seed in (0, 5)]
     loader = view_loader(views, [pairs])
-    assert isinstance(loader, InMemory)
-    (batch,) = loaded(loader)
+    assert isinstance(loader, VectorizedLoader)
+    (batch,) = iterate_batches(loader)
     assert torch.equal(batch.views, views.__getitems__(pairs).views)
 
 
@@ -107,7 +109,7 @@ def test_with_random_views_too_when_the_order_is_the_same(tmp_path: Path) -> Non
     dump_folder(out, folder_images(paint(pets, OLD)), "imagenet@8", seeds=(3,))
     images = folder_images(paint(pets, NEW))
     dump_folder(out, images, "imagenet@8", seeds=(3,), grow=True)
-    dump_folder(tmp_path / "fresh.zarr", in_cache_order(CacheReader(out), images), "imagenet@8", seeds=(3,))
+    dump_folder(tmp_path / "fresh.zarr", align_images(CacheReader(out), images), "imagenet@8", seeds=(3,))
     assert by_key(out) == by_key(tmp_path / "fresh.zarr")
 
 
@@ -117,7 +119,7 @@ def test_old_views_stay_mixed_with_whom_they_were(tmp_path: Path) -> None:
     dump_digits(tmp_path / "c.zarr", 30, recipe=recipe_named(str(mixing)))
     old = KeyedViews(few_digits(30), recipe_named(str(mixing)))
     dump_digits(tmp_path / "c.zarr", 50, recipe=recipe_named(str(mixing)), grow=True)
-    held = in_cache_order(CacheReader(tmp_path / "c.zarr"), few_digits(50))
+    held = align_images(CacheReader(tmp_path / "c.zarr"), few_digits(50))
     new = KeyedViews(held, recipe_named(str(mixing)))
     partners = []
     for sample in range(30):

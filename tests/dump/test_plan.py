@@ -18,7 +18,7 @@ from logitcache.format.identity import PROFILES
 from logitcache.models.forward import ViewModel
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.units import parse_size
-from logitcache.views.loader import KeyedViews, require
+from logitcache.views.keyed_views import KeyedViews, check_batch
 from logitcache_cli.main import app
 
 CONFIG = PlanConfig(seeds=3, epochs=2, images=300, ks=(2, 4, 99), budget=20_000, workers=0)
@@ -33,7 +33,7 @@ def test_what_is_kept_is_what_a_sparse_teacher_keeps(found: Plan) -> None:
     views = KeyedViews(few_digits(), RECIPE)
     pairs = [(i, s) for s in (0, 1) for i in range(300)]
     with torch.inference_mode():
-        logits = ViewModel(a_teacher()).eval()(require(views.__getitems__(pairs)).views)
+        logits = ViewModel(a_teacher()).eval()(check_batch(views.__getitems__(pairs)).views)
     choice = next(c for c in found.choices if (c.k, c.profile) == (4, "default"))
     sparse = SparseTeacher.from_logits(logits, 4)
     for number, temperature in enumerate((1.0, 2.0, 4.0)):

@@ -8,7 +8,7 @@ from reports import a_run, rows_of
 
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.report.page import report
-from logitcache.views.datasets import digits
+from logitcache.views.datasets import load_digits
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = [{**row, "agreement": 0.8, "kl": 0.3 + row["epoch"]} for row in rows_of(4, 0.7)]
         a_run(folder / "runs" / f"fast-{seed}", rows, seed=seed, lr=0.4)
     config = DumpConfig(seeds=(0, 1, 5), top_k=4, workers=0, precision="float32", shard_samples=512)
-    dump(folder / "c.zarr", digits("train"), RECIPE, a_teacher(), config)
+    dump(folder / "c.zarr", load_digits("train"), RECIPE, a_teacher(), config)
     return folder
 
 

@@ -24,7 +24,7 @@ from logitcache.store import CacheReader, seed_list
 from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import decode
-from logitcache.views.datasets import digits
+from logitcache.views.datasets import load_digits
 from logitcache.views.recipes import recipe_named
 
 # What is drawn --------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def test_a_tie_is_called_one_and_caches_of_one_teacher_are_told_apart(folder: Pa
 
 
 def test_the_teacher_stands_beside_students_judged_on_what_its_cache_answers(tmp_path: Path) -> None:
-    images, recipe, teacher = digits("test"), recipe_named("center@8"), a_teacher()
+    images, recipe, teacher = load_digits("test"), recipe_named("center@8"), a_teacher()
     config = DumpConfig(seeds=(0,), top_k=6, workers=0, precision="float32")
     dump(tmp_path / "test.zarr", images, recipe, teacher, config)
     spec = CacheReader(tmp_path / "test.zarr").spec

@@ -25,7 +25,7 @@ from logitcache.format.identity import AdapterSpec, DatasetSpec, RecipeSpec, Ste
 from logitcache.format.schema import CacheSpec
 from logitcache.store import CacheWriter
 from logitcache.views import keys
-from logitcache.views.datasets import digits
+from logitcache.views.datasets import load_digits
 from logitcache.views.maker import digest
 
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
@@ -355,7 +355,7 @@ def test_canaries_by_the_page_are_those_of_the_cache(cache):
 def test_keys_by_the_page_are_those_of_the_samples(cache):
     reader, _ = cache
     assert reader.keys() == [key_of(str(i).encode()) for i in range(reader.n)]
-    assert digits().keys()[: reader.n].tolist() == reader.keys()
+    assert load_digits().keys()[: reader.n].tolist() == reader.keys()
 
 
 def test_chunks_past_the_last_sample_are_not_there_and_a_part_is_padded_with_zeros(cache):

@@ -27,7 +27,7 @@ from logitcache.train.events import EpochDone, TrainEvent
 from logitcache.train.learner import Run
 from logitcache.train.loop import train
 from logitcache.views.datasets import ArrayImages
-from logitcache.views.loader import KeyedViews
+from logitcache.views.keyed_views import KeyedViews
 from logitcache_cli.main import app
 
 

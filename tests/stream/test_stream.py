@@ -18,8 +18,8 @@ from logitcache.stream.stream_inputs import FRESH_EPOCHS, StreamInputs
 from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.live import LiveTeacher
 from logitcache.teacher.sparse import SparseTeacher
-from logitcache.views.datasets import ArrayImages, digits
-from logitcache.views.loader import KeyedViews
+from logitcache.views.datasets import ArrayImages, load_digits
+from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.recipes import recipe_named
 
 N, BAD = 50, (3, 30)
@@ -36,7 +36,7 @@ class SomeBad(ArrayImages):
 
 
 def images_of(kind: type[ArrayImages] = ArrayImages) -> ArrayImages:
-    all_of_them = digits("train")
+    all_of_them = load_digits("train")
     return kind("few", "train", all_of_them.images[:N], all_of_them.labels[:N], 10, "digits")
 
 
@@ -321,7 +321,7 @@ def test_a_cache_without_a_complete_seed_is_refused(exact, stream, folder):
 
 
 def test_other_images_are_refused(exact, folder):
-    all_of_them = digits("train")
+    all_of_them = load_digits("train")
     other = ArrayImages(
         "o", "train", all_of_them.images[1 : N + 1], all_of_them.labels[1 : N + 1], 10, "digits"
     )

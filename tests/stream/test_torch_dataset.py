@@ -21,7 +21,7 @@ from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import DataError, ImageError, IncompleteError, MismatchError, OptionError
 from logitcache.format.identity import RecipeSpec, StepSpec
 from logitcache.store import CacheReader
-from logitcache.views.datasets import ArrayImages, images_of
+from logitcache.views.datasets import ArrayImages, wrap_images
 
 N = 96
 
@@ -112,9 +112,9 @@ def test_the_views_pass_through_a_transform(cache: CacheReader) -> None:
 def test_a_torch_data_set_stands_for_images(tmp_path: Path) -> None:
     images = few_digits(40)
     pairs = TensorDataset(images.images, torch.from_numpy(images.labels))
-    dump(tmp_path / "c.zarr", images_of(pairs, "own"), RECIPE, a_teacher(), DumpConfig((0,), 4, workers=0))
+    dump(tmp_path / "c.zarr", wrap_images(pairs, "own"), RECIPE, a_teacher(), DumpConfig((0,), 4, workers=0))
     found = CachedViews(pairs, tmp_path / "c.zarr")
-    assert torch.equal(found[7, 0][0], CachedViews(images_of(pairs, "other"), tmp_path / "c.zarr")[7, 0][0])
+    assert torch.equal(found[7, 0][0], CachedViews(wrap_images(pairs, "other"), tmp_path / "c.zarr")[7, 0][0])
     with pytest.raises(DataError, match="found int"):
         CachedViews(5, tmp_path / "c.zarr")
 

@@ -10,7 +10,7 @@ from logitcache.dump.job import DumpConfig, DumpReport, dump
 from logitcache.format.identity import RecipeSpec
 from logitcache.models.build import Model, build_model
 from logitcache.store import CacheReader
-from logitcache.views.datasets import Images
+from logitcache.views.images import Images
 from logitcache.views.recipes import recipe_named
 
 RECIPE = recipe_named("digits")

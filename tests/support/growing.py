@@ -11,7 +11,8 @@ from small_caches import SMALL, fill
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.models.build import build_model
 from logitcache.store import CacheReader, CacheWriter
-from logitcache.views.datasets import Images, open_images
+from logitcache.views.datasets import open_images
+from logitcache.views.images import Images
 from logitcache.views.recipes import recipe_named
 
 OLD, NEW = ("b", "d", "f", "h", "k"), ("a", "c", "i", "z")

@@ -1,12 +1,12 @@
 """Small data that several tests share."""
 
 from logitcache.errors import ImageError
-from logitcache.views.datasets import ArrayImages, digits
+from logitcache.views.datasets import ArrayImages, load_digits
 
 
 def few_digits(n: int = 300, split: str = "train") -> ArrayImages:
     """The first n digits: enough shards for every law, few enough to be quick."""
-    images = digits(split)
+    images = load_digits(split)
     return ArrayImages("digits", split, images.images[:n], images.labels[:n], 10, "digits")
 
 

@@ -17,7 +17,7 @@ from logitcache.store import CacheReader
 from logitcache.store.derive import derive
 from logitcache.stream.stream import Stream
 from logitcache.teacher.sparse import SparseTeacher
-from logitcache.views.datasets import digits
+from logitcache.views.datasets import load_digits
 from logitcache.views.recipes import recipe_named
 
 
@@ -117,7 +117,13 @@ def test_the_command_takes_several_caches(caches: list[Path], tmp_path: Path) ->
     cached = []
     for number in (0, 1):
         config = DumpConfig(seeds=(0,), workers=0, top_k=4)
-        dump(tmp_path / f"{number}.zarr", digits("train"), recipe_named("digits"), a_teacher(number), config)
+        dump(
+            tmp_path / f"{number}.zarr",
+            load_digits("train"),
+            recipe_named("digits"),
+            a_teacher(number),
+            config,
+        )
         cached += ["--cache", f"{number}.zarr"]
     words = ["train", "--student", "digits_tiny", "--epochs", "1"]
     mixed = ["--mix-weights", "3,1", "--mix-space", "logit", "--out", "run"]

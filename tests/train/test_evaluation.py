@@ -29,7 +29,7 @@ from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
 from logitcache.train.cost import count_flops
 from logitcache.train.evaluation import Evaluation, evaluate
-from logitcache.views.datasets import ArrayImages, images_of
+from logitcache.views.datasets import ArrayImages, wrap_images
 
 
 class Numbered(nn.Module):
@@ -193,7 +193,9 @@ def test_what_cannot_be_evaluated_is_refused() -> None:
     larger = build_model("digits_tiny", num_classes=12, view_size=8, weights="random")
     with pytest.raises(MismatchError, match="number of classes: expected 10, found 12"):
         evaluate(ViewModel(larger), Evaluation(images, IDENTITY), 12)
-    bare = images_of(TensorDataset(images.images, torch.from_numpy(images.labels.clip(max=8))), "own", "test")
+    bare = wrap_images(
+        TensorDataset(images.images, torch.from_numpy(images.labels.clip(max=8))), "own", "test"
+    )
     ten = build_model("digits_tiny", num_classes=10, view_size=8, weights="random")
     assert evaluate(ViewModel(ten), Evaluation(bare, IDENTITY), 10).images == 20
     spoilt = build_model("digits_tiny", num_classes=10, view_size=8, weights="random")

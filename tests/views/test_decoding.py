@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from refusals import refused
 
 from logitcache.errors import ImageError
-from logitcache.views.folders import IMAGE_SUFFIXES, decode, printable
+from logitcache.views.folders import IMAGE_SUFFIXES, decode_image, printable_path
 
 PALETTE = Image.fromarray(smooth()).quantize(16)
 PALETTE_RGB = np.array(PALETTE.convert("RGB"))
@@ -50,7 +50,7 @@ FILES: dict[str, tuple[Image.Image, dict[str, Any], np.ndarray, float]] = {
 def test_a_file_of_any_kind_decodes_to_rgb(name: str, tmp_path: Path):
     image, options, expected, tolerance = FILES[name]
     image.save(tmp_path / name, **options)
-    found = decode(tmp_path / name)
+    found = decode_image(tmp_path / name)
     assert found.dtype == torch.uint8
     assert found.shape == (3, *expected.shape[:2])
     assert found.is_contiguous()
@@ -67,7 +67,7 @@ def test_an_animation_is_its_first_frame(name: str, tmp_path: Path):
     other = Image.fromarray(smooth(flip=True)).quantize(16)
     lossless = {"lossless": True} if name.endswith("webp") else {}
     PALETTE.save(tmp_path / name, save_all=True, append_images=[other, PALETTE], **lossless)
-    assert (decode(tmp_path / name).permute(1, 2, 0).numpy() == PALETTE_RGB).all()
+    assert (decode_image(tmp_path / name).permute(1, 2, 0).numpy() == PALETTE_RGB).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -81,7 +81,7 @@ def test_a_picture_is_turned_as_its_exif_says(suffix: str, orientation: int, tmp
     upright = Image.fromarray(smooth())
     upright.getexif()[0x0112] = orientation
     expected = np.array(ImageOps.exif_transpose(upright)).astype(int)
-    found = decode(path).permute(1, 2, 0).numpy()
+    found = decode_image(path).permute(1, 2, 0).numpy()
     assert found.shape == expected.shape
     assert np.abs(found - expected).mean() < (1.5 if suffix == "jpg" else 1e-9)
 
@@ -93,7 +93,7 @@ def test_a_truncated_file_is_named(name: str, part: float, tmp_path: Path):
     image.save(tmp_path / name, **options)
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: int(len(whole) * part)])
-    refused(ImageError, lambda: decode(tmp_path / name), str(tmp_path / name), "--on-bad-image skip")
+    refused(ImageError, lambda: decode_image(tmp_path / name), str(tmp_path / name), "--on-bad-image skip")
 
 
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
@@ -101,26 +101,26 @@ def test_a_truncated_file_is_named(name: str, part: float, tmp_path: Path):
 def test_what_is_only_called_an_image_is_named(suffix: str, content: bytes, tmp_path: Path):
     path = tmp_path / f"words{suffix}"
     path.write_bytes(content)
-    refused(ImageError, lambda: decode(path), str(path))
+    refused(ImageError, lambda: decode_image(path), str(path))
 
 
 def test_a_reason_is_given_in_words(tmp_path: Path):
     empty, words = tmp_path / "empty.jpg", tmp_path / "words.jpg"
     empty.touch()
     words.write_text("words")
-    refused(ImageError, lambda: decode(empty), "(it is empty)")
-    refused(ImageError, lambda: decode(words), "(it is not an image that Pillow knows)")
+    refused(ImageError, lambda: decode_image(empty), "(it is empty)")
+    refused(ImageError, lambda: decode_image(words), "(it is not an image that Pillow knows)")
 
 
 def test_a_file_that_claims_ten_thousand_million_pixels_is_an_image_error(tmp_path: Path):
     (tmp_path / "bomb.pgm").write_bytes(b"P5 100000 100000 255\n")
-    refused(ImageError, lambda: decode(tmp_path / "bomb.pgm"), "bomb.pgm")
+    refused(ImageError, lambda: decode_image(tmp_path / "bomb.pgm"), "bomb.pgm")
 
 
 def test_a_file_that_is_gone_and_a_folder_are_named(tmp_path: Path):
     (tmp_path / "folder.png").mkdir()
     for name in ("none.png", "folder.png"):
-        refused(ImageError, lambda name=name: decode(tmp_path / name), name)
+        refused(ImageError, lambda name=name: decode_image(tmp_path / name), name)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_damaged_bytes_give_a_picture_or_an_image_error(name: str, tmp_path: Pat
             damaged[at] = rng.integers(0, 256)
         path.write_bytes(damaged)
         try:
-            found = decode(path)
+            found = decode_image(path)
         except ImageError as error:
             assert str(path) in str(error)  # noqa: PT017
         else:
@@ -146,6 +146,6 @@ def test_damaged_bytes_give_a_picture_or_an_image_error(name: str, tmp_path: Pat
 
 
 def test_a_path_prints_whatever_its_bytes():
-    assert printable(Path("/a/ü.png")) == "/a/ü.png"
-    assert printable(Path(os.fsdecode(b"/a/\xff.png"))) == "/a/\\xff.png"
-    assert printable(Path("/a/\x1b[31m b\n.png")) == "/a/\\x1b[31m b\\n.png"
+    assert printable_path(Path("/a/ü.png")) == "/a/ü.png"
+    assert printable_path(Path(os.fsdecode(b"/a/\xff.png"))) == "/a/\\xff.png"
+    assert printable_path(Path("/a/\x1b[31m b\n.png")) == "/a/\\x1b[31m b\\n.png"

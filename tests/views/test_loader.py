@@ -18,17 +18,10 @@ from PIL import Image
 
 from logitcache.errors import DataError, LogitCacheError, OptionError
 from logitcache.format.identity import RecipeSpec, StepSpec
-from logitcache.views.datasets import ArrayImages, Images, open_images
-from logitcache.views.loader import (
-    KeyedViews,
-    Pair,
-    ViewBatch,
-    choose_workers,
-    deaths_named,
-    loaded,
-    require,
-    view_loader,
-)
+from logitcache.views.datasets import ArrayImages, open_images
+from logitcache.views.images import Images
+from logitcache.views.keyed_views import KeyedViews, Pair, ViewBatch, check_batch
+from logitcache.views.loader import choose_workers, iterate_batches, report_worker_deaths, view_loader
 from logitcache.views.maker import ViewMaker, digest
 from logitcache.views.recipes import recipe_named
 
@@ -80,7 +73,7 @@ def digests(batches: Any) -> dict[Pair, int]:
     """Read {(sample, seed): digest of the view} from batches."""
     found: dict[Pair, int] = {}
     for batch in batches:
-        require(batch)
+        check_batch(batch)
         pairs = zip(batch.samples.tolist(), batch.seeds.tolist(), strict=True)
         found |= {pair: digest(view) for pair, view in zip(pairs, batch.views, strict=True)}
     return found
@@ -190,12 +183,12 @@ def test_a_worker_uses_one_thread(pictures: Images, tmp_path: Path, monkeypatch:
 def test_a_bad_image_is_an_error_that_names_its_file(spoiled: Images, workers: int):
     views = KeyedViews(spoiled, recipe_named("imagenet@8"))
     good, bad = view_loader(views, [[(0, 0), (1, 0)], [(4, 0), (5, 0)]], workers=workers)
-    assert require(good) is good
+    assert check_batch(good) is good
     assert spoiled.describe(5) in bad.error
     assert (bad.samples.tolist(), bad.seeds.tolist(), bad.labels.tolist()) == ([4, 5], [0, 0], [-1, -1])
     assert not bad.valid.any()
     with pytest.raises(DataError) as caught:
-        require(bad)
+        check_batch(bad)
     assert str(caught.value) == bad.error
     assert "\n" not in bad.error
 
@@ -241,7 +234,7 @@ def test_where_no_image_decodes_skipping_ends_in_an_error(pictures: Images):
         Path(pictures.describe(sample)).write_bytes(b"no picture")
     batch = KeyedViews(pictures, recipe_named("imagenet@8"), "skip")[0, 0]
     with pytest.raises(DataError, match="not one image decodes"):
-        require(batch)
+        check_batch(batch)
 
 
 # Batches that cannot be -----------------------------------------------------------------------------------
@@ -255,7 +248,7 @@ def test_views_of_different_sizes_name_both_images_and_what_to_do(pictures: Imag
     for words in (pictures.describe(3), pictures.describe(4), "(3, 19, 23)", "(3, 19, 24)", "crop or resize"):
         assert words in batch.error
     with pytest.raises(DataError):
-        require(batch)
+        check_batch(batch)
 
 
 def test_a_skipped_image_is_not_blamed_for_sizes_that_differ(spoiled: Images):
@@ -272,7 +265,7 @@ def test_a_recipe_that_does_not_fit_names_the_image_and_the_transform(pictures: 
     (batch,) = view_loader(views, [[(3, 0)]], workers=workers)
     assert batch.error.startswith(f"{pictures.describe(3)}: transform RandomCrop")
     with pytest.raises(DataError):
-        require(batch)
+        check_batch(batch)
 
 
 @pytest.mark.parametrize("sample", [-1, 12, 1 << 40])
@@ -314,7 +307,7 @@ def test_fewer_than_minus_one_worker_is_refused(asked: int):
 def test_a_batch_without_an_error_is_required_as_it_is():
     nothing = torch.zeros(0)
     batch = ViewBatch(nothing, nothing, nothing, nothing, nothing)
-    assert require(batch) is batch
+    assert check_batch(batch) is batch
 
 
 # Workers that die -----------------------------------------------------------------------------------------
@@ -342,9 +335,9 @@ def test_a_worker_that_is_killed_is_one_line_of_ours(pause: float):
         KeyedViews(deadly(), recipe_named("digits")), cut([(i, 0) for i in range(60)]), workers=1
     )
 
-    @deaths_named()
+    @report_worker_deaths()
     def work() -> None:
-        for _ in loaded(loader):
+        for _ in iterate_batches(loader):
             time.sleep(pause)
 
     with pytest.raises(LogitCacheError, match=r"a worker that makes views died .*--workers") as said:
@@ -363,11 +356,11 @@ def test_what_the_data_set_itself_raises_is_no_dead_worker(workers: int):
     images = Unreachable("mine", "train", pixels, np.arange(2), 2, "digits")
     loader = view_loader(KeyedViews(images, recipe_named("digits")), [[(0, 0)]], workers=workers)
     with pytest.raises(ConnectionError, match="no route to the images"):
-        list(loaded(loader))
+        list(iterate_batches(loader))
 
 
 def test_other_runtime_errors_pass():
-    with pytest.raises(RuntimeError, match=r"^another$"), deaths_named():
+    with pytest.raises(RuntimeError, match=r"^another$"), report_worker_deaths():
         raise RuntimeError("another")
 
 

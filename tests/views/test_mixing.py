@@ -25,9 +25,10 @@ from logitcache.teacher.live import LiveTeacher
 from logitcache.train.loop import train
 from logitcache.train.validation import Validation, choose_held_out
 from logitcache.views.datasets import ArrayImages
-from logitcache.views.loader import KeyedViews, require, view_loader
+from logitcache.views.keyed_views import KeyedViews, check_batch
+from logitcache.views.loader import view_loader
 from logitcache.views.maker import ViewMaker
-from logitcache.views.mixing import MixedLabels, Mixer, partner
+from logitcache.views.mixing import MixedLabels, Mixer, draw_partner
 from logitcache.views.recipes import recipe_named
 
 MIXUP = StepSpec("MixUp", {"alpha": 1.0})
@@ -37,11 +38,11 @@ CUTMIX = StepSpec("CutMix", {"alpha": 1.0})
 @given(n=st.integers(1, 400), seed=st.integers(0, 2**63 - 1))
 @settings(max_examples=40)
 def test_partners_are_a_permutation(n: int, seed: int) -> None:
-    assert sorted(partner(i, seed, n) for i in range(n)) == list(range(n))
+    assert sorted(draw_partner(i, seed, n) for i in range(n)) == list(range(n))
 
 
 def test_partners_differ_from_seed_to_seed_and_have_no_order() -> None:
-    found = [[partner(i, seed, 1000) for i in range(1000)] for seed in range(3)]
+    found = [[draw_partner(i, seed, 1000) for i in range(1000)] for seed in range(3)]
     for mine, other in ((0, 1), (1, 2)):
         assert sum(a == b for a, b in zip(found[mine], found[other], strict=True)) < 20
     steps = {(b - a) % 1000 for a, b in zip(found[0], found[0][1:], strict=False)}
@@ -58,7 +59,7 @@ def test_a_mixed_view_is_the_same_whatever_surrounds_it(mixes: tuple[StepSpec, .
         batches = [pairs[start : start + 11] for start in range(0, len(pairs), 11)]
         for workers in (0, 1) if order == 2 else (0,):
             for pair_list, batch in zip(batches, view_loader(views, batches, workers=workers), strict=True):
-                require(batch)
+                check_batch(batch)
                 for row, pair in enumerate(pair_list):
                     one = alone[pair]
                     assert torch.equal(batch.views[row], one.views[0])
@@ -72,7 +73,7 @@ def test_mixup_is_the_weighted_mean_of_both_views_as_they_are_under_the_seed() -
     views = KeyedViews(images, a_recipe(MIXUP))
     for sample in range(80):
         batch = views[sample, 3]
-        other = partner(sample, 3, 80)
+        other = draw_partner(sample, 3, 80)
         assert batch.partners.tolist() == [other]
         share = float(batch.shares)
         own, theirs = (maker(images.image(i), i, 3).double() for i in (sample, other))
@@ -98,7 +99,7 @@ def test_cutmix_shares_are_the_pixels_that_are_there() -> None:
 
 
 def test_how_often_and_how_much_is_what_the_recipe_says() -> None:
-    mixer = Mixer.of(a_recipe(*BOTH))
+    mixer = Mixer.from_recipe(a_recipe(*BOTH))
     drawn = [mixer.draw(i, s, 1000) for i in range(1000) for s in range(4)]
     kinds = [mix.kind if mix else None for mix in drawn]
     for kind, share in (("MixUp", 0.4), ("CutMix", 0.4), (None, 0.2)):
@@ -171,7 +172,7 @@ def test_views_that_held_out_images_are_mixed_into_are_not_trained_on(tmp_path: 
     stream = Stream.from_cache(CacheReader(tmp_path / "c.zarr"), few_digits(), batch_size=32, workers=0)
     validation = Validation(stream)
     held = set(choose_held_out(few_digits()).tolist())
-    clean = {i for i in range(300) if i not in held and partner(i, 0, 300) not in held}
+    clean = {i for i in range(300) if i not in held and draw_partner(i, 0, 300) not in held}
     assert 300 - 2 * len(held) <= len(clean) < 300 - len(held)
     for batch in stream.epoch(0):
         kept = validation.drop_held_out(batch)
@@ -217,6 +218,6 @@ def test_views_of_different_sizes_are_not_mixed() -> None:
 def test_named_recipes_mix(name: str) -> None:
     pictures = torch.randint(0, 256, (12, 3, 20, 24), generator=torch.Generator().manual_seed(0))
     images = ArrayImages("noise", "train", pictures.to(torch.uint8), few_digits(12).labels, 10, "imagenet")
-    batch = require(KeyedViews(images, recipe_named(name)).__getitems__([(i, 0) for i in range(12)]))
+    batch = check_batch(KeyedViews(images, recipe_named(name)).__getitems__([(i, 0) for i in range(12)]))
     assert batch.views.shape == (12, 3, 16, 16)
     assert len(batch.shares.unique()) > 6

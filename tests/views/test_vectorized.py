@@ -27,12 +27,13 @@ from logitcache.train.evaluation import Evaluation
 from logitcache.train.learner import Run
 from logitcache.train.loop import train
 from logitcache.views.datasets import ArrayImages
-from logitcache.views.keys import key, keys
-from logitcache.views.loader import InMemory, KeyedViews, Pair, loaded, view_loader
+from logitcache.views.keyed_views import KeyedViews, Pair
+from logitcache.views.keys import key, pair_keys
+from logitcache.views.loader import VectorizedLoader, iterate_batches, view_loader
 from logitcache.views.maker import ViewMaker, digest
-from logitcache.views.mt19937 import MOST_WORDS, Draws, told_exactly
+from logitcache.views.mt19937 import MAX_WORDS, ViewGenerators, is_exact_range
 from logitcache.views.recipes import recipe_named
-from logitcache.views.vectorized import BatchedViews
+from logitcache.views.vectorized import VectorizedViews
 
 Seeds = st.integers(0, 2**63 - 1)
 
@@ -47,8 +48,8 @@ def recipe(*steps: tuple[str, dict[str, Any]]) -> RecipeSpec:
     return RecipeSpec("mine", 1, tuple(StepSpec(name, args) for name, args in steps), "identity")
 
 
-def engine(images: ArrayImages, made_by: RecipeSpec) -> BatchedViews:
-    found = BatchedViews.of(images, ViewMaker(made_by))
+def engine(images: ArrayImages, made_by: RecipeSpec) -> VectorizedViews:
+    found = VectorizedViews.build(images, ViewMaker(made_by))
     assert found is not None
     return found
 
@@ -70,29 +71,29 @@ def made_alone(images: ArrayImages, made_by: RecipeSpec, pairs: list[Pair]) -> T
 @given(st.lists(st.tuples(Seeds, st.integers(0, 2**62)), min_size=1, max_size=5))
 def test_keys_of_many_pairs_are_the_keys_of_each(pairs: list[tuple[int, int]]):
     seeds, samples = np.array(pairs, dtype=np.int64).T.copy()
-    assert keys(seeds, samples).tolist() == [key(seed, sample) for seed, sample in pairs]
+    assert pair_keys(seeds, samples).tolist() == [key(seed, sample) for seed, sample in pairs]
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5), st.integers(1, 1000), st.data())
 def test_each_generator_draws_what_torchs_would(keyed: list[int], bound: int, data: st.DataObject):
-    wide = st.tuples(*[st.floats(-10, 10, width=32)] * 2).filter(lambda bounds: told_exactly(*bounds))
+    wide = st.tuples(*[st.floats(-10, 10, width=32)] * 2).filter(lambda bounds: is_exact_range(*bounds))
     low, high = sorted(
         data.draw(wide | st.just((1.0, 1 + 2**-21)))
     )  # of the narrow one an eighth rounds to its end
     generators = [torch.Generator().manual_seed(k) for k in keyed]
-    draws = Draws(np.array(keyed, dtype=np.uint64), MOST_WORDS)
-    for _ in range(MOST_WORDS // 2):
+    draws = ViewGenerators(np.array(keyed, dtype=np.uint64), MAX_WORDS)
+    for _ in range(MAX_WORDS // 2):
         rows = np.flatnonzero(data.draw(st.lists(st.booleans(), min_size=len(keyed), max_size=len(keyed))))
-        drawn = draws.below(bound, rows), draws.uniform(low, high, rows)
+        drawn = draws.randint(bound, rows), draws.uniform(low, high, rows)
         for i, number, real in zip(rows.tolist(), *(d.tolist() for d in drawn), strict=True):
             assert number == torch.randint(0, bound, (), generator=generators[i]).item()
             assert real == torch.empty(1).uniform_(low, high, generator=generators[i]).item()
 
 
 def test_more_words_than_the_initial_state_gives_are_refused():
-    with pytest.raises(OptionError, match=f"at most {MOST_WORDS} words, found {MOST_WORDS + 1}"):
-        Draws(np.zeros(1, np.uint64), MOST_WORDS + 1)
+    with pytest.raises(OptionError, match=f"at most {MAX_WORDS} words, found {MAX_WORDS + 1}"):
+        ViewGenerators(np.zeros(1, np.uint64), MAX_WORDS + 1)
 
 
 # The same views -------------------------------------------------------------------------------------------
@@ -120,7 +121,7 @@ def cases(draw: st.DrawFn) -> tuple[ArrayImages, RecipeSpec]:
             steps.append(("CenterCrop", {"size": list(size)}))
         elif kind == "erase":
             scale, ratio = (
-                sorted(draw(st.tuples(*[st.floats(0, 1).filter(lambda x: told_exactly(x, x))] * 2))),
+                sorted(draw(st.tuples(*[st.floats(0, 1).filter(lambda x: is_exact_range(x, x))] * 2))),
                 draw(st.sampled_from([[0.3, 3.3], [1.0, 1.0], [0.01, 100.0]])),
             )
             args = {"p": draw(st.floats(0, 1)), "scale": scale, "ratio": ratio, "value": blank}
@@ -154,7 +155,7 @@ def test_thousands_of_views_of_real_recipes_are_those_made_alone(name: str):
 
 def test_a_side_that_rounds_either_way_is_asked_of_torch(monkeypatch: pytest.MonkeyPatch):
     """Where the last bits of float32's exp decide, it is torch's own exp of that one number that does."""
-    from logitcache.views.vectorized import _sides
+    from logitcache.views.vectorized import _choose_sides
 
     log_ratio = np.linspace(-1, 1, 2001, dtype=np.float32)
     exact = np.exp(log_ratio.astype(np.float64))
@@ -163,7 +164,7 @@ def test_a_side_that_rounds_either_way_is_asked_of_torch(monkeypatch: pytest.Mon
     for ulps in (-1, 0, 1):
         monkeypatch.setattr(torch, "exp", lambda x, ulps=ulps: exp(x) * (1 + ulps * 2**-23))
         one_by_one = [torch.exp(torch.tensor([x])).item() for x in log_ratio]
-        h, w = _sides(on_the_edge, log_ratio)
+        h, w = _choose_sides(on_the_edge, log_ratio)
         assert h.tolist() == [
             round(float(np.sqrt(a * r))) for a, r in zip(on_the_edge, one_by_one, strict=True)
         ]
@@ -184,11 +185,11 @@ def test_what_a_batch_holds_does_not_depend_on_how_far_is_drawn_ahead(batches: l
     images, made_by = in_memory(), recipe(("RandomCrop", {"size": 8, "padding": 2}), ("RandomErasing", {}))
     views = KeyedViews(images, made_by)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logitcache.views.loader, "AHEAD", ahead)
+        patch.setattr(logitcache.views.loader, "PAIRS_AHEAD", ahead)
         loader = view_loader(views, batches)
-        assert isinstance(loader, InMemory)
+        assert isinstance(loader, VectorizedLoader)
         for _ in range(2):
-            found = list(loaded(loader))
+            found = list(iterate_batches(loader))
             assert len(found) == len(batches)
             for got, pairs in zip(found, batches, strict=True):
                 for mine, alone in zip(got, views.__getitems__(pairs), strict=True):
@@ -198,7 +199,7 @@ def test_what_a_batch_holds_does_not_depend_on_how_far_is_drawn_ahead(batches: l
 def test_a_sample_that_is_not_there_is_refused():
     loader = view_loader(KeyedViews(in_memory(), recipe_named("identity")), [[(0, 0)], [(40, 0)]])
     with pytest.raises(OptionError, match=r"samples 0 to 39, asked for 40"):
-        list(loaded(loader))
+        list(iterate_batches(loader))
 
 
 def test_views_are_not_the_images_own_memory():
@@ -240,15 +241,15 @@ def test_a_recipe_it_cannot_make_is_made_one_by_one(steps: list[tuple[str, dict[
     images, made_by = in_memory(), recipe(*steps)
     pairs = [(i, seed) for i in range(5) for seed in range(2)]
     loader = view_loader(KeyedViews(images, made_by), [pairs])
-    assert not isinstance(loader, InMemory)
-    (batch,) = loaded(loader)
+    assert not isinstance(loader, VectorizedLoader)
+    (batch,) = iterate_batches(loader)
     assert torch.equal(batch.views, KeyedViews(images, made_by).__getitems__(pairs).views)
 
 
 def test_a_crop_that_does_not_fit_is_the_error_it_always_was():
     loader = view_loader(KeyedViews(in_memory(), recipe(("RandomCrop", {"size": 20}))), [[(3, 0)]])
     with pytest.raises(DataError, match=r"sample 3 of mine: transform RandomCrop"):
-        list(loaded(loader))
+        list(iterate_batches(loader))
 
 
 def test_images_that_are_not_what_lies_in_memory_are_made_one_by_one():
@@ -258,14 +259,14 @@ def test_images_that_are_not_what_lies_in_memory_are_made_one_by_one():
 
     plain = in_memory()
     images = Negative("mine", "train", plain.images, plain.labels, 3, "cifar")
-    (batch,) = loaded(view_loader(KeyedViews(images, recipe_named("identity")), [[(7, 0)]]))
+    (batch,) = iterate_batches(view_loader(KeyedViews(images, recipe_named("identity")), [[(7, 0)]]))
     assert torch.equal(batch.views[0], 255 - plain.images[7])
 
 
 def test_workers_that_were_asked_for_are_given():
     views = KeyedViews(few_digits(), recipe_named("digits"))
-    assert isinstance(view_loader(views, [], workers=0), InMemory)
-    assert not isinstance(view_loader(views, [], workers=1), InMemory)
+    assert isinstance(view_loader(views, [], workers=0), VectorizedLoader)
+    assert not isinstance(view_loader(views, [], workers=1), VectorizedLoader)
 
 
 def _left_first(params: Callable[..., Any]) -> Callable[..., Any]:
@@ -284,8 +285,8 @@ def test_an_engine_that_draws_otherwise_than_torchvision_is_not_used(monkeypatch
     pairs = [(i, 1) for i in range(20)]
     with pytest.warns(UserWarning, match="one by one"):
         loader = view_loader(KeyedViews(images, made_by), [pairs])
-    assert not isinstance(loader, InMemory)
-    (batch,) = loaded(loader)
+    assert not isinstance(loader, VectorizedLoader)
+    (batch,) = iterate_batches(loader)
     assert torch.equal(batch.views, made_alone(images, made_by, pairs))
 
 
@@ -308,7 +309,7 @@ def test_a_dump_and_a_training_are_the_same_with_either_engine(tmp_path: Path):
         reader = CacheReader(out / "c.zarr")
         arrays = [reader.read(seed, j) for seed in (0, 1) for j in range(reader.spec.layout.shards)]
         stream = Stream.from_cache(reader, images, batch_size=32, workers=workers, device="cpu")
-        assert isinstance(stream._loader, InMemory) == (workers == -1)
+        assert isinstance(stream._loader, VectorizedLoader) == (workers == -1)
         scored = Evaluation(few_digits(60, "test"), recipe_named(made_by.evaluation), workers=workers)
         run = Run(out / "run", _digits_net(), Objective.parse("cmkd"), TrainConfig(epochs=3))
         train([run], stream, scored)

@@ -60,7 +60,7 @@ def test_a_view_is_its_own_under_any_transform_that_torchvision_draws_for(transf
 def test_many_gives_what_single_calls_give(name: str):
     image, maker = picture(), ViewMaker(recipe_named(name))
     seeds = (3, 0, 3, 2**40, 7)
-    for view, seed in zip(maker.many(image, 11, seeds), seeds, strict=True):
+    for view, seed in zip(maker.make_many(image, 11, seeds), seeds, strict=True):
         assert torch.equal(view, maker(image, 11, seed))
 
 
@@ -68,7 +68,7 @@ def test_many_gives_what_single_calls_give(name: str):
 def test_global_generators_are_left_exactly_as_they_were(name: str):
     disturb(5)
     before = global_states()
-    ViewMaker(recipe_named(name)).many(picture(), 1, (0, 1, 2))
+    ViewMaker(recipe_named(name)).make_many(picture(), 1, (0, 1, 2))
     assert global_states() == before
 
 
@@ -84,7 +84,7 @@ def test_own_code_is_keyed_whichever_generator_it_draws_from(own: str, function:
     assert global_states() == before
     assert not torch.equal(maker(image, 4, 10), view)
     assert not torch.equal(maker(image, 5, 9), view)
-    assert torch.equal(maker.many(image, 4, (1, 9))[1], view)
+    assert torch.equal(maker.make_many(image, 4, (1, 9))[1], view)
 
 
 def test_generators_are_given_back_even_where_own_code_raises(own: str):
@@ -98,7 +98,7 @@ def test_generators_are_given_back_even_where_own_code_raises(own: str):
 def test_the_image_stays_as_it_was_though_a_step_works_in_place(own: str):
     for recipe in (steps(f"{own}:in_place", by=7), steps("RandomErasing", p=1.0, inplace=True)):
         image = picture()
-        views = ViewMaker(recipe).many(image, 0, (1, 1))
+        views = ViewMaker(recipe).make_many(image, 0, (1, 1))
         assert torch.equal(image, picture())
         assert torch.equal(views[0], views[1])
         assert not torch.equal(views[0], image)
