@@ -18,7 +18,7 @@ from dask.delayed import delayed
 from logitcache.errors import IncompleteError
 from logitcache.format.spec import Spec
 from logitcache.store import CacheReader, seed_list
-from logitcache.teacher.spool import decode
+from logitcache.teacher.spool import decode_shard
 from logitcache.views.alignment import align_images
 from logitcache.views.images import Images
 
@@ -222,7 +222,7 @@ def _histogram(values: Any, low: float, high: float) -> Any:
 
 def _read(reader: CacheReader, seed: int, shard: int, labels: npt.NDArray[Any]) -> tuple[Numbers, "_Pairs"]:
     """Decode a shard; (6, rows) columns by sample, and its pairs of classes."""
-    spec, teacher = reader.spec, decode(reader, seed, shard)
+    spec, teacher = reader.spec, decode_shard(reader, seed, shard)
     own = labels[spec.layout.samples_of(shard).start : spec.layout.samples_of(shard).stop]
     valid = ~teacher.top.isnan().numpy()
     columns = np.full((6, len(valid)), np.nan)

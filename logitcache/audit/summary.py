@@ -9,7 +9,7 @@ from logitcache.errors import FormatError
 from logitcache.format.identity import RecipeSpec
 from logitcache.store import CacheReader, seed_list
 from logitcache.store.reader import Commits
-from logitcache.teacher.spool import decode
+from logitcache.teacher.spool import decode_shard
 from logitcache.versions import library_versions
 
 SEEDS = 3  # a shard of each is read: enough for two digits of a mean
@@ -64,7 +64,7 @@ def view_size(recipe: RecipeSpec) -> int | None:
 def _confidence(reader: CacheReader, commits: Mapping[int, Commits]) -> dict[str, Any] | None:
     """Measure the first committed shard of at most `SEEDS` seeds, evenly spaced among those that have one."""
     first = [(seed, int(np.flatnonzero(digests)[0])) for seed, digests in commits.items() if digests.any()]
-    shards = [decode(reader, *each) for each in first[:: max(1, -(-len(first) // SEEDS))]]
+    shards = [decode_shard(reader, *each) for each in first[:: max(1, -(-len(first) // SEEDS))]]
     parts = [teacher[~teacher.top.isnan()] for teacher in shards]
     views = sum(len(part) for part in parts)
     if not views:

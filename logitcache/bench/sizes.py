@@ -20,7 +20,7 @@ from logitcache.format.schema import RowLayout
 from logitcache.format.spec import Spec
 from logitcache.store import CacheReader
 from logitcache.teacher.sparse import SparseTeacher
-from logitcache.teacher.spool import pack
+from logitcache.teacher.spool import pack_rows
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 WANTED_BYTES = {"default": 48.0, "compact": 33.0, "archive": 38.0}
@@ -142,7 +142,7 @@ def _read_rows(reader: CacheReader, rows: npt.NDArray[np.int64]) -> SparseTeache
     for shard in range(spec.layout.shards):
         samples = spec.layout.samples_of(shard)
         inside = rows[(rows >= samples.start) & (rows < samples.stop)]
-        packed.append(pack(spec, layout, reader.read(0, shard))[inside - samples.start])
+        packed.append(pack_rows(spec, layout, reader.read(0, shard))[inside - samples.start])
     return SparseTeacher.unpack(torch.from_numpy(np.concatenate(packed)), layout)
 
 

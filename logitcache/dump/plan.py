@@ -24,7 +24,7 @@ from logitcache.models.build import Model
 from logitcache.store import CacheReader
 from logitcache.store.derive import derive
 from logitcache.teacher.sparse import SparseTeacher
-from logitcache.teacher.spool import decode
+from logitcache.teacher.spool import decode_shard
 from logitcache.units import size
 from logitcache.views.images import Images
 from logitcache.views.keys import permutation
@@ -270,7 +270,7 @@ def _kinds(num_classes: int, ks: Sequence[int]) -> Iterator[tuple[int, str]]:
 def _decode_shards(reader: CacheReader) -> Iterator[SparseTeacher]:
     for seed in reader.complete():
         for shard in range(reader.spec.layout.shards):
-            yield decode(reader, seed, shard)
+            yield decode_shard(reader, seed, shard)
 
 
 def _dense(teacher: SparseTeacher) -> Tensor:

@@ -15,7 +15,7 @@ from logitcache.audit.stats import StatsReport
 from logitcache.errors import DataError, ImageError, LogitCacheError, MismatchError
 from logitcache.report.charts import take_evenly
 from logitcache.store import CacheReader
-from logitcache.teacher.spool import decode
+from logitcache.teacher.spool import decode_shard
 from logitcache.views.alignment import explain_how_to_show, open_images_to_show
 from logitcache.views.images import Images, name_class
 from logitcache.views.keyed_views import KeyedViews, check_batch
@@ -121,7 +121,10 @@ def _see_sample(
     row = sample - reader.spec.layout.samples_of(shard).start
     seen = []
     for seed in seeds:
-        batch, teacher = check_batch(views[sample, seed]), decode(reader, seed, shard)[slice(row, row + 1)]
+        batch, teacher = (
+            check_batch(views[sample, seed]),
+            decode_shard(reader, seed, shard)[slice(row, row + 1)],
+        )
         if batch.valid.all() and not teacher.top.isnan().any():
             answers = zip(teacher.ids[0, :TOP].tolist(), teacher.at(1.0).probs[0, :TOP].tolist(), strict=True)
             seen.append(SeenView(seed, encode(batch.views[0]), tuple(answers)))

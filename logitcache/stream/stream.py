@@ -34,10 +34,10 @@ from logitcache.stream.sampler import (
     require_seeds,
 )
 from logitcache.teacher.cached import CachedTeacher
-from logitcache.teacher.ensemble import Ensemble, require_same_views
+from logitcache.teacher.ensemble import AverageSpace, Ensemble, require_same_views
 from logitcache.teacher.protocol import Teacher
-from logitcache.teacher.sparse import MixSpace, SparseTeacher
-from logitcache.teacher.spool import DEFAULT_LIMIT
+from logitcache.teacher.sparse import SparseTeacher
+from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, ViewBatch
 from logitcache.views.loader import iterate_batches, view_loader
@@ -181,7 +181,7 @@ class Stream:
         *,
         allow_drift: bool = False,
         spool_folder: Path | None = None,
-        spool_limit: int = DEFAULT_LIMIT,
+        spool_limit: int = DEFAULT_SPOOL_LIMIT,
         **options: Any,
     ) -> Self:
         """Stream from a cache, after proof that its views can be made again here.
@@ -213,14 +213,14 @@ class Stream:
         images: Images | None = None,
         *,
         weights: Sequence[float] | None = None,
-        space: MixSpace = "probability",
+        space: AverageSpace = "probability",
         seeds: tuple[int, ...] = (),
         allow_drift: bool = False,
         spool_folder: Path | None = None,
-        spool_limit: int = DEFAULT_LIMIT,
+        spool_limit: int = DEFAULT_SPOOL_LIMIT,
         **options: Any,
     ) -> Self:
-        """Stream from the caches of several teachers of the same views, averaged as `sparse.mix` does.
+        """Stream from the caches of several teachers of the same views, averaged by `average_teachers`.
 
         Args:
             caches: two or more.

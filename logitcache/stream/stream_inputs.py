@@ -11,8 +11,8 @@ import numpy as np
 from logitcache.distributed import World
 from logitcache.errors import NotFoundError, OptionError
 from logitcache.stream.stream import Stream, StreamConfig
-from logitcache.teacher.sparse import MixSpace
-from logitcache.teacher.spool import DEFAULT_LIMIT
+from logitcache.teacher.ensemble import AverageSpace
+from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT
 from logitcache.views.datasets import open_images
 from logitcache.views.recipes import recipe_named
 
@@ -38,13 +38,13 @@ class StreamInputs:
     config: StreamConfig
     caches: tuple[str | Path, ...] = ()
     mix_weights: tuple[float, ...] = ()
-    mix_space: MixSpace = "probability"
+    mix_space: AverageSpace = "probability"
     data: str = "auto"
     recipe: str = "auto"
     samples_file: Path | None = None
     allow_drift: bool = False
     spool_folder: Path | None = None
-    spool_limit: int = DEFAULT_LIMIT
+    spool_limit: int = DEFAULT_SPOOL_LIMIT
 
     def open(self, epochs: int, world: World, on_line: Callable[[str], None]) -> Stream:
         """Open a rank's part of the stream.

@@ -24,7 +24,7 @@ from logitcache.store import CacheReader
 from logitcache.stream.sampler import SeedOrder, choose_samples, choose_seeds, require_seeds
 from logitcache.stream.worker_dataset import PackedViews
 from logitcache.teacher.cached import CachedTeacher
-from logitcache.teacher.spool import DEFAULT_LIMIT, spool_file
+from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT, spool_path
 from logitcache.views.datasets import wrap_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import Pair
@@ -62,7 +62,7 @@ class CachedViews(PackedViews):
         transform: Callable[[Tensor], Any] | None = None,
         allow_drift: bool = False,
         spool_folder: Path | None = None,
-        spool_limit: int = DEFAULT_LIMIT,
+        spool_limit: int = DEFAULT_SPOOL_LIMIT,
     ) -> None:
         reader = cache if isinstance(cache, CacheReader) else CacheReader(cache)
         if reader.spec.recipe.mix_steps:
@@ -78,7 +78,7 @@ class CachedViews(PackedViews):
             raise OptionError(
                 f"two decoded seeds take {2 * spool:,} bytes, spool_limit allows {spool_limit:,}"
             )
-        files = {seed: spool_file(reader, seed, spool_folder) for seed in self.seeds}
+        files = {seed: spool_path(reader, seed, spool_folder) for seed in self.seeds}
         super().__init__(views, self.teacher.layout, files, transform)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from logitcache.errors import IncompleteError
 from logitcache.format.schema import RowLayout
 from logitcache.teacher.sparse import SparseTeacher
-from logitcache.teacher.spool_file import whole
+from logitcache.teacher.spool_file import is_intact
 from logitcache.views.keyed_views import KeyedViews, Pair, check_batch
 
 Item = tuple[Any, int, Tensor]
@@ -87,7 +87,7 @@ class PackedViews(Dataset[Item]):
         if seed not in self.files:
             raise IncompleteError(f"seed {seed} is not one of {sorted(self.files)}")
         file, shape = self.files[seed], (len(self.views), self.layout.row_bytes)
-        if not whole(file, shape[0] * shape[1]):
+        if not is_intact(file, shape[0] * shape[1]):
             raise IncompleteError(
                 f"seed {seed} is not decoded; iterate a ViewSampler, or call prepare([{seed}]) before the loader"
             )

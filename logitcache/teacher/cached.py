@@ -12,9 +12,9 @@ from torch import Tensor
 
 from logitcache.errors import IncompleteError, OptionError
 from logitcache.format.schema import RowLayout
-from logitcache.store import CacheReader
+from logitcache.store.reader import CacheReader
 from logitcache.teacher.sparse import SparseTeacher
-from logitcache.teacher.spool import DEFAULT_LIMIT, Rows, open_spool
+from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT, PackedRows, open_spool
 
 
 class CachedTeacher:
@@ -30,14 +30,14 @@ class CachedTeacher:
         self,
         cache: str | Path | CacheReader,
         spool_folder: Path | None = None,
-        spool_limit: int = DEFAULT_LIMIT,
+        spool_limit: int = DEFAULT_SPOOL_LIMIT,
     ) -> None:
         self.reader = reader = cache if isinstance(cache, CacheReader) else CacheReader(cache)
         self.spool_folder, self.spool_limit = spool_folder, spool_limit
         self.layout = RowLayout.of(reader.spec)
         self.num_classes = reader.spec.dataset.num_classes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
-        self._spools: dict[int, Future[Rows]] = {}
+        self._spools: dict[int, Future[PackedRows]] = {}
 
     def about(self, seeds: Sequence[int]) -> dict[str, Any]:
         """Identify the cache: its teacher, and what it holds of each seed."""
@@ -100,13 +100,13 @@ class CachedTeacher:
             np.take(self._rows(seed), samples.numpy(), axis=0, mode="clip")
         )  # none is outside
 
-    def _rows(self, seed: int) -> Rows:
+    def _rows(self, seed: int) -> PackedRows:
         if seed not in self._spools or _failed(self._spools[seed]):
             self.prepare([*self._spools, seed])
         return self._spools[seed].result()
 
 
-def _failed(spool: Future[Rows]) -> bool:
+def _failed(spool: Future[PackedRows]) -> bool:
     return spool.done() and spool.exception() is not None
 
 

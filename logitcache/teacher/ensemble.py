@@ -1,23 +1,24 @@
-"""Several teachers of the same views, answering as one."""
+"""Several teachers of the same views as one: `Ensemble` averages their answers batch by batch."""
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from logitcache.errors import Difference, MismatchError, OptionError
-from logitcache.store import CacheReader
-from logitcache.teacher.sparse import MixSpace, SparseTeacher, mix
+from logitcache.store.reader import CacheReader
+from logitcache.teacher.protocol import Teacher
+from logitcache.teacher.sparse import SparseTeacher
 
-if TYPE_CHECKING:
-    from logitcache.teacher.protocol import Teacher
+AverageSpace = Literal["probability", "logit"]
 
 
 class Ensemble:
-    """The average of several teachers, made anew for each batch (`sparse.mix`).
+    """The average of several teachers, computed for each batch by `average_teachers`.
 
     Args:
         teachers: two or more, of the same views and classes.
@@ -30,22 +31,12 @@ class Ensemble:
 
     def __init__(
         self,
-        teachers: Sequence["Teacher"],
+        teachers: Sequence[Teacher],
         weights: Sequence[float] | None = None,
-        space: MixSpace = "probability",
+        space: AverageSpace = "probability",
     ) -> None:
         self.teachers, self.space = list(teachers), space
-        self.weights = [1.0] * len(self.teachers) if weights is None else list(weights)
-        if (
-            len(self.weights) != len(self.teachers)
-            or min(self.weights, default=0) < 0
-            or not 0 < sum(self.weights) < math.inf
-        ):
-            raise OptionError(
-                f"{len(self.teachers)} teachers need as many weights of 0 or more, found {self.weights}"
-            )
-        if space not in ("probability", "logit"):
-            raise OptionError(f"space must be probability or logit, found {space!r}")
+        self.weights = _check_options(len(self.teachers), weights, space)
         self.num_classes = self.teachers[0].num_classes
 
     def about(self, seeds: Sequence[int]) -> dict[str, Any]:
@@ -65,11 +56,72 @@ class Ensemble:
 
     def answer(self, views: Tensor, samples: Tensor, seeds: Tensor) -> SparseTeacher:
         """Average the members' answers; it lists as many classes as the member that lists most."""
-        return mix([t.answer(views, samples, seeds) for t in self.teachers], self.weights, self.space)
+        return average_teachers(
+            [t.answer(views, samples, seeds) for t in self.teachers], self.weights, self.space
+        )
+
+
+def average_teachers(
+    teachers: Sequence[SparseTeacher],
+    weights: Sequence[float] | None = None,
+    space: AverageSpace = "probability",
+) -> SparseTeacher:
+    """Average several teachers of the same rows into one: an ensemble, on the union of their supports.
+
+    probability: p ∝ Σ_m w_m p_m;  logit: log p = Σ_m w_m log p_m + const (the geometric mean). A class that one
+    teacher lists and another does not gets the latter's mean tail share. Rows differ in how many classes their
+    union has, but none has fewer than the largest k of a member: so many are kept, whatever rows stand beside, and
+    the less likely ones join the tail. The mixture's logits are log-probabilities. Its tail mass at T = 1 is exact;
+    mean and spread of what no member lists, which help to rule the tail at other temperatures, are the members'
+    averages.
+
+    Args:
+        teachers: one or more, with equal numbers of rows and classes.
+        weights: one per teacher, not negative; even when None.
+        space: where to average.
+
+    Raises:
+        OptionError: no teacher, teachers that do not match, weights that cannot be honoured, no such space.
+    """
+    if not teachers or len({(len(t), t.num_classes) for t in teachers}) != 1:
+        raise OptionError("an ensemble needs one or more teachers of the same samples and classes")
+    weights = _check_options(len(teachers), weights, space)
+    share = [weight / sum(weights) for weight in weights]
+    num_classes = teachers[0].num_classes
+    at_one = [teacher.at(1.0) for teacher in teachers]
+
+    ids = torch.cat([t.ids for t in teachers], 1).sort(1).values
+    repeated = torch.nn.functional.pad(ids[:, 1:] == ids[:, :-1], (1, 0))
+    log_p = _average([t.log_prob_of(ids) for t in at_one], share, space).masked_fill(repeated, -math.inf)
+    k = max(t.k for t in teachers)
+    values, order = log_p.topk(k, dim=1)
+    ids = ids.gather(1, order)
+    if k == num_classes:
+        values = values - values.logsumexp(1, keepdim=True)
+        return SparseTeacher(ids, values[:, :1] - values, values[:, 0], None, None, None, num_classes)
+
+    joins_tail = ~repeated.scatter(1, order, True)
+    joined = log_p.masked_fill(~joins_tail, -math.inf).logsumexp(1)
+    unlisted = num_classes - (~repeated).sum(1, dtype=log_p.dtype)
+    each = _average([t.log_tail_share for t in at_one], share, space)
+    tail = torch.logaddexp(joined, each + unlisted.log())
+    total = torch.logaddexp(values.logsumexp(1), tail)
+    top = values[:, 0]
+    deficit, std = torch.zeros_like(top), torch.zeros_like(top)
+    for teacher, w in zip(teachers, share, strict=True):
+        if teacher.tail_lse is not None and teacher.tail_mean is not None and teacher.tail_var is not None:
+            deficit = deficit + w * (teacher.tail_lse - math.log(teacher.tail_size) - teacher.tail_mean)
+            std = std + w * teacher.tail_var.sqrt()
+    mean = each - deficit  # of what no member lists; then of all that is in the tail
+    tail_mean = (unlisted * mean + log_p.masked_fill(~joins_tail, 0.0).sum(1)) / (num_classes - k)
+    apart = (log_p - tail_mean[:, None]).masked_fill(~joins_tail, 0.0).square().sum(1)
+    tail_var = (unlisted * (std.square() + (mean - tail_mean).square()) + apart) / (num_classes - k)
+    gap = top[:, None] - values
+    return SparseTeacher(ids, gap, top - total, tail - top, tail_mean - top, tail_var, num_classes)
 
 
 def require_same_views(readers: Sequence[CacheReader]) -> None:
-    """Insist that caches are of the same views, so that their rows answer for the same pixels.
+    """Refuse caches of different views: their rows would answer for other pixels.
 
     Raises:
         MismatchError: images, classes or recipe differ; `fields` says which.
@@ -104,3 +156,19 @@ def _views_of(reader: CacheReader) -> dict[str, Any]:
         "recipe": reader.spec.recipe.to_dict(),
         "growth": [then.dataset.n for then in reader.spec.history()],  # whom a view may be mixed with
     }
+
+
+def _check_options(count: int, weights: Sequence[float] | None, space: str) -> list[float]:
+    """Return one weight for each of `count` teachers."""
+    weights = [1.0] * count if weights is None else list(weights)
+    if len(weights) != count or min(weights, default=0) < 0 or not 0 < sum(weights) < math.inf:
+        raise OptionError(f"{count} teachers need as many weights of 0 or more, found {weights}")
+    if space not in ("probability", "logit"):
+        raise OptionError(f"space must be probability or logit, found {space!r}")
+    return weights
+
+
+def _average(log_p: list[Tensor], share: list[float], space: AverageSpace) -> Tensor:
+    if space == "logit":
+        return torch.stack([x * w for x, w in zip(log_p, share, strict=True) if w]).sum(0)
+    return torch.stack([x + math.log(w) for x, w in zip(log_p, share, strict=True) if w]).logsumexp(0)

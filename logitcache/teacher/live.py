@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from logitcache.errors import Difference, MismatchError
 from logitcache.models.build import Model
-from logitcache.store import CacheReader
+from logitcache.store.reader import CacheReader
 from logitcache.teacher.sparse import SparseTeacher
 
 

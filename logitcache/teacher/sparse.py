@@ -7,13 +7,14 @@ variance, all relative to the largest logit. With t the tail's relative logits, 
 
 is known at b = 0 (value 0, slope mean, curvature variance) and at b = 1 (from the log-sum-exp). The cubic
 through these gives the tail's mass at any temperature T = 1/b: exact at T = 1, second-order exact as T grows.
-So the student chooses T, and nothing here ever builds a (B, C) tensor, `densify` for tests apart.
+So the student chooses T: `SparseTeacher.at(T)` gives `SoftTargets`, the distribution at T. Nothing here builds a
+(B, C) tensor but `densify`, which is for tests.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -171,7 +172,7 @@ class SparseTeacher:
         lse = torch.logaddexp(lse, tail)
         return SoftTargets(self, temperature, lse, support - lse[:, None], tail - lse)
 
-    # Inside ---------------------------------------------------------------------------------------------
+    # Helpers --------------------------------------------------------------------------------------------
 
     def _relative_mean(self) -> Tensor:
         total = -self.gap.sum(1)
@@ -261,78 +262,6 @@ class SoftTargets:
         """(B, C) probabilities with the tail's mass spread evenly: for tests and for small C only."""
         dense = self.log_tail_share.exp()[:, None].expand(-1, self.teacher.num_classes).contiguous()
         return dense.scatter(1, self.teacher.ids, self.probs)
-
-
-MixSpace = Literal["probability", "logit"]
-
-
-def mix(
-    teachers: Sequence[SparseTeacher], weights: Sequence[float] | None = None, space: MixSpace = "probability"
-) -> SparseTeacher:
-    """Average several teachers of the same rows into one: an ensemble, on the union of their supports.
-
-    probability: p ∝ Σ_m w_m p_m;  logit: log p = Σ_m w_m log p_m + const (the geometric mean). A class that one
-    teacher lists and another does not gets the latter's mean tail share. Rows differ in how many classes their
-    union has, but none has fewer than the largest k of a member: so many are kept, whatever rows stand beside, and
-    the less likely ones join the tail. The mixture's logits are log-probabilities. Its tail mass at T = 1 is exact;
-    mean and spread of what no member lists, which help to rule the tail at other temperatures, are the members'
-    averages.
-
-    Args:
-        teachers: one or more, with equal numbers of rows and classes.
-        weights: one per teacher, not negative; even when None.
-        space: where to average.
-
-    Raises:
-        OptionError: no teacher, teachers that do not match, weights that cannot be honoured, no such space.
-    """
-    if not teachers or len({(len(t), t.num_classes) for t in teachers}) != 1:
-        raise OptionError("an ensemble needs one or more teachers of the same samples and classes")
-    if space not in ("probability", "logit"):
-        raise OptionError(f"space must be probability or logit, found {space!r}")
-    weights = [1.0] * len(teachers) if weights is None else list(weights)
-    if len(weights) != len(teachers) or min(weights) < 0 or not 0 < sum(weights) < math.inf:
-        raise OptionError(
-            f"an ensemble of {len(teachers)} needs as many weights of 0 or more, found {weights}"
-        )
-    share = [weight / sum(weights) for weight in weights]
-    num_classes = teachers[0].num_classes
-    at_one = [teacher.at(1.0) for teacher in teachers]
-
-    ids = torch.cat([t.ids for t in teachers], 1).sort(1).values
-    repeated = torch.nn.functional.pad(ids[:, 1:] == ids[:, :-1], (1, 0))
-    log_p = _averaged([t.log_prob_of(ids) for t in at_one], share, space).masked_fill(repeated, -math.inf)
-    k = max(t.k for t in teachers)
-    values, order = log_p.topk(k, dim=1)
-    ids = ids.gather(1, order)
-    if k == num_classes:
-        values = values - values.logsumexp(1, keepdim=True)
-        return SparseTeacher(ids, values[:, :1] - values, values[:, 0], None, None, None, num_classes)
-
-    joining = ~repeated.scatter(1, order, True)
-    joined = log_p.masked_fill(~joining, -math.inf).logsumexp(1)
-    unlisted = num_classes - (~repeated).sum(1, dtype=log_p.dtype)
-    each = _averaged([t.log_tail_share for t in at_one], share, space)
-    tail = torch.logaddexp(joined, each + unlisted.log())
-    total = torch.logaddexp(values.logsumexp(1), tail)
-    top = values[:, 0]
-    deficit, std = torch.zeros_like(top), torch.zeros_like(top)
-    for teacher, w in zip(teachers, share, strict=True):
-        if teacher.tail_lse is not None and teacher.tail_mean is not None and teacher.tail_var is not None:
-            deficit = deficit + w * (teacher.tail_lse - math.log(teacher.tail_size) - teacher.tail_mean)
-            std = std + w * teacher.tail_var.sqrt()
-    mean = each - deficit  # of what no member lists; then of all that is in the tail
-    tail_mean = (unlisted * mean + log_p.masked_fill(~joining, 0.0).sum(1)) / (num_classes - k)
-    apart = (log_p - tail_mean[:, None]).masked_fill(~joining, 0.0).square().sum(1)
-    tail_var = (unlisted * (std.square() + (mean - tail_mean).square()) + apart) / (num_classes - k)
-    gap = top[:, None] - values
-    return SparseTeacher(ids, gap, top - total, tail - top, tail_mean - top, tail_var, num_classes)
-
-
-def _averaged(log_p: list[Tensor], share: list[float], space: MixSpace) -> Tensor:
-    if space == "logit":
-        return torch.stack([x * w for x, w in zip(log_p, share, strict=True) if w]).sum(0)
-    return torch.stack([x + math.log(w) for x, w in zip(log_p, share, strict=True) if w]).logsumexp(0)
 
 
 _STORED = {

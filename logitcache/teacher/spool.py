@@ -2,12 +2,11 @@
 
 Random reads through Zarr's chunks are slow, decoding a whole seed is fast, and a look-up in mapped memory is
 faster still. A spool holds one row of bytes per sample (`RowLayout`), is named by what it holds, and is shared
-by all workers, ranks and student runs. It is only ever made whole: written aside, then renamed. Behind the rows
-stands the CRC-32C of their name and them, which every opening compares: a scratch disk's flipped bit must not become
-a wrong number.
+by all workers, ranks and student runs. It is written to a temporary file, then renamed. Behind the rows stands the
+CRC-32C of name and rows, which every opening compares: a scratch disk's flipped bit must not become a wrong number.
 
-Lock files stay for good, empty, when their spool is trimmed: whoever deleted one could not know that no process
-holds or awaits it, and then two would build the same spool, each under a lock file of its own.
+Lock files stay, empty, when their spool is trimmed: if one were deleted while a process holds or awaits it, two
+processes could build the same spool, each under a lock file of its own.
 """
 
 import hashlib
@@ -29,32 +28,32 @@ from filelock import FileLock, Timeout
 
 from logitcache.errors import LogitCacheError, StorageError
 from logitcache.format.schema import CacheSpec, RowLayout
-from logitcache.store import CacheReader
+from logitcache.store.reader import CacheReader
 from logitcache.teacher.sparse import SparseTeacher
-from logitcache.teacher.spool_file import CRC, begun, whole
+from logitcache.teacher.spool_file import CRC_BYTES, is_intact, start_crc
 
-Rows = npt.NDArray[np.uint8]
-DEFAULT_LIMIT = 50_000_000_000
+PackedRows = npt.NDArray[np.uint8]
+DEFAULT_SPOOL_LIMIT = 50_000_000_000
 PAGE = mmap.PAGESIZE
 DECODERS = 2  # threads; as many shards are in memory, and the one being written
 
 
-def default_folder() -> Path:
+def default_spool_folder() -> Path:
     """Return where spools go: $LOGITCACHE_SPOOL, or logitcache/spool in the user's cache folder."""
     if chosen := os.environ.get("LOGITCACHE_SPOOL"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "logitcache" / "spool"
 
 
-def spool_file(reader: CacheReader, seed: int, folder: Path | None = None) -> Path:
+def spool_path(reader: CacheReader, seed: int, folder: Path | None = None) -> Path:
     """Return where `open_spool` keeps a complete seed."""
     layout = RowLayout.of(reader.spec)
-    return (folder or default_folder()) / f"{reader.identity(seed)}-{_digest(layout)}.spool"
+    return (folder or default_spool_folder()) / f"{reader.identity(seed)}-{_layout_digest(layout)}.spool"
 
 
 def open_spool(
-    reader: CacheReader, seed: int, folder: Path | None = None, limit: int = DEFAULT_LIMIT
-) -> Rows:
+    reader: CacheReader, seed: int, folder: Path | None = None, limit: int = DEFAULT_SPOOL_LIMIT
+) -> PackedRows:
     """Map one complete seed, decoding it first if no process has yet.
 
     Args:
@@ -74,24 +73,25 @@ def open_spool(
         StorageError: the spool cannot be written.
     """
     reader.require([seed])
-    folder = folder or default_folder()
+    folder = folder or default_spool_folder()
     layout = RowLayout.of(reader.spec)
     shape = (reader.spec.dataset.n, layout.row_bytes)
-    file = spool_file(reader, seed, folder)
+    file = spool_path(reader, seed, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
-            if not whole(file, shape[0] * shape[1]):
+            if not is_intact(file, shape[0] * shape[1]):
+                room = shape[0] * shape[1] + CRC_BYTES
                 _trim(
-                    folder, limit - shape[0] * shape[1] - CRC, keep=file
-                )  # room first: the disk may be no larger
+                    folder, limit - room, keep=file
+                )  # before building: the disk may be no larger than the limit
                 _build(file, reader, seed, layout)
             _trim(folder, limit, keep=file)
             os.utime(file)
             rows = np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
             rows.reshape(-1)[::PAGE].max()  # every page is mapped now, not one by one in the first batches
             return rows
-    except LogitCacheError:  # the cache's own trouble, some of it an OSError too
+    except LogitCacheError:  # errors of the cache, some of them an OSError too
         raise
     except OSError as error:
         raise StorageError(
@@ -100,18 +100,18 @@ def open_spool(
         ) from error
 
 
-def pack(spec: CacheSpec, layout: RowLayout, arrays: dict[str, npt.NDArray[Any]]) -> Rows:
+def pack_rows(spec: CacheSpec, layout: RowLayout, arrays: dict[str, npt.NDArray[Any]]) -> PackedRows:
     """Pack arrays of one shard, (rows, …) in stored dtypes, into (rows, row_bytes) uint8."""
     rows = np.zeros((len(arrays["top"]), layout.row_bytes), dtype=np.uint8)
     for name, dtype, count, offset in layout.fields:
         values = np.ascontiguousarray(arrays[name], dtype=np.dtype(dtype).newbyteorder("<"))
-        whole = np.dtype((np.void, values.itemsize * count))  # copied as one piece: four times as fast
-        field = np.ndarray(len(rows), whole, rows, offset, (layout.row_bytes,))
-        field[:] = values.reshape(len(rows), count).view(whole)[:, 0]
+        record = np.dtype((np.void, values.itemsize * count))  # copied as one piece: four times as fast
+        field = np.ndarray(len(rows), record, rows, offset, (layout.row_bytes,))
+        field[:] = values.reshape(len(rows), count).view(record)[:, 0]
     return rows
 
 
-def decode(reader: CacheReader, seed: int, shard: int) -> SparseTeacher:
+def decode_shard(reader: CacheReader, seed: int, shard: int) -> SparseTeacher:
     """Read one committed shard without a spool: the answers for its rows, on the CPU; top is NaN where there is none.
 
     Raises:
@@ -119,40 +119,40 @@ def decode(reader: CacheReader, seed: int, shard: int) -> SparseTeacher:
         FormatError: it is damaged.
     """
     layout = RowLayout.of(reader.spec)
-    rows = pack(reader.spec, layout, reader.read(seed, shard))
+    rows = pack_rows(reader.spec, layout, reader.read(seed, shard))
     return SparseTeacher.unpack(torch.from_numpy(rows), layout)
 
 
-def _digest(layout: RowLayout) -> str:
-    """Name a layout, so that no later one reads rows that were packed by this one."""
+def _layout_digest(layout: RowLayout) -> str:
+    """Digest a layout for the file's name, so that rows packed by another layout are not read."""
     text = json.dumps(layout.to_dict(), sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 def _build(file: Path, reader: CacheReader, seed: int, layout: RowLayout) -> None:
-    """Decode a seed into `file`, a few shards at a time; what fails leaves nothing behind."""
-    aside = file.with_suffix(".part")
-    crc = begun(file)
+    """Decode a seed into `file`, a few shards at a time; a failure leaves no file behind."""
+    temporary = file.with_suffix(".part")
+    crc = start_crc(file)
     try:
-        with aside.open("wb") as out:
-            for rows in _decoded(reader, seed, layout):
+        with temporary.open("wb") as out:
+            for rows in _decode_shards(reader, seed, layout):
                 crc = google_crc32c.extend(crc, rows)
                 out.write(rows.data)
-            out.write(crc.to_bytes(CRC, "little"))
-        aside.replace(file)  # not flushed: what a power cut makes of it, its CRC tells
+            out.write(crc.to_bytes(CRC_BYTES, "little"))
+        temporary.replace(file)  # not flushed: the CRC tells if a power cut has damaged it
     except BaseException:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
-def _decoded(reader: CacheReader, seed: int, layout: RowLayout) -> Iterator[Rows]:
+def _decode_shards(reader: CacheReader, seed: int, layout: RowLayout) -> Iterator[PackedRows]:
     """Yield the rows of each shard in turn, while the next ones are decoded."""
 
-    def rows(shard: int) -> Rows:
-        return pack(reader.spec, layout, reader.read(seed, shard))
+    def rows(shard: int) -> PackedRows:
+        return pack_rows(reader.spec, layout, reader.read(seed, shard))
 
     with ThreadPoolExecutor(DECODERS, "decode") as threads:
-        ahead: deque[Future[Rows]] = deque()
+        ahead: deque[Future[PackedRows]] = deque()
         try:
             for shard in range(reader.spec.layout.shards):
                 ahead.append(threads.submit(rows, shard))
@@ -165,9 +165,9 @@ def _decoded(reader: CacheReader, seed: int, layout: RowLayout) -> Iterator[Rows
 
 
 def _trim(folder: Path, limit: int, keep: Path) -> None:
-    """Delete the spools longest unused until the folder is within `limit`; who has one mapped keeps it.
+    """Delete the spools longest unused until the folder is within `limit`; processes that have one mapped keep it.
 
-    What a killed process left half-built goes too.
+    Unfinished files of killed processes are deleted too.
     """
     for part in folder.glob("*.part"):
         with suppress(Timeout), FileLock(part.with_suffix(".lock"), timeout=0):  # else: being built now

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import DataError, Difference, LogitCacheError, MismatchError, NotFoundError
-from logitcache.store import CacheReader
+from logitcache.store.reader import CacheReader
 from logitcache.views.datasets import open_images
 from logitcache.views.images import Images, Samples
 

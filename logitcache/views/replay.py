@@ -8,7 +8,7 @@ from logitcache.errors import DataError, Difference, DriftError, IncompleteError
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.plugins import require_own
-from logitcache.store import CacheReader, seed_list
+from logitcache.store.reader import CacheReader, seed_list
 from logitcache.versions import library_versions
 from logitcache.views.alignment import align_images
 from logitcache.views.datasets import open_recorded

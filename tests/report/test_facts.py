@@ -23,7 +23,7 @@ from logitcache.report.run_facts import group_runs, read_run
 from logitcache.store import CacheReader, seed_list
 from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.sparse import SparseTeacher
-from logitcache.teacher.spool import decode
+from logitcache.teacher.spool import decode_shard
 from logitcache.views.datasets import load_digits
 from logitcache.views.recipes import recipe_named
 
@@ -205,7 +205,7 @@ def test_what_fewer_logits_lose_is_what_dense_arithmetic_says(tmp_path: Path) ->
     facts = read_cache(reader)
     assert [kept.k for kept in facts.kept] == [1, 2, 3, 4, 6, 8, 10]
     assert facts.tried == 200
-    teacher = decode(reader, 3, 0).to("cpu", torch.float64)
+    teacher = decode_shard(reader, 3, 0).to("cpu", torch.float64)
     logits = torch.zeros(len(teacher), 10, dtype=torch.float64).scatter(1, teacher.ids, teacher.logits)
     for kept in facts.kept:
         for at, temperature in enumerate((1.0, 2.0, 4.0)):

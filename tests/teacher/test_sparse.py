@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcache.errors import OptionError
-from logitcache.teacher.sparse import SparseTeacher, mix
+from logitcache.teacher.ensemble import average_teachers
+from logitcache.teacher.sparse import SparseTeacher
 
 
 def logits(b=64, c=200, dtype=torch.float64, seed=0):
@@ -146,7 +147,9 @@ def test_a_temperature_that_is_not_positive_is_refused(temperature):
 @pytest.mark.parametrize("space", ["probability", "logit"])
 def test_a_mixture_of_whole_teachers_is_the_dense_mixture(space):
     x, y = logits(seed=1), logits(seed=2)
-    mixture = mix([SparseTeacher.from_logits(x, 200), SparseTeacher.from_logits(y, 200)], [3.0, 1.0], space)
+    mixture = average_teachers(
+        [SparseTeacher.from_logits(x, 200), SparseTeacher.from_logits(y, 200)], [3.0, 1.0], space
+    )
     if space == "probability":
         expected = 0.75 * x.softmax(1) + 0.25 * y.softmax(1)
     else:
@@ -157,7 +160,7 @@ def test_a_mixture_of_whole_teachers_is_the_dense_mixture(space):
 
 def test_a_mixture_of_sparse_teachers_is_the_mixture_of_what_they_say():
     members = [SparseTeacher.from_logits(logits(seed=seed), 8) for seed in (1, 2, 3)]
-    mixture = mix(members)
+    mixture = average_teachers(members)
     expected = sum(m.at(1.0).densify() for m in members) / 3
     assert mixture.k == 8
     soft = mixture.at(1.0)
@@ -174,7 +177,9 @@ def test_of_teachers_with_flat_tails_nothing_is_lost_but_what_k_classes_cannot_s
     flat = [m.at(1.0).densify().log() for m in members]
     dense = torch.stack(flat).exp().mean(0).log() if space == "probability" else sum(flat) / 2
     expected = SparseTeacher.from_logits(dense.log_softmax(1), max(ks))
-    found = mix([SparseTeacher.from_logits(x, k) for x, k in zip(flat, ks, strict=True)], space=space)
+    found = average_teachers(
+        [SparseTeacher.from_logits(x, k) for x, k in zip(flat, ks, strict=True)], space=space
+    )
     for name in ("gap", "top", "tail_lse", "tail_mean", "tail_var"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), msg=name)
 
@@ -189,7 +194,10 @@ def test_a_row_of_a_mixture_is_the_same_whatever_rows_stand_beside_it(seed, ks, 
     members = [
         SparseTeacher.from_logits(logits(16, 12, torch.float32, seed + n), k) for n, k in enumerate(ks)
     ]
-    part, whole = mix([m[torch.tensor(rows)] for m in members], space=space), mix(members, space=space)
+    part, whole = (
+        average_teachers([m[torch.tensor(rows)] for m in members], space=space),
+        average_teachers(members, space=space),
+    )
     kept = whole[torch.tensor(rows)]
     assert torch.equal(part.ids, kept.ids)
     torch.testing.assert_close(part.gap, kept.gap)
@@ -200,7 +208,7 @@ def test_a_row_of_a_mixture_is_the_same_whatever_rows_stand_beside_it(seed, ks, 
 @pytest.mark.parametrize("space", ["probability", "logit"])
 def test_a_mixture_follows_the_temperature(space):
     members = [logits() + 0.3 * logits(seed=seed) for seed in (1, 2)]  # members of an ensemble mostly agree
-    mixture = mix([SparseTeacher.from_logits(x, 16) for x in members], space=space)
+    mixture = average_teachers([SparseTeacher.from_logits(x, 16) for x in members], space=space)
     if space == "probability":
         dense = torch.stack([x.softmax(1) for x in members]).mean(0).log()
     else:
@@ -214,25 +222,28 @@ def test_a_mixture_follows_the_temperature(space):
 @pytest.mark.parametrize("space", ["probability", "logit"])
 def test_a_teacher_mixed_with_itself_or_with_weight_zero_stays_itself(space):
     teacher, other = (SparseTeacher.from_logits(logits(seed=seed), 16) for seed in (1, 2))
-    for mixture in (mix([teacher, teacher], space=space), mix([teacher], space=space)):
+    for mixture in (
+        average_teachers([teacher, teacher], space=space),
+        average_teachers([teacher], space=space),
+    ):
         assert torch.equal(mixture.ids, teacher.ids)
         for temperature in (1.0, 3.0):
             found, expected = mixture.at(temperature), teacher.at(temperature)
             torch.testing.assert_close(found.probs, expected.probs)
             torch.testing.assert_close(found.tail_mass, expected.tail_mass)
-    alone = mix([teacher, other], [1.0, 0.0], space).at(1.0)
+    alone = average_teachers([teacher, other], [1.0, 0.0], space).at(1.0)
     torch.testing.assert_close(alone.probs[:, 0], teacher.at(1.0).probs[:, 0])
 
 
 def test_an_ensemble_that_cannot_be_is_refused():
     teacher = SparseTeacher.from_logits(logits(), 4)
     with pytest.raises(OptionError, match="same samples and classes"):
-        mix([])
+        average_teachers([])
     with pytest.raises(OptionError, match="same samples and classes"):
-        mix([teacher, teacher[:3]])
+        average_teachers([teacher, teacher[:3]])
     with pytest.raises(OptionError, match="as many weights"):
-        mix([teacher, teacher], [1.0])
+        average_teachers([teacher, teacher], [1.0])
     with pytest.raises(OptionError, match="weights of 0 or more"):
-        mix([teacher, teacher], [1.0, -1.0])
+        average_teachers([teacher, teacher], [1.0, -1.0])
     with pytest.raises(OptionError, match="space must be"):
-        mix([teacher], space="square")
+        average_teachers([teacher], space="square")

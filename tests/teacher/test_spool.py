@@ -18,7 +18,7 @@ from logitcache.format.quantize import decode_gaps
 from logitcache.format.schema import CacheSpec, RowLayout
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.teacher.sparse import SparseTeacher
-from logitcache.teacher.spool import default_folder, open_spool, pack
+from logitcache.teacher.spool import default_spool_folder, open_spool, pack_rows
 
 
 def assert_decodes(teacher: SparseTeacher, arrays: dict[str, np.ndarray], spec: CacheSpec) -> None:
@@ -44,7 +44,7 @@ def assert_decodes(teacher: SparseTeacher, arrays: dict[str, np.ndarray], spec: 
 def test_unpacking_what_was_packed_gives_the_arrays(rows, classes, k, profile):
     spec = spec_of(n=rows, k=k, classes=min(classes, 10) if profile == "exact" else classes, profile=profile)
     layout, arrays = RowLayout.of(spec), stored_arrays(spec, rows)
-    packed = pack(spec, layout, arrays)
+    packed = pack_rows(spec, layout, arrays)
     assert packed.shape == (rows, layout.row_bytes)
     assert_decodes(SparseTeacher.unpack(torch.from_numpy(packed), layout), arrays, spec)
 
@@ -71,7 +71,7 @@ def test_rows_taken_from_a_spool_are_the_arrays_of_the_cache(profile, classes, t
 
 
 def assert_right(rows: np.ndarray, reader: CacheReader, seed: int) -> None:
-    expected = pack(reader.spec, RowLayout.of(reader.spec), of_all_shards(reader, seed))
+    expected = pack_rows(reader.spec, RowLayout.of(reader.spec), of_all_shards(reader, seed))
     np.testing.assert_array_equal(rows, expected)
 
 
@@ -140,7 +140,7 @@ def test_whatever_changes_what_rows_hold_changes_the_spool(tmp_path):
 def test_a_single_row_unpacks_like_one_of_many(classes, profile):
     spec = spec_of(k=3, classes=min(classes, 9) if profile == "exact" else classes, profile=profile)
     layout = RowLayout.of(spec)
-    rows = torch.from_numpy(pack(spec, layout, stored_arrays(spec, 4)))
+    rows = torch.from_numpy(pack_rows(spec, layout, stored_arrays(spec, 4)))
     many = SparseTeacher.unpack(rows, layout)
     for row in range(4):
         one = SparseTeacher.unpack(rows[row : row + 1], layout)
@@ -205,7 +205,8 @@ def use_in_turn(path: Path, folder: Path, barrier, told) -> None:
     """Open seeds one after the other, each mapped while the next is opened, in a folder that holds one only."""
     reader = CacheReader(path)
     whole = {
-        seed: pack(reader.spec, RowLayout.of(reader.spec), of_all_shards(reader, seed)) for seed in (0, 1, 2)
+        seed: pack_rows(reader.spec, RowLayout.of(reader.spec), of_all_shards(reader, seed))
+        for seed in (0, 1, 2)
     }
     right, held = 0, None
     barrier.wait()
@@ -288,7 +289,7 @@ def test_trouble_with_the_cache_is_not_blamed_on_the_spool(tmp_path):
 
 def test_the_folder_is_the_one_named_or_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("LOGITCACHE_SPOOL", str(tmp_path / "here"))
-    assert default_folder() == tmp_path / "here"
+    assert default_spool_folder() == tmp_path / "here"
     monkeypatch.delenv("LOGITCACHE_SPOOL")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_folder() == tmp_path / "logitcache" / "spool"
+    assert default_spool_folder() == tmp_path / "logitcache" / "spool"
