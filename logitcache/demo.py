@@ -1,6 +1,6 @@
-"""The whole story on real images: a teacher, its cache, and a small student by CE, KD and CMKD.
+"""Both stages on real images: a teacher, its cache, and a small student trained by CE, KD and CMKD.
 
-Everything is measured while it runs; nothing is looked up. The images are the 1,797 digits that ship.
+Everything is measured while it runs. The images are the 1,797 digits that ship.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from logitcache.dump.job import DumpConfig, dump
+from logitcache.dump.job import DumpConfig, DumpReport, dump
 from logitcache.errors import OptionError
 from logitcache.format.spec import Spec
 from logitcache.losses import Objective
@@ -25,18 +25,15 @@ from logitcache.teacher.live import LiveTeacher
 from logitcache.train.config import TrainConfig
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.learner import Run
-from logitcache.train.loop import train
+from logitcache.train.loop import TrainReport, train
+from logitcache.train.run_folder import RunFolder
 from logitcache.views.datasets import load_digits
 from logitcache.views.recipes import recipe_named
 
 TEACHER, STUDENT = "digits_teacher", "digits_tiny"
-# Loss and peak learning rate, as the contest of `bench.digits` chose them on images that neither student nor teacher
-# had seen; but cross-entropy has the rate at which it is better than at the contest's, 1.6.
-RECIPES = {
-    "ce": ("ce", 0.8),
-    "kd": ("kd", 0.4),
-    "cmkd": ("cmkd", 0.4),
-}
+# Peak learning rates, as `bench.contest` chose them on images that neither student nor teacher had seen; but
+# cross-entropy has the rate at which it is better than at the contest's, 1.6.
+PEAK_LR = {"ce": 0.8, "kd": 0.4, "cmkd": 0.4}
 MARK = "demo.json"
 
 
@@ -83,7 +80,7 @@ class LossResult(Spec):
 
 @dataclass(frozen=True)
 class DemoReport(Spec):
-    """What the demo measured, and the page about it. Seconds per epoch are of the student trained by KD alone."""
+    """What the demo measured, and the page about it; seconds per epoch are of the student trained by KD alone."""
 
     teacher: str
     teacher_parameters: int
@@ -101,116 +98,143 @@ class DemoReport(Spec):
 
 
 def demo(
-    out: str | Path, config: DemoConfig = DemoConfig(), say: Callable[[str], None] | None = None
+    out: str | Path, config: DemoConfig = DemoConfig(), on_stage: Callable[[str], None] | None = None
 ) -> DemoReport:
     """Run the demo into the folder `out`; an earlier demo there is replaced.
 
     Args:
         out: folder for the teacher, the cache and the runs.
         config: how much to run.
-        say: called with a line at each stage.
+        on_stage: called with a line at each stage.
 
     Raises:
         OptionError: `out` holds something other than a demo.
     """
-    say = say or (lambda _: None)
-    out = _fresh(Path(out))
-    images = load_digits("train")
-    recipe = recipe_named(images.recipe)
-    unseen, as_they_are = load_digits("test"), recipe_named(recipe.evaluation)
-    evaluation = Evaluation(unseen, as_they_are)
-    device = choose_device(config.device)
+    on_stage = on_stage or (lambda line: None)
+    job = _Demo(_make_folder(Path(out)), config)
+    on_stage(f"1. train a teacher, {TEACHER}, on {len(job.images):,} digits")
+    trained = job.train_teacher()
+    on_stage(f"2. dump its top {config.top_k} logits under {config.seeds} augmentation seeds")
+    dumped = job.dump_logits()
+    on_stage(
+        f"3. train {STUDENT} by {', '.join(loss.upper() for loss in PEAK_LR)}, {config.repeats} times each"
+    )
+    results = job.train_students()
+    on_stage("4. time the student's epochs, with the cache and with the teacher live")
+    cached, live = job.time_epochs()
+    student = _build(STUDENT, 0).module
+    result = DemoReport(
+        teacher=TEACHER,
+        teacher_parameters=trained.parameters,
+        teacher_top1=trained.top1 or 0.0,
+        student=STUDENT,
+        student_parameters=sum(p.numel() for p in student.parameters()),
+        results=results,
+        cache=str(job.cache),
+        cached_views=dumped.views_in_cache,
+        bytes_per_view=CacheReader(job.cache).info()["bytes_per_sample_view"],
+        dump_seconds=dumped.seconds,
+        epoch_seconds_cached=cached,
+        epoch_seconds_live=live,
+        page=str(job.write_page()),
+    )
+    (job.out / MARK).write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+    return result
 
-    def network(name: str, seed: int, weights: str = "random") -> Model:
-        return build_model(name, num_classes=10, view_size=8, weights=weights, seed=seed)
 
-    def stream_options(order: int, seeds: int) -> dict[str, Any]:
-        workers, where = config.workers, str(device)
+class _Demo:
+    """The stages of the demo, each of which finds the files of those before it in the folder."""
+
+    def __init__(self, out: Path, config: DemoConfig) -> None:
+        self.out, self.config, self.device = out, config, choose_device(config.device)
+        self.images, self.test_images = load_digits("train"), load_digits("test")
+        self.recipe = recipe_named(self.images.recipe)
+        self.test_recipe = recipe_named(self.recipe.evaluation)
+        self.cache, self.test_cache = out / "cache.zarr", out / "test.zarr"
+
+    def student_folder(self, loss: str, repeat: int) -> Path:
+        return self.out / "runs" / f"{loss}-{repeat}"
+
+    def train_teacher(self) -> TrainReport:
+        epochs = self.config.teacher_epochs
+        stream = Stream.plain(self.images, self.recipe, **self._stream_options(0, epochs))
+        run = Run(self.out / "teacher", _build(TEACHER, 0), Objective.parse("ce"), TrainConfig(epochs=epochs))
+        return train([run], stream, Evaluation(self.test_images, self.test_recipe))[0]
+
+    def dump_logits(self) -> DumpReport:
+        teacher, config = self._build_teacher(), self.config
+        dump_config = DumpConfig(
+            seeds=tuple(range(config.seeds)),
+            top_k=config.top_k,
+            workers=config.workers,
+            device=config.device,
+            precision="float32",
+        )
+        dumped = dump(self.cache, self.images, self.recipe, teacher, dump_config)
+        test_config = dataclasses.replace(dump_config, seeds=(0,))
+        dump(self.test_cache, self.test_images, self.test_recipe, teacher, test_config)
+        return dumped
+
+    def train_students(self) -> tuple[LossResult, ...]:
+        evaluation = Evaluation(self.test_images, self.test_recipe, CacheReader(self.test_cache))
+        top1: dict[str, list[float]] = {loss: [] for loss in PEAK_LR}
+        for repeat in range(self.config.repeats):
+            runs = []
+            for loss, lr in PEAK_LR.items():
+                config = TrainConfig(epochs=self.config.student_epochs, lr=lr, seed=repeat)
+                student, folder = _build(STUDENT, repeat), self.student_folder(loss, repeat)
+                runs.append(Run(folder, student, Objective.parse(loss), config))
+            trained = train(runs, self._open_cache(repeat), evaluation)
+            for loss, student_report in zip(PEAK_LR, trained, strict=True):
+                assert student_report.top1 is not None
+                top1[loss].append(student_report.top1)
+        return tuple(LossResult(loss, tuple(values)) for loss, values in top1.items())
+
+    def time_epochs(self) -> tuple[float, float]:
+        """Return the median seconds of a student's second epoch, with the cache and with the teacher live."""
+        teacher = self._build_teacher()
+        model = ViewModel(teacher).on(self.device)
+        live = LiveTeacher(model, len(self.images), self.config.top_k, teacher.num_classes)
+        seconds: dict[str, list[float]] = {"cached": [], "live": []}
+        for attempt in range(min(self.config.repeats, 3)):
+            for name in seconds:
+                stream = self._open_cache(0)
+                if name == "live":
+                    stream = Stream(stream.views, live, stream.config)
+                folder = self.out / "timing" / f"{name}-{attempt}"
+                train([Run(folder, _build(STUDENT, 0), Objective.parse("kd"), TrainConfig(epochs=2))], stream)
+                seconds[name].append(RunFolder(folder).read_metrics()[-1]["seconds"])
+        return statistics.median(seconds["cached"]), statistics.median(seconds["live"])
+
+    def write_page(self) -> Path:
+        page, repeats = self.out / "report.html", range(self.config.repeats)
+        students = [self.student_folder(loss, repeat) for loss in PEAK_LR for repeat in repeats]
+        report(page, [*students, self.out / "teacher", self.cache])
+        return page
+
+    def _open_cache(self, order: int) -> Stream:
+        options = self._stream_options(order, self.config.seeds)
+        return Stream.from_cache(CacheReader(self.cache), self.images, **options)
+
+    def _stream_options(self, order: int, seeds: int) -> dict[str, Any]:
         return {
             "batch_size": 64,
             "seeds": tuple(range(seeds)),
             "order": order,
-            "workers": workers,
-            "device": where,
+            "workers": self.config.workers,
+            "device": str(self.device),
         }
 
-    say(f"1. train a teacher, {TEACHER}, on {len(images):,} digits")
-    plain = Stream.plain(images, recipe, **stream_options(0, config.teacher_epochs))
-    taught = Run(
-        out / "teacher", network(TEACHER, 0), Objective.parse("ce"), TrainConfig(epochs=config.teacher_epochs)
-    )
-    teaching = train([taught], plain, evaluation)[0]
-    teacher = network(TEACHER, 0, str(out / "teacher" / "last.safetensors"))
-
-    say(f"2. dump its top {config.top_k} logits under {config.seeds} augmentation seeds")
-    cache = out / "cache.zarr"
-    seeds = tuple(range(config.seeds))
-    dump_config = DumpConfig(
-        seeds=seeds, top_k=config.top_k, workers=config.workers, device=config.device, precision="float32"
-    )
-    dumped = dump(cache, images, recipe, teacher, dump_config)
-    dump(out / "test.zarr", unseen, as_they_are, teacher, dataclasses.replace(dump_config, seeds=(0,)))
-    beside_teacher = Evaluation(unseen, as_they_are, CacheReader(out / "test.zarr"))
-
-    say(f"3. train {STUDENT} by {', '.join(loss.upper() for loss in RECIPES)}, {config.repeats} times each")
-    reader = CacheReader(cache)
-    top1: dict[str, list[float]] = {loss: [] for loss in RECIPES}
-    for repeat in range(config.repeats):
-        runs = [
-            Run(
-                out / "runs" / f"{loss}-{repeat}",
-                network(STUDENT, repeat),
-                Objective.parse(expression),
-                TrainConfig(epochs=config.student_epochs, lr=lr, seed=repeat),
-            )
-            for loss, (expression, lr) in RECIPES.items()
-        ]
-        stream = Stream.from_cache(reader, images, **stream_options(repeat, config.seeds))
-        for loss, ended in zip(RECIPES, train(runs, stream, beside_teacher), strict=True):
-            assert ended.top1 is not None
-            top1[loss].append(ended.top1)
-
-    say("4. time the student's epochs, with the cache and with the teacher live")
-    live = LiveTeacher(ViewModel(teacher).on(device), len(images), config.top_k, teacher.num_classes)
-    sources = {"cached": None, "live": live}
-    seconds: dict[str, list[float]] = {name: [] for name in sources}
-    for attempt in range(min(config.repeats, 3)):
-        for name, source in sources.items():
-            timed = Stream.from_cache(reader, images, **stream_options(0, config.seeds))
-            timed = Stream(timed.views, source or timed.teacher, timed.config)
-            run = Run(
-                out / "timing" / f"{name}-{attempt}",
-                network(STUDENT, 0),
-                Objective.parse("kd"),
-                TrainConfig(epochs=2),
-            )
-            train([run], timed)
-            rows = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
-            seconds[name].append(rows[-1]["seconds"])
-
-    page = out / "report.html"
-    students = [out / "runs" / f"{loss}-{repeat}" for loss in RECIPES for repeat in range(config.repeats)]
-    report(page, [*students, out / "teacher", cache])
-    found = DemoReport(
-        teacher=TEACHER,
-        teacher_parameters=teaching.parameters,
-        teacher_top1=teaching.top1 or 0.0,
-        student=STUDENT,
-        student_parameters=sum(p.numel() for p in network(STUDENT, 0).module.parameters()),
-        results=tuple(LossResult(loss, tuple(values)) for loss, values in top1.items()),
-        cache=str(cache),
-        cached_views=dumped.views_in_cache,
-        bytes_per_view=reader.info()["bytes_per_sample_view"],
-        dump_seconds=dumped.seconds,
-        epoch_seconds_cached=statistics.median(seconds["cached"]),
-        epoch_seconds_live=statistics.median(seconds["live"]),
-        page=str(page),
-    )
-    (out / MARK).write_text(json.dumps(found.to_dict(), indent=2) + "\n")
-    return found
+    def _build_teacher(self) -> Model:
+        return _build(TEACHER, 0, str(self.out / "teacher" / "last.safetensors"))
 
 
-def _fresh(out: Path) -> Path:
+def _build(name: str, seed: int, weights: str = "random") -> Model:
+    return build_model(name, num_classes=10, view_size=8, weights=weights, seed=seed)
+
+
+def _make_folder(out: Path) -> Path:
+    """Make an empty folder, in place of an earlier demo."""
     if out.exists() and any(out.iterdir()):
         if not (out / MARK).is_file():
             raise OptionError(f"{out} is not empty and holds no demo; choose another --out")
