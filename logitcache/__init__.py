@@ -4,9 +4,9 @@ The names below are the whole public surface of everyday use; `logitcache.dump.d
 are the two stages as functions, `logitcache.losses` and `logitcache.errors` the two families.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from logitcache.lazy import lazy
 from logitcache.versions import __version__
 
 if TYPE_CHECKING:
@@ -40,25 +40,20 @@ __all__ = [
     "recipe_named",
 ]
 
-_HOMES = {
-    "CacheReader": "store.reader",
-    "CachedTeacher": "teacher.cached",
-    "CachedViews": "stream.torch_dataset",
-    "Images": "views.images",
-    "KeyedViews": "views.keyed_views",
-    "LogitCacheError": "errors",
-    "Objective": "losses.objective",
-    "SparseTeacher": "teacher.sparse",
-    "Stream": "stream.stream",
-    "ViewMaker": "views.maker",
-    "ViewSampler": "stream.torch_dataset",
-    "open_images": "views.datasets",
-    "recipe_named": "views.recipes",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that ``import logitcache`` stays fast."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'logitcache' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"logitcache.{_HOMES[name]}"), name)
+__getattr__ = lazy(
+    __name__,
+    {
+        "errors": "LogitCacheError",
+        "losses.objective": "Objective",
+        "store.reader": "CacheReader",
+        "stream.stream": "Stream",
+        "stream.torch_dataset": "CachedViews ViewSampler",
+        "teacher.cached": "CachedTeacher",
+        "teacher.sparse": "SparseTeacher",
+        "views.datasets": "open_images",
+        "views.images": "Images",
+        "views.keyed_views": "KeyedViews",
+        "views.maker": "ViewMaker",
+        "views.recipes": "recipe_named",
+    },
+)

@@ -1,6 +1,6 @@
 """Names that a package hands out, each imported when it is first used.
 
-So ``logitcache --help`` imports no torch and a loader's workers import no zarr, whatever a package's face offers.
+So ``logitcache --help`` imports no torch and a loader's workers import no zarr, whatever a package offers.
 """
 
 import importlib
@@ -8,17 +8,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def lazy(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+def lazy(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
     """Return the ``__getattr__`` of a package.
 
     Args:
         package: its ``__name__``.
-        homes: each name it hands out, and the module below it that defines the name.
+        modules: the names that each module below it defines, separated by spaces.
     """
+    homes = {name: module for module, names in modules.items() for name in names.split()}
 
-    def __getattr__(name: str) -> Any:  # noqa: N807  (it becomes the package's)
+    def get_name(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
 
-    return __getattr__
+    return get_name

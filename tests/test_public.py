@@ -14,12 +14,6 @@ def test_the_public_names_are_sorted_and_there() -> None:
         assert getattr(logitcache, name) is not None
 
 
-def test_names_come_from_where_they_are_defined() -> None:
-    for name, home in logitcache._HOMES.items():
-        assert getattr(logitcache, name).__module__.startswith(f"logitcache.{home}")
-    assert set(logitcache._HOMES) | {"__version__"} == set(logitcache.__all__)
-
-
 def test_other_names_are_refused() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = logitcache.nonsense

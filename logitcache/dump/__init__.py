@@ -10,3 +10,14 @@
 - `helper`: a process that fills shards under the locks of another
 - `plan`: what a cache will cost and keep, measured on a sample before the dump
 """
+
+from typing import TYPE_CHECKING
+
+from logitcache.lazy import lazy
+
+if TYPE_CHECKING:
+    from logitcache.dump.job import DumpConfig, DumpReport, dump
+
+__all__ = ["DumpConfig", "DumpReport", "dump"]
+
+__getattr__ = lazy(__name__, {"job": "DumpConfig DumpReport dump"})

@@ -23,7 +23,14 @@ soft_ranks      differentiable ranks and their correlation, for `cmkd`
 student_logits  the student's softmax on the teacher's classes, without keeping (B, C) for the backward
 """
 
-from logitcache.losses.objective import LOSSES, Objective
-from logitcache.losses.registry import Loss, Term
+from typing import TYPE_CHECKING
+
+from logitcache.lazy import lazy
+
+if TYPE_CHECKING:
+    from logitcache.losses.objective import LOSSES, Objective
+    from logitcache.losses.registry import Loss, Term
 
 __all__ = ["LOSSES", "Loss", "Objective", "Term"]
+
+__getattr__ = lazy(__name__, {"objective": "LOSSES Objective", "registry": "Loss Term"})

@@ -9,3 +9,18 @@ weights  files of weights, read without unpickling objects
 forward  views in, logits out: precision, memory format, batches that do not fit; devices
 export   a trained student as ONNX or TorchScript
 """
+
+from typing import TYPE_CHECKING
+
+from logitcache.lazy import lazy
+
+if TYPE_CHECKING:
+    from logitcache.models.build import InputAdapter, Model, build_model
+    from logitcache.models.export import export_model
+    from logitcache.models.forward import ViewModel
+
+__all__ = ["InputAdapter", "Model", "ViewModel", "build_model", "export_model"]
+
+__getattr__ = lazy(
+    __name__, {"build": "InputAdapter Model build_model", "export": "export_model", "forward": "ViewModel"}
+)

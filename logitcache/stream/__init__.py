@@ -9,3 +9,17 @@ sampler         which (sample, seed) pairs each batch of an epoch holds
 torch_dataset   `CachedViews`, a cache as a torch data set; `ViewSampler`, which walks it
 worker_dataset  what a DataLoader worker needs of it, without Zarr
 """
+
+from typing import TYPE_CHECKING
+
+from logitcache.lazy import lazy
+
+if TYPE_CHECKING:
+    from logitcache.stream.stream import Batch, Stream, StreamConfig
+    from logitcache.stream.torch_dataset import CachedViews, ViewSampler
+
+__all__ = ["Batch", "CachedViews", "Stream", "StreamConfig", "ViewSampler"]
+
+__getattr__ = lazy(
+    __name__, {"stream": "Batch Stream StreamConfig", "torch_dataset": "CachedViews ViewSampler"}
+)

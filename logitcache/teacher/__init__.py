@@ -11,3 +11,27 @@ ensemble    several teachers averaged into one
 spool       one seed of a cache, decoded into a packed file that all processes map
 spool_file  the checksum of that file
 """
+
+from typing import TYPE_CHECKING
+
+from logitcache.lazy import lazy
+
+if TYPE_CHECKING:
+    from logitcache.teacher.cached import CachedTeacher
+    from logitcache.teacher.ensemble import Ensemble
+    from logitcache.teacher.live import LiveTeacher
+    from logitcache.teacher.protocol import Teacher
+    from logitcache.teacher.sparse import SoftTargets, SparseTeacher
+
+__all__ = ["CachedTeacher", "Ensemble", "LiveTeacher", "SoftTargets", "SparseTeacher", "Teacher"]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "cached": "CachedTeacher",
+        "ensemble": "Ensemble",
+        "live": "LiveTeacher",
+        "protocol": "Teacher",
+        "sparse": "SoftTargets SparseTeacher",
+    },
+)

@@ -20,3 +20,20 @@ calibration     accuracy by confidence bin
 cost            floating-point operations and seconds of a forward
 validation      training images held out, to choose how two heads answer together
 """
+
+from typing import TYPE_CHECKING
+
+from logitcache.lazy import lazy
+
+if TYPE_CHECKING:
+    from logitcache.train.config import TrainConfig
+    from logitcache.train.evaluation import Evaluation
+    from logitcache.train.learner import Run
+    from logitcache.train.loop import TrainReport, train
+
+__all__ = ["Evaluation", "Run", "TrainConfig", "TrainReport", "train"]
+
+__getattr__ = lazy(
+    __name__,
+    {"config": "TrainConfig", "evaluation": "Evaluation", "learner": "Run", "loop": "TrainReport train"},
+)

@@ -16,3 +16,27 @@ mt19937      what torch's CPU generator draws, for thousands of views at once, i
 alignment    images in a cache's order, after the data has grown
 replay       canary views made again and compared, before anything relies on them
 """
+
+from typing import TYPE_CHECKING
+
+from logitcache.lazy import lazy
+
+if TYPE_CHECKING:
+    from logitcache.views.datasets import ArrayImages, open_images
+    from logitcache.views.images import Images
+    from logitcache.views.keyed_views import KeyedViews
+    from logitcache.views.maker import ViewMaker
+    from logitcache.views.recipes import recipe_named
+
+__all__ = ["ArrayImages", "Images", "KeyedViews", "ViewMaker", "open_images", "recipe_named"]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "datasets": "ArrayImages open_images",
+        "images": "Images",
+        "keyed_views": "KeyedViews",
+        "maker": "ViewMaker",
+        "recipes": "recipe_named",
+    },
+)
