@@ -1,4 +1,4 @@
-"""How commands end: one line and an exit code; 0 done, 1 an expected error, 2 a wrong option, 128 + n a signal."""
+"""How commands end: with one line, and exit code 0 done, 1 an expected error, 2 a wrong option, 128 + n signal n."""
 
 import functools
 import os
@@ -16,8 +16,8 @@ from .terminal import say
 _P = ParamSpec("_P")
 
 
-def ending_clearly(command: Callable[_P, None]) -> Callable[_P, None]:
-    """Let a command end with one line and exit code 1 on an expected error, 130 on Ctrl-C; never a traceback."""
+def exit_on_error(command: Callable[_P, None]) -> Callable[_P, None]:
+    """Make a command end with one line and exit code 1 on an expected error, 130 on Ctrl-C; never a traceback."""
 
     @functools.wraps(command)
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> None:
@@ -39,47 +39,47 @@ def ending_clearly(command: Callable[_P, None]) -> Callable[_P, None]:
     return wrapped
 
 
-def telling_when_terminated() -> None:
-    """From here on SIGTERM ends this process as ever, after a line that says how to go on.
+def print_on_sigterm() -> None:
+    """Print a line that says how to go on when SIGTERM comes, and then end as without this.
 
-    Not under torchrun, which terminates ranks that wait for another one in C, where no line could be said.
+    Not under torchrun, which terminates ranks that wait for another one in C, where no line can be printed.
     """
-    mine = os.getpid()
+    main = os.getpid()
 
-    def hear(number: int, _: object) -> None:
-        if os.getpid() == mine:  # processes that it forked end without a word
+    def handle(number: int, _: object) -> None:
+        if os.getpid() == main:  # forked processes end silently
             os.write(2, b"logitcache: terminated; run the same command again to go on\n")
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
     if "RANK" not in os.environ:
-        signal.signal(signal.SIGTERM, hear)
+        signal.signal(signal.SIGTERM, handle)
 
 
 @contextmanager
-def stopped_gently() -> Iterator[Callable[[], bool]]:
+def catch_stop_signals() -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether SIGTERM or Ctrl-C came; a second one acts at once.
 
     Work that then ends with a `StoppedError` ends the program with one line and exit code 128 + the signal's number,
-    SIGTERM's where it was another rank that heard one.
+    SIGTERM's where another rank received it.
     """
-    came: list[int] = []
+    received: list[int] = []
 
-    def hear(number: int, _: object) -> None:
-        came.append(number)
+    def handle(number: int, _: object) -> None:
+        received.append(number)
         restore()
 
     def restore() -> None:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        signal.signal(number, hear)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in handlers:
+        signal.signal(number, handle)
     try:
-        yield lambda: bool(came)
+        yield lambda: bool(received)
     except StoppedError as error:
         say(f"logitcache: {error}")
-        raise typer.Exit(128 + (came or [signal.SIGTERM])[0]) from error
+        raise typer.Exit(128 + (received or [signal.SIGTERM])[0]) from error
     finally:
         restore()

@@ -14,7 +14,7 @@ from .demo import demo
 from .derive import derive
 from .dump import dump
 from .evaluate import evaluate
-from .exit_codes import ending_clearly, telling_when_terminated
+from .exit_codes import exit_on_error, print_on_sigterm
 from .export import export
 from .info import info
 from .init import init
@@ -47,7 +47,7 @@ for command in (
     report,
     bench,
 ):
-    app.command()(ending_clearly(command))
+    app.command()(exit_on_error(command))
 
 
 def _version(asked: bool) -> None:
@@ -57,7 +57,7 @@ def _version(asked: bool) -> None:
 
 
 @app.callback()
-@ending_clearly
+@exit_on_error
 def main(
     context: typer.Context,
     config: Annotated[
@@ -78,5 +78,5 @@ def main(
 
 def run() -> None:
     """Run the application; the console script of the package."""
-    telling_when_terminated()
+    print_on_sigterm()
     app()

@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, plain lines elsewhere."""
+"""The progress of long work: a bar on a terminal, plain lines elsewhere."""
 
 import math
 import os
@@ -12,24 +12,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from logitcache.units import span
 
-from .terminal import notes, say
+from .terminal import say, stderr
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 class Advance(Protocol):
-    """Where work tells how far it is."""
+    """A callback that shows progress."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        """So much is done of so much; the note is shown in place of the rate."""
+        """Show that `done` of `total` are done, with a note in place of the rate."""
 
 
 @contextmanager
 def progress(what: str, unit: str, *, first: str = "") -> Iterator[Advance]:
-    """Yield what is to be told the progress: a bar on a terminal; elsewhere a line at first, and now and then.
+    """Yield a callback that shows progress: a bar on a terminal; elsewhere a line at first, and every 10 seconds.
 
-    Both say the time left and, where nothing else is noted, the rate; and until they are told any, what comes first.
-    Under torchrun rank 0 alone speaks.
+    Both show the time left and, where there is no note, the rate; before the first call they show `first`.
+    Under torchrun only rank 0 shows anything.
     """
     if os.environ.get("RANK", "0") != "0":
         yield lambda done, total, note="": None
@@ -48,41 +48,40 @@ def progress(what: str, unit: str, *, first: str = "") -> Iterator[Advance]:
             TimeRemainingColumn(),
         )
         pace = _Pace(unit)
-        with Progress(*columns, console=notes) as bar:
+        with Progress(*columns, console=stderr) as bar:
             task = bar.add_task(what, total=None, note=first)
 
             def advance(done: int, total: int, note: str = "") -> None:
-                pace.tell(done)
+                pace.update(done)
                 bar.update(task, completed=done, total=total, note=note or str(pace))
 
             yield advance
 
 
 def _plain_lines(what: str, unit: str) -> Advance:
-    pace, said = _Pace(unit), -math.inf
+    pace, printed = _Pace(unit), -math.inf
 
     def advance(done: int, total: int, note: str = "") -> None:
-        nonlocal said
-        pace.tell(done)
-        begun = said > -math.inf or done < total  # what is done at once needs no line
-        if begun and time.monotonic() - said >= SECONDS_BETWEEN_LINES:
-            said = time.monotonic()
+        nonlocal printed
+        pace.update(done)
+        lasting = printed > -math.inf or done < total  # what is done at once needs no line
+        if lasting and time.monotonic() - printed >= SECONDS_BETWEEN_LINES:
+            printed = time.monotonic()
             left = f"{span((total - done) / pace.rate)} left" if pace.rate else ""
-            say(
-                f"{what}: {', '.join(filter(None, (f'{done:,} of {total:,} {unit}', note or str(pace), left)))}"
-            )
+            parts = (f"{done:,} of {total:,} {unit}", note or str(pace), left)
+            say(f"{what}: {', '.join(filter(None, parts))}")
 
     return advance
 
 
 class _Pace:
-    """How fast work goes, from when it was first heard of."""
+    """The rate of work since the first update."""
 
     def __init__(self, unit: str) -> None:
         self.unit, self.rate = unit, 0.0
         self._first: tuple[int, float] | None = None
 
-    def tell(self, done: int) -> None:
+    def update(self, done: int) -> None:
         now = time.monotonic()
         first, began = self._first = self._first or (done, now)
         self.rate = (done - first) / max(now - began, 1e-9)

@@ -1,4 +1,4 @@
-"""``logitcache report``: one page of what runs and caches came to."""
+"""``logitcache report``: one page of what runs and caches hold."""
 
 from pathlib import Path
 from typing import Annotated
@@ -32,18 +32,13 @@ def report(
     from logitcache.report.page import report as write_report
 
     with progress("report", "seeds") as advance:
-        found = write_report(
-            out,
-            paths,
-            data=data or (),
-            on_progress=advance,
-        )
-    for note in found.notes:
+        facts = write_report(out, paths, data=data or (), on_progress=advance)
+    for note in facts.notes:
         say(f"note: {note}")
-    runs, kinds = sum(len(g.runs) + len(g.copies) for g in found.groups), len(found.groups)
+    runs, kinds = sum(len(g.runs) + len(g.copies) for g in facts.groups), len(facts.groups)
     rows = [
         ("page", f"{out}, {size(out.stat().st_size)}"),
         ("runs", f"{runs}, of {kinds} kind{'s' if kinds > 1 else ''}" if runs else "none"),
-        ("caches", str(len(found.caches) or "none")),
+        ("caches", str(len(facts.caches) or "none")),
     ]
-    show({"page": str(out), **found.to_dict()}, rows, as_json=json)
+    show({"page": str(out), **facts.to_dict()}, rows, as_json=json)

@@ -1,4 +1,4 @@
-"""What people see: tables on a terminal, plain lines elsewhere; figures as JSON on request."""
+"""Output: results on stdout, as tables on a terminal, plain lines elsewhere, or JSON; all else on stderr."""
 
 import json
 from typing import Any
@@ -6,18 +6,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-# Names and paths are anybody's: brackets and colons in them are no markup.
+# Names and paths may hold anything: brackets and colons in them are no markup.
 console = Console(highlight=False, markup=False, emoji=False)
-notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
+stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def say(text: str) -> None:
-    """Tell the user something that is not a result."""
-    notes.print("\n".join(map(printable, text.split("\n"))), soft_wrap=True)
+    """Print something that is not a result, on stderr."""
+    stderr.print("\n".join(map(printable, text.split("\n"))), soft_wrap=True)
 
 
 def show(report: dict[str, Any], rows: list[tuple[str, str]], *, as_json: bool) -> None:
-    """Print a result: as JSON, or as rows of a name and a value, wrapped on a terminal alone."""
+    """Print a result on stdout: as JSON, or as rows of a name and a value, wrapped on a terminal only."""
     if as_json:
         print(json.dumps(report, indent=2))
     elif console.is_terminal:
@@ -28,11 +28,11 @@ def show(report: dict[str, Any], rows: list[tuple[str, str]], *, as_json: bool) 
             table.add_row(name, printable(value))
         console.print(table)
     else:
-        widest = max(len(name) for name, _ in rows)
+        width = max(len(name) for name, _ in rows)
         for name, value in rows:
-            print(f"{name:<{widest}}  {printable(value)}".rstrip())
+            print(f"{name:<{width}}  {printable(value)}".rstrip())
 
 
 def printable(text: str) -> str:
-    """Write what a terminal would take for an order as its escape: a stranger's cache may be called anything."""
+    """Escape control characters, which a terminal would act on: a cache from elsewhere may have any name."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

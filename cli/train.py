@@ -8,7 +8,7 @@ import typer
 from logitcache.errors import StudentsError
 
 from . import stream_options, train_options
-from .exit_codes import stopped_gently
+from .exit_codes import catch_stop_signals
 from .progress import progress
 from .shared_options import Device, Json, PrecisionName, StudentSize, Workers
 from .terminal import say
@@ -102,7 +102,7 @@ def train(
     world = World.from_environment()
     try:
         first = "opening images and students"
-        with stopped_gently() as stop, progress("train", "steps", first=first) as advance:
+        with catch_stop_signals() as stop, progress("train", "steps", first=first) as advance:
             report = reporter(advance)
             reports = job.run(
                 world,

@@ -45,7 +45,7 @@ from logitcache.train.events import StepDone, TrainEvent
 from logitcache.train.learner import Run
 from logitcache.train.loop import train
 from logitcache.views.recipes import recipe_named
-from logitcache_cli.exit_codes import stopped_gently
+from logitcache_cli.exit_codes import catch_stop_signals
 
 EPOCHS, STEPS = 2, 5
 SETTINGS = {
@@ -212,7 +212,7 @@ def test_going_on_needs_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_signal_to_another_rank_ends_likewise() -> None:
-    with pytest.raises(typer.Exit) as ended, stopped_gently():
+    with pytest.raises(typer.Exit) as ended, catch_stop_signals():
         raise StoppedError("stopped after step 3 of epoch 1")
     assert ended.value.exit_code == 128 + signal.SIGTERM
 
