@@ -9,7 +9,7 @@ from .progress import Advance
 from .terminal import say, show
 
 if TYPE_CHECKING:
-    from logitcache.train.loop import TrainReport
+    from logitcache.train.loop import RunReport
 
 
 def reporter(advance: Advance) -> OnTrainEvent:
@@ -30,13 +30,13 @@ def reporter(advance: Advance) -> OnTrainEvent:
     return report
 
 
-def show_runs(reports: "Sequence[TrainReport]", *, as_json: bool) -> None:
+def show_runs(reports: "Sequence[RunReport]", *, as_json: bool) -> None:
     """Print what runs came to."""
     rows = [row for report in reports for row in _rows(report)]
     show({"runs": [report.to_dict() for report in reports]}, rows, as_json=as_json)
 
 
-def _rows(report: "TrainReport") -> list[tuple[str, str]]:
+def _rows(report: "RunReport") -> list[tuple[str, str]]:
     best = f" (best {100 * (report.best_top1 or 0):.1f} %)"
     score = "" if report.top1 is None else f", top-1 {100 * report.top1:.1f} %{best}"
     return [

@@ -25,7 +25,7 @@ from logitcache.teacher.live import LiveTeacher
 from logitcache.train.config import TrainConfig
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.learner import Run
-from logitcache.train.loop import TrainReport, train
+from logitcache.train.loop import RunReport, train
 from logitcache.train.run_folder import RunFolder
 from logitcache.views.datasets import load_digits
 from logitcache.views.recipes import recipe_named
@@ -155,7 +155,7 @@ class _Demo:
     def student_folder(self, loss: str, repeat: int) -> Path:
         return self.out / "runs" / f"{loss}-{repeat}"
 
-    def train_teacher(self) -> TrainReport:
+    def train_teacher(self) -> RunReport:
         epochs = self.config.teacher_epochs
         stream = Stream.plain(self.images, self.recipe, **self._stream_options(0, epochs))
         run = Run(self.out / "teacher", _build(TEACHER, 0), Objective.parse("ce"), TrainConfig(epochs=epochs))

@@ -37,9 +37,9 @@ class LogitCacheError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         return _again, (type(self), str(self), self.__dict__)
 
-    def said_by(self, who: str) -> Self:
-        """Return this error with a name before its message, for one of several processes."""
-        return _again(type(self), f"{who}: {self}", self.__dict__)
+    def with_prefix(self, name: str) -> Self:
+        """Return this error with a name before its message: of one of several students or processes."""
+        return _again(type(self), f"{name}: {self}", self.__dict__)
 
 
 class OptionError(LogitCacheError, ValueError):

@@ -82,7 +82,10 @@ def test_every_error_reads_the_same_in_another_process(name: str):
         "StudentsError": lambda: StudentsError({"runs/a": NonFiniteError("runs/a: nan")}, ["of runs/b"]),
     }.get(name, lambda: existing()[name]("one line"))()
     assert isinstance(made, LogitCacheError)
-    for copy, prefix in ((pickle.loads(pickle.dumps(made)), ""), (made.said_by("worker 3"), "worker 3: ")):
+    for copy, prefix in (
+        (pickle.loads(pickle.dumps(made)), ""),
+        (made.with_prefix("worker 3"), "worker 3: "),
+    ):
         assert type(copy) is type(made)
         assert str(copy) == prefix + str(made)
         assert getattr(copy, "fields", None) == getattr(made, "fields", None)

@@ -114,7 +114,7 @@ class HelperPlugin(WorkerPlugin):
         try:
             self.helper = await asyncio.to_thread(Helper.join, self.out, self.inputs, config, self.identity)
         except LogitCacheError as error:
-            raise error.said_by(f"worker {worker.address}") from error
+            raise error.with_prefix(f"worker {worker.address}") from error
 
     def teardown(self, worker: Worker) -> None:
         """Let teacher and data go."""

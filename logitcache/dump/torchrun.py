@@ -113,6 +113,6 @@ def _help_rank_0(world: World, out: str | Path, inputs: DumpInputs, config: Dump
     try:
         helper = Helper.join(out, inputs, config, sent.identity)
     except LogitCacheError as error:
-        raise error.said_by(f"rank {world.rank} on {socket.gethostname()}") from error
+        raise error.with_prefix(f"rank {world.rank} on {socket.gethostname()}") from error
     shards = helper.fill(sent.tasks[world.rank :: world.size])
     world.all_gather(RankReport(tuple(shards)).to_dict())

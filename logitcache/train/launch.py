@@ -22,7 +22,7 @@ from logitcache.stream.stream import Stream
 from logitcache.stream.stream_inputs import StreamInputs
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.learner import Run
-from logitcache.train.loop import TrainReport, train
+from logitcache.train.loop import RunReport, train
 from logitcache.train.run_folder import claim_folders
 from logitcache.train.trained import TrainedStudent
 from logitcache.train.variants import Variant
@@ -79,7 +79,7 @@ class TrainJob:
     teacher_cache: str | None = None
     exports: tuple[str, ...] = ()
 
-    def run(self, world: World, on_line: OnLine, **options: Any) -> list[TrainReport]:
+    def run(self, world: World, on_line: OnLine, **options: Any) -> list[RunReport]:
         """Open everything, train with all ranks of the world, and export.
 
         Rank 0 opens everything first, so that what is downloaded is downloaded once.
@@ -162,7 +162,7 @@ class TrainJob:
             return claim_folders(Path("runs"), labels)
         return nullcontext([self.out / label for label in labels] if len(labels) > 1 else [self.out])
 
-    def _train_and_export(self, runs: Sequence[Run], *inputs: Any, **options: Any) -> list[TrainReport]:
+    def _train_and_export(self, runs: Sequence[Run], *inputs: Any, **options: Any) -> list[RunReport]:
         errors: dict[str, LogitCacheError] = {}
         try:
             reports = train(runs, *inputs, **options)
@@ -174,7 +174,7 @@ class TrainJob:
                 if self.exports:
                     reports[number] = replace(report, exported=_export(report.out, self.exports))
             except LogitCacheError as error:
-                errors[report.out] = error.said_by(report.out)
+                errors[report.out] = error.with_prefix(report.out)
                 problem = "ended early, or were not exported"
         if errors:
             raise StudentsError(errors, reports, len(runs), problem)

@@ -33,7 +33,7 @@ from logitcache.views.loader import report_worker_deaths
 
 
 @dataclass(frozen=True)
-class TrainReport(Spec):
+class RunReport(Spec):
     """The result of a run.
 
     Attributes:
@@ -72,7 +72,7 @@ def train(
     checkpoint_every: float = 300.0,
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: OnTrainEvent | None = None,
-) -> list[TrainReport]:
+) -> list[RunReport]:
     """Train students side by side on one stream, each into its run folder.
 
     Args:
@@ -193,7 +193,7 @@ class _Cohort:
             except LogitCacheError as error:
                 if self.world.size > 1 and not isinstance(error, NonFiniteError | StorageError):
                     raise  # it failed on this rank alone, and the others would wait for it
-                self.failed[learner] = error.said_by(str(learner.run.out))
+                self.failed[learner] = error.with_prefix(str(learner.run.out))
                 if len(self.learners) > 1:
                     self.emit(StudentFailed(learner.run.out, error))
         return [learner for learner in learners if learner not in self.failed]
@@ -210,7 +210,7 @@ class _Cohort:
         for row in rows:  # outside `each`: what the handler raises on rank 0 ends all ranks
             self.emit(EpochDone(learner.run.out, learner.run.config.epochs, row))
 
-    def require_success(self, reports: list[TrainReport]) -> None:
+    def require_success(self, reports: list[RunReport]) -> None:
         """Insist that none has failed.
 
         Raises:
@@ -296,10 +296,10 @@ def _stopped(at: StepDone, folders: Sequence[Path]) -> StoppedError:
     )
 
 
-def _report(learner: Learner, seconds: float) -> TrainReport:
+def _report(learner: Learner, seconds: float) -> RunReport:
     rows = learner.folder.read_metrics()
     trained = sum(row["seconds"] for row in rows)
-    return TrainReport(
+    return RunReport(
         out=str(learner.run.out),
         student=learner.run.student.name,
         parameters=sum(p.numel() for p in learner.eval_model.parameters()),
