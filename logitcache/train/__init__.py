@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from logitcache.train.config import TrainConfig
     from logitcache.train.evaluation import Evaluation
     from logitcache.train.learner import Run
-    from logitcache.train.loop import TrainReport, train
+    from logitcache.train.loop import RunReport, train
 
-__all__ = ["Evaluation", "Run", "TrainConfig", "TrainReport", "train"]
+__all__ = ["Evaluation", "Run", "RunReport", "TrainConfig", "train"]
 
 __getattr__ = lazy(
     __name__,
-    {"config": "TrainConfig", "evaluation": "Evaluation", "learner": "Run", "loop": "TrainReport train"},
+    {"config": "TrainConfig", "evaluation": "Evaluation", "learner": "Run", "loop": "RunReport train"},
 )
