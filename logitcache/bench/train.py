@@ -47,7 +47,7 @@ Round = Callable[[int], object]
 
 
 @dataclass(frozen=True)
-class TrainReport(Spec):
+class TrainBenchReport(Spec):
     """What was measured: times; peak memory of training, in MB; memory of processes that share a spool."""
 
     times: tuple[Comparison, ...]
@@ -76,7 +76,7 @@ class TrainingPeak(Spec):
 
 def measure(
     *, pictures: int = 256, rounds: int = 4, batch: int = 64, workers: int = -1, device: torch.device
-) -> TrainReport:
+) -> TrainBenchReport:
     """Time training from labels, from a cache and with the teacher live; then measure memory.
 
     The student is ResNet-18 of 1,000 classes, k = 16; at 64 pixels with ResNet-50 as the live teacher on the CPU, at
@@ -94,7 +94,7 @@ def measure(
         bench = _Bench.create(Path(name), pictures, batch, workers, device)
         parts = (bench.time_losses, bench.time_loaders, bench.time_several_views, bench.time_two_students)
         times = [row for part in parts for row in part(rounds)]
-        return TrainReport(tuple(times), tuple(bench.measure_peaks()), tuple(bench.measure_spools()))
+        return TrainBenchReport(tuple(times), tuple(bench.measure_peaks()), tuple(bench.measure_spools()))
 
 
 @dataclass(frozen=True)
