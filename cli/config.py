@@ -11,7 +11,7 @@ from logitcache.errors import FormatError, NotFoundError, UnknownNameError
 CONFIG_FILE = "logitcache.toml"
 
 
-def defaults_from(path: Path | None, context: typer.Context) -> dict[str, Any]:
+def read_defaults(path: Path | None, context: typer.Context) -> dict[str, Any]:
     """Read defaults by command and option.
 
     Raises:
@@ -28,7 +28,7 @@ def defaults_from(path: Path | None, context: typer.Context) -> dict[str, Any]:
         tables = tomllib.loads(file.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FormatError(f"{file}: not TOML: {error}") from error
-    commands = configurable(context)
+    commands = configurable_options(context)
     defaults: dict[str, Any] = {}
     for name, table in tables.items():
         if name not in commands:
@@ -46,19 +46,20 @@ def defaults_from(path: Path | None, context: typer.Context) -> dict[str, Any]:
     return defaults
 
 
-def configurable(context: typer.Context) -> dict[str, list[Any]]:
-    """Return the commands that a config file may set defaults for, and their options.
+def configurable_options(context: typer.Context) -> dict[str, list[Any]]:
+    """Return the options that a config file may set defaults for, by command.
 
-    Options are click's; typer carries a click of its own in some versions, so they are told by what they say.
+    Options are click's; typer has a click of its own in some versions, so they are known by what they say, not by
+    their class.
     """
     group: Any = context.find_root().command
     options = {
         name: [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
         for name, command in group.commands.items()
     }
-    return {name: found for name, found in options.items() if found and name != "init"}
+    return {name: some for name, some in options.items() if some and name != "init"}
 
 
 def option_name(option: Any) -> str:
-    """Return an option's key in the file: its long flag without dashes in front."""
+    """Return an option's key in the file: its long flag without the dashes in front."""
     return str(max(option.opts, key=len)).lstrip("-")

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from .progress import progress
-from .shared_options import Json, parse_seeds
+from .shared_options import CompleteSeeds, Json, parse_seeds
 from .terminal import show
 
 
@@ -18,9 +18,7 @@ def derive(
     profile: Annotated[
         str | None, typer.Option(help="How to store the gaps; by default as the source.")
     ] = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="Augmentation seeds; all complete ones by default.")
-    ] = None,
+    seeds: CompleteSeeds = None,
     json: Json = False,
 ) -> None:
     """Make a cache of fewer logits, or in a smaller profile, from another one: the teacher is not needed.

@@ -6,7 +6,7 @@ import typer
 
 from . import dump_options, teacher_options
 from .progress import progress
-from .shared_options import Device, Json, PrecisionName, Workers, cache_path, given, parse_seeds
+from .shared_options import Device, Json, PrecisionName, Workers, default_cache_path, parse_seeds, pick_fields
 from .terminal import say, show
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def dump(
 
     Example: logitcache dump --teacher vit_l --data imagefolder:/data/imagenet --seeds 0-9
     """
-    chosen = {"seeds": parse_seeds(seeds)} if seeds else {}
-    path = out or cache_path(teacher, data, split)
+    parsed = {"seeds": parse_seeds(seeds)} if seeds else {}
+    path = out or default_cache_path(teacher, data, split)
 
     def on_note(text: str) -> None:
         say(f"note: {text}")
@@ -63,27 +63,25 @@ def dump(
         def on_progress(views: "ViewsDone") -> None:
             advance(views.done, views.total)
 
-        inputs = DumpInputs(**given(context.params, DumpInputs))
-        config = DumpConfig(**given(context.params, DumpConfig) | chosen)
+        inputs = DumpInputs(**pick_fields(context.params, DumpInputs))
+        config = DumpConfig(**pick_fields(context.params, DumpConfig) | parsed)
         if dask:
             from logitcache.dump.dask_cluster import dump_on_dask
 
-            done: DumpReport | None = dump_on_dask(dask, path, inputs, config, on_progress, on_note)
+            report: DumpReport | None = dump_on_dask(dask, path, inputs, config, on_progress, on_note)
         else:
-            done = dump_under_torchrun(World.from_environment(), path, inputs, config, on_progress, on_note)
-    if done:
-        show(done.to_dict(), _rows(done), as_json=json)
+            report = dump_under_torchrun(World.from_environment(), path, inputs, config, on_progress, on_note)
+    if report:
+        show(report.to_dict(), _rows(report), as_json=json)
 
 
-def _rows(done: "DumpReport") -> list[tuple[str, str]]:
-    right = done.teacher_top1
-    known = (
-        [] if right is None else [("teacher", f"right in {100 * right:.1f} % of the labelled views made now")]
-    )
-    bad = f"; images that did not decode: {done.bad_images}" if done.bad_images else ""
-    return [
-        ("cache", done.path),
-        ("views", f"{done.views:,} now, {done.views_in_cache:,} in the cache for these seeds{bad}"),
-        *known,
-        ("time", f"{done.seconds:.1f} s, {done.views_per_second:,.0f} views/s"),
+def _rows(report: "DumpReport") -> list[tuple[str, str]]:
+    bad = f"; images that did not decode: {report.bad_images}" if report.bad_images else ""
+    rows = [
+        ("cache", report.path),
+        ("views", f"{report.views:,} now, {report.views_in_cache:,} in the cache for these seeds{bad}"),
     ]
+    if report.teacher_top1 is not None:
+        right = f"right in {100 * report.teacher_top1:.1f} % of the labelled views made now"
+        rows.append(("teacher", right))
+    return [*rows, ("time", f"{report.seconds:.1f} s, {report.views_per_second:,.0f} views/s")]

@@ -1,4 +1,4 @@
-"""What ``logitcache dump`` keeps of the teacher's answers, and how it runs, as options."""
+"""What ``logitcache dump`` keeps of the teacher's logits, and how it runs, as options."""
 
 from typing import Annotated, Any, Literal
 
@@ -7,28 +7,28 @@ import typer
 from .shared_options import MACHINE
 
 
-def _kept(text: str, *names: str, default: str | bool = True) -> Any:
+def _contents(text: str, *names: str, default: str | bool = True) -> Any:
     return typer.Option(*names, help=text, rich_help_panel="What is kept", show_default=default)
 
 
-def _run(text: str, *names: str) -> Any:
+def _machine(text: str, *names: str) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=MACHINE)
 
 
 Seeds = Annotated[
-    str | None, _kept("Augmentation seeds, such as 0-9 or 0,3,7; of the test split 0.", default="0-3")
+    str | None, _contents("Augmentation seeds, such as 0-9 or 0,3,7; of the test split 0.", default="0-3")
 ]
-TopK = Annotated[int | None, _kept("Logits to keep per view.", default="16")]
+TopK = Annotated[int | None, _contents("Logits to keep per view.", default="16")]
 Profile = Annotated[
-    str | None, _kept("default, compact (8-bit gaps), archive (pcodec), exact (all).", default="default")
+    str | None, _contents("default, compact (8-bit gaps), archive (pcodec), exact (all).", default="default")
 ]
-Out = Annotated[str | None, _kept("Cache; caches/TEACHER-DATA.zarr by default.")]
-ShardSamples = Annotated[int, _kept("Samples per shard; 0: fitted to the data.")]
-Grow = Annotated[bool, _kept("Append images that the cache has not yet.", "--grow")]
-OnBadImage = Annotated[Literal["error", "skip"], _kept("Stop, or leave the sample without a teacher.")]
+Out = Annotated[str | None, _contents("Cache; caches/TEACHER-DATA.zarr by default.")]
+ShardSamples = Annotated[int, _contents("Samples per shard; 0: fitted to the data.")]
+Grow = Annotated[bool, _contents("Append images that the cache has not yet.", "--grow")]
+OnBadImage = Annotated[Literal["error", "skip"], _contents("Stop, or leave the sample without a teacher.")]
 
-Compile = Annotated[bool, _run("Compile the teacher by torch.compile.", "--compile")]
-SeedsPerPass = Annotated[int, _run("Seeds that share one decoding of each image.")]
+Compile = Annotated[bool, _machine("Compile the teacher by torch.compile.", "--compile")]
+SeedsPerPass = Annotated[int, _machine("Seeds that share one decoding of each image.")]
 Dask = Annotated[
-    str | None, _run("Processes that share the work: local:N, or a scheduler's tcp://HOST:PORT.")
+    str | None, _machine("Processes that share the work: local:N, or a scheduler's tcp://HOST:PORT.")
 ]

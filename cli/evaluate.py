@@ -1,11 +1,20 @@
 """``logitcache evaluate``: what a trained student is worth, and what it costs."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .shared_options import Device, Json, PrecisionName, StudentSize, Workers, given
+from .shared_options import (
+    Architecture,
+    BestOrLast,
+    Device,
+    Json,
+    PrecisionName,
+    Student,
+    StudentInputSize,
+    Workers,
+    pick_fields,
+)
 from .terminal import say, show
 
 if TYPE_CHECKING:
@@ -14,16 +23,14 @@ if TYPE_CHECKING:
 
 def evaluate(
     context: typer.Context,
-    student: Annotated[Path, typer.Argument(help="Run folder, or a file of weights.")],
-    weights: Annotated[Literal["best", "last"], typer.Option(help="Which of a run folder.")] = "best",
-    architecture: Annotated[
-        str | None, typer.Option("--student", help="Its architecture, where the file does not say.")
-    ] = None,
+    student: Student,
+    weights: BestOrLast = "best",
+    architecture: Architecture = None,
     num_classes: Annotated[
         int | None,
         typer.Option(help="Its classes, where the file does not say; those of the images by default."),
     ] = None,
-    input_size: StudentSize = 0,
+    input_size: StudentInputSize = 0,
     data: Annotated[str, typer.Option(help="Images; by default those that the run was trained on.")] = "auto",
     recipe: Annotated[str, typer.Option(help="How views are made; by default as while training.")] = "auto",
     teacher_cache: Annotated[
@@ -42,7 +49,7 @@ def evaluate(
     """
     from logitcache.train.evaluation_job import EvaluationJob
 
-    evaluation = EvaluationJob(**given(context.params, EvaluationJob)).run(say)
+    evaluation = EvaluationJob(**pick_fields(context.params, EvaluationJob)).run(say)
     show(evaluation.to_dict(), _rows(evaluation, most), as_json=json)
 
 

@@ -7,20 +7,18 @@ import typer
 
 from logitcache.units import size
 
-from .shared_options import Json, StudentSize
+from .shared_options import Architecture, BestOrLast, Json, Student, StudentInputSize
 from .terminal import show
 
 
 def export(
-    student: Annotated[Path, typer.Argument(help="Run folder, or a file of weights.")],
+    student: Student,
     format: Annotated[Literal["onnx", "torchscript"], typer.Option(help="What to write.")] = "onnx",
     out: Annotated[Path | None, typer.Option(help="File; beside the weights by default.")] = None,
-    weights: Annotated[Literal["best", "last"], typer.Option(help="Which of a run folder.")] = "best",
-    architecture: Annotated[
-        str | None, typer.Option("--student", help="Its architecture, where the file does not say.")
-    ] = None,
+    weights: BestOrLast = "best",
+    architecture: Architecture = None,
     num_classes: Annotated[int | None, typer.Option(help="Its classes, where the file does not say.")] = None,
-    input_size: StudentSize = 0,
+    input_size: StudentInputSize = 0,
     json: Json = False,
 ) -> None:
     """Write a student to one file that runs without logitcache, after proof that the file answers as it does.

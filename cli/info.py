@@ -1,17 +1,15 @@
 """``logitcache info``: what a cache holds."""
 
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from logitcache.units import size
 
-from .shared_options import Json
+from .shared_options import Cache, Json
 from .terminal import show
 
 
 def info(
-    cache: Annotated[str, typer.Argument(help="Cache: a path or URL.")],
+    cache: Cache,
     json: Json = False,
 ) -> None:
     """Show a cache at a glance: teacher, data, views, seeds, size, how sure the teacher is, who can use it.

@@ -8,7 +8,7 @@ import typer
 
 from logitcache.errors import OptionError
 
-from .config import CONFIG_FILE, configurable, option_name
+from .config import CONFIG_FILE, configurable_options, option_name
 
 
 def init(
@@ -25,7 +25,7 @@ def init(
     if out.exists() and not force:
         raise OptionError(f"{out} is there already; --force replaces it")
     lines = ["# Defaults for logitcache. Uncomment what you change; the command line wins."]
-    for command, options in configurable(context).items():
+    for command, options in configurable_options(context).items():
         lines += ["", f"[{command}]"]
         for option in options:
             lines += [

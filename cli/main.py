@@ -8,7 +8,7 @@ import typer
 from logitcache import __version__
 
 from .bench import bench
-from .config import CONFIG_FILE, defaults_from
+from .config import CONFIG_FILE, read_defaults
 from .copy import copy
 from .demo import demo
 from .derive import derive
@@ -50,8 +50,8 @@ for command in (
     app.command()(exit_on_error(command))
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"logitcache {__version__}")
         raise typer.Exit
 
@@ -64,7 +64,7 @@ def main(
         Path | None, typer.Option(help=f"Defaults for every command; ./{CONFIG_FILE} if it is there.")
     ] = None,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Run a large teacher once, keep its top-k logits in Zarr, train students from the cache.
@@ -73,7 +73,7 @@ def main(
 
     logitcache train --student resnet18
     """
-    context.default_map = defaults_from(config, context)
+    context.default_map = read_defaults(config, context)
 
 
 def run() -> None:

@@ -8,25 +8,25 @@ from rich.table import Table
 
 from logitcache.units import parse_size, size, span
 
-from . import teacher_options as asked
+from . import teacher_options
 from .progress import progress
-from .shared_options import Device, Json, PrecisionName, Workers, given, parse_seeds
+from .shared_options import Device, Json, PrecisionName, Workers, parse_seeds, pick_fields
 from .terminal import console, say, show
 
 if TYPE_CHECKING:
     from logitcache.dump.plan import Plan
 
-LEAST = 1e-12  # what is less is rounding
+ROUNDING = 1e-12  # what is less is 0
 
 
 def plan(
     context: typer.Context,
-    teacher: asked.Teacher,
-    weights: asked.Weights = "auto",
-    data: asked.Data = "auto",
-    recipe: asked.Recipe = "auto",
-    num_classes: asked.NumClasses = None,
-    input_size: asked.InputSize = 0,
+    teacher: teacher_options.Teacher,
+    weights: teacher_options.Weights = "auto",
+    data: teacher_options.Data = "auto",
+    recipe: teacher_options.Recipe = "auto",
+    num_classes: teacher_options.NumClasses = None,
+    input_size: teacher_options.InputSize = 0,
     seeds: Annotated[str, typer.Option(help="Augmentation seeds that the cache will hold.")] = "0-9",
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of one student run.")] = 100,
     images: Annotated[int, typer.Option(min=1, help="Images to try.")] = 512,
@@ -37,7 +37,7 @@ def plan(
             help="Pick the best cache of at most this size, such as 20GB; without, the smallest that is near enough."
         ),
     ] = None,
-    batch_size: asked.BatchSize = 0,
+    batch_size: teacher_options.BatchSize = 0,
     precision: PrecisionName = "auto",
     device: Device = "auto",
     workers: Workers = -1,
@@ -47,7 +47,7 @@ def plan(
 
     Example: logitcache plan --teacher vit_l --data imagefolder:/data/imagenet --seeds 0-299 --budget 20GB
     """
-    read = {
+    parsed = {
         "seeds": len(parse_seeds(seeds)),
         "ks": parse_seeds(top_k),
         "budget": parse_size(budget) if budget else None,
@@ -56,46 +56,55 @@ def plan(
         from logitcache.dump.inputs import DumpInputs
         from logitcache.dump.plan import PlanConfig, plan_cache
 
-        config = PlanConfig(**given(context.params, PlanConfig) | read)
-        inputs = DumpInputs(**given(context.params, DumpInputs)).open(lambda text: say(f"note: {text}"))
+        config = PlanConfig(**pick_fields(context.params, PlanConfig) | parsed)
+        inputs = DumpInputs(**pick_fields(context.params, DumpInputs)).open(lambda text: say(f"note: {text}"))
         found = plan_cache(*inputs, config, lambda views: advance(views.done, views.total))
     if not json:
         console.print(_table(found))
     show(found.to_dict(), _rows(found), as_json=json)
 
 
-def _table(found: "Plan") -> Table:
-    title = f"{found.n:,} images under {found.seeds} seeds, measured on {found.views:,} views"
+def _table(plan: "Plan") -> Table:
+    title = f"{plan.n:,} images under {plan.seeds} seeds, measured on {plan.views:,} views"
     table = Table(title=title, box=SIMPLE_HEAD, padding=0, pad_edge=False)
     for name in ("k", "profile", "B/view", "in all", "KL T=1", "T=2", "T=4", "1 − r", "order", "tail"):
         table.add_column(name, justify="left" if name == "profile" else "right", no_wrap=True)
-    for c in found.choices:
-        small = map(_small, (*c.kl, 1 - min(c.pearson)))
-        cells = (f"{c.k}", c.profile, f"{c.bytes_per_view:.1f}", size(c.bytes_in_all), *small)
-        style = "bold" if c == found.chosen else None
-        if not c.beaten:
-            table.add_row(*cells, f"{c.order:.3f}", _small(c.tail_mass), style=style)
+    for choice in plan.choices:
+        if choice.beaten:
+            continue
+        table.add_row(
+            f"{choice.k}",
+            choice.profile,
+            f"{choice.bytes_per_view:.1f}",
+            size(choice.bytes_in_all),
+            *map(_small, (*choice.kl, 1 - min(choice.pearson))),
+            f"{choice.order:.3f}",
+            _small(choice.tail_mass),
+            style="bold" if choice == plan.chosen else None,
+        )
     return table
 
 
-def _rows(found: "Plan") -> list[tuple[str, str]]:
-    c, beaten = found.chosen, sum(c.beaten for c in found.choices)
-    kept = f"--top-k {c.k} --profile {c.profile}, {size(c.bytes_in_all)}: " if c else ""
-    left = f"{beaten} that another beats in bytes, KL and order; --json has them"
-    hours = ", ".join(f"{number}: {span(3600 * h)}" for number, h in found.hours.items())
-    once, live = (span(3600 * hours) for hours in (found.cache_hours, found.live_hours))
+def _rows(plan: "Plan") -> list[tuple[str, str]]:
+    chosen, beaten = plan.chosen, sum(choice.beaten for choice in plan.choices)
+    options = (
+        f"--top-k {chosen.k} --profile {chosen.profile}, {size(chosen.bytes_in_all)}: " if chosen else ""
+    )
+    left_out = f"{beaten} that another beats in bytes, KL and order; --json has them"
+    hours = ", ".join(f"{number}: {span(3600 * h)}" for number, h in plan.hours.items())
+    once, live = (span(3600 * hours) for hours in (plan.cache_hours, plan.live_hours))
     return [
-        ("take", f"{kept}{found.reason}"),
-        *([("left out", left)] if beaten else []),
-        ("teacher", f"{found.views_per_second:,.0f} views/s on this device"),
+        ("take", f"{options}{plan.reason}"),
+        *([("left out", left_out)] if beaten else []),
+        ("teacher", f"{plan.views_per_second:,.0f} views/s on this device"),
         ("to dump", f"on so many of them, {hours}"),
         (
             "pays",
-            f"from student run {found.pays_from} of {found.epochs} epochs on: {once} of the teacher once, "
+            f"from student run {plan.pays_from} of {plan.epochs} epochs on: {once} of the teacher once, "
             f"against {live} in each run with it live",
         ),
     ]
 
 
 def _small(value: float) -> str:
-    return f"{value:.1e}".replace("e-0", "e-") if value > LEAST else "0"
+    return f"{value:.1e}".replace("e-0", "e-") if value > ROUNDING else "0"

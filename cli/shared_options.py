@@ -4,18 +4,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from logitcache.errors import NotFoundError, OptionError
 
 CACHES = Path("caches")
-OF_TEST = ".test.zarr"
+TEST_SUFFIX = ".test.zarr"
 MOST_SEEDS = 100_000
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-MACHINE = "Machine"
+
+MACHINE = "Machine"  # panel of --help
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MACHINE)]
 PrecisionName = Annotated[
     str,
@@ -26,7 +27,15 @@ Workers = Annotated[
     typer.Option(help="Processes that make views; -1: as fits data and machine.", rich_help_panel=MACHINE),
 ]
 
-StudentSize = Annotated[
+Cache = Annotated[str, typer.Argument(help="Cache: a path or URL.")]
+CompleteSeeds = Annotated[str | None, typer.Option(help="Augmentation seeds; all complete ones by default.")]
+
+Student = Annotated[Path, typer.Argument(help="Run folder, or a file of weights.")]
+BestOrLast = Annotated[Literal["best", "last"], typer.Option(help="Which of a run folder.")]
+Architecture = Annotated[
+    str | None, typer.Option("--student", help="Its architecture, where the file does not say.")
+]
+StudentInputSize = Annotated[
     int,
     typer.Option(
         "--input-size", min=0, help="Pixels a side that it sees; 0: as its weights say, else as the views."
@@ -41,13 +50,13 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         OptionError: the text is not a list of seeds.
     """
     seeds: list[int] = []
-    found = 0
+    count = 0
     for part in text.replace(" ", "").split(","):
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
         if not match or int(match[2] or match[1]) < int(match[1]):
             raise OptionError(f"seeds read like 0-3,7; found {text!r}")
-        found += int(match[2] or match[1]) - int(match[1]) + 1
-        if found > MOST_SEEDS:
+        count += int(match[2] or match[1]) - int(match[1]) + 1
+        if count > MOST_SEEDS:
             raise OptionError(f"{text} are more than {MOST_SEEDS:,} seeds; name fewer")
         seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
     return tuple(dict.fromkeys(seeds))
@@ -65,33 +74,33 @@ def parse_numbers(text: str) -> tuple[float, ...]:
         raise OptionError(f"expected numbers such as 2,1, found {text!r}") from error
 
 
-def given(options: Mapping[str, object], kind: type[Any]) -> dict[str, Any]:
-    """Return those of a command's options that are fields of a configuration and were given."""
+def pick_fields(options: Mapping[str, object], kind: type[Any]) -> dict[str, Any]:
+    """Pick those of a command's options that are fields of a dataclass and are not None."""
     names = {field.name for field in fields(kind)}
     return {name: value for name, value in options.items() if name in names and value is not None}
 
 
-def cache_path(teacher: str, data: str = "auto", split: str | None = None) -> Path:
-    """Return where a cache goes unless told otherwise: caches/TEACHER-DATA.zarr, of the test split ….test.zarr."""
-    folder = "digits" if data == "auto" else data
-    folder = folder.removeprefix("imagefolder:").removeprefix("folder:").rstrip("/").rsplit("/", 1)[-1]
-    suffix = OF_TEST if split == "test" else ".zarr"
-    return CACHES / (re.sub(r"[^\w.-]+", "_", f"{teacher}-{folder}") + suffix)
+def default_cache_path(teacher: str, data: str = "auto", split: str | None = None) -> Path:
+    """Return where a cache goes without --out: caches/TEACHER-DATA.zarr, of the test split ….test.zarr."""
+    name = "digits" if data == "auto" else data
+    name = name.removeprefix("imagefolder:").removeprefix("folder:").rstrip("/").rsplit("/", 1)[-1]
+    suffix = TEST_SUFFIX if split == "test" else ".zarr"
+    return CACHES / (re.sub(r"[^\w.-]+", "_", f"{teacher}-{name}") + suffix)
 
 
-def the_only_cache() -> Path:
-    """Return the only cache in caches/ to train from: those of test images are left out.
+def find_only_cache() -> Path:
+    """Find the only cache in caches/ to train from: those of test images are left out.
 
     Raises:
         NotFoundError: there is none.
         OptionError: there are several.
     """
-    found = sorted(path for path in CACHES.glob("*.zarr") if not path.name.endswith(OF_TEST))
-    if not found:
+    caches = sorted(path for path in CACHES.glob("*.zarr") if not path.name.endswith(TEST_SUFFIX))
+    if not caches:
         raise NotFoundError(
             f"no cache in ./{CACHES}; make one with `logitcache dump --teacher NAME`, name one with --cache, "
             "or train without a teacher with --loss ce"
         )
-    if len(found) > 1:
-        raise OptionError(f"several caches in ./{CACHES}: {', '.join(map(str, found))}; choose with --cache")
-    return found[0]
+    if len(caches) > 1:
+        raise OptionError(f"several caches in ./{CACHES}: {', '.join(map(str, caches))}; choose with --cache")
+    return caches[0]

@@ -10,7 +10,7 @@ import typer
 from logitcache.units import share
 
 from .progress import progress
-from .shared_options import Json, parse_seeds
+from .shared_options import Cache, CompleteSeeds, Json, parse_seeds
 from .terminal import say, show
 
 if TYPE_CHECKING:
@@ -20,10 +20,8 @@ BARS = " ▁▂▃▄▅▆▇█"
 
 
 def stats(
-    cache: Annotated[str, typer.Argument(help="Cache: a path or URL.")],
-    seeds: Annotated[
-        str | None, typer.Option(help="Augmentation seeds; all complete ones by default.")
-    ] = None,
+    cache: Cache,
+    seeds: CompleteSeeds = None,
     data: Annotated[
         str | None,
         typer.Option(help="The cache's images, for labels and names; no others are opened but the digits."),

@@ -8,7 +8,7 @@ import typer
 
 from logitcache.units import parse_size
 
-from .shared_options import given, parse_numbers, parse_seeds, the_only_cache
+from .shared_options import find_only_cache, parse_numbers, parse_seeds, pick_fields
 
 if TYPE_CHECKING:
     from logitcache.stream.stream_inputs import StreamInputs
@@ -53,9 +53,9 @@ def read_inputs(options: Mapping[str, Any], needs_teacher: bool, batch_size: int
         "order": options["seed"],
     }
     inputs = {
-        "caches": tuple(options["caches"] or ([the_only_cache()] if needs_teacher else [])),
+        "caches": tuple(options["caches"] or ([find_only_cache()] if needs_teacher else [])),
         "mix_weights": parse_numbers(options["mix_weights"]) if options["mix_weights"] else (),
         "spool_limit": parse_size(options["spool_limit"]),
-        "config": StreamConfig(**{"batch_size": batch_size} | given(options, StreamConfig) | config),
+        "config": StreamConfig(**{"batch_size": batch_size} | pick_fields(options, StreamConfig) | config),
     }
-    return StreamInputs(**given(options, StreamInputs) | inputs)
+    return StreamInputs(**pick_fields(options, StreamInputs) | inputs)

@@ -1,4 +1,4 @@
-"""What ``dump`` and ``plan`` ask of whom, as options: the teacher, the images, how they are viewed."""
+"""The inputs of ``dump`` and ``plan`` as options: the teacher, the images, how they are viewed."""
 
 from typing import Annotated, Literal
 

@@ -10,7 +10,7 @@ from logitcache.errors import StudentsError
 from . import stream_options, train_options
 from .exit_codes import catch_stop_signals
 from .progress import progress
-from .shared_options import Device, Json, PrecisionName, StudentSize, Workers
+from .shared_options import Device, Json, PrecisionName, StudentInputSize, Workers
 from .terminal import say
 from .train_output import reporter, show_runs
 
@@ -34,7 +34,7 @@ def train(
     ce_weight: Annotated[float, typer.Option(help="Weight of cross-entropy.")] = 1.0,
     label_smoothing: Annotated[float, typer.Option(help="Label smoothing of cross-entropy.")] = 0.0,
     weights: Annotated[str, typer.Option(help="First weights: random, default, or a file.")] = "random",
-    input_size: StudentSize = 0,
+    input_size: StudentInputSize = 0,
     seed: Annotated[int, typer.Option(help="Of first weights, order of the data, and dropout.")] = 0,
     export: Annotated[
         list[str] | None,

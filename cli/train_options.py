@@ -7,7 +7,7 @@ import typer
 from logitcache.errors import OptionError
 from logitcache.train.config import PROTOCOLS, TrainConfig
 
-from .shared_options import given
+from .shared_options import pick_fields
 
 if TYPE_CHECKING:
     from logitcache.train.variants import Variant
@@ -86,7 +86,7 @@ def read_variants(context: typer.Context, protocol: TrainConfig) -> "tuple[Varia
     from logitcache.train.variants import Variant
 
     options = context.params
-    config = protocol.replace(given(options, TrainConfig))
+    config = protocol.replace(pick_fields(options, TrainConfig))
     common = Variant(options["loss"], config, options["ce_weight"], options["label_smoothing"])
     if not options["variant"]:
         return (common,)

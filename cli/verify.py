@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from .progress import progress
-from .shared_options import Device, Json, Workers, given, parse_seeds
+from .shared_options import Cache, Device, Json, Workers, parse_seeds, pick_fields
 from .terminal import show
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def _again(text: str) -> Any:
 
 def verify(
     context: typer.Context,
-    cache: Annotated[str, typer.Argument(help="Cache: a path or URL.")],
+    cache: Cache,
     seeds: Annotated[str | None, typer.Option(help="Augmentation seeds; all by default.")] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Dump damaged shards again.")] = False,
     replay: Annotated[int, typer.Option(help="Run the teacher again on so many random views.")] = 0,
@@ -45,7 +45,7 @@ def verify(
     from logitcache.audit.checkup import CheckupConfig, checkup
 
     chosen = {"seeds": parse_seeds(seeds) if seeds else None}
-    config = CheckupConfig(**given(context.params, CheckupConfig) | chosen)
+    config = CheckupConfig(**pick_fields(context.params, CheckupConfig) | chosen)
     with progress("verify", "pieces") as advance:
         done = checkup(cache, config, advance)
     show(done.to_dict(), _rows(done), as_json=json)
