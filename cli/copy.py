@@ -27,7 +27,7 @@ def copy(
 
     Example: logitcache copy caches/vit_l-digits.zarr s3://lab/vit_l-digits.zarr --seeds 0-3
     """
-    from logitcache.store.copy import copy as copy_cache
+    from logitcache.store.copy import copy_cache
 
     chosen = parse_seeds(seeds) if seeds else ()
     with progress("copy", "shards") as advance:

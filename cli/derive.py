@@ -27,7 +27,7 @@ def derive(
 
     Example: logitcache derive exact.zarr small.zarr --top-k 8 --profile compact
     """
-    from logitcache.store.derive import derive as derive_cache
+    from logitcache.store.derive import derive_cache
 
     chosen = parse_seeds(seeds) if seeds else ()
     with progress("derive", "views") as advance:

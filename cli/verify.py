@@ -42,12 +42,12 @@ def verify(
 
     Example: logitcache verify caches/vit_l-pets.zarr --repair --replay 100 --weights vit_l.safetensors
     """
-    from logitcache.audit.checkup import CheckupConfig, checkup
+    from logitcache.audit.checkup import CheckupConfig, check_cache
 
     chosen = {"seeds": parse_seeds(seeds) if seeds else None}
     config = CheckupConfig(**pick_fields(context.params, CheckupConfig) | chosen)
     with progress("verify", "pieces") as advance:
-        done = checkup(cache, config, advance)
+        done = check_cache(cache, config, advance)
     show(done.to_dict(), _rows(done), as_json=json)
     if not done.clean:
         raise typer.Exit(1)

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from functools import cache
 
-from logitcache.audit.recheck import RerunReport, rerun
-from logitcache.audit.repair import RepairReport, repair
-from logitcache.audit.verify import Progress, VerifyReport, verify
+from logitcache.audit.recheck import RecheckReport, recheck_views
+from logitcache.audit.repair import RepairReport, repair_cache
+from logitcache.audit.verify import Progress, VerifyReport, verify_cache
 from logitcache.dump.inputs import recorded_weights
 from logitcache.dump.job import DumpConfig
 from logitcache.errors import OptionError
@@ -55,10 +55,10 @@ class CheckupReport(Spec):
     clean: bool
     found: VerifyReport
     repair: RepairReport | None
-    replay: RerunReport | None
+    replay: RecheckReport | None
 
 
-def checkup(path: str, config: CheckupConfig, on_progress: Progress | None = None) -> CheckupReport:
+def check_cache(path: str, config: CheckupConfig, on_progress: Progress | None = None) -> CheckupReport:
     """Verify a cache; then repair it, and ask its teacher again, where the configuration says so.
 
     Args:
@@ -76,8 +76,8 @@ def checkup(path: str, config: CheckupConfig, on_progress: Progress | None = Non
         )
     reader = CacheReader(path)
     spec = reader.spec
-    teacher = cache(lambda: teacher_of(spec, config.teacher, config.weights, config.data))
-    found = verify(reader, config.seeds, config.workers, on_progress)
+    teacher = cache(lambda: open_teacher(spec, config.teacher, config.weights, config.data))
+    found = verify_cache(reader, config.seeds, config.workers, on_progress)
     clean, mended, asked = found.clean, None, None
     if config.repair and not found.clean:
         speed = DumpConfig(
@@ -86,20 +86,20 @@ def checkup(path: str, config: CheckupConfig, on_progress: Progress | None = Non
             workers=config.workers,
             on_bad_image=config.on_bad_image,
         )
-        mended = repair(path, found, speed, teacher, on_progress)
+        mended = repair_cache(path, found, speed, teacher, on_progress)
         clean = mended.after.clean
     if config.replay and clean:
         images, model = teacher()
         reader = CacheReader(path)
         size = config.batch_size or 64
-        asked = rerun(
+        asked = recheck_views(
             reader, images, model, config.replay, seed=config.seed, device=config.device, batch_size=size
         )
         clean = asked.clean
     return CheckupReport(clean, found, mended, asked)
 
 
-def teacher_of(
+def open_teacher(
     spec: CacheSpec, name: str | None = None, weights: str | None = None, data: str | None = None
 ) -> tuple[Images, Model]:
     """Open the images and build the teacher that a cache names.

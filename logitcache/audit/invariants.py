@@ -30,7 +30,7 @@ class Broken(NamedTuple):
     first: int
 
 
-def broken_rules(spec: CacheSpec, shard: int, arrays: Arrays) -> list[Broken]:
+def check_invariants(spec: CacheSpec, shard: int, arrays: Arrays) -> list[Broken]:
     """Judge one shard's stored arrays; an empty list says that it is valid."""
     rows = len(arrays["top"])
     found: dict[str, Broken] = {}

@@ -27,7 +27,7 @@ NOISE: dict[Precision, float] = {"float32": 2.0**-10, "float16": 2.0**-8, "bfloa
 
 
 @dataclass(frozen=True)
-class RerunReport(Spec):
+class RecheckReport(Spec):
     """What the teacher says now of views in the cache.
 
     Attributes:
@@ -51,7 +51,7 @@ class RerunReport(Spec):
     top1_agreement: float
 
 
-def rerun(
+def recheck_views(
     reader: CacheReader,
     images: Images,
     teacher: Model,
@@ -60,7 +60,7 @@ def rerun(
     seed: int = 0,
     device: str = "auto",
     batch_size: int = 64,
-) -> RerunReport:
+) -> RecheckReport:
     """Run the teacher on `count` (sample, seed) pairs that are drawn from all committed shards, keyed by `seed`.
 
     Raises:
@@ -81,11 +81,11 @@ def rerun(
     compared = [part for part in parts if part]
     pairs = [pair for part in compared for pair in part.pairs]
     if not compared:
-        return RerunReport(drift is None, 0, drift, 0.0, 0.0, 0, None, 1.0)
+        return RecheckReport(drift is None, 0, drift, 0.0, 0.0, 0, None, 1.0)
     errors = np.concatenate([part.errors for part in compared])
     off = int(np.concatenate([part.off for part in compared]).sum())
     worst_seed, worst_sample = pairs[int(errors.max(1).argmax())]
-    return RerunReport(
+    return RecheckReport(
         clean=drift is None and not off,
         views=len(pairs),
         drift=drift,

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from logitcache.audit.verify import KEYS, UNREADABLE, Progress, VerifyReport, verify
+from logitcache.audit.verify import KEYS, UNREADABLE, Progress, VerifyReport, verify_cache
 from logitcache.dump.filler import ViewsDone
 from logitcache.dump.job import DumpConfig, cache_spec, dump
 from logitcache.errors import FormatError, MismatchError, OptionError, StorageError
@@ -38,7 +38,7 @@ class RepairReport(Spec):
     after: VerifyReport
 
 
-def repair(
+def repair_cache(
     path: str | Path,
     found: VerifyReport,
     config: DumpConfig,
@@ -77,11 +77,11 @@ def repair(
         raise OptionError(f"{reader.path} is for reading; mend the copy that it is served from")
     writer = CacheWriter(reader.place, reader.spec)
     damaged = sorted({problem.seed for problem in found.problems if problem.seed is not None})
-    mended = [f"seed-{seed}/{name}" for seed in damaged for name in writer.mend(seed)]
+    mended = [f"seed-{seed}/{name}" for seed in damaged for name in writer.rewrite_metadata(seed)]
     if any(problem.kind == KEYS for problem in found.problems):
-        mended += writer.mend_keys(align_images(reader, teacher()[0]).keys())
+        mended += writer.rewrite_keys(align_images(reader, teacher()[0]).keys())
     reader = CacheReader(path)
-    problems = [*found.problems, *(verify(reader, damaged).problems if mended else ())]
+    problems = [*found.problems, *(verify_cache(reader, damaged).problems if mended else ())]
     bad: dict[int, dict[int, int]] = {}  # the commit digest before, by seed and shard
     for problem in problems:
         if problem.seed is None or problem.shard is None:  # has been mended
@@ -95,7 +95,7 @@ def repair(
         with ExitStack() as owned:
             for seed, own in [(seed, owned.enter_context(writer.seed(seed))) for seed in sorted(bad)]:
                 for shard in bad[seed]:
-                    own.withdraw(shard)
+                    own.delete(shard)
 
         def tell(views: ViewsDone) -> None:
             if on_progress:
@@ -107,7 +107,7 @@ def repair(
         mended=tuple(mended),
         redumped=tuple(redumped),
         identical=sum(reader.commit(seed, shard) == bad[seed][shard] for seed, shard in redumped),
-        after=verify(reader, damaged),
+        after=verify_cache(reader, damaged),
     )
 
 

@@ -95,7 +95,7 @@ class StatsReport(Spec):
     hardest: tuple[Hard, ...]
 
 
-def stats(
+def compute_stats(
     reader: CacheReader,
     images: Images | None = None,
     seeds: Sequence[int] = (),

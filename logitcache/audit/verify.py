@@ -9,7 +9,7 @@ import numpy as np
 from dask.base import compute
 from dask.delayed import delayed
 
-from logitcache.audit.invariants import broken_rules
+from logitcache.audit.invariants import check_invariants
 from logitcache.errors import FormatError, IncompleteError, LogitCacheError, OptionError, StorageError
 from logitcache.format.spec import Spec
 from logitcache.store import CacheReader, seed_list, shard_digest
@@ -73,7 +73,7 @@ class VerifyReport(Spec):
     seconds: float
 
 
-def verify(
+def verify_cache(
     reader: CacheReader,
     seeds: Sequence[int] | None = None,
     workers: int = -1,
@@ -194,6 +194,6 @@ def _check(reader: CacheReader, seed: int, shard: int) -> _Checked:
     rows = reader.spec.layout.samples_of(shard)
     broken = tuple(
         Problem(seed, shard, b.rule, b.rows, rows[b.first], f"{b.rows} rows break the rule that {b.rule}")
-        for b in broken_rules(reader.spec, shard, arrays)
+        for b in check_invariants(reader.spec, shard, arrays)
     )
     return _Checked(True, int(np.count_nonzero(~np.isnan(arrays["top"]))), broken)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from logitcache.audit.verify import verify
+from logitcache.audit.verify import verify_cache
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.format.spec import Spec
 from logitcache.models.build import build_model
@@ -82,7 +82,7 @@ def _dump(path: Path, seeds: int, samples: int) -> None:
 
 
 def _verify(path: Path, seeds: int, samples: int) -> None:
-    verify(CacheReader(path), workers=2)
+    verify_cache(CacheReader(path), workers=2)
 
 
 def _stream(path: Path, seeds: int, samples: int) -> None:

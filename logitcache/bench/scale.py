@@ -17,7 +17,7 @@ from statistics import median
 
 import numpy as np
 
-from logitcache.audit.verify import verify
+from logitcache.audit.verify import verify_cache
 from logitcache.bench.fixtures import FIELDS, Arrays, join_arrays, shard_arrays, synthetic_spec
 from logitcache.bench.memory import anonymous_mb, memory_is_known, peak_of
 from logitcache.bench.sizes import disk_usage
@@ -259,7 +259,7 @@ def _steps(trial: Trial, arrays: Arrays, path: Path, spool: Path) -> dict[str, C
             open_spool(reader, seed, spool, limit=0)  # the one before makes room
 
     def check() -> None:
-        report = verify(CacheReader(path))
+        report = verify_cache(CacheReader(path))
         if not report.clean:
             raise StorageError(
                 f"{path}: expected the cache just written, found it damaged: {report.problems[0]}"

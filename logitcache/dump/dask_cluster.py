@@ -67,7 +67,7 @@ def dump_on_dask(
         LogitCacheError: whatever else `dump` raises, here or on a worker, in the same words.
     """
     with _connect(address, on_note) as client:
-        cache = CacheWriter.there(out)
+        cache = CacheWriter.find(out)
         inputs, config = adopt_defaults(cache, inputs, config, on_note)
         if config.precision == "auto":
             config = dataclasses.replace(config, precision=_precision_of_workers(client, config.device))

@@ -23,7 +23,7 @@ def adopt_defaults(
     Nothing is proved by that: `dump` compares all that identifies the cache.
 
     Args:
-        cache: as `CacheWriter.there` reads it; None, where there is none yet, leaves all as it is.
+        cache: as `CacheWriter.find` reads it; None, where there is none yet, leaves all as it is.
         inputs: teacher, data and recipe by name.
         config: settings.
         on_note: called with a line that names what was taken from the cache, as options.

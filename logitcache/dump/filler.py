@@ -294,7 +294,7 @@ class _ShardBuilder:
             self._writing.append(self._thread.submit(self._write, seed, shard, buffer.arrays))
 
     def _write(self, seed: int, shard: int, arrays: Mapping[str, npt.NDArray[Any]]) -> ShardReport:
-        commit = self.writers[seed].settle(shard, arrays)
+        commit = self.writers[seed].write_if_missing(shard, arrays)
         return report_shard(self.spec, self.views.images, seed, shard, commit, arrays)
 
     def _wait(self, most: int) -> None:

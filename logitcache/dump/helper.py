@@ -106,7 +106,7 @@ class Helper:
                     reports.append(report_shard(self.reader.spec, images, seed, task.shard, commit, arrays))
             if seeds := tuple(seed for seed, commit in commits.items() if not commit):
                 missing.append(ShardTask(task.shard, seeds))
-        writers = {seed: self.writer.guest(seed) for seed in {s for task in missing for s in task.seeds}}
+        writers = {seed: self.writer.unlocked(seed) for seed in {s for task in missing for s in task.seeds}}
         return reports + self.filler.fill(writers, missing, on_progress)
 
 

@@ -145,7 +145,7 @@ def dump(
         StorageError: the disk said no.
         LogitCacheError: a worker died.
     """
-    cache = CacheWriter.there(out)
+    cache = CacheWriter.find(out)
     with open_seeds(out, cache, images, recipe, teacher, config, on_note=on_note, only=only) as job:
         filler = load_filler(job.writer.spec, job.views, teacher, config, on_note)
         return job.report(filler.fill(job.seed_writers, job.tasks, on_progress))
@@ -173,7 +173,7 @@ class DumpJob:
 
     def report(self, shards: Sequence[ShardReport]) -> DumpReport:
         """Sum up the shards that were filled, and bring the cache's list of seeds up to date."""
-        self.writer.index()
+        self.writer.write_index()
         seconds = time.perf_counter() - self.began
         spec, views = self.writer.spec, sum(shard.views for shard in shards)
         labelled = sum(shard.labelled for shard in shards)
@@ -210,7 +210,7 @@ def open_seeds(
 
     Args:
         out, images, recipe, teacher, config, on_note, only: as `dump` takes them.
-        cache: the one at `out`, as `CacheWriter.there` read it; None where there was none.
+        cache: the one at `out`, as `CacheWriter.find` read it; None where there was none.
     """
     default = (0,) if images.split == "test" else (0, 1, 2, 3)
     seeds = default if config.seeds is None else config.seeds

@@ -22,7 +22,7 @@ from logitcache.format.identity import PROFILES, RecipeSpec
 from logitcache.format.spec import Spec
 from logitcache.models.build import Model
 from logitcache.store import CacheReader
-from logitcache.store.derive import derive
+from logitcache.store.derive import derive_cache
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import decode_shard
 from logitcache.units import size
@@ -162,7 +162,7 @@ def plan_cache(
             reader = exact
             if profile != "exact":
                 path = Path(folder) / f"{k}-{profile}"
-                derive(exact.path, path, top_k=k, profile=profile)
+                derive_cache(exact.path, path, top_k=k, profile=profile)
                 reader = CacheReader(path)
             per_view = _shard_bytes(Path(reader.path)) / views
             total = math.ceil(per_view * len(images) * config.seeds)

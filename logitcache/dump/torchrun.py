@@ -85,7 +85,7 @@ def _dump_as_rank_0(
 ) -> DumpReport:
     with ExitStack() as stack:
         try:
-            cache = CacheWriter.there(out)
+            cache = CacheWriter.find(out)
             inputs, config = adopt_defaults(cache, inputs, config, on_note)
             images, recipe, teacher = inputs.open(on_note)
             job = stack.enter_context(

@@ -13,7 +13,7 @@ from logitcache.errors import OptionError
 from logitcache.format.identity import Profile
 
 
-def rounded(values: npt.NDArray[Any], bits: int) -> npt.NDArray[np.float32]:
+def round_mantissa(values: npt.NDArray[Any], bits: int) -> npt.NDArray[np.float32]:
     """Round float32 values to `bits` explicit bits of mantissa, ties to even; relative error at most 2^−(bits + 1).
 
     NaN, infinities, and values that would round to infinity stay as they are.

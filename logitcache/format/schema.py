@@ -123,7 +123,7 @@ class CacheSpec(Spec):
             canaries=CANARIES,
             versions=dict(versions),
         )
-        shard = shard_samples or fitting_shard(dataset.n, spec.sample_bytes)
+        shard = shard_samples or fit_shard_size(dataset.n, spec.sample_bytes)
         chunk = CHUNK_SAMPLES if shard % CHUNK_SAMPLES == 0 else shard
         return dataclasses.replace(spec, shard_samples=shard, chunk_samples=chunk)
 
@@ -251,7 +251,7 @@ _PLACES = ("teacher.weights", "dataset.name")
 DATA = ("dataset.n", "dataset.fingerprint", "parts")  # the fields in which a data set that grew differs
 
 
-def fitting_shard(n: int, sample_bytes: int) -> int:
+def fit_shard_size(n: int, sample_bytes: int) -> int:
     """Return the shard size for n samples of so many bytes: a power of two near n / 8.
 
     From 256 to 131,072 samples; fewer where they would exceed 2^28 bytes.

@@ -10,14 +10,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from logitcache.audit.stats import StatsReport, stats
+from logitcache.audit.stats import StatsReport, compute_stats
 from logitcache.audit.summary import summarize
 from logitcache.errors import IncompleteError
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.report.charts import take_evenly
 from logitcache.store import CacheReader, seed_list
-from logitcache.store.derive import derived_spec, reduced
+from logitcache.store.derive import derive_spec, reduce_shard
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.images import Images
 
@@ -102,7 +102,9 @@ def read_cache(
     kept, tried = _compare_numbers_of_logits(reader, take_evenly(complete, SAMPLED_SEEDS))
     return CacheFacts(
         about=summarize(reader),
-        stats=stats(reader, images, take_evenly(complete, MOST_SEEDS), most=most, on_progress=on_progress),
+        stats=compute_stats(
+            reader, images, take_evenly(complete, MOST_SEEDS), most=most, on_progress=on_progress
+        ),
         complete=len(complete),
         kept=kept,
         tried=tried,
@@ -121,10 +123,10 @@ def _compare_numbers_of_logits(
     ks = sorted({k for p in range(32) for k in (1 << p, 3 << p) if k < spec.k} | {spec.k})
     sums, views = torch.zeros(len(ks), 2, len(TEMPERATURES), dtype=torch.float64), 0
     for arrays in _read_samples(reader, seeds):
-        full = _teacher(reduced(arrays, spec, spec), spec)
+        full = _teacher(reduce_shard(arrays, spec, spec), spec)
         views += len(full)
         for number, k in enumerate(ks):
-            fewer = full if k == spec.k else _teacher(reduced(arrays, spec, _of_fewer(spec, k)), spec)
+            fewer = full if k == spec.k else _teacher(reduce_shard(arrays, spec, _of_fewer(spec, k)), spec)
             for at, temperature in enumerate(TEMPERATURES):
                 sums[number, 0, at] += full.at(temperature).probs[:, :k].sum()
                 sums[number, 1, at] += _kl(full, fewer, temperature).sum()
@@ -148,7 +150,7 @@ def _read_samples(reader: CacheReader, seeds: Sequence[int]) -> Iterator[Arrays]
 
 def _of_fewer(spec: CacheSpec, k: int) -> CacheSpec:
     """Return the spec of a cache derived with k logits."""
-    return derived_spec(spec, k, "default" if spec.profile.name == "exact" else None)
+    return derive_spec(spec, k, "default" if spec.profile.name == "exact" else None)
 
 
 def _teacher(arrays: Arrays, spec: CacheSpec) -> SparseTeacher:
@@ -176,7 +178,7 @@ def _kl(full: SparseTeacher, fewer: SparseTeacher, temperature: float) -> Tensor
 def _array_bytes(reader: CacheReader, seed: int) -> dict[str, float]:
     spec = reader.spec
     arrays = [*spec.arrays(), spec.commit_array()]
-    sizes = reader.place.each(
+    sizes = reader.place.map(
         lambda name: reader.place.at(f"seed-{seed}/{name}/c").size(), [a.name for a in arrays]
     )
     return {a.name: size / spec.dataset.n for a, size in zip(arrays, sizes, strict=True) if size is not None}

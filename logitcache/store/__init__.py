@@ -1,8 +1,14 @@
-"""The cache on disk: create, write shards, commit, resume, read. The only room that speaks Zarr.
+"""Store: a cache on disk or at a host. Create it, write shards, commit, resume, read. Only here is Zarr imported.
 
-A shard is the unit of everything: it has its commit entry, the digest of what it holds, or it does not exist.
-`CacheWriter` writes data, makes it durable, and commits last; `CacheReader` checks the digest of all it reads.
-Inside, `shards` says what a shard is in arrays, and `disk` what the disk says.
+A shard is the unit of everything: it has a commit entry, the digest of its arrays, or it does not exist.
+`CacheWriter` writes its files, flushes them, and commits last; `CacheReader` checks the digest of all that it reads.
+
+- `reader`, `writer`: those two;
+- `shards`: one shard in arrays and files, its digest and its commit;
+- `codecs`: an array's files packed and unpacked, bit for bit as Zarr does;
+- `place`: where a cache lies, as the reader and the writer see it; `local` is a folder on a `disk`, `remote` one that
+  fsspec reaches, `address` finds which from a path or URL;
+- `copy`: seeds from one place to another; `derive`: a smaller cache from a larger one.
 """
 
 from logitcache.store.reader import CacheReader, seed_list

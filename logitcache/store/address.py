@@ -1,4 +1,4 @@
-"""Where a local path or an fsspec URL points to."""
+"""From a local path or an fsspec URL to the place that it names."""
 
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -8,15 +8,15 @@ from logitcache.store.place import Place
 
 
 def place_of(path: str | Path) -> Place:
-    """Return where a local path or an fsspec URL points to.
+    """Return the place that a local path or an fsspec URL names.
 
     Raises:
-        OptionError: no file system answers to such URLs, or its package is not installed.
+        OptionError: fsspec knows no such URLs, or a package that it needs is not installed.
     """
     if "://" not in str(path):
         return LocalPlace(Path(path))
     if str(path).startswith("file://"):
         return LocalPlace(Path(unquote(urlsplit(str(path)).path)))
-    from logitcache.store.remote import RemotePlace  # fsspec, and aiohttp with it, only where they are needed
+    from logitcache.store.remote import RemotePlace  # imports fsspec
 
     return RemotePlace.of(str(path))

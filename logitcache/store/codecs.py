@@ -1,9 +1,8 @@
 """The files of a cache's arrays, packed and unpacked: docs/format.md, section 3.
 
-The files are plain Zarr v3, and Zarr writes and reads the metadata. Their bytes pass through here, to Zarr's own
-codecs and no others, straight between a file and its array: Zarr's pipeline would copy them several times over, one
-chunk after the other. And a few bytes of any compressor can unpack to any size: what a chunk says of itself is looked
-at before a byte of it is unpacked.
+The files are plain Zarr v3, and Zarr writes and reads the metadata. The chunks are encoded here, by the codecs that
+Zarr uses, straight between a file and its array: Zarr's own pipeline copies them several times over, one chunk after
+the other. A few compressed bytes can unpack to any size, so the size in a chunk's header is checked first.
 """
 
 import struct
@@ -30,8 +29,8 @@ SHUFFLES = {"shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
 # Metadata -------------------------------------------------------------------------------------------------
 
 
-def codecs(array: ArraySpec) -> dict[str, Any]:
-    """Return how the chunks of an array are encoded, in the arguments of Zarr's `create_array`."""
+def codec_arguments(array: ArraySpec) -> dict[str, Any]:
+    """Return the arguments of Zarr's `create_array` that say how the chunks of an array are encoded."""
     checksum: dict[str, Any] = {"name": "crc32c"}
     if array.codec == "pcodec":
         return {
@@ -41,14 +40,14 @@ def codecs(array: ArraySpec) -> dict[str, Any]:
     compressor: dict[str, Any] = {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}}
     if array.codec != "zstd":
         size = {"typesize": itemsize(array.dtype), "blocksize": 0}
-        how = {"cname": "zstd", "clevel": BLOSC_LEVEL, "shuffle": array.codec}
-        compressor = {"name": "blosc", "configuration": size | how}
+        method = {"cname": "zstd", "clevel": BLOSC_LEVEL, "shuffle": array.codec}
+        compressor = {"name": "blosc", "configuration": size | method}
     return {"compressors": [compressor, checksum]}
 
 
 @contextmanager
-def knowing_codecs(spec: CacheSpec) -> Iterator[None]:
-    """Let Zarr meet the codecs of a profile; its warning that few readers have pcodec is docs/format.md's to give.
+def profile_codecs(spec: CacheSpec) -> Iterator[None]:
+    """Let Zarr open arrays of a profile, without its warning that few readers have pcodec (docs/format.md says so).
 
     Raises:
         OptionError: the profile needs pcodec, and it is not installed.
@@ -64,15 +63,13 @@ def knowing_codecs(spec: CacheSpec) -> Iterator[None]:
 
 
 def require_codecs(array: Any, expected: ArraySpec, where: object) -> None:
-    """Insist that an array that Zarr has opened names its files as this format does, and encodes them so.
+    """Check that an array that Zarr has opened names and encodes its files as this format does.
 
     Raises:
         FormatError: it does not.
     """
     name = f"{where}: array {expected.name!r}"
-    chain: list[Any] = [
-        codec.to_dict() for codec in array.metadata.codecs
-    ]  # the same in every version of Zarr
+    chain: list[Any] = [codec.to_dict() for codec in array.metadata.codecs]  # equal in every version of Zarr
     first = array.metadata.chunk_key_encoding.encode_chunk_key((0,) * array.ndim)
     if first != "/".join("c" + "0" * array.ndim):
         raise FormatError(f"{name}: expected chunk keys like c/0, of the default encoding, found {first}")
@@ -100,13 +97,13 @@ def _require(chain: Sequence[Mapping[str, Any]], names: Sequence[str], name: str
 # Files ----------------------------------------------------------------------------------------------------
 
 
-def packed(values: npt.NDArray[Any], array: ArraySpec) -> bytes | None:
-    """Return the file that holds (rows, …) values of one shard, or of the chunk of an array without shards.
+def pack(values: npt.NDArray[Any], array: ArraySpec) -> bytes | None:
+    """Return the file that holds the (rows, …) values of one shard, or of one chunk of an array without shards.
 
-    Bit for bit what Zarr makes of them; None where they are all zeros, which need no file.
+    It is bit for bit what Zarr writes; None for values that are all zeros, which need no file.
     """
     step = array.chunks[0]
-    chunks = [_packed_chunk(values[first : first + step], array) for first in range(0, len(values), step)]
+    chunks = [_pack_chunk(values[first : first + step], array) for first in range(0, len(values), step)]
     if array.shards is None:
         (chunk,) = chunks
         return chunk
@@ -117,20 +114,20 @@ def packed(values: npt.NDArray[Any], array: ArraySpec) -> bytes | None:
     for chunk in chunks:
         index += struct.pack("<QQ", *((NO_CHUNK, NO_CHUNK) if chunk is None else (end, len(chunk))))
         end += len(chunk or b"")
-    return b"".join([*filter(None, chunks), _with_crc(index)])
+    return b"".join([*filter(None, chunks), _append_crc(index)])
 
 
-def unpacked(file: bytes | None, array: ArraySpec, rows: int) -> npt.NDArray[Any]:
-    """Return the first rows of what `packed` was given, in the dtype of the array; zeros where there is no file.
+def unpack(file: bytes | None, array: ArraySpec, rows: int) -> npt.NDArray[Any]:
+    """Return the (rows, …) values that `pack` was given, in the dtype of the array; zeros where there is no file.
 
-    Damaged bytes surface as an exception of any kind: to be called within `reading`, which says where.
+    Damaged bytes raise exceptions of every kind: call it within `disk.reading`, which raises them as `FormatError`.
     """
     step, *width = array.chunks
     count = -(-rows // step)
     if file is None:
-        return np.zeros((rows, *width), _stored(array))
-    values = np.empty((count * step, *width), _stored(array))
-    for number, chunk in enumerate(_chunks(file, array)[:count]):
+        return np.zeros((rows, *width), _stored_dtype(array))
+    values = np.empty((count * step, *width), _stored_dtype(array))
+    for number, chunk in enumerate(_split_chunks(file, array)[:count]):
         part = values[number * step : (number + 1) * step]
         if chunk is None:
             part[...] = 0
@@ -139,24 +136,24 @@ def unpacked(file: bytes | None, array: ArraySpec, rows: int) -> npt.NDArray[Any
     return values[:rows]
 
 
-def _packed_chunk(values: npt.NDArray[Any], array: ArraySpec) -> bytes | None:
-    """Return a chunk with its CRC-32C, filled up with zeros; None where there is nothing else."""
-    whole = np.ascontiguousarray(values, _stored(array))
-    if not whole.view(np.uint8).any():  # −0.0 is something else
+def _pack_chunk(values: npt.NDArray[Any], array: ArraySpec) -> bytes | None:
+    """Return a chunk, padded with zeros to its size, with its CRC-32C; None if it is all zeros."""
+    chunk = np.ascontiguousarray(values, _stored_dtype(array))
+    if not chunk.view(np.uint8).any():  # bytes, as −0.0 is no zero here
         return None
-    if missing := array.chunks[0] - len(whole):
-        whole = np.concatenate([whole, np.zeros((missing, *array.chunks[1:]), whole.dtype)])
+    if missing := array.chunks[0] - len(chunk):
+        chunk = np.concatenate([chunk, np.zeros((missing, *array.chunks[1:]), chunk.dtype)])
     if array.codec == "zstd":
-        return _with_crc(zstd.compress(whole, ZSTD_LEVEL, False))
+        return _append_crc(zstd.compress(chunk, ZSTD_LEVEL, False))
     if array.codec == "pcodec":
-        from numcodecs import PCodec  # there if pcodec is
+        from numcodecs import PCodec  # needs the extra `archive`
 
-        return _with_crc(PCodec(level=PCODEC_LEVEL).encode(whole))
-    return _with_crc(blosc.compress(whole, b"zstd", BLOSC_LEVEL, SHUFFLES[array.codec], 0, whole.itemsize))
+        return _append_crc(PCodec(level=PCODEC_LEVEL).encode(chunk))
+    return _append_crc(blosc.compress(chunk, b"zstd", BLOSC_LEVEL, SHUFFLES[array.codec], 0, chunk.itemsize))
 
 
-def _chunks(file: bytes, array: ArraySpec) -> list[npt.NDArray[np.uint8] | None]:
-    """Take a file apart into its chunks; None for those that are not there."""
+def _split_chunks(file: bytes, array: ArraySpec) -> list[npt.NDArray[np.uint8] | None]:
+    """Split a file into its chunks; None for those that are all zeros."""
     data = np.frombuffer(file, np.uint8)
     if array.shards is None:
         return [data]
@@ -164,7 +161,7 @@ def _chunks(file: bytes, array: ArraySpec) -> list[npt.NDArray[np.uint8] | None]
     if (end := len(data) - size) < 0:
         raise ValueError("the file is shorter than its index")
     chunks: list[npt.NDArray[np.uint8] | None] = []
-    for first, length in struct.iter_unpack("<QQ", _without_crc(data[end:]).tobytes()):
+    for first, length in struct.iter_unpack("<QQ", _strip_crc(data[end:]).tobytes()):
         if first + length > end and (first, length) != (NO_CHUNK, NO_CHUNK):
             raise ValueError("a chunk lies outside its file")
         chunks.append(None if first == NO_CHUNK else data[first : first + length])
@@ -172,36 +169,34 @@ def _chunks(file: bytes, array: ArraySpec) -> list[npt.NDArray[np.uint8] | None]
 
 
 def _unpack_chunk(chunk: npt.NDArray[np.uint8], array: ArraySpec, values: npt.NDArray[Any]) -> None:
-    """Unpack a chunk into values of its shape, once it has said that it holds as many."""
-    body = _without_crc(chunk)
-    if (
-        array.codec == "pcodec"
-    ):  # what its frames say of themselves need not be so: it is given the room, and no more
-        from pcodec import standalone  # an optional package
+    """Unpack a chunk into `values`, an array of its shape, after checking that its size is theirs."""
+    body = _strip_crc(chunk)
+    if array.codec == "pcodec":  # its header cannot be relied on: it may write into `values` and no further
+        from pcodec import standalone  # needs the extra `archive`
 
         done = standalone.simple_decompress_into(body.tobytes(), values.reshape(-1))
         if done.n_processed != values.size or not done.finished:
             raise ValueError(f"a chunk holds {done.n_processed} numbers or more, expected {values.size}")
         return
     header = body[:18].tobytes()
-    said = zstd_size(header) if array.codec == "zstd" else blosc_size(header, len(body))
-    if said != values.nbytes:
+    size = zstd_size(header) if array.codec == "zstd" else blosc_size(header, len(body))
+    if size != values.nbytes:
         raise ValueError(
-            f"a chunk says that it holds {'no number of' if said is None else said} bytes, expected {values.nbytes}"
+            f"a chunk says that it holds {'no number of' if size is None else size} bytes, expected {values.nbytes}"
         )
     (zstd if array.codec == "zstd" else blosc).decompress(body, values)
 
 
-def _stored(array: ArraySpec) -> np.dtype[Any]:
+def _stored_dtype(array: ArraySpec) -> np.dtype[Any]:
     return np.dtype(array.dtype).newbyteorder("<")
 
 
-def _with_crc(data: bytes) -> bytes:
+def _append_crc(data: bytes) -> bytes:
     crc: int = google_crc32c.value(data)
     return data + crc.to_bytes(CRC, "little")
 
 
-def _without_crc(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def _strip_crc(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     body, crc = data[:-CRC], data[-CRC:]
     if google_crc32c.value(body) != int.from_bytes(crc.tobytes(), "little"):
         raise ValueError("the CRC-32C of a chunk is not that of its bytes")
@@ -209,7 +204,7 @@ def _without_crc(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def zstd_size(header: bytes) -> int | None:
-    """Return the bytes that a Zstandard frame says it holds, from its first 18 bytes; None if it does not say.
+    """Return the unpacked bytes of a Zstandard frame, from its first 18 bytes; None if they do not say.
 
     Source: RFC 8878, section 3.1.1.
     """
@@ -226,7 +221,7 @@ def zstd_size(header: bytes) -> int | None:
 
 
 def blosc_size(header: bytes, length: int) -> int | None:
-    """Return the bytes that a Blosc block says it holds, from its first 16 bytes; None unless it is `length` long.
+    """Return the unpacked bytes of a Blosc block, from its first 16 bytes; None unless it is `length` bytes long.
 
     Source: c-blosc, README_CHUNK_FORMAT.rst.
     """

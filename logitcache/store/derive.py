@@ -39,7 +39,7 @@ class DeriveReport(Spec):
     shards_there: int
 
 
-def derive(
+def derive_cache(
     source: str | Path,
     out: str | Path,
     *,
@@ -73,7 +73,7 @@ def derive(
         StorageError: the disk said no.
     """
     reader = CacheReader(source)
-    spec = derived_spec(reader.spec, top_k, profile)
+    spec = derive_spec(reader.spec, top_k, profile)
     chosen = list(dict.fromkeys(seeds or reader.complete()))
     if not chosen:
         begun = seed_list(reader.seeds())
@@ -86,7 +86,7 @@ def derive(
             committed = own.committed()
             for shard in range(spec.layout.shards):
                 if not committed[shard]:
-                    own.write(shard, reduced(reader.read(seed, shard), reader.spec, spec))
+                    own.write(shard, reduce_shard(reader.read(seed, shard), reader.spec, spec))
                     written += 1
                 done += len(spec.layout.samples_of(shard))
                 if on_progress:
@@ -95,7 +95,7 @@ def derive(
     return DeriveReport(str(out), tuple(chosen), spec.k, spec.profile.name, total, written, there)
 
 
-def derived_spec(source: CacheSpec, top_k: int | None = None, profile: str | None = None) -> CacheSpec:
+def derive_spec(source: CacheSpec, top_k: int | None = None, profile: str | None = None) -> CacheSpec:
     """Return the spec of a cache of `top_k` logits in another profile, shard for shard that of `source`.
 
     Raises:
@@ -129,7 +129,7 @@ def derived_spec(source: CacheSpec, top_k: int | None = None, profile: str | Non
     return dataclasses.replace(source, k=k, profile=wanted)
 
 
-def reduced(stored: Arrays, source: CacheSpec, spec: CacheSpec) -> Arrays:
+def reduce_shard(stored: Arrays, source: CacheSpec, spec: CacheSpec) -> Arrays:
     """Turn one shard of `source`, as `CacheReader.read` gives it, into what `SeedWriter.write` takes for `spec`.
 
     Args:

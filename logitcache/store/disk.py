@@ -1,4 +1,4 @@
-"""What the store asks of the disk: durable files, sizes, and errors of ours for what the system says."""
+"""The disk under the store: flushing, sizes, and the system's errors as errors of this library."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from logitcache.errors import FormatError, LogitCacheError, StorageError
 from logitcache.files import flush
 
-MENDS = "`logitcache verify --repair` mends that, or restore it from a copy"
+HOW_TO_MEND = "`logitcache verify --repair` mends that, or restore it from a copy"
 
 
 def make_durable(files: Iterable[Path]) -> None:
@@ -21,26 +21,26 @@ def make_durable(files: Iterable[Path]) -> None:
 
 
 def make_names_durable(files: Iterable[Path]) -> None:
-    """Flush the folders that name files, which may be new themselves, to the disk."""
+    """Flush the folders of files, three levels of them, which may be new themselves, to the disk."""
     for folder in {folder for file in files for folder in list(file.parents)[:3]}:
         flush(folder)
 
 
 def make_folder(folder: Path) -> None:
     """Make a folder, durably, with those that it lies in."""
-    lacking = [path for path in (folder, *folder.parents) if not path.exists()]
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    for path in lacking:
+    for path in missing:
         flush(path.parent)
 
 
 def require_file(path: Path, most: int) -> None:
-    """Insist that what is at `path`, if anything, is a file of at most so many bytes.
+    """Check that what is at `path`, if anything, is a file of at most so many bytes.
 
-    A pipe would keep a reader waiting, and a device or a file with holes would fill the memory.
+    A pipe would block a reader, and a device or a sparse file would fill the memory.
 
     Raises:
-        FormatError: it is something else. (A folder passes: nobody reads one by mistake.)
+        FormatError: it is something else. (A folder passes: it cannot be read by mistake.)
     """
     try:
         found = path.stat()
@@ -53,20 +53,20 @@ def require_file(path: Path, most: int) -> None:
 
 
 def size_of(folder: Path, *, recurse: bool = True) -> int:
-    """Sum the bytes of the files of a folder that others may be writing in."""
+    """Sum the bytes of the files of a folder that other processes may be writing in."""
     size = 0
     for parent, folders, files in os.walk(folder):
         if not recurse:
             folders.clear()
         for file in files:
-            with suppress(FileNotFoundError):  # renamed meanwhile
+            with suppress(FileNotFoundError):  # it was renamed meanwhile
                 size += (Path(parent) / file).stat().st_size
     return size
 
 
 @contextmanager
 def storing(path: Path) -> Iterator[None]:
-    """Turn what the disk says into `StorageError`."""
+    """Raise the disk's errors while writing as `StorageError`."""
     try:
         yield
     except LogitCacheError:
@@ -83,13 +83,13 @@ def storing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(where: object) -> Iterator[None]:
-    """Turn whatever Zarr makes of damaged files into `FormatError`."""
+    """Raise the disk's errors while reading as `StorageError`, and whatever damaged bytes raise as `FormatError`."""
     try:
         yield
     except LogitCacheError:
         raise
     except OSError as error:
         raise StorageError(f"cannot read {where}: {error}") from error
-    except Exception as error:  # damaged bytes surface as any exception of any codec
+    except Exception as error:  # codecs raise exceptions of every kind at damaged bytes
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise FormatError(f"{where}: damaged ({reason[:200]}); {MENDS}") from error
+        raise FormatError(f"{where}: damaged ({reason[:200]}); {HOW_TO_MEND}") from error

@@ -1,4 +1,4 @@
-"""A cache on a local disk: files renamed into place and flushed, locks that die with their process."""
+"""A cache on a local disk: temporary files, flushed and renamed; locks that end with their process."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ from logitcache.store.disk import (
 from logitcache.store.place import KEYS, MOST_METADATA, Place
 
 SHARD_LOCK = ".lock-"  # and the shard's number, in commit/
-LONGEST_TURN = 600.0  # seconds
+LOCK_TIMEOUT = 600.0  # seconds
 
 _A = TypeVar("_A")
 _B = TypeVar("_B")
@@ -41,12 +41,12 @@ class LocalPlace(Place):
         """Return the folder `name` in this one."""
         return LocalPlace(self.path / name)
 
-    def each(self, work: Callable[[_A], _B], items: Iterable[_A]) -> list[_B]:
-        """Do something for each item in turn: a disk does not keep one waiting."""
+    def map(self, work: Callable[[_A], _B], items: Iterable[_A]) -> list[_B]:
+        """Call `work` on one item after the other: a disk answers at once."""
         return [work(item) for item in items]
 
     def names(self) -> list[str]:
-        """List the names in this folder, none if it is not there."""
+        """List the names in this folder; none if it is not there."""
         return os.listdir(self.path) if self.path.exists() else []
 
     def files(self) -> set[str]:
@@ -54,13 +54,13 @@ class LocalPlace(Place):
         found = (Path(parent) / name for parent, _, names in os.walk(self.path) for name in names)
         return {file.relative_to(self.path).as_posix() for file in found}
 
-    def filled(self, files: Iterable[str]) -> set[str]:
-        """Return which of these files are there and not empty."""
-        there = ((name, self.path / name) for name in files)
-        return {name for name, file in there if file.is_file() and file.stat().st_size > 0}
+    def nonempty(self, files: Iterable[str]) -> set[str]:
+        """Return those of these files that exist and are not empty."""
+        paths = ((name, self.path / name) for name in files)
+        return {name for name, file in paths if file.is_file() and file.stat().st_size > 0}
 
     def fetch(self, files: Iterable[str], most: int = MOST_METADATA) -> dict[str, bytes]:
-        """Read those of these files that are there, each of at most so many bytes."""
+        """Read those of these files that exist, each of at most so many bytes."""
         found = {}
         for name in files:
             file = self.path / name
@@ -70,113 +70,111 @@ class LocalPlace(Place):
         return found
 
     def size(self, *, recurse: bool = True) -> int:
-        """Sum the bytes of the files here."""
+        """Sum the bytes of the files in this folder."""
         return size_of(self.path, recurse=recurse)
 
     def put(self, files: Mapping[str, bytes], *, new: bool = False) -> None:
-        """Write each file under another name, flush it, then rename it into its place, and flush the folders."""
-        asides = {}
+        """Write temporary files, flush them, rename them, and flush the folders."""
+        temporary = {}
         for name, data in files.items():
             file = self.path / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            asides[file] = file.with_name(f"{file.name}.partial")
-            asides[file].write_bytes(data)
-        make_durable(
-            asides.values()
-        )  # a rename that reaches the disk before its data would show an empty file
-        for file, aside in asides.items():
-            aside.replace(file)
-        make_names_durable(asides)
+            temporary[file] = file.with_name(f"{file.name}.partial")
+            temporary[file].write_bytes(data)
+        make_durable(temporary.values())  # or a rename might reach the disk before the data: an empty file
+        for file, partial in temporary.items():
+            partial.replace(file)
+        make_names_durable(temporary)
 
     def delete(self, files: Iterable[str]) -> None:
-        """Delete those of these files that are there, durably."""
-        gone = [file for name in files if (file := self.path / name).exists()]
-        for file in gone:
+        """Delete those of these files that exist, durably."""
+        found = [file for name in files if (file := self.path / name).exists()]
+        for file in found:
             file.unlink(missing_ok=True)
-        make_names_durable(gone)
+        make_names_durable(found)
 
     def delete_folder(self, name: str) -> None:
         """Delete the folder `name` in this one, if it is there."""
         shutil.rmtree(self.path / name, ignore_errors=True)
 
     def create(self, files: Mapping[str, bytes], root: bytes) -> None:
-        """Make the root file aside, then move it into its place, so that it is whole or not there."""
-        if not self._vacant():
+        """Write files, then the root's zarr.json, unless this folder holds a cache or anything else."""
+        if not self._only_leftovers():
             return
         make_folder(self.path)
         with FileLock(self.path / ".lock"):
-            if self._vacant():  # still: nobody else was quicker
+            if self._only_leftovers():  # no other process was faster
                 self.put(files)
-                aside = self.path / ".new"
-                shutil.rmtree(aside, ignore_errors=True)
-                aside.mkdir()
-                (aside / "zarr.json").write_bytes(root)
-                make_durable([aside / "zarr.json"])
-                (aside / "zarr.json").replace(self.path / "zarr.json")
-                aside.rmdir()
+                folder = self.path / ".new"
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                (folder / "zarr.json").write_bytes(root)
+                make_durable([folder / "zarr.json"])
+                (folder / "zarr.json").replace(self.path / "zarr.json")
+                folder.rmdir()
                 make_names_durable([self.path / "zarr.json"])
-            (self.path / ".lock").unlink(missing_ok=True)  # the root is there: nobody locks it again
+            (self.path / ".lock").unlink(missing_ok=True)  # the root exists: no process takes this lock again
 
     @contextmanager
-    def growing(self) -> Iterator[None]:
-        """Hold a lock that lies where Zarr lists no files."""
-        with FileLock(self.path / KEYS / ".lock"):
+    def lock_root(self) -> Iterator[None]:
+        """Lock the root of the cache; wait for another holder."""
+        with FileLock(self.path / KEYS / ".lock"):  # in a folder where Zarr lists no files
             yield
 
     @contextmanager
-    def owned(self, whose: str) -> Iterator[None]:
-        """Hold the seed's lock; clear what a crash left.
+    def lock_seed(self, name: str) -> Iterator[None]:
+        """Lock this seed, called `name` in messages; delete what a crash left.
 
         Raises:
-            BusyError: another process holds it.
+            BusyError: another process holds the lock.
         """
-        owner = self.path / "commit" / ".owner"
-        with ExitStack() as held:
+        holder = self.path / "commit" / ".owner"  # names the process that holds the lock, for messages
+        with ExitStack() as stack:
             with self.storing():
-                owner.parent.mkdir(parents=True, exist_ok=True)
+                holder.parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    lock = FileLock(owner.with_name(".lock"), timeout=0, thread_local=False)
-                    held.enter_context(lock.acquire())
+                    lock = FileLock(holder.with_name(".lock"), timeout=0, thread_local=False)
+                    stack.enter_context(lock.acquire())
                 except Timeout as error:
-                    who = owner.read_text() if owner.exists() else "another process"
+                    process = holder.read_text() if holder.exists() else "another process"
                     raise BusyError(
-                        f"{whose} is being written by {who}; wait, or dump other seeds"
+                        f"{name} is being written by {process}; wait, or dump other seeds"
                     ) from error
-                held.callback(_forget, owner)
-                owner.unlink(missing_ok=True)  # not written through, were it a link
-                owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-                self._clear_leftovers()
+                stack.callback(_delete_quietly, holder)
+                holder.unlink(missing_ok=True)  # were it a link, writing would follow it
+                holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+                self._delete_leftovers()
             yield
 
     @contextmanager
-    def turn(self, shard: int) -> Iterator[None]:
-        """Hold the shard's lock.
+    def lock_shard(self, shard: int) -> Iterator[None]:
+        """Lock this shard of the seed; wait for another holder.
 
         Raises:
-            BusyError: another process has held it for ten minutes.
+            BusyError: another process has held the lock for ten minutes.
         """
         file = self.path / "commit" / f"{SHARD_LOCK}{shard}"
-        with ExitStack() as held:
+        with ExitStack() as stack:
             with self.storing():
                 try:
-                    held.enter_context(FileLock(file, timeout=LONGEST_TURN))
+                    stack.enter_context(FileLock(file, timeout=LOCK_TIMEOUT))
                 except Timeout as error:
                     raise BusyError(
-                        f"shard {shard} of {self.path} has been locked for {LONGEST_TURN / 60:.0f} minutes by a "
+                        f"shard {shard} of {self.path} has been locked for {LOCK_TIMEOUT / 60:.0f} minutes by a "
                         "process that writes it; end that process and start again to go on"
                     ) from error
             yield
 
     def storing(self) -> AbstractContextManager[None]:
-        """Turn what the disk says into `StorageError`."""
+        """Raise whatever goes wrong while writing as `StorageError`."""
         return storing(self.path)
 
-    def _vacant(self) -> bool:
-        """Is there nothing but, perhaps, what a crash or another process left on the way to a cache?"""
+    def _only_leftovers(self) -> bool:
+        """Return whether this folder holds at most what is left of a cache that was never finished."""
         return not self.path.exists() or set(os.listdir(self.path)) <= {".lock", ".new", KEYS}
 
-    def _clear_leftovers(self) -> None:
-        """Delete what a crash left: files that were being written, and empty ones after a power cut."""
+    def _delete_leftovers(self) -> None:
+        """Delete what a crash left: temporary files, and commits that a power cut left empty."""
         for file in self.path.rglob("*.partial"):
             file.unlink(missing_ok=True)
         for file in [self.path / "commit" / "zarr.json", *(self.path / "commit" / "c").glob("*")]:
@@ -184,6 +182,6 @@ class LocalPlace(Place):
                 file.unlink()
 
 
-def _forget(owner: Path) -> None:
-    with suppress(OSError):  # it is for messages only
-        owner.unlink()
+def _delete_quietly(file: Path) -> None:
+    with suppress(OSError):
+        file.unlink()

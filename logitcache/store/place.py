@@ -1,7 +1,7 @@
-"""`Place`: what the store asks of wherever a cache lies; `local` is a disk, `remote` whatever fsspec reaches.
+"""`Place`: where a cache lies. `LocalPlace` is a folder on a disk, `RemotePlace` one that fsspec reaches.
 
-A place is one folder of a cache, the root or a seed's, and names its files relative to itself ("ids/c/0/0"). They
-are read and written whole, so all that a disk or a network can do wrong happens here, before anything is decoded.
+A place is one folder of a cache, the root or a seed's, and names its files relative to itself ("ids/c/0/0"). Files
+are read and written whole, so whatever a disk or a network does wrong happens here, before anything is decoded.
 """
 
 from abc import ABC, abstractmethod
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 INDEX = "seeds.json"  # which seeds there are, for hosts that do not list
-KEYS = "sample_key"  # the array that names the samples, beside the root's zarr.json
+KEYS = "sample_key"  # the array of sample keys, beside the root's zarr.json
 MOST_METADATA = 1 << 24  # bytes of a zarr.json
 
 _A = TypeVar("_A")
@@ -23,7 +23,7 @@ class Place(ABC):
 
     Attributes:
         path: the local path, or the URL without user and password.
-        writable: whether anything can be written there at all.
+        writable: False for the web, which is for reading.
     """
 
     path: Path | str
@@ -37,36 +37,40 @@ class Place(ABC):
         """Return the folder `name` in this one."""
 
     @abstractmethod
-    def each(self, work: Callable[[_A], _B], items: Iterable[_A]) -> list[_B]:
-        """Do something for each item, several at a time where that saves time."""
+    def map(self, work: Callable[[_A], _B], items: Iterable[_A]) -> list[_B]:
+        """Call `work` on each item, several at a time where that saves time; return the results in order."""
 
     @abstractmethod
     def names(self) -> list[str]:
-        """List the names in this folder, none if it is not there."""
+        """List the names in this folder; none if it is not there."""
 
     @abstractmethod
     def files(self) -> set[str] | None:
         """List every file below this folder; None where a host does not list."""
 
     @abstractmethod
-    def filled(self, files: Iterable[str]) -> set[str]:
-        """Return which of these files are there and not empty."""
+    def nonempty(self, files: Iterable[str]) -> set[str]:
+        """Return those of these files that exist and are not empty."""
 
     @abstractmethod
     def fetch(self, files: Iterable[str], most: int = MOST_METADATA) -> dict[str, bytes]:
-        """Read those of these files that are there, each of at most so many bytes."""
+        """Read those of these files that exist.
+
+        Raises:
+            FormatError: one has more than `most` bytes, or is no file.
+        """
 
     @abstractmethod
     def size(self, *, recurse: bool = True) -> int | None:
-        """Sum the bytes of the files here; None where that cannot be known."""
+        """Sum the bytes of the files in this folder; None where a host does not tell."""
 
     @abstractmethod
     def put(self, files: Mapping[str, bytes], *, new: bool = False) -> None:
-        """Write files, each whole or not at all, durably; `new`: none of them is there already."""
+        """Write files durably, each whole or not at all; `new` says that none of them exists."""
 
     @abstractmethod
     def delete(self, files: Iterable[str]) -> None:
-        """Delete those of these files that are there."""
+        """Delete those of these files that exist."""
 
     @abstractmethod
     def delete_folder(self, name: str) -> None:
@@ -74,20 +78,28 @@ class Place(ABC):
 
     @abstractmethod
     def create(self, files: Mapping[str, bytes], root: bytes) -> None:
-        """Make this the root of a cache, unless it is one, or holds something else: files, then its zarr.json."""
+        """Write files, then the root's zarr.json, unless this folder holds a cache or anything else."""
 
     @abstractmethod
-    def growing(self) -> AbstractContextManager[None]:
-        """Own the root of a cache while it grows, where the place knows locks; waits for who grows it."""
+    def lock_root(self) -> AbstractContextManager[None]:
+        """Lock the root of the cache, where the place has locks; wait for another holder."""
 
     @abstractmethod
-    def owned(self, whose: str) -> AbstractContextManager[None]:
-        """Own this seed, called `whose` in messages, where the place knows locks; clear what a crash left."""
+    def lock_seed(self, name: str) -> AbstractContextManager[None]:
+        """Lock this seed, called `name` in messages, where the place has locks; delete what a crash left.
+
+        Raises:
+            BusyError: another process holds the lock.
+        """
 
     @abstractmethod
-    def turn(self, shard: int) -> AbstractContextManager[None]:
-        """Be the only one to write this shard of the seed, where the place knows locks; waits for who does."""
+    def lock_shard(self, shard: int) -> AbstractContextManager[None]:
+        """Lock this shard of the seed, where the place has locks; wait for another holder.
+
+        Raises:
+            BusyError: another process has held the lock for ten minutes.
+        """
 
     @abstractmethod
     def storing(self) -> AbstractContextManager[None]:
-        """Turn whatever goes wrong while writing into `StorageError`."""
+        """Raise whatever goes wrong while writing as `StorageError`."""

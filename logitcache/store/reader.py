@@ -1,4 +1,4 @@
-"""Reading a cache, and trusting nothing in it."""
+"""Reading a cache, with every check that a file from a stranger needs."""
 
 import hashlib
 import re
@@ -12,24 +12,24 @@ import numpy.typing as npt
 from logitcache.errors import FormatError, IncompleteError, NotFoundError
 from logitcache.format.schema import CacheSpec
 from logitcache.store.address import place_of
-from logitcache.store.codecs import unpacked
-from logitcache.store.disk import MENDS, reading
+from logitcache.store.codecs import unpack
+from logitcache.store.disk import HOW_TO_MEND, reading
 from logitcache.store.local import SHARD_LOCK
 from logitcache.store.place import KEYS, Place
 from logitcache.store.shards import (
     COMMIT,
-    checked_shard,
-    commit_entry,
+    count_shards,
     metadata_files,
     most_bytes,
-    opened,
+    open_group,
+    parse_root,
     require_form,
     require_shard,
-    root_spec,
-    seed_shards,
     shard_file,
     shard_files,
-    stored_shard,
+    unpack_checked,
+    unpack_commit,
+    unpack_shard,
 )
 
 Keys = npt.NDArray[np.uint64]
@@ -38,14 +38,15 @@ SEED = re.compile("seed-(0|[1-9][0-9]{0,18})")
 
 
 class CacheReader:
-    """Reads one cache, at a local path or an fsspec URL, and trusts nothing in it.
+    """Reads one cache, at a local path or an fsspec URL.
 
-    Shapes, digests and class ids are checked. Methods may be called from several threads.
+    Shapes, digests and class ids are checked: whatever the files hold, the numbers are those that were committed, or
+    there is an error. Methods may be called from several threads.
 
     Raises:
         NotFoundError: there is no cache at `path`.
         FormatError: what is there is damaged, or newer than this library.
-        OptionError: no file system answers to such a URL, or its package is not installed.
+        OptionError: fsspec knows no such URLs, or a package that it needs is not installed.
         StorageError: the disk or the host said no.
     """
 
@@ -53,7 +54,7 @@ class CacheReader:
         self.place = place_of(path)
         self.path = self.place.path
         self.spec = read_root(self.place)
-        self._begun: dict[int, int] = {}  # shards of each seed that its arrays are long enough for
+        self._begun: dict[int, int] = {}  # by seed, how many shards its arrays are long enough for
 
     def seeds(self) -> list[int]:
         """List the seeds that have been begun, in rising order."""
@@ -61,52 +62,52 @@ class CacheReader:
             return seeds_begun(self.place)
 
     def check_metadata(self, seed: int) -> None:
-        """Insist that the arrays of one seed have the form that the spec gives them.
+        """Check that the arrays of one seed have the form that the spec gives them.
 
         Raises:
-            FormatError: they have not, or the seed has lost the metadata of `commit`.
+            FormatError: they have another, or the seed has lost the metadata of `commit`.
             IncompleteError: the cache has no such seed.
         """
         with reading(f"{self.path}, seed {seed}"):
             if self._lost_metadata(seed):
-                raise FormatError(f"{self.path}, seed {seed}: {COMMIT} is lost; {MENDS}")
+                raise FormatError(f"{self.path}, seed {seed}: {COMMIT} is lost; {HOW_TO_MEND}")
             self._shards(seed)
 
     def commits(self, seed: int) -> Commits:
-        """Return the commit digests of one seed, (shards,) uint64; 0 where a shard is not there."""
+        """Return the commit digests of one seed, (shards,) uint64; 0 for a shard that is not committed."""
         with reading(f"{self.path}, seed {seed}"):
             shards = range(self._shards(seed))
             files = self._at(seed).fetch(shard_file(self.spec.commit_array(), shard) for shard in shards)
-            found = [commit_entry(files, self.spec, shard) for shard in shards]
+            found = [unpack_commit(files, self.spec, shard) for shard in shards]
         return np.array(found + [0] * (self.spec.layout.shards - len(found)), np.uint64)
 
     def all_commits(self) -> dict[int, Commits]:
-        """Return `commits` of each seed that has been begun, by seed, in rising order."""
+        """Return the commit digests of every seed that has been begun, by seed, in rising order."""
         seeds = self.seeds()
-        return dict(zip(seeds, self.place.each(self.commits, seeds), strict=True))
+        return dict(zip(seeds, self.place.map(self.commits, seeds), strict=True))
 
     def commit(self, seed: int, shard: int) -> int:
-        """Return the commit digest of one shard; 0 where it is not there.
+        """Return the commit digest of one shard; 0 if it is not committed.
 
         Raises:
             OptionError: the cache has no such shard.
         """
         with reading(f"{self.path}, seed {seed}, commit of shard {shard}"):
             files = self._files(seed, shard, [shard_file(self.spec.commit_array(), shard)])
-            return commit_entry(files, self.spec, shard)
+            return unpack_commit(files, self.spec, shard)
 
     def complete(self) -> list[int]:
         """List the seeds whose every shard is committed, in rising order."""
         return [seed for seed, commits in self.all_commits().items() if commits.all()]
 
     def require(self, seeds: list[int]) -> None:
-        """Insist that these seeds are complete.
+        """Check that these seeds are complete.
 
         Raises:
-            IncompleteError: they are not; the message says which are.
+            IncompleteError: one is not; the message says which are.
         """
         asked = sorted({*self.seeds()} & {*seeds})
-        complete = [s for s, c in zip(asked, self.place.each(self.commits, asked), strict=True) if c.all()]
+        complete = [s for s, c in zip(asked, self.place.map(self.commits, asked), strict=True) if c.all()]
         if missing := [s for s in seeds if s not in complete]:
             raise IncompleteError(
                 f"{self.path} lacks {seed_list(missing)}; complete: {seed_list(self.complete())}; "
@@ -123,13 +124,13 @@ class CacheReader:
         """
         with reading(f"{self.path}, seed {seed}, shard {shard}"):
             files = self._files(seed, shard, shard_files(self.spec, shard))
-            commit = commit_entry(files, self.spec, shard)
+            commit = unpack_commit(files, self.spec, shard)
         if not commit:
             raise IncompleteError(f"shard {shard} of seed {seed} of {self.path} is not committed")
-        return checked_shard(files, commit, self.spec, seed, shard, self.path)
+        return unpack_checked(files, commit, self.spec, seed, shard, self.path)
 
     def decode(self, seed: int, shard: int) -> dict[str, npt.NDArray[Any]]:
-        """Decode one shard as `read` does, but check the chunks' CRCs only: for those who judge it themselves.
+        """Decode one shard as `read` does, but check only the CRCs of its chunks, not its digest.
 
         Raises:
             OptionError: the cache has no such shard.
@@ -137,12 +138,12 @@ class CacheReader:
         """
         with reading(f"{self.path}, seed {seed}, shard {shard}"):
             files = self._files(seed, shard, shard_files(self.spec, shard))
-            return stored_shard(files, self.spec, shard)
+            return unpack_shard(files, self.spec, shard)
 
     def metadata(self, seed: int) -> dict[str, bytes]:
         """Return the metadata files of one seed, as they are stored, by their names in its folder."""
         with reading(f"{self.path}, seed {seed}"):
-            self._shards(seed)  # insists that they are of the right form
+            self._shards(seed)  # checks their form
             return self._at(seed).fetch(metadata_files(self.spec))
 
     def files(self, seed: int, shard: int) -> dict[str, bytes]:
@@ -160,11 +161,15 @@ class CacheReader:
         return found
 
     def canaries(self, seed: int, without: Collection[int] = ()) -> dict[int, int]:
-        """Return the view digests of one seed's committed shards, `without` some: CRC-32 by sample.
+        """Return the view digests of one seed's committed shards, CRC-32 by sample.
 
-        They are checked against the commit when their shard is read, and here where there is none but 0.
+        They are checked against the commit when their shard is read; here only those of a shard that are all 0.
+
+        Args:
+            seed: which.
+            without: shards to leave out; no file of theirs is read, as they may be damaged.
         """
-        if without:  # these may be damaged: nothing of them is read
+        if without:
             committed = [
                 j for j in range(self.spec.layout.shards) if j not in without and self.commit(seed, j)
             ]
@@ -173,9 +178,9 @@ class CacheReader:
         array = self.spec.canary_array()
         with reading(f"{self.path}, seed {seed}"):  # files of other shards may be torn by a power cut
             files = self._at(seed).fetch(shard_file(array, shard) for shard in committed)
-            digests = {j: unpacked(files.get(shard_file(array, j)), array, 1)[0] for j in committed}
+            digests = {j: unpack(files.get(shard_file(array, j)), array, 1)[0] for j in committed}
         for shard, crcs in digests.items():
-            if not np.any(crcs):  # not one view, or the file is gone: the commit tells
+            if not np.any(crcs):  # there are no views, or the file is missing: the digest tells
                 self.read(seed, shard)
         return {
             sample: int(crc)
@@ -187,30 +192,30 @@ class CacheReader:
         """List the seeds that have commits, but have lost the metadata that says that they were begun."""
         with reading(self.path):
             seeds = seeds_named(self.place)
-            lost = self.place.each(self._lost_metadata, seeds)
+            lost = self.place.map(self._lost_metadata, seeds)
         return [seed for seed, is_lost in zip(seeds, lost, strict=True) if is_lost]
 
     def strays(self, seed: int) -> list[str]:
         """List the files of one seed that belong to no committed shard; none where a host does not list."""
-        place = self.place.at(f"seed-{seed}")
+        place = self._at(seed)
         with reading(place):
             found = place.files() or set()
-        ours = {*metadata_files(self.spec), "commit/.lock", "commit/.owner"}
+        expected = {*metadata_files(self.spec), "commit/.lock", "commit/.owner"}
         for shard in range(self.spec.layout.shards):
             *data, commit = shard_files(self.spec, shard)
-            ours |= {commit, *data} if commit in found else {commit}
-            ours.add(f"commit/{SHARD_LOCK}{shard}")
-        return sorted(found - ours)
+            expected |= {commit, *data} if commit in found else {commit}
+            expected.add(f"commit/{SHARD_LOCK}{shard}")
+        return sorted(found - expected)
 
     def keys(self) -> Keys | None:
-        """Return the sample keys, (n,) uint64; None in a cache that was made without."""
+        """Return the sample keys, (n,) uint64; None in a cache without them."""
         return read_keys(self.place, self.spec)
 
     def info(self, commits: Mapping[int, Commits] | None = None) -> dict[str, Any]:
         """Describe the cache in JSON values: what it holds, how far it is, how large.
 
         Args:
-            commits: of `all_commits`, by those who have read them already.
+            commits: what `all_commits` returned, if it has been called already.
         """
         commits = self.all_commits() if commits is None else commits
         shards = self.spec.layout.shards
@@ -221,10 +226,10 @@ class CacheReader:
             for seed, those in done.items()
         ]
         with reading(self.path):
-            sizes = self.place.each(lambda seed: self._at(seed).size(), done)
+            sizes = self.place.map(lambda seed: self._at(seed).size(), done)
             root, keys = self.place.size(recurse=False), self.place.at(KEYS).size()
-        beside = None if root is None or keys is None else root + keys
-        size = None if beside is None else sum(filter(None, sizes))
+        other = None if root is None or keys is None else root + keys
+        size = None if other is None else sum(filter(None, sizes))
         spec = self.spec.to_dict()
         return {
             "path": str(self.path),
@@ -237,13 +242,13 @@ class CacheReader:
             "k": self.spec.k,
             "profile": self.spec.profile.name,
             "seeds": seeds,
-            "bytes_on_disk": None if size is None or beside is None else size + beside,
+            "bytes_on_disk": None if size is None or other is None else size + other,
             "bytes_per_sample_view": round(size / views, 2) if views and size is not None else None,
             "versions": spec["versions"],
         }
 
     def identity(self, seed: int) -> str:
-        """Name what a seed holds, wherever the cache lies: 16 hex digits over spec and commits."""
+        """Return 16 hex digits that identify what a seed holds: a digest of spec and commits, of no path."""
         text = f"{sorted(self.spec.to_dict().items())}/{seed}/"
         return hashlib.blake2b(text.encode() + self.commits(seed).tobytes(), digest_size=8).hexdigest()
 
@@ -251,39 +256,37 @@ class CacheReader:
         return self.place.at(f"seed-{seed}")
 
     def _lost_metadata(self, seed: int) -> bool:
-        """Has a seed commits, but not the metadata that says that it was begun?"""
+        """Return whether a seed has commits, but not the metadata that says that it was begun."""
         place = self._at(seed)
-        return not place.filled([COMMIT]) and bool(place.at("commit/c").names())
+        return not place.nonempty([COMMIT]) and bool(place.at("commit/c").names())
 
     def _files(self, seed: int, shard: int, names: list[str]) -> dict[str, bytes]:
-        """Read those of these files of one shard that are there; none if the seed has not been lengthened yet."""
+        """Read those of these files of one shard that exist; none if the seed's arrays are still too short for it."""
         require_shard(self.spec, shard)
         return self._at(seed).fetch(names, most_bytes(self.spec)) if shard < self._shards(seed) else {}
 
     def _shards(self, seed: int) -> int:
-        """Insist on the form of a seed's arrays, once; return how many shards they are long enough for.
+        """Check the form of a seed's arrays, once; return how many shards they are long enough for.
 
         Raises:
             IncompleteError: the cache has no such seed.
-            FormatError: they are of another form.
+            FormatError: they have another form.
         """
         if seed not in self._begun:
             if not (files := self._at(seed).fetch(metadata_files(self.spec))).get(COMMIT):
                 raise IncompleteError(f"{self.path} has no seed {seed}; it has {seed_list(self.seeds())}")
             try:
-                self._begun[seed] = seed_shards(files, self.spec, self._at(seed))
+                self._begun[seed] = count_shards(files, self.spec, self._at(seed))
             except FormatError:
                 now = read_root(self.place)
                 if self.spec not in now.history()[:-1]:
-                    raise
-                self._begun[seed] = seed_shards(
-                    files, now, self._at(seed)
-                )  # it has grown since it was opened
+                    raise  # else the cache has grown since it was opened
+                self._begun[seed] = count_shards(files, now, self._at(seed))
         return min(self._begun[seed], self.spec.layout.shards)
 
 
 def read_root(place: Place) -> CacheSpec:
-    """Read what the cache at `place` is.
+    """Read the spec of the cache at `place`.
 
     Raises:
         NotFoundError: there is none.
@@ -294,27 +297,27 @@ def read_root(place: Place) -> CacheSpec:
         if not (found := place.fetch(["zarr.json"])):
             advice = f"`logitcache dump --out {place}` makes one" if place.writable else "check the URL"
             raise NotFoundError(f"no cache at {place}; {advice}")
-        attributes = opened(found).attrs.asdict()
-    return root_spec(attributes, place)
+        attributes = open_group(found).attrs.asdict()
+    return parse_root(attributes, place)
 
 
 def read_keys(place: Place, spec: CacheSpec) -> Keys | None:
-    """Read the sample keys of the cache at `place`, (n,) uint64, as far as `spec` goes; None if it has none.
+    """Read the sample keys of the cache at `place`, (n,) uint64, for the samples of `spec`; None if it has none.
 
     Raises:
         FormatError: they are damaged.
         StorageError: the disk or the host said no.
     """
-    array, about = spec.key_array(), f"{KEYS}/zarr.json"
+    array, name = spec.key_array(), f"{KEYS}/zarr.json"
     with reading(f"{place}/{KEYS}"):
-        metadata = place.fetch([about, "zarr.json"])
-        if not metadata.get(about):
+        metadata = place.fetch([name, "zarr.json"])
+        if not metadata.get(name):
             return None
-        require_form(opened(metadata), [array], place, longer=True)  # longer while a cache grows
+        require_form(open_group(metadata), [array], place, longer=True)  # longer while a cache grows
         shards = range(spec.layout.shards)
         files = place.fetch((shard_file(array, shard) for shard in shards), most_bytes(spec))
         rows = [
-            unpacked(files.get(shard_file(array, shard)), array, len(spec.layout.samples_of(shard)))
+            unpack(files.get(shard_file(array, shard)), array, len(spec.layout.samples_of(shard)))
             for shard in shards
         ]
     return np.concatenate(rows)
@@ -323,7 +326,7 @@ def read_keys(place: Place, spec: CacheSpec) -> Keys | None:
 def seeds_begun(place: Place) -> list[int]:
     """List the seeds of the cache at `place` that have been begun, in rising order."""
     seeds = seeds_named(place)
-    begun = place.filled(f"seed-{seed}/{COMMIT}" for seed in seeds)
+    begun = place.nonempty(f"seed-{seed}/{COMMIT}" for seed in seeds)
     return [seed for seed in seeds if f"seed-{seed}/{COMMIT}" in begun]
 
 
@@ -333,7 +336,7 @@ def seeds_named(place: Place) -> list[int]:
 
 
 def seed_list(seeds: list[int]) -> str:
-    """Write seeds for people: "seeds 0-3, 7", "seed 5" or "no seed"."""
+    """Return seeds as text: "seeds 0-3, 7", "seed 5" or "no seed"."""
     if not seeds:
         return "no seed"
     runs: list[list[int]] = []

@@ -1,8 +1,7 @@
 """A cache wherever fsspec reaches: s3://, gs://, memory://, and https:// for reading.
 
-Objects are fetched and put whole, several at a time, each with a few patient attempts.
-There are no locks: who writes a seed is the user's business (docs/sharing.md). A commit is put only where there is
-none.
+Objects are read and written whole, several at a time, each in a few attempts. There are no locks: it is for the user
+to let one process write a seed (docs/sharing.md). A commit is written only where there is none.
 """
 
 import json
@@ -30,8 +29,14 @@ _B = TypeVar("_B")
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to put up with a host: attempts, the first pause between them (it doubles), and seconds of silence
-    after which a connection is dead; no new attempt begins after `enough` seconds, and none lasts `longest`.
+    """How long to wait for a host, in seconds.
+
+    Attributes:
+        attempts: at most so many.
+        pause: before the second attempt; it doubles from one to the next.
+        silence: after which a connection is taken for dead.
+        enough: after which no new attempt begins.
+        longest: of one attempt.
     """
 
     attempts: int = 4
@@ -55,10 +60,10 @@ class RemotePlace(Place):
 
     @classmethod
     def of(cls, url: str) -> "RemotePlace":
-        """Return the place that a URL points to.
+        """Return the place that a URL names.
 
         Raises:
-            OptionError: no file system answers to such URLs, or its package is not installed.
+            OptionError: fsspec knows no such URLs, or a package that it needs is not installed.
         """
         url = url.rstrip("/")
         shown = re.sub(r"//[^/@]*@", "//", url)
@@ -74,72 +79,72 @@ class RemotePlace(Place):
         except Exception as error:  # each file system has errors of its own for odd URLs
             raise OptionError(f"{shown}: no file system opens this URL: {_reason(error)}") from error
         if scheme in ("s3", "s3a"):
-            filesystem.retries = 1  # attempts within attempts would multiply
+            filesystem.retries = 1  # its attempts would multiply with ours
         return cls(filesystem, root.rstrip("/"), shown)
 
     def at(self, name: str) -> "RemotePlace":
         """Return the folder `name` in this one."""
         return RemotePlace(self.filesystem, f"{self.root}/{name}", f"{self.path}/{name}")
 
-    def each(self, work: Callable[[_A], _B], items: Iterable[_A]) -> list[_B]:
-        """Do something for each item, several at a time: a host's answers are long in coming."""
-        several = list(items)
-        if len(several) < 2:
-            return [work(item) for item in several]
-        with ThreadPoolExecutor(min(AT_ONCE, len(several)), "remote") as threads:
-            return list(threads.map(work, several))
+    def map(self, work: Callable[[_A], _B], items: Iterable[_A]) -> list[_B]:
+        """Call `work` on each item, several at a time: a host's answers take long; return the results in order."""
+        listed = list(items)
+        if len(listed) < 2:
+            return [work(item) for item in listed]
+        with ThreadPoolExecutor(min(AT_ONCE, len(listed)), "remote") as threads:
+            return list(threads.map(work, listed))
 
     def names(self) -> list[str]:
-        """List the names in this folder; where a host does not list, those of the seeds in its seeds.json."""
+        """List the names in this folder; of a cache on the web those that its seeds.json gives, if it has one."""
         if not self.writable and (index := self.fetch([INDEX]).get(INDEX)):
-            return _indexed(index, f"{self.path}/{INDEX}")
-        found = self._patiently("list", lambda: _or_none(self.filesystem.ls, self.root, detail=False)) or []
+            return _parse_index(index, f"{self.path}/{INDEX}")
+        found = self._attempt("list", lambda: _or_none(self.filesystem.ls, self.root, detail=False)) or []
         return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in found})
 
     def files(self) -> set[str] | None:
         """List every file below this folder; None on the web, which does not list."""
         if not self.writable:
             return None
-        found = self._patiently("list", lambda: _or_none(self.filesystem.find, self.root)) or []
+        found = self._attempt("list", lambda: _or_none(self.filesystem.find, self.root)) or []
         return {file.removeprefix(f"{self.root}/") for file in found}
 
-    def filled(self, files: Iterable[str]) -> set[str]:
-        """Return which of these files are there and not empty."""
+    def nonempty(self, files: Iterable[str]) -> set[str]:
+        """Return those of these files that exist and are not empty."""
         return {name for name, data in self.fetch(files).items() if data}
 
     def fetch(self, files: Iterable[str], most: int = MOST_METADATA) -> dict[str, bytes]:
-        """Read those of these files that are there, each of at most so many bytes."""
+        """Read those of these files that exist, each of at most so many bytes."""
         names = list(files)
 
         def read(name: str) -> bytes | None:
-            data = self._patiently("read", lambda: self._get(f"{self.root}/{name}", most + 1), name)
+            data = self._attempt("read", lambda: self._get(f"{self.root}/{name}", most + 1), name)
             if data is not None and len(data) > most:
                 raise FormatError(f"{self.path}/{name}: expected at most {most} bytes, found more")
             return data
 
         return {
-            name: data for name, data in zip(names, self.each(read, names), strict=True) if data is not None
+            name: data for name, data in zip(names, self.map(read, names), strict=True) if data is not None
         }
 
     def size(self, *, recurse: bool = True) -> int | None:
-        """Sum the bytes of the files here; None on the web, which does not tell."""
+        """Sum the bytes of the files in this folder; None on the web, which does not tell."""
         if not self.writable:
             return None
         depth = {} if recurse else {"maxdepth": 1}
         find = self.filesystem.find
-        found = self._patiently("list", lambda: _or_none(find, self.root, detail=True, **depth)) or {}
+        found = self._attempt("list", lambda: _or_none(find, self.root, detail=True, **depth)) or {}
         return sum(entry["size"] or 0 for entry in found.values())
 
     def put(self, files: Mapping[str, bytes], *, new: bool = False) -> None:
-        """Put files, each whole or not at all."""
+        """Write files, each whole or not at all; a `new` one only where there is none."""
         mode = {"mode": "create"} if new else {}
 
         def write(name: str) -> None:
             where = f"{self.root}/{name}"
             try:
-                self._patiently("write", lambda: self.filesystem.pipe_file(where, files[name], **mode), name)
+                self._attempt("write", lambda: self.filesystem.pipe_file(where, files[name], **mode), name)
             except FileExistsError as error:
-                # An attempt whose answer was lost may have been ours; and who computed the same may have been first.
+                # Ours it may be, from an attempt whose answer was lost; or the same, from another process.
                 if self.fetch([name], len(files[name])).get(name) != files[name]:
                     raise StorageError(
                         f"{self.path}/{name} was written meanwhile by somebody else, and with something else; "
@@ -148,44 +153,44 @@ class RemotePlace(Place):
             except FileNotFoundError as error:
                 raise StorageError(f"cannot write {self.path}/{name}: {_reason(error)}") from error
 
-        self.each(write, list(files))
+        self.map(write, list(files))
 
     def delete(self, files: Iterable[str]) -> None:
-        """Delete those of these files that are there."""
+        """Delete those of these files that exist."""
 
         def remove(name: str) -> None:
             where = f"{self.root}/{name}"
-            self._patiently("delete", lambda: _or_none(self.filesystem.rm_file, where), name)
+            self._attempt("delete", lambda: _or_none(self.filesystem.rm_file, where), name)
 
-        self.each(remove, list(files))
+        self.map(remove, list(files))
 
     def delete_folder(self, name: str) -> None:
-        """Delete whatever lies under `name`."""
+        """Delete every file below the folder `name`."""
         find, where = self.filesystem.find, f"{self.root}/{name}"
-        found = self._patiently("list", lambda: _or_none(find, where), name) or []
+        found = self._attempt("list", lambda: _or_none(find, where), name) or []
         self.delete([file.removeprefix(f"{self.root}/") for file in found])
 
     def create(self, files: Mapping[str, bytes], root: bytes) -> None:
-        """Make this the root of a cache, unless it is one, or holds something else: files, then its zarr.json."""
+        """Write files, then the root's zarr.json, unless this folder holds a cache or anything else."""
         if set(self.names()) <= {KEYS}:
             self.put(files)
             self.put({"zarr.json": root}, new=True)
 
-    def growing(self) -> AbstractContextManager[None]:
-        """Own nothing: object storage has no locks that die with their process."""
+    def lock_root(self) -> AbstractContextManager[None]:
+        """Lock nothing: object storage has no locks that end with their process."""
         return nullcontext()
 
-    def owned(self, whose: str) -> AbstractContextManager[None]:
-        """Own nothing: object storage has no locks that die with their process."""
+    def lock_seed(self, name: str) -> AbstractContextManager[None]:
+        """Lock nothing: object storage has no locks that end with their process."""
         return nullcontext()
 
-    def turn(self, shard: int) -> AbstractContextManager[None]:
-        """Wait for nobody: a second writer's objects are the first one's, byte for byte, or its commit is refused."""
+    def lock_shard(self, shard: int) -> AbstractContextManager[None]:
+        """Lock nothing: a second writer's objects are the first one's, byte for byte, or its commit is refused."""
         return nullcontext()
 
     @contextmanager
     def storing(self) -> Iterator[None]:
-        """Turn whatever goes wrong while writing into `StorageError`."""
+        """Raise whatever goes wrong while writing as `StorageError`."""
         try:
             yield
         except LogitCacheError:
@@ -204,12 +209,12 @@ class RemotePlace(Place):
         except FileNotFoundError:
             return None
         except Exception as error:
-            if _status(error) == 416:  # no first byte to begin at: the file is empty
+            if _status(error) == 416:  # range not satisfiable: the file is empty
                 return b""
             raise
 
-    def _patiently(self, what: str, attempt: Callable[[], _T], name: str = "") -> _T:
-        """Try a few times, with pauses that double, what may go well next time."""
+    def _attempt(self, what: str, attempt: Callable[[], _T], name: str = "") -> _T:
+        """Return what `attempt` returns, calling it again, after pauses that double, where that may help."""
         began, where = time.monotonic(), f"{self.path}/{name}".rstrip("/")
         for number in range(PATIENCE.attempts):
             try:
@@ -217,29 +222,29 @@ class RemotePlace(Place):
             except (FileNotFoundError, FileExistsError, LogitCacheError):
                 raise
             except Exception as error:
-                tried = number + 1
-                over = tried == PATIENCE.attempts or time.monotonic() - began > PATIENCE.enough
-                if over or _final(error):
-                    times = f" ({tried} attempts)" if tried > 1 else ""
+                count = number + 1
+                over = count == PATIENCE.attempts or time.monotonic() - began > PATIENCE.enough
+                if over or _is_final(error):
+                    times = f" ({count} attempts)" if count > 1 else ""
                     raise StorageError(f"cannot {what} {where}{times}: {_reason(error)}") from error
                 time.sleep(PATIENCE.pause * 2**number)
         raise AssertionError("unreachable")
 
 
 def _options(scheme: str) -> dict[str, Any]:
-    """Return what we ask of a file system: no remembered listings, no waiting for ever, retries that are ours alone.
+    """Return a file system's options: no cached listings, time-outs, and no retries of its own.
 
-    What the user's fsspec configuration says of the same goes first.
+    The user's fsspec configuration goes first.
     """
-    chosen = fsspec.config.conf.get(scheme, {})
+    configured = fsspec.config.conf.get(scheme, {})
     if scheme in ("s3", "s3a"):
         ours = {"retries": {"total_max_attempts": 1}, "read_timeout": PATIENCE.silence}
-        return {"use_listings_cache": False, "config_kwargs": ours | chosen.get("config_kwargs", {})}
+        return {"use_listings_cache": False, "config_kwargs": ours | configured.get("config_kwargs", {})}
     if scheme in ("http", "https"):
         from aiohttp import ClientTimeout
 
         bounds = {"sock_connect": PATIENCE.silence, "sock_read": PATIENCE.silence, "total": PATIENCE.longest}
-        return {"client_kwargs": {"timeout": ClientTimeout(**bounds)} | chosen.get("client_kwargs", {})}
+        return {"client_kwargs": {"timeout": ClientTimeout(**bounds)} | configured.get("client_kwargs", {})}
     return {"use_listings_cache": False} if scheme in ("gs", "gcs") else {}
 
 
@@ -262,8 +267,8 @@ def _or_none(call: Callable[..., _T], *args: Any, **options: Any) -> _T | None:
         return None
 
 
-def _indexed(index: bytes, where: str) -> list[str]:
-    """Parse seeds.json, which nobody vouches for: {"seeds": [0, 1, …]}."""
+def _parse_index(index: bytes, where: str) -> list[str]:
+    """Parse seeds.json, which may hold anything; expected is {"seeds": [0, 1, …]}."""
     try:
         seeds = json.loads(index)["seeds"]
         if not all(type(seed) is int and seed >= 0 for seed in seeds):
@@ -276,7 +281,7 @@ def _indexed(index: bytes, where: str) -> list[str]:
 
 
 def _status(error: BaseException) -> int | None:
-    """Return the HTTP status that an error of aiohttp, gcsfs or botocore speaks of."""
+    """Return the HTTP status in an error of aiohttp, gcsfs or botocore; None if there is none."""
     cause = error.__cause__
     for found in (getattr(error, "status", None), getattr(error, "code", None)):
         if str(found).isdecimal():
@@ -288,8 +293,8 @@ def _status(error: BaseException) -> int | None:
     return None
 
 
-def _final(error: Exception) -> bool:
-    """Would another attempt fail in the same way?"""
+def _is_final(error: Exception) -> bool:
+    """Return whether another attempt would fail in the same way."""
     if isinstance(error, PermissionError | NotImplementedError | ImportError | ValueError | TypeError):
         return True
     status = _status(error)
@@ -299,6 +304,6 @@ def _final(error: Exception) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """Say in one line what a file system said."""
+    """Return a file system's message in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text[:300]

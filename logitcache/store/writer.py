@@ -1,4 +1,4 @@
-"""Writing a cache: shards made durable and then committed, one owner per seed."""
+"""Writing a cache: a shard is flushed to the disk, then committed; one process at a time writes a seed."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from zarr.storage import MemoryStore
 from logitcache.errors import FormatError, MismatchError, NotFoundError, OptionError
 from logitcache.format.schema import ArraySpec, CacheSpec
 from logitcache.store.address import place_of
-from logitcache.store.codecs import codecs, knowing_codecs, packed
+from logitcache.store.codecs import codec_arguments, pack, profile_codecs
 from logitcache.store.disk import reading
 from logitcache.store.place import INDEX, Place
 from logitcache.store.reader import CacheReader, Keys, read_keys, read_root, seeds_begun
@@ -25,18 +25,18 @@ from logitcache.store.shards import (
     MOST_SHARD_BYTES,
     MOST_SHARDS,
     Arrays,
-    checked_shard,
-    commit_entry,
-    commit_file,
+    count_shards,
     metadata_files,
     most_bytes,
-    packed_shard,
+    pack_commit,
+    pack_shard,
     require_shard,
     root_attributes,
     seed_arrays,
-    seed_shards,
     shard_file,
     shard_files,
+    unpack_checked,
+    unpack_commit,
 )
 
 
@@ -73,9 +73,9 @@ class CacheWriter:
                 f"shards of {spec.shard_samples} samples take {size} bytes, more than {MOST_SHARD_BYTES}; "
                 "choose a smaller shard size, or keep fewer logits"
             )
-        place = _writable(path)
+        place = _writable_place(path)
         with place.storing():
-            place.create({} if keys is None else _key_files(spec, keys), _root(spec))
+            place.create({} if keys is None else _key_files(spec, keys), _root_metadata(spec))
         if grow and keys is not None:
             _grow(place, spec, keys)
         found = read_root(place)
@@ -88,7 +88,7 @@ class CacheWriter:
         return cls(place, found)
 
     @staticmethod
-    def there(path: str | Path) -> CacheReader | None:
+    def find(path: str | Path) -> CacheReader | None:
         """Read the cache that `open` would go on with; None if there is none yet.
 
         Raises:
@@ -96,7 +96,7 @@ class CacheWriter:
             OptionError: nothing can be written at such a URL.
             StorageError: the disk or the host said no.
         """
-        _writable(path)
+        _writable_place(path)
         try:
             return CacheReader(path)
         except NotFoundError:
@@ -104,65 +104,66 @@ class CacheWriter:
 
     @contextmanager
     def seed(self, seed: int, metadata: Mapping[str, bytes] | None = None) -> Iterator["SeedWriter"]:
-        """Own one seed: on a local disk nobody else writes it while the context is open.
+        """Lock one seed and yield its writer: on a local disk no other process locks it while the context is open.
 
         Args:
             seed: which.
-            metadata: of its arrays, from a copy of this cache; by default they are made as this library makes them.
+            metadata: files of its arrays, from a copy of this cache; new ones by default.
 
         Raises:
-            BusyError: another process owns it.
+            BusyError: another process holds the lock.
         """
         place = self.place.at(f"seed-{seed}")
-        with place.owned(f"seed {seed} of {self.path}"):
+        with place.lock_seed(f"seed {seed} of {self.path}"):
             yield SeedWriter(place, self.spec, seed, metadata)
 
-    def guest(self, seed: int) -> "SeedWriter":
-        """Write shards of a seed that another process owns, and that has asked for it: only `settle` is for guests.
+    def unlocked(self, seed: int) -> "SeedWriter":
+        """Return a writer of a seed whose lock another process holds, to help it; only with `write_if_missing`.
 
         Raises:
-            NotFoundError: nobody has begun the seed.
+            NotFoundError: the seed has not been begun.
         """
         place = self.place.at(f"seed-{seed}")
-        if not place.filled([COMMIT]):
-            raise NotFoundError(f"{place} has not been begun; its owner does that before guests write shards")
+        if not place.nonempty([COMMIT]):
+            raise NotFoundError(
+                f"{place} has not been begun; the process that holds its lock does that first"
+            )
         return SeedWriter(place, self.spec, seed)
 
-    def mend(self, seed: int) -> list[str]:
-        """Write the metadata files of one seed anew where they are not what the spec says; returns which.
+    def rewrite_metadata(self, seed: int) -> list[str]:
+        """Rewrite the metadata files of one seed that are not what the spec says; return their names.
 
-        Nothing that a shard holds is touched; `verify --repair` begins with it.
+        What the shards hold is not touched.
 
         Raises:
-            BusyError: another process owns the seed.
+            BusyError: another process holds the seed's lock.
             StorageError: the disk or the host said no.
         """
-        place, made = self.place.at(f"seed-{seed}"), _metadata(self.spec)
-        with place.owned(f"seed {seed} of {self.path}"), place.storing():
-            found = place.fetch(made)
-            other = [
-                name for name in metadata_files(self.spec) if _json(found.get(name)) != _json(made[name])
-            ]
-            for name in other:
-                place.put({name: made[name]})
-        return other
+        place, right = self.place.at(f"seed-{seed}"), _seed_metadata(self.spec)
+        with place.lock_seed(f"seed {seed} of {self.path}"), place.storing():
+            found = place.fetch(right)
+            names = metadata_files(self.spec)
+            wrong = [name for name in names if _parse_json(found.get(name)) != _parse_json(right[name])]
+            for name in wrong:  # one by one: the last of them says that the seed has been begun
+                place.put({name: right[name]})
+        return wrong
 
-    def mend_keys(self, keys: Keys) -> list[str]:
-        """Write the files of the sample keys anew where they are not these; returns which.
+    def rewrite_keys(self, keys: Keys) -> list[str]:
+        """Rewrite the files of the sample keys that are not of these keys; return their names.
 
         Raises:
             OptionError: there are more or fewer keys than samples.
             StorageError: the disk or the host said no.
         """
-        made = _key_files(self.spec, keys)
-        with self.place.storing(), self.place.growing():
-            found = self.place.fetch(made)
-            other = [name for name, file in made.items() if found.get(name) != file]
-            self.place.put({name: made[name] for name in other})
-        return other
+        right = _key_files(self.spec, keys)
+        with self.place.storing(), self.place.lock_root():
+            found = self.place.fetch(right)
+            wrong = [name for name, file in right.items() if found.get(name) != file]
+            self.place.put({name: right[name] for name in wrong})
+        return wrong
 
-    def index(self) -> None:
-        """Say in seeds.json which seeds there are, for those who will read the cache from a host that does not list.
+    def write_index(self) -> None:
+        """Write seeds.json, which names the seeds for readers at a host that does not list.
 
         Raises:
             StorageError: the disk or the host said no.
@@ -172,10 +173,10 @@ class CacheWriter:
 
 
 class SeedWriter:
-    """Writes the shards of one seed; made by `CacheWriter.seed`, which holds its lock, or for a guest of the owner.
+    """Writes the shards of one seed; `CacheWriter.seed` returns one, or `CacheWriter.unlocked`.
 
-    A shard has a lock of its own from the look whether it is committed until it is: whoever comes second finds it
-    done, even a process of which everybody thought that it had died.
+    Each shard has a lock of its own, held from the check whether it is committed until it is. Of two processes that
+    write one shard, the second finds it committed, even if the first was taken for dead.
     """
 
     def __init__(
@@ -183,15 +184,15 @@ class SeedWriter:
     ) -> None:
         self.place, self.spec, self.seed = place, spec, seed
         with place.storing():
-            if not place.filled([COMMIT]):
-                self._create(metadata or _metadata(spec))
+            if not place.nonempty([COMMIT]):
+                self._create(metadata or _seed_metadata(spec))
         with reading(place):
-            seed_shards(place.fetch(metadata_files(spec)), spec, place)
+            count_shards(place.fetch(metadata_files(spec)), spec, place)
         with place.storing():
             self._lengthen()
 
     def committed(self) -> npt.NDArray[np.bool_]:
-        """Say which shards are committed, (shards,) bool."""
+        """Return which shards are committed, (shards,) bool."""
         return np.not_equal(self.commits(), 0)
 
     def commits(self) -> npt.NDArray[np.uint64]:
@@ -199,7 +200,7 @@ class SeedWriter:
         return self._commits(range(self.spec.layout.shards))
 
     def write(self, shard: int, arrays: Arrays) -> int:
-        """Write one shard, make it durable, commit it; what an earlier crash left of it is deleted first.
+        """Write one shard, flush it, commit it; what an earlier crash left of it is deleted first.
 
         Args:
             shard: its index; not committed yet.
@@ -210,54 +211,54 @@ class SeedWriter:
 
         Raises:
             OptionError: the shard is committed, or not one of the cache's, or its arrays do not fit.
-            BusyError: somebody else writes this shard, and does not come to an end.
+            BusyError: another process has held the shard's lock for ten minutes.
             StorageError: the disk or the host said no. Nothing is committed then.
         """
-        with self._turn(shard):
+        with self._lock_shard(shard):
             self._refuse_committed(shard)
             return self._write(shard, arrays)
 
-    def settle(self, shard: int, arrays: Arrays) -> int:
-        """Write one shard as `write` does, unless it is committed by now; returns its commit digest."""
-        with self._turn(shard):
+    def write_if_missing(self, shard: int, arrays: Arrays) -> int:
+        """Write one shard as `write` does, unless it is committed by now; return its commit digest."""
+        with self._lock_shard(shard):
             return self._commit(shard) or self._write(shard, arrays)
 
     def _write(self, shard: int, arrays: Arrays) -> int:
-        commit, files = packed_shard(arrays, self.spec, self.seed, shard)
+        commit, files = pack_shard(arrays, self.spec, self.seed, shard)
         *data, last = shard_files(self.spec, shard)
         with self.place.storing():
             self._put(data, files)
-            self.place.put({last: commit_file(self.spec, commit)}, new=True)
+            self.place.put({last: pack_commit(self.spec, commit)}, new=True)
         return commit
 
-    def adopt(self, shard: int, commit: int, files: Mapping[str, bytes]) -> None:
-        """Write one shard from the files of a copy of this cache, read them back, and only then commit it.
+    def write_files(self, shard: int, commit: int, files: Mapping[str, bytes]) -> None:
+        """Write one shard from its files in a copy of this cache, read them back, and only then commit it.
 
         Args:
             shard: its index; not committed yet.
-            commit: the digest that it was committed with.
-            files: its files by `shard_files`, as far as they are there.
+            commit: its commit digest in the copy.
+            files: by name, those of `shard_files` that the copy has.
 
         Raises:
             OptionError: the shard is committed, or not one of the cache's.
-            FormatError: what was read back is not what `commit` is the digest of. Nothing is committed then.
+            FormatError: what was read back has another digest. Nothing is committed then.
             StorageError: the disk or the host said no. Nothing is committed then.
         """
         *data, last = shard_files(self.spec, shard)
-        with self._turn(shard):
+        with self._lock_shard(shard):
             self._refuse_committed(shard)
             with self.place.storing():
                 self._put(data, {name: files[name] for name in data if name in files})
             with reading(self.place):
-                there = self.place.fetch(data, most_bytes(self.spec))
-            checked_shard(there, commit, self.spec, self.seed, shard, self.place)
+                stored = self.place.fetch(data, most_bytes(self.spec))
+            unpack_checked(stored, commit, self.spec, self.seed, shard, self.place)
             with self.place.storing():
                 self.place.put({last: files[last]}, new=True)
 
-    def withdraw(self, shard: int) -> None:
-        """Take a damaged shard back, so that it can be written again: its commit first, durably, then its files.
+    def delete(self, shard: int) -> None:
+        """Delete a damaged shard, so that it can be written again: its commit first, durably, then its files.
 
-        Nothing else takes back what was committed, and only `verify --repair` calls this.
+        Nothing else deletes what was committed, and only `verify --repair` calls this.
 
         Raises:
             OptionError: it is not one of the cache's shards.
@@ -269,12 +270,12 @@ class SeedWriter:
             self.place.delete([commit])
             self.place.delete(data)
 
-    def _turn(self, shard: int) -> AbstractContextManager[None]:
+    def _lock_shard(self, shard: int) -> AbstractContextManager[None]:
         require_shard(self.spec, shard)
-        return self.place.turn(shard)
+        return self.place.lock_shard(shard)
 
     def _put(self, names: list[str], files: Mapping[str, bytes]) -> None:
-        """Write files of these names, over what an earlier crash left; delete what it left of the others."""
+        """Write these files; of the other names, delete what an earlier crash left."""
         self.place.delete([name for name in names if name not in files])
         self.place.put(files)
 
@@ -282,7 +283,7 @@ class SeedWriter:
         array = self.spec.commit_array()
         with reading(f"{self.place}/commit"):
             files = self.place.fetch(shard_file(array, shard) for shard in shards)
-            return np.array([commit_entry(files, self.spec, shard) for shard in shards], np.uint64)
+            return np.array([unpack_commit(files, self.spec, shard) for shard in shards], np.uint64)
 
     def _commit(self, shard: int) -> int:
         return int(self._commits([shard])[0])
@@ -292,7 +293,7 @@ class SeedWriter:
             raise OptionError(f"shard {shard} of seed {self.seed} is committed: it is never written again")
 
     def _create(self, metadata: Mapping[str, bytes]) -> None:
-        """Make the arrays, durably, and `commit` last: what is there without it is void."""
+        """Write the metadata of the arrays, that of `commit` last: without it the seed has not been begun."""
         self.place.delete_folder("commit/c")
         *first, last = metadata_files(self.spec)
         if missing := [name for name in (*first, last) if not metadata.get(name)]:
@@ -301,17 +302,17 @@ class SeedWriter:
         self.place.put({last: metadata[last]})
 
     def _lengthen(self) -> None:
-        """Give arrays of before the data set grew their new shape, `commit` last; what they hold stays as it is."""
+        """Where the data set has grown, give the arrays their new shape, `commit` last; their data stays."""
         if not self.spec.parts:
             return
         for a in seed_arrays(self.spec):
             file = f"{a.name}/zarr.json"
-            about = json.loads(self.place.fetch([file])[file])
-            if about["shape"] != list(a.shape):
-                self.place.put({file: json.dumps({**about, "shape": a.shape}).encode()})
+            metadata = json.loads(self.place.fetch([file])[file])
+            if metadata["shape"] != list(a.shape):
+                self.place.put({file: json.dumps({**metadata, "shape": a.shape}).encode()})
 
 
-def _writable(path: str | Path) -> Place:
+def _writable_place(path: str | Path) -> Place:
     place = place_of(path)
     if not place.writable:
         raise OptionError(f"{place}: https is for reading; write to a local path, s3:// or gs://")
@@ -319,23 +320,25 @@ def _writable(path: str | Path) -> Place:
 
 
 def _grow(place: Place, spec: CacheSpec, keys: Keys) -> None:
-    """Make the cache at `place` what `spec` says, if it is what `spec` was: new keys first, the root last."""
+    """Bring the cache at `place` from an earlier state of `spec` to `spec`: new keys first, the root last."""
     if read_keys(place, read_root(place)) is None:
-        return  # `open` says how they differ
-    with place.storing(), place.growing():
+        return  # without keys it cannot grow; `open` says how they differ
+    with place.storing(), place.lock_root():
         found = read_root(place)
-        held = read_keys(place, found)
-        if held is None or all(then.differences(found) for then in spec.history()[:-1]):
+        old_keys = read_keys(place, found)
+        if old_keys is None or all(earlier.differences(found) for earlier in spec.history()[:-1]):
             return
-        if not np.array_equal(held, keys[: len(held)]):
-            raise OptionError(f"{place}: the first {len(held)} sample keys given are not those of the cache")
+        if not np.array_equal(old_keys, keys[: len(old_keys)]):
+            raise OptionError(
+                f"{place}: the first {len(old_keys)} sample keys given are not those of the cache"
+            )
         files = _key_files(spec, keys)
         array = spec.key_array()
-        about = f"{array.name}/zarr.json"
+        metadata = f"{array.name}/zarr.json"
         new = [shard_file(array, shard) for shard in range(found.layout.shards, spec.layout.shards)]
         place.delete(new)  # of a growth that was given up
         place.put({name: files[name] for name in new if name in files})
-        place.put({about: files[about]})
+        place.put({metadata: files[metadata]})
         dataset = dataclasses.replace(found.dataset, n=spec.dataset.n, fingerprint=spec.dataset.fingerprint)
         grown = dataclasses.replace(found, dataset=dataset, parts=spec.parts)
         root = json.loads(place.fetch(["zarr.json"])["zarr.json"])
@@ -348,28 +351,28 @@ def _key_files(spec: CacheSpec, keys: Keys) -> dict[str, bytes]:
     if keys.shape != (spec.dataset.n,):
         raise OptionError(f"expected {spec.dataset.n} sample keys, found {keys.shape}")
     array = spec.key_array()
-    files = {f"{array.name}/zarr.json": _made([array])[f"{array.name}/zarr.json"]}
+    files = {f"{array.name}/zarr.json": _array_metadata([array])[f"{array.name}/zarr.json"]}
     for shard in range(spec.layout.shards):
         samples = spec.layout.samples_of(shard)
-        if (file := packed(keys[samples.start : samples.stop], array)) is not None:
+        if (file := pack(keys[samples.start : samples.stop], array)) is not None:
             files[shard_file(array, shard)] = file
     return files
 
 
-def _root(spec: CacheSpec) -> bytes:
+def _root_metadata(spec: CacheSpec) -> bytes:
     """Return the root's metadata file."""
     files: dict[str, Buffer] = {}
     zarr.create_group(MemoryStore(files), attributes=root_attributes(spec))
     return files["zarr.json"].to_bytes()
 
 
-def _metadata(spec: CacheSpec) -> dict[str, bytes]:
+def _seed_metadata(spec: CacheSpec) -> dict[str, bytes]:
     """Return the metadata files of a seed."""
-    with knowing_codecs(spec):
-        return _made(seed_arrays(spec))
+    with profile_codecs(spec):
+        return _array_metadata(seed_arrays(spec))
 
 
-def _made(arrays: Iterable[ArraySpec]) -> dict[str, bytes]:
+def _array_metadata(arrays: Iterable[ArraySpec]) -> dict[str, bytes]:
     """Return the metadata files of a group of arrays, as Zarr makes them."""
     files: dict[str, Buffer] = {}
     group = zarr.create_group(MemoryStore(files))
@@ -382,12 +385,12 @@ def _made(arrays: Iterable[ArraySpec]) -> dict[str, bytes]:
             shards=array.shards,
             dimension_names=array.dimensions,
             fill_value=0,
-            **codecs(array),
+            **codec_arguments(array),
         )
     return {name: data.to_bytes() for name, data in files.items()}
 
 
-def _json(text: bytes | None) -> object:
+def _parse_json(text: bytes | None) -> object:
     try:
         return json.loads(text or b"")
     except (ValueError, RecursionError):  # damaged

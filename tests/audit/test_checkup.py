@@ -13,7 +13,7 @@ from command import logitcache, succeeds
 from dumping import a_teacher, dump_digits
 from small_caches import files_of, fill, spec_of
 
-from logitcache.audit.checkup import CheckupConfig, checkup, teacher_of
+from logitcache.audit.checkup import CheckupConfig, check_cache, open_teacher
 from logitcache.audit.summary import summarize, view_size
 from logitcache.audit.verify import Problem
 from logitcache.errors import OptionError, UnknownNameError
@@ -37,11 +37,11 @@ def test_the_teacher_is_built_again_from_what_the_cache_says(tmp_path: Path) -> 
         dump_digits(out, 40, made, seeds=(0,))
         spec = CacheReader(out).spec
         spec = dataclasses.replace(spec, dataset=dataclasses.replace(spec.dataset, name="digits"))
-        images, teacher = teacher_of(spec, weights=named and str(named))
+        images, teacher = open_teacher(spec, weights=named and str(named))
         assert teacher.weights_sha256 == made.weights_sha256
         assert images.name == "digits"
     with pytest.raises(OptionError, match=r"came from the file w\.safetensors; name it with --weights"):
-        teacher_of(spec)
+        open_teacher(spec)
 
 
 # In short -------------------------------------------------------------------------------------------------
@@ -136,6 +136,6 @@ def test_verify_by_command_says_clean_or_not_by_its_exit_code(tmp_path: Path) ->
 def test_a_checkup_refuses_options_that_cannot_be(whole: Path) -> None:
     for wrong in (CheckupConfig(replay=-1), CheckupConfig(batch_size=-1), CheckupConfig(workers=-2)):
         with pytest.raises(OptionError, match="found"):
-            checkup(str(whole), wrong)
+            check_cache(str(whole), wrong)
     with pytest.raises(UnknownNameError, match="unknown model 'nobody'"):
-        checkup(str(whole), CheckupConfig(teacher="nobody", replay=1))
+        check_cache(str(whole), CheckupConfig(teacher="nobody", replay=1))

@@ -8,7 +8,7 @@ from breaking import N, rewrite
 from dumping import a_teacher, dump_digits
 from small import few_digits
 
-from logitcache.audit.recheck import rerun
+from logitcache.audit.recheck import recheck_views
 from logitcache.errors import MismatchError
 from logitcache.store import CacheReader
 
@@ -27,22 +27,26 @@ from logitcache.store import CacheReader
 )
 def test_the_teacher_still_says_what_every_profile_holds(options: dict[str, object], tmp_path: Path) -> None:
     dump_digits(tmp_path / "c.zarr", 100, **options)
-    report = rerun(CacheReader(tmp_path / "c.zarr"), few_digits(100), a_teacher(), 60, seed=5, batch_size=7)
+    report = recheck_views(
+        CacheReader(tmp_path / "c.zarr"), few_digits(100), a_teacher(), 60, seed=5, batch_size=7
+    )
     assert report.clean
     assert (report.views, report.off, report.drift) == (60, 0, None)
     assert report.mean_error <= report.max_error < (0.06 if options else 1e-3)
 
 
 def test_more_than_there_is_asks_for_every_view_once(whole: Path) -> None:
-    report = rerun(CacheReader(whole), few_digits(N), a_teacher(), 10_000)
+    report = recheck_views(CacheReader(whole), few_digits(N), a_teacher(), 10_000)
     assert (report.views, report.top1_agreement) == (2 * N + 86, 1.0)
-    again = [rerun(CacheReader(whole), few_digits(N), a_teacher(), 9, seed=s).to_dict() for s in (3, 3, 4)]
+    again = [
+        recheck_views(CacheReader(whole), few_digits(N), a_teacher(), 9, seed=s).to_dict() for s in (3, 3, 4)
+    ]
     assert again[0] == again[1] != again[2]
 
 
 def test_answers_of_another_teacher_are_found(cache: Path) -> None:
     rewrite(cache, 1, 2, lambda a: a["top"].__setitem__(slice(8, 11), a["top"][8:11] + np.float32([1, 3, 2])))
-    report = rerun(CacheReader(cache), few_digits(N), a_teacher(), 10_000)
+    report = recheck_views(CacheReader(cache), few_digits(N), a_teacher(), 10_000)
     assert not report.clean
     assert (report.off, report.worst) == (3, (2 * 64 + 9, 1))
     assert report.max_error == pytest.approx(3, abs=1e-2)
@@ -58,20 +62,20 @@ def test_a_class_that_rose_from_the_tail_is_found(cache: Path) -> None:
         )
 
     rewrite(cache, 0, 0, swapped)
-    assert rerun(CacheReader(cache), few_digits(N), a_teacher(), 10_000).off == 1
+    assert recheck_views(CacheReader(cache), few_digits(N), a_teacher(), 10_000).off == 1
 
 
 def test_the_teacher_is_not_asked_with_other_weights_or_images(whole: Path) -> None:
     with pytest.raises(MismatchError, match=r"another teacher.*teacher\.weights_sha256"):
-        rerun(CacheReader(whole), few_digits(N), a_teacher(1), 5)
+        recheck_views(CacheReader(whole), few_digits(N), a_teacher(1), 5)
     with pytest.raises(MismatchError, match="other images"):
-        rerun(CacheReader(whole), few_digits(N - 1), a_teacher(), 5)
+        recheck_views(CacheReader(whole), few_digits(N - 1), a_teacher(), 5)
 
 
 def test_drift_of_the_views_is_told(cache: Path) -> None:
     for seed in (0, 1, 2):
         rewrite(cache, seed, 0, lambda a: a["canary"].__iadd__(1))
-    report = rerun(CacheReader(cache), few_digits(N), a_teacher(), 200)
+    report = recheck_views(CacheReader(cache), few_digits(N), a_teacher(), 200)
     assert not report.clean
     assert report.off == 0
     assert report.drift is not None

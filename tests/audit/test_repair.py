@@ -9,8 +9,8 @@ from dumping import a_teacher
 from small import Pixels, few_digits
 from small_caches import files_of
 
-from logitcache.audit.repair import repair
-from logitcache.audit.verify import verify
+from logitcache.audit.repair import repair_cache
+from logitcache.audit.verify import verify_cache
 from logitcache.errors import BusyError, DriftError, MismatchError, StorageError
 from logitcache.store import CacheReader, CacheWriter
 
@@ -24,8 +24,8 @@ class Unnoticed(Pixels):
 
 
 def mend(cache: Path, **options: object):
-    found = verify(CacheReader(cache))
-    return repair(cache, found, SPEED, lambda: (few_digits(N), a_teacher()), **options)
+    found = verify_cache(CacheReader(cache))
+    return repair_cache(cache, found, SPEED, lambda: (few_digits(N), a_teacher()), **options)
 
 
 FAULTS = {
@@ -72,10 +72,10 @@ FAULTS = {
 def test_every_fault_is_found_and_mended_to_the_same_bits(fault: str, whole: Path, cache: Path) -> None:
     name, damage, (seed, shard, kind) = FAULTS[fault]
     damage(cache / name)
-    found = verify(CacheReader(cache))
+    found = verify_cache(CacheReader(cache))
     assert not found.clean
     assert [(p.seed, p.shard, p.kind) for p in found.problems] == [(seed, shard, kind)]
-    done = repair(cache, found, SPEED, lambda: (few_digits(N), a_teacher()))
+    done = repair_cache(cache, found, SPEED, lambda: (few_digits(N), a_teacher()))
     assert done.after.clean
     assert done.redumped == (() if shard is None else ((seed, shard),))
     assert done.mended == ((name,) if shard is None else ())
@@ -111,7 +111,7 @@ def test_metadata_alone_is_mended_without_a_teacher(whole: Path, cache: Path) ->
     def nobody():
         raise AssertionError("asked for a teacher")
 
-    done = repair(cache, verify(reader), SPEED, nobody)
+    done = repair_cache(cache, verify_cache(reader), SPEED, nobody)
     assert done.mended == ("seed-0/gap/zarr.json",)
     assert files_of(cache) == files_of(whole)
 
@@ -138,9 +138,9 @@ def test_nothing_is_taken_back_before_all_is_proved_the_same(who: str, cache: Pa
         images = Unnoticed("digits", "train", images.images, images.labels, 10, "digits")
         images.changed = CacheReader(cache).spec.layout.canary_samples(2)[1]
         refusal = (DriftError, f"sample {images.changed} of digits under seed 0")
-    found = verify(CacheReader(cache))
+    found = verify_cache(CacheReader(cache))
     with pytest.raises(refusal[0], match=refusal[1]):
-        repair(cache, found, SPEED, lambda: (images, teacher))
+        repair_cache(cache, found, SPEED, lambda: (images, teacher))
     assert files_of(cache) == before
 
 
@@ -166,7 +166,7 @@ def test_what_the_disk_refuses_to_read_is_not_taken_for_damage(cache: Path, monk
         return decode(self, seed, shard)
 
     monkeypatch.setattr(CacheReader, "decode", refused)
-    (problem,) = verify(CacheReader(cache)).problems
+    (problem,) = verify_cache(CacheReader(cache)).problems
     assert (problem.shard, problem.kind) == (1, "unreadable")
     before = files_of(cache)
     with pytest.raises(StorageError, match="the shard may be sound"):
@@ -182,7 +182,7 @@ def test_a_commit_is_withdrawn_durably_before_any_of_its_files(cache: Path, monk
         monkeypatch.setattr(
             os, "fsync", lambda d: (done.append(os.readlink(f"/proc/self/fd/{d}")), fsync(d))[1]
         )
-        own.withdraw(1)
+        own.delete(1)
         monkeypatch.undo()
         assert own.committed().tolist() == [True, False, True]
     assert done[0] == "commit"

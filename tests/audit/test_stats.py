@@ -13,7 +13,7 @@ from small import few_digits
 from typer.testing import CliRunner
 
 from logitcache.audit.pictures import draw
-from logitcache.audit.stats import BINS, stats
+from logitcache.audit.stats import BINS, compute_stats
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import IncompleteError, MismatchError
 from logitcache.models.build import build_model
@@ -35,7 +35,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> CacheReader:
 def test_statistics_are_those_of_a_plain_reading(cache: CacheReader) -> None:
     images = few_digits()
     labels = torch.from_numpy(images.labels)
-    found = stats(cache, images, most=10)
+    found = compute_stats(cache, images, most=10)
     taken = {seed: CachedTeacher(cache).take(torch.arange(300), seed) for seed in (0, 1, 5)}
     for one, (seed, teacher) in zip(found.seeds, taken.items(), strict=True):
         assert (one.seed, one.views) == (seed, 300)
@@ -74,7 +74,7 @@ def test_statistics_are_those_of_a_plain_reading(cache: CacheReader) -> None:
 
 
 def test_without_labels_the_top_class_stands_for_the_label(cache: CacheReader) -> None:
-    found = stats(cache, seeds=(1,), most=5)
+    found = compute_stats(cache, seeds=(1,), most=5)
     teacher = CachedTeacher(cache).take(torch.arange(300), 1)
     assert found.seeds[0].top1 is None
     assert found.agreement is None
@@ -87,7 +87,7 @@ def test_samples_without_a_teacher_do_not_count(tmp_path: Path) -> None:
     config = DumpConfig(seeds=(0,), top_k=2, workers=0, precision="float32", on_bad_image="skip")
     teacher = build_model("digits_tiny", num_classes=2, view_size=8, weights="random")
     dump(tmp_path / "c.zarr", images, RECIPE, teacher, config)
-    found = stats(CacheReader(tmp_path / "c.zarr"), images, most=len(images))
+    found = compute_stats(CacheReader(tmp_path / "c.zarr"), images, most=len(images))
     assert found.seeds[0].views == len(images) - 1
     assert sum(found.entropy_bins) == len(images) - 1
     assert 3 not in {hard.sample for hard in found.hardest}
@@ -100,15 +100,15 @@ def test_samples_without_a_teacher_do_not_count(tmp_path: Path) -> None:
 
 def test_other_images_and_missing_seeds_are_refused(cache: CacheReader) -> None:
     with pytest.raises(MismatchError, match="other images"):
-        stats(cache, few_digits(200))
+        compute_stats(cache, few_digits(200))
     with pytest.raises(IncompleteError, match="seed 3"):
-        stats(cache, seeds=(3,))
+        compute_stats(cache, seeds=(3,))
 
 
 def test_pictures_are_drawn(cache: CacheReader, tmp_path: Path) -> None:
     from PIL import Image
 
-    drawn = draw(stats(cache, few_digits()), tmp_path / "new", few_digits())
+    drawn = draw(compute_stats(cache, few_digits()), tmp_path / "new", few_digits())
     assert [file.name for file in drawn] == ["stats.png", "hardest.png"]
     for file in drawn:
         with Image.open(file) as image:

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_caches import spec_of
 
-from logitcache.audit.invariants import broken_rules
-from logitcache.audit.verify import verify
+from logitcache.audit.invariants import check_invariants
+from logitcache.audit.verify import verify_cache
 from logitcache.errors import IncompleteError, OptionError
 from logitcache.format.schema import CacheSpec
 from logitcache.store import CacheReader, CacheWriter
-from logitcache.store.derive import derive
-from logitcache.store.shards import as_stored
+from logitcache.store.derive import derive_cache
+from logitcache.store.shards import to_stored
 from logitcache.teacher.sparse import SparseTeacher
 
 # The rules ------------------------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ def a_shard(spec: CacheSpec, logits: torch.Tensor, invalid: np.ndarray) -> dict[
     arrays["canary"] = np.arange(1, spec.canaries + 1, dtype=np.uint32)[None]
     arrays["canary"][0, invalid[spec.layout.canary_samples(0)]] = 0
     arrays["top"][invalid] = np.nan
-    return {a.name: as_stored(arrays[a.name], a, spec, 0) for a in spec.arrays()}
+    return {a.name: to_stored(arrays[a.name], a, spec, 0) for a in spec.arrays()}
 
 
 @settings(max_examples=60, deadline=None)
@@ -54,7 +54,7 @@ def test_every_answer_of_a_teacher_keeps_the_rules(classes, k, profile, scale, o
     logits = torch.randn(24, classes) * scale + offset
     logits[::3] = logits[::3].round()  # ties
     invalid = np.random.default_rng(seed).random(24) < 0.2
-    assert broken_rules(spec, 0, a_shard(spec, logits, invalid)) == []
+    assert check_invariants(spec, 0, a_shard(spec, logits, invalid)) == []
 
 
 BREAKS = {
@@ -83,14 +83,14 @@ def test_each_broken_rule_is_named_with_its_rows(rule: str) -> None:
     arrays = a_shard(spec, torch.randn(24, 10) * 3, np.zeros(24, dtype=bool))
     for row in (6, 15):
         BREAKS[rule](arrays, row)
-    assert [tuple(b) for b in broken_rules(spec, 0, arrays)] == [(rule, 2, 6)]
+    assert [tuple(b) for b in check_invariants(spec, 0, arrays)] == [(rule, 2, 6)]
 
 
 def test_a_tail_above_the_support_breaks_rules() -> None:
     spec = spec_of(n=24, k=4, classes=10, shard=24)
     arrays = a_shard(spec, torch.randn(24, 10) * 3, np.zeros(24, dtype=bool))
     arrays["tail_mean"][3] = 0.5
-    assert "tail_mean is at most −(last gap)" in [b.rule for b in broken_rules(spec, 0, arrays)]
+    assert "tail_mean is at most −(last gap)" in [b.rule for b in check_invariants(spec, 0, arrays)]
 
 
 # Verify ---------------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def test_a_tail_above_the_support_breaks_rules() -> None:
 def test_a_sound_cache_is_clean_and_incomplete_seeds_and_strays_are_no_problem(cache: Path) -> None:
     for stray in ("seed-1/ids/c/0/0.abc.partial", "seed-2/top/c/1", "seed-0/notes"):
         (cache / stray).write_bytes(b"left over")
-    report = verify(CacheReader(cache), workers=2)
+    report = verify_cache(CacheReader(cache), workers=2)
     assert report.clean
     assert report.problems == ()
     assert [(s.seed, s.committed, s.bad, s.strays) for s in report.seeds] == [
@@ -113,24 +113,24 @@ def test_a_sound_cache_is_clean_and_incomplete_seeds_and_strays_are_no_problem(c
 @pytest.mark.parametrize(("source", "k", "profile"), [("exact", 4, "compact"), ("default", 2, "compact")])
 def test_what_is_derived_keeps_the_rules(source: str, k: int, profile: str, tmp_path: Path) -> None:
     dump_digits(tmp_path / "c.zarr", N, profile=source)
-    derive(tmp_path / "c.zarr", tmp_path / "d.zarr", top_k=k, profile=profile)
-    assert verify(CacheReader(tmp_path / "d.zarr")).clean
+    derive_cache(tmp_path / "c.zarr", tmp_path / "d.zarr", top_k=k, profile=profile)
+    assert verify_cache(CacheReader(tmp_path / "d.zarr")).clean
 
 
 def test_verify_takes_some_seeds_and_refuses_those_that_are_not_there(whole: Path) -> None:
     told: list[tuple[int, int]] = []
-    report = verify(CacheReader(whole), [1], on_progress=lambda *now: told.append(now))
+    report = verify_cache(CacheReader(whole), [1], on_progress=lambda *now: told.append(now))
     assert [s.seed for s in report.seeds] == [1]
     assert told[-1] == (3, 3)
     with pytest.raises(IncompleteError, match=r"no seeds 7-8; it has seeds 0-2"):
-        verify(CacheReader(whole), [1, 7, 8])
+        verify_cache(CacheReader(whole), [1, 7, 8])
     with pytest.raises(OptionError, match="workers"):
-        verify(CacheReader(whole), workers=-2)
+        verify_cache(CacheReader(whole), workers=-2)
 
 
 def test_rows_that_break_a_rule_are_found_though_every_digest_holds(cache: Path) -> None:
     rewrite(cache, 1, 1, lambda a: a["gap"].__setitem__((slice(5, 9), 1), a["gap"][5:9, 3] + 1))
-    (problem,) = verify(CacheReader(cache)).problems
+    (problem,) = verify_cache(CacheReader(cache)).problems
     assert (problem.seed, problem.shard, problem.kind) == (1, 1, "gaps do not fall")
     assert (problem.rows, problem.sample) == (4, 64 + 5)
 
@@ -146,10 +146,10 @@ def test_memory_does_not_grow_with_shards_or_seeds(tmp_path: Path) -> None:
             with CacheWriter.open(out, spec).seed(seed) as own:
                 for shard in range(shards):
                     own.write(shard, arrays)
-        verify(CacheReader(out), [0], workers=1)  # what is imported and kept for good
+        verify_cache(CacheReader(out), [0], workers=1)  # what is imported and kept for good
         reader = CacheReader(out)
         tracemalloc.start()
-        assert verify(reader, workers=1).clean
+        assert verify_cache(reader, workers=1).clean
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     shard_bytes = 8192 * spec.sample_bytes

@@ -92,7 +92,7 @@ def test_drift_that_is_allowed_is_said_in_one_line_and_kept_in_the_run(folder: P
     arrays = reader.read(1, 0)
     arrays["canary"] ^= 1
     with CacheWriter(reader.place, reader.spec).seed(1) as own:
-        own.withdraw(0)
+        own.delete(0)
         own.write(0, arrays)
     words = ("train", "--student", "digits_tiny", "--epochs", 1, "--out", "run")
     assert "not the views that the teacher saw" in fails(*words, cwd=tmp_path)

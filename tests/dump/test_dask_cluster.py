@@ -232,8 +232,8 @@ def test_a_second_writer_waits_for_the_first_and_leaves_its_shard_alone(whole: P
     with writer.seed(0) as owner:
         commits: list[int] = []
         other = {**held, "top": held["top"] + 1}
-        late = threading.Thread(target=lambda: commits.append(writer.guest(0).settle(0, other)))
-        with owner.place.turn(0):
+        late = threading.Thread(target=lambda: commits.append(writer.unlocked(0).write_if_missing(0, other)))
+        with owner.place.lock_shard(0):
             late.start()
             late.join(0.2)
             assert late.is_alive()
@@ -250,12 +250,12 @@ def test_on_object_storage_a_shard_written_twice_is_there_all_the_while(
     held, out = reader.read(0, 0), "memory://twice.zarr"
     writer = CacheWriter.open(out, reader.spec)
     with writer.seed(0) as first:
-        commit = first.settle(0, held)
-        late = writer.guest(0)
+        commit = first.write_if_missing(0, held)
+        late = writer.unlocked(0)
         gone: list[str] = []
         monkeypatch.setattr(type(late.place), "delete", lambda _place, files: gone.extend(files))
         assert late._write(0, held) == commit  # it had looked before the first one's commit was there
-        assert late.settle(0, held) == commit
+        assert late.write_if_missing(0, held) == commit
     there = late.place.files()
     assert there is not None
     assert not there & set(gone)

@@ -138,7 +138,7 @@ def test_a_cache_runs_no_strangers_code_because_something_is_left_open(tmp_path:
     dump(tmp_path / "b.zarr", few_digits(20), armed, a_teacher(), config)
     for name in ("a.zarr", "b.zarr"):
         with pytest.raises(OptionError, match="names the code shutil:rmtree"):
-            adopt_defaults(CacheWriter.there(tmp_path / name), DumpInputs("digits_small"), config)
+            adopt_defaults(CacheWriter.find(tmp_path / name), DumpInputs("digits_small"), config)
 
 
 def test_a_new_cache_has_sixteen_logits_and_the_default_profile(tmp_path: Path) -> None:
@@ -170,4 +170,4 @@ def test_weights_from_a_file_have_to_be_named(tmp_path: Path) -> None:
     succeeds(*words, "--weights", weights, "--seeds", 0, cwd=tmp_path)
     assert "came from the file best.safetensors; name it with --weights" in fails(*words, cwd=tmp_path)
     succeeds(*words, "--weights", weights, "--seeds", 1, cwd=tmp_path)
-    assert CacheWriter.there(tmp_path / "c.zarr").complete() == [0, 1]
+    assert CacheWriter.find(tmp_path / "c.zarr").complete() == [0, 1]

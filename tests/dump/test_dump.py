@@ -17,7 +17,7 @@ from dumping import RECIPE, a_teacher, arrays_of, assert_same, dump_digits
 from pictures import picture_folder
 from small import few_digits
 
-from logitcache.audit.checkup import CheckupConfig, checkup
+from logitcache.audit.checkup import CheckupConfig, check_cache
 from logitcache.dump.filler import ViewsDone
 from logitcache.dump.inputs import DumpInputs
 from logitcache.dump.job import DumpConfig, dump
@@ -112,12 +112,12 @@ sys.path.insert(0, {tests!r})
 from dumping import dump_digits
 import time
 from logitcache import store
-settle = store.SeedWriter.settle
+write = store.SeedWriter.write_if_missing
 def slowly(self, shard, arrays):
-    commit = settle(self, shard, arrays)
+    commit = write(self, shard, arrays)
     print(shard, flush=True)
     return commit
-store.SeedWriter.settle = slowly
+store.SeedWriter.write_if_missing = slowly
 dump_digits(Path({out!r}))
 """
 
@@ -456,4 +456,4 @@ def test_a_cache_that_names_weapons_runs_none(tmp_path: Path, weapon: str) -> No
     with pytest.raises(OptionError, match="names the code shutil:rmtree"):
         Stream.from_cache(tmp_path / "c.zarr")
     with pytest.raises(OptionError, match="names the code shutil:rmtree"):
-        checkup(str(tmp_path / "c.zarr"), CheckupConfig(replay=2))
+        check_cache(str(tmp_path / "c.zarr"), CheckupConfig(replay=2))

@@ -13,14 +13,14 @@ from growing import GROWN, KEYS, NEW, OLD, before_growth, by_key, dump_folder, f
 from small import few_digits
 from small_caches import assert_holds, fill
 
-from logitcache.audit.recheck import rerun
-from logitcache.audit.repair import repair
-from logitcache.audit.verify import verify
+from logitcache.audit.recheck import recheck_views
+from logitcache.audit.repair import repair_cache
+from logitcache.audit.verify import verify_cache
 from logitcache.dump.job import DumpConfig
 from logitcache.errors import IncompleteError
 from logitcache.store import CacheReader, CacheWriter
-from logitcache.store.copy import copy
-from logitcache.store.derive import derive
+from logitcache.store.copy import copy_cache
+from logitcache.store.derive import derive_cache
 from logitcache.stream.stream import Stream
 from logitcache.views.keyed_views import KeyedViews
 
@@ -64,14 +64,14 @@ def test_a_grown_cache_is_verified_repaired_and_asked_again(tmp_path: Path) -> N
     for shard in (1, 2):  # the short one of the old part, and the new one
         file = out / "seed-1" / "top" / "c" / str(shard)
         file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
-    assert {(p.seed, p.shard) for p in verify(CacheReader(out)).problems} == {(1, 1), (1, 2)}
+    assert {(p.seed, p.shard) for p in verify_cache(CacheReader(out)).problems} == {(1, 1), (1, 2)}
     config = DumpConfig(batch_size=24, workers=0)
-    done = repair(out, verify(CacheReader(out)), config, lambda: (few_digits(90), a_teacher()))
+    done = repair_cache(out, verify_cache(CacheReader(out)), config, lambda: (few_digits(90), a_teacher()))
     assert (done.redumped, done.identical, done.after.clean) == (((1, 1), (1, 2)), 2, True)
     for key, values in arrays_of_seed(out, 1).items():
         np.testing.assert_array_equal(values, before[key])
-    assert verify(CacheReader(out)).clean
-    asked = rerun(CacheReader(out), few_digits(90), a_teacher(), 120)
+    assert verify_cache(CacheReader(out)).clean
+    asked = recheck_views(CacheReader(out), few_digits(90), a_teacher(), 120)
     assert (asked.clean, asked.views, asked.top1_agreement) == (True, 120, 1.0)
 
 
@@ -83,12 +83,12 @@ def arrays_of_seed(cache: Path, seed: int) -> dict[tuple[int, str], np.ndarray]:
 
 def test_copies_follow(tmp_path: Path) -> None:
     before = before_growth(tmp_path / "c.zarr")
-    copy(before, tmp_path / "d.zarr")
+    copy_cache(before, tmp_path / "d.zarr")
     CacheWriter.open(before, GROWN, KEYS, grow=True)
-    copy(before, tmp_path / "e.zarr")  # the seeds have their old shape yet
+    copy_cache(before, tmp_path / "e.zarr")  # the seeds have their old shape yet
     fill(before, GROWN, seeds=(1,))
     for copied in ("d.zarr", "e.zarr", "f.zarr"):
-        copy(before, tmp_path / copied)
+        copy_cache(before, tmp_path / copied)
         reader = CacheReader(tmp_path / copied)
         assert (reader.spec, reader.complete()) == (GROWN, [1])
         for shard in range(4):
@@ -99,11 +99,11 @@ def test_copies_follow(tmp_path: Path) -> None:
 def test_what_is_derived_from_a_grown_cache_follows_it(tmp_path: Path) -> None:
     source, out = tmp_path / "c.zarr", tmp_path / "d.zarr"
     dump_digits(source, 70)
-    derive(source, out, top_k=2)
+    derive_cache(source, out, top_k=2)
     dump_digits(source, 90, grow=True)
-    report = derive(source, out, top_k=2)
+    report = derive_cache(source, out, top_k=2)
     assert (report.shards_there, report.shards_written) == (4, 2)
-    derive(source, tmp_path / "whole.zarr", top_k=2)
+    derive_cache(source, tmp_path / "whole.zarr", top_k=2)
     assert_same(out, tmp_path / "whole.zarr")
     assert by_key(out) == by_key(tmp_path / "whole.zarr")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from logitcache.errors import OptionError
 from logitcache.format.identity import PROFILES, Profile
-from logitcache.format.quantize import code_gaps, decode_gaps, rounded
+from logitcache.format.quantize import code_gaps, decode_gaps, round_mantissa
 from logitcache.teacher.sparse import SparseTeacher
 
 any_float = st.floats(width=32) | st.floats(-40, 40, width=32)
@@ -21,8 +21,8 @@ gap_lists = st.lists(st.floats(0, 2.0**127, width=32) | st.floats(0, 40, width=3
 @given(st.lists(any_float, min_size=1, max_size=20), st.integers(1, 23))
 def test_rounding_keeps_its_bound_its_bits_and_what_is_rounded(values, bits):
     values = np.array(values, np.float32)
-    found = rounded(values, bits)
-    assert found.tobytes() == rounded(found, bits).tobytes()
+    found = round_mantissa(values, bits)
+    assert found.tobytes() == round_mantissa(found, bits).tobytes()
     assert (np.isnan(found) == np.isnan(values)).all()
     finite = np.isfinite(values)
     assert np.isfinite(found[finite]).all()
@@ -35,14 +35,14 @@ def test_rounding_keeps_its_bound_its_bits_and_what_is_rounded(values, bits):
 
 def test_all_bits_of_float32_are_kept_where_the_profile_is_exact():
     values = np.random.default_rng(0).integers(0, 1 << 32, 1000, np.uint32).view(np.float32)
-    assert rounded(values, PROFILES["exact"].scalar_bits).tobytes() == values.tobytes()
+    assert round_mantissa(values, PROFILES["exact"].scalar_bits).tobytes() == values.tobytes()
 
 
 def test_ties_go_to_even_as_float16_does_it():
     values = np.random.default_rng(0).integers(0, 1 << 32, 100_000, np.uint32).view(np.float32)
     values = values[(np.abs(values) > 2.0**-14) & (np.abs(values) < 65_504)]
     values = np.concatenate([values, np.arange(2048, 4096, 1, np.float32)])
-    np.testing.assert_array_equal(rounded(values, 10), values.astype(np.float16).astype(np.float32))
+    np.testing.assert_array_equal(round_mantissa(values, 10), values.astype(np.float16).astype(np.float32))
 
 
 # Gaps -----------------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def teachers(name: str, classes: int, k: int) -> tuple[SparseTeacher, SparseTeac
     gap = torch.from_numpy(decode_gaps(code_gaps(teacher.gap.numpy(), profile), profile))
     scalars = (teacher.top, teacher.tail_lse, teacher.tail_mean, teacher.tail_var)
     top, *tail = (
-        s if s is None else torch.from_numpy(rounded(s.numpy(), profile.scalar_bits)) for s in scalars
+        s if s is None else torch.from_numpy(round_mantissa(s.numpy(), profile.scalar_bits)) for s in scalars
     )
     return teacher, SparseTeacher(teacher.ids, gap, top, *tail, classes)
 
@@ -160,7 +160,7 @@ def test_rounded_tails_stay_distributions_where_the_bounds_meet(name, shape, tem
     profile, teacher = PROFILES[name], SparseTeacher.from_logits(x, k)
     gap = torch.from_numpy(decode_gaps(code_gaps(teacher.gap.numpy(), profile), profile))
     lse, mean, var, top = (
-        torch.from_numpy(rounded(getattr(teacher, n).numpy(), profile.scalar_bits))
+        torch.from_numpy(round_mantissa(getattr(teacher, n).numpy(), profile.scalar_bits))
         for n in ("tail_lse", "tail_mean", "tail_var", "top")
     )
     stored = SparseTeacher(teacher.ids, gap, top, lse, mean, var, 12)

@@ -13,8 +13,8 @@ from typing import Any
 
 from logitcache.errors import LogitCacheError, StorageError
 from logitcache.store import CacheReader
-from logitcache.store.copy import copy
-from logitcache.store.derive import derive
+from logitcache.store.copy import copy_cache
+from logitcache.store.derive import derive_cache
 from logitcache.teacher.spool import open_spool
 from soak.disk import Recorder, replay
 from soak.subject import SAMPLES, SEEDS, HangError, Truth, dump_digits, one_line
@@ -38,11 +38,11 @@ def _dumping(out: Path, promise: Callable[[int, int], None]) -> None:
 
 
 def _deriving(source: Path, out: Path, promise: Callable[[int, int], None]) -> None:
-    derive(source, out, top_k=2)
+    derive_cache(source, out, top_k=2)
 
 
 def _copying(source: Path, out: Path, promise: Callable[[int, int], None]) -> None:
-    copy(source, out)
+    copy_cache(source, out)
 
 
 def _spooling(source: Path, spools: Path, promise: Callable[[int, int], None]) -> None:
@@ -98,8 +98,8 @@ def kill_derive(rng: random.Random, truth: Truth, folder: Path) -> None:
     """`kill -9` a derive; then go on to the cache that an undisturbed one makes."""
     killed(rng, _deriving, truth.path, folder / "c.zarr")
     with one_line():
-        derive(truth.path, folder / "c.zarr", top_k=2)
-        derive(truth.path, folder / "whole.zarr", top_k=2)
+        derive_cache(truth.path, folder / "c.zarr", top_k=2)
+        derive_cache(truth.path, folder / "whole.zarr", top_k=2)
         expected = Truth(folder / "whole.zarr", folder / "spool")
         expected.require_whole(folder / "c.zarr")
 
@@ -109,7 +109,7 @@ def kill_copy(rng: random.Random, truth: Truth, folder: Path) -> None:
     killed(rng, _copying, truth.path, folder / "c.zarr")
     truth.require_survived(folder / "c.zarr", set())
     with one_line():
-        copy(truth.path, folder / "c.zarr")
+        copy_cache(truth.path, folder / "c.zarr")
     truth.require_whole(folder / "c.zarr")
 
 

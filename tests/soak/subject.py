@@ -52,15 +52,15 @@ def images(n: int = SAMPLES) -> ArrayImages:
 
 def dump_digits(out: Path, promise: Promise | None = None, n: int = SAMPLES) -> None:
     """Dump both seeds, or go on with it, or let it grow to n samples; tell of each shard that has been committed."""
-    settle = SeedWriter.settle
+    write = SeedWriter.write_if_missing
 
     def settled(self: SeedWriter, shard: int, arrays: Any) -> int:
-        commit = settle(self, shard, arrays)
+        commit = write(self, shard, arrays)
         if promise is not None:
             promise(self.seed, shard)
         return commit
 
-    with mock.patch.object(SeedWriter, "settle", settled):
+    with mock.patch.object(SeedWriter, "write_if_missing", settled):
         dump(out, images(n), recipe_named("digits"), a_teacher(), CONFIG)
 
 

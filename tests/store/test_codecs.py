@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from zarr.storage import MemoryStore
 
 from logitcache.format.schema import ArraySpec
-from logitcache.store.codecs import codecs, packed, unpacked
+from logitcache.store.codecs import codec_arguments, pack, unpack
 
 KINDS = [
     ("uint16", "bitshuffle"), ("uint32", "bitshuffle"), ("float16", "shuffle"), ("uint8", "bitshuffle"),
@@ -42,7 +42,7 @@ def shards(draw) -> tuple[ArraySpec, np.ndarray]:
 def zarrs_array(files: dict[str, Any], array: ArraySpec) -> zarr.Array:
     return zarr.create_array(
         MemoryStore(files), shape=array.shape, dtype=array.dtype, chunks=array.chunks, shards=array.shards,
-        fill_value=0, **codecs(array),
+        fill_value=0, **codec_arguments(array),
     )  # fmt: skip
 
 
@@ -60,9 +60,9 @@ def test_a_file_is_bit_for_bit_what_zarr_makes_and_reads_as_zarr_reads_it(made):
     theirs = zarrs_array(files, array)
     key = "/".join(["c", *("0" for _ in array.shape)])
     theirs[:] = values
-    ours = packed(values, array)
+    ours = pack(values, array)
     assert ours == (files[key].to_bytes() if key in files else None)
-    found = unpacked(ours, array, len(values))
+    found = unpack(ours, array, len(values))
     assert found.dtype == values.dtype
     assert found.tobytes() == values.tobytes() == theirs[:].tobytes()
 
@@ -70,7 +70,7 @@ def test_a_file_is_bit_for_bit_what_zarr_makes_and_reads_as_zarr_reads_it(made):
 @given(shards(), st.data())
 def test_a_damaged_file_is_refused_or_holds_the_same_numbers(made, data):
     array, values = made
-    whole = packed(values, array)
+    whole = pack(values, array)
     if whole is None:
         return
     damaged = bytearray(whole)
@@ -83,7 +83,7 @@ def test_a_damaged_file_is_refused_or_holds_the_same_numbers(made, data):
     else:
         del damaged[position if kind == "cut" else 0 :]
     try:
-        found = unpacked(bytes(damaged), array, len(values))
+        found = unpack(bytes(damaged), array, len(values))
     except Exception:  # `reading` names the file
         return
     assert found.tobytes() == values.tobytes()
@@ -91,6 +91,6 @@ def test_a_damaged_file_is_refused_or_holds_the_same_numbers(made, data):
 
 def test_a_file_without_its_index_is_refused():
     array = ArraySpec("a", "uint16", (8,), (2,), (8,), ("sample",), "bitshuffle")
-    for file in (b"", b"\0\0\0\0", packed(np.arange(8), array)[:40]):
+    for file in (b"", b"\0\0\0\0", pack(np.arange(8), array)[:40]):
         with pytest.raises(ValueError, match="shorter than its index"):
-            unpacked(file, array, 8)
+            unpack(file, array, 8)

@@ -19,7 +19,7 @@ from logitcache.errors import BusyError, ImageError, IncompleteError, MismatchEr
 from logitcache.format.identity import PROFILES
 from logitcache.format.schema import CacheSpec
 from logitcache.store import CacheReader, CacheWriter
-from logitcache.store.derive import derive, derived_spec, reduced
+from logitcache.store.derive import derive_cache, derive_spec, reduce_shard
 from logitcache.stream.stream import Stream
 from logitcache.views.datasets import ArrayImages
 
@@ -72,24 +72,24 @@ def assert_as_dumped(derived: Path, direct: Path, tail: float) -> None:
 @pytest.mark.parametrize("profile", ["default", "compact", "archive"])
 @pytest.mark.parametrize("k", [1, 3, 10])
 def test_from_an_exact_cache_comes_what_a_dump_stores(dumped, k: int, profile: str, tmp_path: Path) -> None:
-    report = derive(dumped(10, "exact"), tmp_path / "d.zarr", top_k=k, profile=profile)
+    report = derive_cache(dumped(10, "exact"), tmp_path / "d.zarr", top_k=k, profile=profile)
     assert (report.k, report.profile, report.views, report.shards_written) == (k, profile, 200, 6)
     one_rounding = 2.0 ** -PROFILES[profile].scalar_bits  # sums of another order may fall on its other side
     assert_as_dumped(tmp_path / "d.zarr", dumped(k, profile), tail=one_rounding)
 
 
 def test_from_a_default_cache_come_its_own_gaps_and_a_tail_within_float16(dumped, tmp_path: Path) -> None:
-    derive(dumped(6, "default"), tmp_path / "d.zarr", top_k=2)
+    derive_cache(dumped(6, "default"), tmp_path / "d.zarr", top_k=2)
     assert_as_dumped(tmp_path / "d.zarr", dumped(2, "default"), tail=2e-3)
 
 
 def test_compact_gaps_of_fewer_logits_are_the_same_steps(dumped, tmp_path: Path) -> None:
-    derive(dumped(6, "compact"), tmp_path / "d.zarr", top_k=4)
+    derive_cache(dumped(6, "compact"), tmp_path / "d.zarr", top_k=4)
     assert_as_dumped(tmp_path / "d.zarr", dumped(4, "compact"), tail=0.05)
 
 
 def test_compact_from_default_rounds_twice_by_one_step_at_most(dumped, tmp_path: Path) -> None:
-    derive(dumped(6, "default"), tmp_path / "d.zarr", profile="compact")
+    derive_cache(dumped(6, "default"), tmp_path / "d.zarr", profile="compact")
     mine, theirs = arrays_of(tmp_path / "d.zarr"), arrays_of(dumped(6, "compact"))
     for key, values in mine.items():
         difference = np.abs(values.astype(float) - theirs[key].astype(float))
@@ -100,14 +100,14 @@ def test_compact_from_default_rounds_twice_by_one_step_at_most(dumped, tmp_path:
 
 @pytest.mark.parametrize(("first", "second"), [("default", "archive"), ("archive", "default")])
 def test_archive_loses_nothing_of_default(dumped, first: str, second: str, tmp_path: Path) -> None:
-    derive(dumped(6, first), tmp_path / "d.zarr", profile=second)
+    derive_cache(dumped(6, first), tmp_path / "d.zarr", profile=second)
     assert_as_dumped(tmp_path / "d.zarr", dumped(6, second), tail=0)
 
 
 def test_in_two_steps_it_is_the_same_as_in_one(dumped, tmp_path: Path) -> None:
-    derive(dumped(10, "exact"), tmp_path / "6.zarr", top_k=6, profile="default")
-    derive(tmp_path / "6.zarr", tmp_path / "2.zarr", top_k=2)
-    derive(dumped(10, "exact"), tmp_path / "once.zarr", top_k=2, profile="default")
+    derive_cache(dumped(10, "exact"), tmp_path / "6.zarr", top_k=6, profile="default")
+    derive_cache(tmp_path / "6.zarr", tmp_path / "2.zarr", top_k=2)
+    derive_cache(dumped(10, "exact"), tmp_path / "once.zarr", top_k=2, profile="default")
     assert_as_dumped(tmp_path / "2.zarr", tmp_path / "once.zarr", tail=2e-3)
 
 
@@ -139,14 +139,14 @@ def test_a_derived_tail_is_that_of_the_logits_themselves(dumped, data: st.DataOb
     with np.errstate(divide="ignore"):
         if old_k < classes:
             stored |= tail_of(old_k)
-        found, expected = reduced(stored, source, target), tail_of(new_k)
+        found, expected = reduce_shard(stored, source, target), tail_of(new_k)
     for name in TAIL:
         np.testing.assert_allclose(found[name], expected[name], rtol=2e-5, atol=1e-4, err_msg=name)
 
 
 def test_what_was_derived_can_be_trained_from_and_gone_on_with(tmp_path: Path) -> None:
     dump_digits(tmp_path / "c.zarr", top_k=6)
-    derive(tmp_path / "c.zarr", tmp_path / "d.zarr", top_k=4, seeds=[1])
+    derive_cache(tmp_path / "c.zarr", tmp_path / "d.zarr", top_k=4, seeds=[1])
     stream = Stream.from_cache(tmp_path / "d.zarr", few_digits(), batch_size=50, device="cpu", workers=0)
     batch = next(stream.epoch(0))
     assert batch.teacher is not None
@@ -169,26 +169,26 @@ def test_stopped_anywhere_it_goes_on_at_the_first_missing_shard(dumped, views: i
             raise _StopError
 
     with pytest.raises(_StopError):
-        derive(dumped(6, "default"), tmp_path / "d.zarr", top_k=2, on_progress=stop)
+        derive_cache(dumped(6, "default"), tmp_path / "d.zarr", top_k=2, on_progress=stop)
     reader = CacheReader(tmp_path / "d.zarr")
     before = sum(int((reader.commits(seed) != 0).sum()) for seed in reader.seeds())
     assert 0 < before < 6
-    report = derive(dumped(6, "default"), tmp_path / "d.zarr", top_k=2)
+    report = derive_cache(dumped(6, "default"), tmp_path / "d.zarr", top_k=2)
     assert (report.shards_there, report.shards_written) == (before, 6 - before)
-    derive(dumped(6, "default"), tmp_path / "whole.zarr", top_k=2)
+    derive_cache(dumped(6, "default"), tmp_path / "whole.zarr", top_k=2)
     assert_as_dumped(tmp_path / "d.zarr", tmp_path / "whole.zarr", tail=0)
 
 
 def test_another_cache_in_its_place_is_refused_with_what_differs(dumped, tmp_path: Path) -> None:
-    derive(dumped(6, "default"), tmp_path / "d.zarr", top_k=2)
+    derive_cache(dumped(6, "default"), tmp_path / "d.zarr", top_k=2)
     with pytest.raises(MismatchError) as refused:
-        derive(dumped(6, "default"), tmp_path / "d.zarr", top_k=3)
+        derive_cache(dumped(6, "default"), tmp_path / "d.zarr", top_k=3)
     assert [tuple(f) for f in refused.value.fields] == [("k", 3, 2)]
     with (
         CacheWriter.open(tmp_path / "d.zarr", CacheReader(tmp_path / "d.zarr").spec).seed(1),
         pytest.raises(BusyError, match="seed 1"),
     ):
-        derive(dumped(6, "default"), tmp_path / "d.zarr", top_k=2)
+        derive_cache(dumped(6, "default"), tmp_path / "d.zarr", top_k=2)
 
 
 @pytest.mark.parametrize(
@@ -205,24 +205,24 @@ def test_another_cache_in_its_place_is_refused_with_what_differs(dumped, tmp_pat
 )
 def test_what_the_source_does_not_hold_is_refused(dumped, source, options, says: str, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=says):
-        derive(dumped(*source), tmp_path / "d.zarr", **options)
+        derive_cache(dumped(*source), tmp_path / "d.zarr", **options)
     assert not (tmp_path / "d.zarr").exists()
 
 
 def test_seeds_that_are_not_complete_are_refused(dumped, tmp_path: Path) -> None:
     part = Path(shutil.copytree(dumped(6, "default"), tmp_path / "part.zarr"))
     (part / "seed-1" / "commit" / "c" / "2").unlink()
-    assert derive(part, tmp_path / "d.zarr", top_k=2).seeds == (0,)
+    assert derive_cache(part, tmp_path / "d.zarr", top_k=2).seeds == (0,)
     with pytest.raises(IncompleteError, match="lacks seed 1; complete: seed 0"):
-        derive(part, tmp_path / "e.zarr", top_k=2, seeds=[0, 1])
+        derive_cache(part, tmp_path / "e.zarr", top_k=2, seeds=[0, 1])
     (part / "seed-0" / "commit" / "c" / "1").unlink()
     with pytest.raises(IncompleteError, match="no complete seed"):
-        derive(part, tmp_path / "e.zarr", top_k=2)
+        derive_cache(part, tmp_path / "e.zarr", top_k=2)
 
 
 def test_shards_stay_where_they_are(dumped) -> None:
     source = CacheReader(dumped(6, "default")).spec
-    spec = derived_spec(source, 2)
+    spec = derive_spec(source, 2)
     assert [spec.layout.samples_of(j) for j in range(spec.layout.shards)] == [
         source.layout.samples_of(j) for j in range(source.layout.shards)
     ]

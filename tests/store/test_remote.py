@@ -85,7 +85,7 @@ def test_a_cache_on_the_web_is_read_and_needs_an_index_where_the_host_does_not_l
             assert_same_cache(reader, local)
         else:
             assert reader.seeds() == []
-            CacheWriter.open(tmp_path / "c.zarr", SPEC).index()
+            CacheWriter.open(tmp_path / "c.zarr", SPEC).write_index()
             assert_same_cache(reader, local)
         assert reader.info()["bytes_on_disk"] is None
         shutil.rmtree(tmp_path / "c.zarr" / "seed-0")  # the index still names it
@@ -228,7 +228,7 @@ def test_faults_that_pass_are_waited_out_on_s3(fault, s3, local, impatient, tmp_
         fsspec.get_filesystem_class("s3").clear_instance_cache()
         url = f"s3://bucket/{tmp_path.name}/c.zarr"
         with CacheWriter.open(url, SPEC).seed(2, local.metadata(2)) as own:
-            own.adopt(1, int(local.commits(2)[1]), local.files(2, 1))
+            own.write_files(1, int(local.commits(2)[1]), local.files(2, 1))
         np.testing.assert_array_equal(CacheReader(url).read(2, 1)["top"], local.read(2, 1)["top"])
     fsspec.get_filesystem_class("s3").clear_instance_cache()
 
@@ -281,7 +281,7 @@ def test_who_commits_second_is_told_if_it_was_with_something_else(root, local):
                 SeedWriter, "_refuse_committed", lambda self, shard: None
             )  # both looked before
             for writes in (own, other):  # the same twice: harmless
-                writes.adopt(1, int(local.commits(2)[1]), local.files(2, 1))
+                writes.write_files(1, int(local.commits(2)[1]), local.files(2, 1))
             with pytest.raises(StorageError, match="written meanwhile by somebody else"):
                 other.write(1, local.read(2, 1) | {"gap": np.ones((3, 2), np.float32)})
             with pytest.raises(FormatError, match="not what was committed"):

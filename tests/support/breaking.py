@@ -22,7 +22,7 @@ def rewrite(cache: Path, seed: int, shard: int, change) -> None:
     arrays = {name: values.copy() for name, values in reader.read(seed, shard).items()}
     change(arrays)
     with CacheWriter(reader.place, reader.spec).seed(seed) as own:
-        own.withdraw(shard)
+        own.delete(shard)
         own.write(shard, arrays)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from logitcache.errors import LogitCacheError
 from logitcache.format.identity import AdapterSpec, DatasetSpec, RecipeSpec, StepSpec, TeacherSpec
-from logitcache.format.quantize import code_gaps, decode_gaps, rounded
+from logitcache.format.quantize import code_gaps, decode_gaps, round_mantissa
 from logitcache.format.schema import CacheSpec
 from logitcache.store import CacheReader, CacheWriter
 
@@ -53,7 +53,7 @@ def arrays_of(spec: CacheSpec, seed: int, shard: int) -> dict[str, np.ndarray]:
 def as_stored(spec: CacheSpec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     stored = {a.name: arrays[a.name].astype(a.dtype) for a in spec.arrays() if a.name != "gap"}
     for name in {"top", "tail_lse", "tail_mean", "tail_var"} & set(stored):
-        stored[name] = rounded(stored[name], spec.profile.scalar_bits)
+        stored[name] = round_mantissa(stored[name], spec.profile.scalar_bits)
     return {**stored, "gap": code_gaps(arrays["gap"], spec.profile)}
 
 

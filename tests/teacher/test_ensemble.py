@@ -14,7 +14,7 @@ from logitcache.errors import IncompleteError, MismatchError, OptionError
 from logitcache.losses.kd import kd
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
-from logitcache.store.derive import derive
+from logitcache.store.derive import derive_cache
 from logitcache.stream.stream import Stream
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.datasets import load_digits
@@ -61,7 +61,7 @@ def test_what_is_taught_does_not_depend_on_ranks_or_the_batch(caches: list[Path]
     small = []
     for number, k in enumerate((2, 4)):
         small.append(tmp_path / f"{number}.zarr")
-        derive(caches[number], small[-1], top_k=k, profile="default")
+        derive_cache(caches[number], small[-1], top_k=k, profile="default")
 
     def taught(batch_size: int, ranks: int) -> dict[int, tuple[list[int], float]]:
         found = {}
