@@ -1,4 +1,13 @@
-"""Format: what a cache is. Facts only, without torch: specs, identity, schema, how numbers are quantized."""
+"""Format: what a cache is, as facts in frozen dataclasses. No torch, no files; every wing may import it.
+
+- `spec`: dataclasses that round-trip through JSON, with every field checked;
+- `identity`: what makes two caches the same: teacher, data set, recipe, profile;
+- `schema`: `CacheSpec`, the cache as a whole, its arrays, and a sample's row of bytes in a spool;
+- `shard_layout`: which samples a shard holds, as the data set grew;
+- `quantize`: how numbers are rounded, and gaps coded.
+
+`docs/format.md` says the same for other readers.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -16,7 +16,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True)
 class AdapterSpec(Spec):
-    """How one model wants its input: uint8 views of any size become float images of this form.
+    """How one model's input is made: uint8 views of any size become float images of this form.
 
     `size` is the side in pixels; `mean` and `std` are per channel, for pixels scaled to [0, 1].
     """
@@ -110,7 +110,7 @@ class RecipeSpec(Spec):
 
     @property
     def code(self) -> tuple[str, ...]:
-        """Names of somebody's own code, ``module:function``, that making and evaluating its views runs."""
+        """Names of code of the user's own, ``module:function``, that runs when its views are made or evaluated."""
         names = (*(step.transform for step in self.steps), self.evaluation)
         return tuple(name for name in names if ":" in name)
 
@@ -159,7 +159,7 @@ class Profile(Spec):
 
     @property
     def installed(self) -> bool:
-        """Is the package of its codec there?"""
+        """Whether the package of its codec is installed."""
         return self.codec != "pcodec" or find_spec("pcodec") is not None
 
     @property

@@ -1,7 +1,7 @@
-"""How numbers are rounded before they are stored, and what stored gaps stand for: idea and bounds in docs/format.md.
+"""How numbers are rounded before they are stored, and how gaps are coded; docs/format.md has idea and bounds.
 
-Rounding happens once, before the digest of a shard is taken, so a shard is the same bytes however often its
-numbers pass through here: rounding what is rounded changes nothing.
+Numbers are rounded before the digest of a shard is taken, and rounding them again changes nothing: a shard that is
+read and written anew is the same bytes.
 """
 
 from typing import Any
@@ -23,53 +23,53 @@ def round_mantissa(values: npt.NDArray[Any], bits: int) -> npt.NDArray[np.float3
         return values
     drop = 23 - bits
     raw = values.view(np.uint32)
-    up = (raw >> np.uint32(drop)) & np.uint32(1)
-    short = (raw + (up + np.uint32((1 << (drop - 1)) - 1))) & np.uint32(0xFFFFFFFF >> drop << drop)
-    result = short.view(np.float32)
+    odd = (raw >> np.uint32(drop)) & np.uint32(1)
+    kept = (raw + (odd + np.uint32((1 << (drop - 1)) - 1))) & np.uint32(0xFFFFFFFF >> drop << drop)
+    result = kept.view(np.float32)
     return np.where(np.isfinite(result) & np.isfinite(values), result, values)
 
 
 def code_gaps(gap: npt.NDArray[Any], profile: Profile) -> npt.NDArray[Any]:
-    """Code (rows, k) gaps ≥ 0 as the profile stores them: clipped to its range, rounded, perhaps as differences.
+    """Code (rows, k) gaps ≥ 0 as the profile stores them: clipped to its range, rounded, as values or differences.
 
-    A difference too large for its dtype is clipped, and the ranks after it make up for what is missing.
+    A difference too large for its dtype is clipped, and those of later ranks are larger by what is missing.
 
     Raises:
         OptionError: gaps are stored as differences, and fall from one rank to the next.
     """
     stored = np.dtype(profile.stored_gap)
-    whole: npt.NDArray[np.int32]
+    numbers: npt.NDArray[np.int32]  # gaps as whole numbers
     if profile.gap_step is None:
         dtype = np.dtype(profile.gap_dtype)
-        codes: npt.NDArray[Any] = np.clip(gap, 0, float(np.finfo(dtype).max)).astype(dtype)
-        np.abs(codes, out=codes)  # −0.0 has other bits
+        values: npt.NDArray[Any] = np.clip(gap, 0, float(np.finfo(dtype).max)).astype(dtype)
+        np.abs(values, out=values)  # −0.0 has other bits
         if profile.gap_coding == "values":
-            return codes
-        whole = codes.view(np.uint16).astype(np.int32)
+            return values
+        numbers = values.view(np.uint16).astype(np.int32)
     else:
         ranks = gap.shape[1] if profile.gap_coding == "differences" else 1
-        furthest = int(np.iinfo(stored).max) * ranks
-        short = np.clip(gap, 0, furthest * profile.gap_step).astype(np.float32)
-        whole = np.minimum(np.round(short / np.float32(profile.gap_step)), furthest).astype(np.int32)
+        most = int(np.iinfo(stored).max) * ranks
+        clipped = np.clip(gap, 0, most * profile.gap_step).astype(np.float32)
+        numbers = np.minimum(np.round(clipped / np.float32(profile.gap_step)), most).astype(np.int32)
         if profile.gap_coding == "values":
-            return whole.astype(stored)
-    return _differences(whole, int(np.iinfo(stored).max)).astype(stored)
+            return numbers.astype(stored)
+    return _differences(numbers, int(np.iinfo(stored).max)).astype(stored)
 
 
-def _differences(whole: npt.NDArray[np.int32], most: int) -> npt.NDArray[np.int32]:
-    """Take (rows, k) rising numbers apart into steps from rank to rank, from 0 on, of `most` or less."""
-    steps = np.diff(whole, axis=1, prepend=0)
-    if (steps < 0).any():
+def _differences(values: npt.NDArray[np.int32], most: int) -> npt.NDArray[np.int32]:
+    """Return the differences from rank to rank of (rows, k) rising numbers, from 0 on, each at most `most`."""
+    differences = np.diff(values, axis=1, prepend=0)
+    if (differences < 0).any():
         raise OptionError("gaps of a shard: expected them rising along the ranks, found one that falls")
-    if (steps > most).any():
-        reach = most * np.arange(1, whole.shape[1] + 1)  # nothing gets further by steps of `most`
-        whole = np.minimum(np.minimum.accumulate(whole - reach, axis=1), 0) + reach
-        steps = np.diff(whole, axis=1, prepend=0)
-    return steps
+    if (differences > most).any():
+        reach = most * np.arange(1, values.shape[1] + 1)  # the largest values that differences of `most` give
+        values = np.minimum(np.minimum.accumulate(values - reach, axis=1), 0) + reach
+        differences = np.diff(values, axis=1, prepend=0)
+    return differences
 
 
 def decode_gaps(stored: npt.NDArray[Any], profile: Profile) -> npt.NDArray[np.float32]:
-    """Return the (rows, k) float32 gaps that stored ones stand for; `SparseTeacher.unpack` does so in torch."""
+    """Return the (rows, k) float32 gaps that are stored so; `SparseTeacher.unpack` is the same in torch."""
     if profile.gap_coding == "differences":
         stored = np.cumsum(stored, axis=1, dtype=np.int32)
         if profile.gap_step is None:
@@ -79,7 +79,7 @@ def decode_gaps(stored: npt.NDArray[Any], profile: Profile) -> npt.NDArray[np.fl
 
 
 def clipped_gaps(stored: npt.NDArray[Any], profile: Profile) -> npt.NDArray[np.bool_]:
-    """Say which of (rows, k) stored gaps may stand for larger ones, being the largest that could be stored."""
+    """Return which of (rows, k) stored gaps are the largest that can be stored, and may have been clipped."""
     if profile.gap_step is None:
         largest: npt.NDArray[np.bool_] = decode_gaps(stored, profile) == np.finfo(profile.gap_dtype).max
         return largest

@@ -1,7 +1,6 @@
-"""What a cache is: every fact of the on-disk format, as frozen dataclasses that round-trip through JSON.
+"""`CacheSpec`: what identifies a cache, and which arrays a seed holds, with their dtypes, shapes and chunks.
 
-`CacheSpec` identifies a cache and says which arrays a seed holds, their dtypes, shapes and chunks. Nothing
-else in the library knows these. `docs/format.md` says the same in prose, for other readers.
+Nothing else in the library knows these. `docs/format.md` says the same in prose, for other readers.
 """
 
 import dataclasses
@@ -45,8 +44,8 @@ class ArraySpec:
 class CacheSpec(Spec):
     """Everything that identifies a cache; the value of ``attrs["logitcache"]`` in its root group.
 
-    `parts` says how the data set grew, oldest first, the last one being what `dataset` says now; it is empty
-    where it never did. Each part begins a new shard, so that no shard is ever written again.
+    `parts` says how the data set grew, oldest first; the last one is `dataset` as it is now. It is empty if the data
+    set never grew. Each part begins a new shard, so that no shard is ever written again.
     """
 
     teacher: TeacherSpec
@@ -129,7 +128,7 @@ class CacheSpec(Spec):
 
     @classmethod
     def from_dict(cls, data: object) -> Self:
-        """Parse the root attribute; a newer format version is refused before anything else is looked at."""
+        """Parse the root attribute; a newer format version is refused before anything else is parsed."""
         version = data.get("format_version") if isinstance(data, Mapping) else None
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise FormatError(
@@ -139,14 +138,14 @@ class CacheSpec(Spec):
         return super().from_dict(data)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return this spec as JSON values; without `parts` where the data set never grew."""
+        """Return this spec as JSON values; without `parts` if the data set never grew."""
         data = super().to_dict()
         if not self.parts:
             del data["parts"]
         return data
 
     def grown(self, dataset: DatasetSpec) -> Self:
-        """Return the spec of this cache after its data set has grown, if it has, to `dataset`, old samples first."""
+        """Return the spec of this cache after its data set has grown to `dataset`, old samples first; or this one."""
         now = PartSpec(dataset.n, dataset.fingerprint)
         if now == self._parts()[-1]:
             return self
@@ -154,13 +153,13 @@ class CacheSpec(Spec):
         return dataclasses.replace(self, dataset=grown, parts=(*self._parts(), now))
 
     def history(self) -> list[Self]:
-        """Return what this spec was after each part, oldest first; the last is this one."""
+        """Return this spec as it was after each part, oldest first; the last is this one."""
         parts = self._parts()
         states = []
         for count, part in enumerate(parts[:-1], 1):
             dataset = dataclasses.replace(self.dataset, n=part.n, fingerprint=part.fingerprint)
-            then = parts[:count] if count > 1 else ()
-            states.append(dataclasses.replace(self, dataset=dataset, parts=then))
+            earlier = parts[:count] if count > 1 else ()
+            states.append(dataclasses.replace(self, dataset=dataset, parts=earlier))
         return [*states, self]
 
     def _parts(self) -> tuple[PartSpec, ...]:
@@ -218,7 +217,7 @@ class CacheSpec(Spec):
         )
 
     def commit_array(self) -> ArraySpec:
-        """Return the array of commit digests; 0 (also: no file) means that the shard is not there."""
+        """Return the array of commit digests; 0 (also: no file) for a shard that is not committed."""
         return ArraySpec("commit", "uint64", (self.layout.shards,), (1,), None, ("shard",), "zstd")
 
     def key_array(self) -> ArraySpec:
@@ -228,33 +227,34 @@ class CacheSpec(Spec):
         )
 
     def differences(self, found: "CacheSpec") -> list[Difference]:
-        """List the fields in which `found` is another cache; versions and places do not count."""
-        mine, theirs = dict(_flat(self.to_dict())), dict(_flat(found.to_dict()))
-        keys = [key for key in {**mine, **theirs} if key not in _PLACES and not key.startswith(_NOT_IDENTITY)]
+        """List the fields in which `found` is another cache; versions and the names of places do not count."""
+        mine, theirs = dict(_flatten(self.to_dict())), dict(_flatten(found.to_dict()))
+        keys = [key for key in {**mine, **theirs} if key not in _WHERE and not key.startswith(_NOT_IDENTITY)]
         fields = [
-            Difference(key, *(_called(key, flat) for flat in (mine, theirs)))
+            Difference(key, *(_describe(key, flat) for flat in (mine, theirs)))
             for key in keys
             if mine.get(key) != theirs.get(key)
         ]
         others = [field for field in fields if field.field != "parts"]
-        return others if any(field.field in DATA for field in others) else fields  # those say it in short
+        return (
+            others if any(field.field in DATA for field in others) else fields
+        )  # `parts` would say it at length
 
 
-def _called(key: str, flat: Mapping[str, Any]) -> object:
-    """Return a field's value, of the recipe's digest with its name."""
+def _describe(key: str, flat: Mapping[str, Any]) -> object:
+    """Return the value of a field for messages; the recipe's digest with its name."""
     return f"{flat['recipe.name']} ({flat[key][:12]}…)" if key == "recipe_sha256" else flat.get(key)
 
 
-# The steps are compared as one by recipe_sha256.
-_NOT_IDENTITY = ("versions.", "recipe.")
-_PLACES = ("teacher.weights", "dataset.name")
+_NOT_IDENTITY = ("versions.", "recipe.")  # recipe_sha256 stands for all steps of the recipe
+_WHERE = ("teacher.weights", "dataset.name")
 DATA = ("dataset.n", "dataset.fingerprint", "parts")  # the fields in which a data set that grew differs
 
 
 def fit_shard_size(n: int, sample_bytes: int) -> int:
-    """Return the shard size for n samples of so many bytes: a power of two near n / 8.
+    """Return a shard size for n samples of so many bytes each: a power of two near n / 8.
 
-    From 256 to 131,072 samples; fewer where they would exceed 2^28 bytes.
+    It is 256 to 131,072 samples; fewer if they would exceed 2^28 bytes.
     """
     eighth = 1 << max(0, -(-n // 8) - 1).bit_length()
     most = 1 << max(1, SHARD_BYTES // sample_bytes).bit_length() - 1
@@ -263,10 +263,10 @@ def fit_shard_size(n: int, sample_bytes: int) -> int:
 
 @dataclass(frozen=True)
 class RowLayout(Spec):
-    """How one sample's arrays are packed into one row of bytes, for looking up: (name, dtype, count, offset).
+    """How one sample's arrays are packed into one row of bytes of a spool: fields of (name, dtype, count, offset).
 
-    Scalars first, then ids, then gaps, each at a multiple of its element's size (a view of a single row is made
-    in place, and must be aligned); little-endian; `row_bytes` is a multiple of 4.
+    Scalars first, then ids, then gaps, each at a multiple of its element's size, since arrays are views of the row
+    and must be aligned; little-endian; `row_bytes` is a multiple of 4.
     """
 
     fields: tuple[tuple[str, str, int, int], ...]
@@ -301,9 +301,9 @@ def itemsize(dtype: str) -> int:
     return int(dtype.lstrip("abcdefghijklmnopqrstuvwxyz")) // 8
 
 
-def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in data.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -12,7 +12,7 @@ class ShardLayout:
     """How the samples of a seed are cut into shards.
 
     Each part by which the data set grew begins a new shard, so that no shard is ever written again. Rows of the
-    arrays are counted by shard, not by sample: what a shorter shard before the last leaves free stays free.
+    arrays are counted by shard, not by sample: rows that a short shard before the last leaves free stay free.
     """
 
     parts: tuple[PartSpec, ...]  # oldest first; one where the data set never grew
@@ -21,7 +21,7 @@ class ShardLayout:
 
     @functools.cached_property
     def _begins(self) -> tuple[list[int], list[int]]:
-        """Return the first shard and the first sample of each part, and of one that would follow."""
+        """Return the first shard and the first sample of each part, and of a next one."""
         shards, samples = [0], [0]
         for part in self.parts:
             shards.append(shards[-1] - (samples[-1] - part.n) // self.shard_samples)
@@ -35,7 +35,7 @@ class ShardLayout:
 
     @property
     def rows(self) -> int:
-        """Number of rows of the arrays by sample; n, and what shorter shards before the last leave free."""
+        """Number of rows of the arrays by sample: n, and the rows that short shards before the last leave free."""
         last = self.shards - 1
         return last * self.shard_samples + len(self.samples_of(last))
 

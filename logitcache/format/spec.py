@@ -1,4 +1,4 @@
-"""Frozen dataclasses that round-trip through JSON: `Spec` writes itself, and parses what nobody vouches for.
+"""`Spec`: frozen dataclasses that round-trip through JSON, and check every field of data from a stranger.
 
 Parsing goes by the type hints of the fields: str, int, bool, float, Literal, X | None, tuple, dict, Any (any JSON
 value) and other specs. Every error says where in the data it is, what was expected and what was found.
@@ -17,7 +17,7 @@ from logitcache.errors import FormatError
 
 
 class Spec:
-    """Base of frozen dataclasses: `to_dict` for JSON, `from_dict` for data nobody vouches for."""
+    """Base of frozen dataclasses: `to_dict` returns JSON values, `from_dict` checks and parses them."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return this spec as JSON values; ``from_dict`` restores an equal one."""
@@ -34,10 +34,10 @@ class Spec:
 
 
 def require(condition: bool, problem: str) -> None:
-    """Insist on what a spec's fields must fulfil together.
+    """Check a condition on a spec's fields.
 
     Raises:
-        FormatError: they do not.
+        FormatError: it does not hold.
     """
     if not condition:
         raise FormatError(problem)
@@ -103,7 +103,7 @@ def _parse(hint: Any, value: object, where: str) -> Any:
 
 
 def _parse_json(value: object, where: str, depth: int = 0) -> Any:
-    """Check that a value is JSON: no NaN, no date (which TOML knows), no bottomless nesting."""
+    """Check that a value is JSON: no NaN, no date (TOML has those), nested at most 32 deep."""
     if depth > _DEEPEST:
         raise FormatError(f"{where}: nested more than {_DEEPEST} deep")
     if isinstance(value, list | tuple):
@@ -116,7 +116,7 @@ def _parse_json(value: object, where: str, depth: int = 0) -> Any:
 
 
 _DEEPEST = 32
-_BRIEF = reprlib.Repr()  # unlike repr it survives any nesting
+_BRIEF = reprlib.Repr()  # unlike repr() it copes with any depth
 _BRIEF.maxstring = _BRIEF.maxlong = _BRIEF.maxother = 60
 
 

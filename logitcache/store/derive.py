@@ -19,16 +19,16 @@ from logitcache.format.identity import Profile, profile_named
 from logitcache.format.quantize import decode_gaps
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
-from logitcache.store import CacheReader, CacheWriter, seed_list
+from logitcache.store.reader import CacheReader, seed_list
+from logitcache.store.writer import CacheWriter
 
-Progress = Callable[[int, int], None]
 Arrays = dict[str, npt.NDArray[Any]]
-ROWS = 4096  # at a time: what is computed in float64 stays small
+ROWS = 4096  # at a time, as a few float64 copies of them are held
 
 
 @dataclass(frozen=True)
 class DeriveReport(Spec):
-    """What was derived: views now, k and profile of the result, shards written and there already."""
+    """What was derived: its views, k and profile, shards written now, shards that were there already."""
 
     path: str
     seeds: tuple[int, ...]
@@ -46,15 +46,14 @@ def derive_cache(
     top_k: int | None = None,
     profile: str | None = None,
     seeds: Sequence[int] = (),
-    on_progress: Progress | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> DeriveReport:
     """Make a cache of fewer or coarser logits from another; started again, go on at the first missing shard.
 
     Teacher, data, recipe, shards, canaries and samples without a teacher stay, so the result can be trained from,
-    gone on with by `dump`, or grown, as if it had been dumped like this; where the source has grown since, it
-    follows. From an `exact` cache it is what a dump
-    would have stored (the tail to float32 rounding); from another, it is computed from the gaps as stored there,
-    which are rounded once already.
+    continued by `dump`, or grown, as if it had been dumped like this; where the source has grown since, it follows.
+    From an `exact` cache it is what a dump would have stored (the tail to float32 rounding); from another it is
+    computed from the gaps stored there, which have been rounded once already.
 
     Args:
         source: path of the cache to derive from.
@@ -82,11 +81,11 @@ def derive_cache(
     writer = CacheWriter.open(out, spec, reader.keys(), grow=True)
     done, written, total = 0, 0, len(chosen) * spec.dataset.n
     for seed in chosen:
-        with writer.seed(seed) as own:
-            committed = own.committed()
+        with writer.seed(seed) as seed_writer:
+            committed = seed_writer.committed()
             for shard in range(spec.layout.shards):
                 if not committed[shard]:
-                    own.write(shard, reduce_shard(reader.read(seed, shard), reader.spec, spec))
+                    seed_writer.write(shard, reduce_shard(reader.read(seed, shard), reader.spec, spec))
                     written += 1
                 done += len(spec.layout.samples_of(shard))
                 if on_progress:
@@ -96,54 +95,54 @@ def derive_cache(
 
 
 def derive_spec(source: CacheSpec, top_k: int | None = None, profile: str | None = None) -> CacheSpec:
-    """Return the spec of a cache of `top_k` logits in another profile, shard for shard that of `source`.
+    """Return the spec of a cache with `top_k` logits in another profile, and with the shards of `source`.
 
     Raises:
-        OptionError: it would need what the source does not hold, or is the source's.
+        OptionError: it would need what the source does not hold, or it is the spec of the source.
         UnknownNameError: no such profile.
     """
     k = source.k if top_k is None else top_k
-    wanted = source.profile if profile is None else profile_named(profile)
+    target = source.profile if profile is None else profile_named(profile)
     if k < 1:
         raise OptionError(f"top-k must be at least 1, found {k}")
-    if wanted.name == "exact" != source.profile.name or k > source.k:
-        asked = "every class" if wanted.name == "exact" else f"the top {k} logits"
+    if target.name == "exact" != source.profile.name or k > source.k:
+        logits = "every class" if target.name == "exact" else f"the top {k} logits"
         raise OptionError(
-            f"cannot derive {asked} from a cache that keeps the top {source.k} in profile "
+            f"cannot derive {logits} from a cache that keeps the top {source.k} in profile "
             f"{source.profile.name}; that takes the teacher: use `logitcache dump`"
         )
-    if wanted.name == "exact" and k < source.k:
+    if target.name == "exact" and k < source.k:
         raise OptionError(
             f"profile exact keeps every class, found --top-k {k}; choose a profile too, such as default"
         )
-    if _finest(wanted) < _finest(source.profile) or wanted.scalar_bits > source.profile.scalar_bits:
+    if _gap_step(target) < _gap_step(source.profile) or target.scalar_bits > source.profile.scalar_bits:
         raise OptionError(
-            f"cannot derive profile {wanted.name} ({wanted.gap_dtype} gaps) from {source.profile.name} "
+            f"cannot derive profile {target.name} ({target.gap_dtype} gaps) from {source.profile.name} "
             f"({source.profile.gap_dtype}), which is coarser; that takes the teacher: use `logitcache dump`"
         )
-    if (k, wanted) == (source.k, source.profile):
+    if (k, target) == (source.k, source.profile):
         raise OptionError(
-            f"nothing to derive: the cache keeps the top {k} in profile {wanted.name} already; "
+            f"nothing to derive: the cache keeps the top {k} in profile {target.name} already; "
             "give another --top-k or --profile"
         )
-    return dataclasses.replace(source, k=k, profile=wanted)
+    return dataclasses.replace(source, k=k, profile=target)
 
 
 def reduce_shard(stored: Arrays, source: CacheSpec, spec: CacheSpec) -> Arrays:
-    """Turn one shard of `source`, as `CacheReader.read` gives it, into what `SeedWriter.write` takes for `spec`.
+    """Reduce one shard, as `CacheReader.read` returns it, to the logits of `spec`, as `SeedWriter.write` takes it.
 
     Args:
-        stored: arrays by name, (rows, …), stored dtypes.
-        source: the spec that they are of.
-        spec: the spec to bring them to, of equal or smaller k.
+        stored: arrays by name, (rows, …), in stored dtypes.
+        source: the spec of the cache that they were read from.
+        spec: the spec of the cache to write them to, of equal or smaller k.
 
     Returns:
         Arrays of `spec` by name; gaps float32.
     """
     gap = decode_gaps(stored["gap"], source.profile)
-    kept = {**stored, "ids": stored["ids"][:, : spec.k], "gap": gap[:, : spec.k]}
+    reduced = {**stored, "ids": stored["ids"][:, : spec.k], "gap": gap[:, : spec.k]}
     if spec.k == source.k:
-        return kept
+        return reduced
     blocks = [slice(start, start + ROWS) for start in range(0, len(gap), ROWS)]
     tails = [
         _merged_tail(
@@ -154,8 +153,8 @@ def reduce_shard(stored: Arrays, source: CacheSpec, spec: CacheSpec) -> Arrays:
     invalid = np.isnan(stored["top"])
     for number, name in enumerate(_TAIL):
         values = np.concatenate([tail[number] for tail in tails])
-        kept[name] = np.where(invalid, 0, values).astype(np.float32)
-    return kept
+        reduced[name] = np.where(invalid, 0, values).astype(np.float32)
+    return reduced
 
 
 _TAIL = ("tail_lse", "tail_mean", "tail_var")
@@ -174,6 +173,6 @@ def _merged_tail(tail: Arrays, leaving: npt.NDArray[np.float32], size: int) -> t
     return np.logaddexp(old_lse, lse), mean, squares / (size + d)
 
 
-def _finest(profile: Profile) -> float:
-    """Size the smallest difference of gaps near 1 that a profile can tell."""
+def _gap_step(profile: Profile) -> float:
+    """Return the difference between neighbouring gaps near 1 that a profile can store."""
     return profile.gap_step or float(np.finfo(profile.gap_dtype).eps)
