@@ -34,7 +34,7 @@ def stats(
 
     Example: logitcache stats caches/vit_l-digits.zarr --pictures pictures
     """
-    from logitcache.audit.pictures import draw
+    from logitcache.audit.pictures import draw_stats
     from logitcache.audit.stats import compute_stats
     from logitcache.store import CacheReader
     from logitcache.views.alignment import explain_how_to_show, open_images_to_show
@@ -46,9 +46,9 @@ def stats(
     chosen = parse_seeds(seeds) if seeds else ()
     with progress("stats", "seeds") as advance:
         found = compute_stats(reader, images, chosen, most=most, on_progress=advance)
-    drawn = draw(found, pictures, images) if pictures else []
-    rows = [*_rows(found, images.class_names if images else ()), *(("picture", str(file)) for file in drawn)]
-    show({**found.to_dict(), "pictures": [str(file) for file in drawn]}, rows, as_json=json)
+    files = draw_stats(found, pictures, images) if pictures else []
+    rows = [*_rows(found, images.class_names if images else ()), *(("picture", str(file)) for file in files)]
+    show({**found.to_dict(), "pictures": [str(file) for file in files]}, rows, as_json=json)
 
 
 def _rows(found: "StatsReport", names: Sequence[str]) -> list[tuple[str, str]]:

@@ -1,5 +1,9 @@
-"""Audit: what a cache holds, whether it is sound, and how it is mended.
+"""Audit: what a cache holds, whether it is sound, and how damaged shards are dumped again.
 
-`verify` checks every digest and every number, `repair` dumps damaged shards again, `rerun` asks the teacher again,
-`summarize` sums a cache up for people. `rules` says what the numbers of a valid shard satisfy.
+- `summary`: a cache in a few lines, for `info`;
+- `stats`: what the teacher says of the data, for `stats`; `pictures` draws it;
+- `verify`: every checksum, digest and number of a cache; `invariants`: what the numbers of any valid shard satisfy;
+- `repair`: damaged shards are deleted and dumped again;
+- `recheck`: the teacher is run again on random views, and compared with the cache;
+- `checkup`: these three, as `verify --repair --replay` runs them.
 """

@@ -1,11 +1,12 @@
-"""A checkup: verify a cache, and where asked mend it and put its teacher to the question again."""
+"""A checkup: verify a cache, then repair it and run its teacher again where the configuration says so."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 from logitcache.audit.recheck import RecheckReport, recheck_views
 from logitcache.audit.repair import RepairReport, repair_cache
-from logitcache.audit.verify import Progress, VerifyReport, verify_cache
+from logitcache.audit.verify import VerifyReport, verify_cache
 from logitcache.dump.inputs import recorded_weights
 from logitcache.dump.job import DumpConfig
 from logitcache.errors import OptionError
@@ -13,7 +14,7 @@ from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.models.build import Model, build_model
 from logitcache.plugins import require_own
-from logitcache.store import CacheReader
+from logitcache.store.reader import CacheReader
 from logitcache.views.datasets import open_images, open_recorded
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, OnBadImage
@@ -24,13 +25,13 @@ class CheckupConfig(Spec):
     """What to check, and how.
 
     Attributes:
-        seeds: augmentation seeds; all that were begun when None.
+        seeds: augmentation seeds; None for all that have been begun.
         repair: dump damaged shards again.
         replay: run the teacher again on so many random views.
-        seed: of that choice.
-        teacher, weights, data: the cache's, where they have another name here; weights that were a file always.
-        batch_size: views per forward, as `DumpConfig`; for equal bits the same as then.
-        on_bad_image: in a repair, as `DumpConfig`.
+        seed: of the draw of these views.
+        teacher, weights, data: the cache's, if they have another name here; weights from a file must be given.
+        batch_size: views per forward, as `DumpConfig` has it; the same as in the dump gives the same bits.
+        on_bad_image: in a repair, as `DumpConfig` has it.
         device: "auto", "cpu", "cuda", "cuda:N".
         workers: threads that check, and processes that make views; −1: as fits.
     """
@@ -50,7 +51,7 @@ class CheckupConfig(Spec):
 
 @dataclass(frozen=True)
 class CheckupReport(Spec):
-    """What a checkup came to: `clean` after all that was done; a damaged cache's teacher is not asked."""
+    """What a checkup found; `clean` is after a repair. A cache that is still damaged gets no `replay`."""
 
     clean: bool
     found: VerifyReport
@@ -58,8 +59,10 @@ class CheckupReport(Spec):
     replay: RecheckReport | None
 
 
-def check_cache(path: str, config: CheckupConfig, on_progress: Progress | None = None) -> CheckupReport:
-    """Verify a cache; then repair it, and ask its teacher again, where the configuration says so.
+def check_cache(
+    path: str, config: CheckupConfig, on_progress: Callable[[int, int], None] | None = None
+) -> CheckupReport:
+    """Verify a cache; then repair it, and run its teacher again, where the configuration says so.
 
     Args:
         path: of the cache.
@@ -68,7 +71,7 @@ def check_cache(path: str, config: CheckupConfig, on_progress: Progress | None =
 
     Raises:
         OptionError: an option cannot be honoured.
-        LogitCacheError: as `verify`, `repair`, `rerun` and `teacher_of` say.
+        LogitCacheError: as `verify_cache`, `repair_cache`, `recheck_views` and `open_teacher` say.
     """
     if config.replay < 0 or config.batch_size < 0:
         raise OptionError(
@@ -78,7 +81,7 @@ def check_cache(path: str, config: CheckupConfig, on_progress: Progress | None =
     spec = reader.spec
     teacher = cache(lambda: open_teacher(spec, config.teacher, config.weights, config.data))
     found = verify_cache(reader, config.seeds, config.workers, on_progress)
-    clean, mended, asked = found.clean, None, None
+    clean, repaired, replayed = found.clean, None, None
     if config.repair and not found.clean:
         speed = DumpConfig(
             batch_size=config.batch_size,
@@ -86,17 +89,17 @@ def check_cache(path: str, config: CheckupConfig, on_progress: Progress | None =
             workers=config.workers,
             on_bad_image=config.on_bad_image,
         )
-        mended = repair_cache(path, found, speed, teacher, on_progress)
-        clean = mended.after.clean
+        repaired = repair_cache(path, found, speed, teacher, on_progress)
+        clean = repaired.after.clean
     if config.replay and clean:
         images, model = teacher()
         reader = CacheReader(path)
         size = config.batch_size or 64
-        asked = recheck_views(
+        replayed = recheck_views(
             reader, images, model, config.replay, seed=config.seed, device=config.device, batch_size=size
         )
-        clean = asked.clean
-    return CheckupReport(clean, found, mended, asked)
+        clean = replayed.clean
+    return CheckupReport(clean, found, repaired, replayed)
 
 
 def open_teacher(
@@ -106,18 +109,18 @@ def open_teacher(
 
     Args:
         spec: of the cache.
-        name: the teacher's name, where it has another here.
-        weights: its weights; needed where the cache's came from a file.
-        data: the images, where they have another name here.
+        name: the teacher's name, if it has another here.
+        weights: its weights; needed if the cache's came from a file.
+        data: the images, if they have another name here.
 
     Raises:
         OptionError: the weights came from a file that is not named, or the cache names code that is not your own.
-        LogitCacheError: whatever keeps the images or the teacher from being there.
+        LogitCacheError: the images or the teacher cannot be opened.
     """
-    unasked = [*spec.recipe.code]
+    code = [*spec.recipe.code]  # that the cache names, not the user
     if name is None and not spec.teacher.name.startswith("timm:"):
-        unasked.append(spec.teacher.name)
-    require_own("the cache", *unasked)
+        code.append(spec.teacher.name)
+    require_own("the cache", *code)
     chosen, (kind, _, number) = weights or recorded_weights(spec.teacher), spec.teacher.weights.partition(":")
     split = spec.dataset.split
     images = open_images(data, split) if data else open_recorded(spec.dataset.name, split, "the cache")

@@ -1,7 +1,7 @@
-"""What the numbers of a valid shard satisfy, whatever teacher they are of; `docs/format.md`, section 4, in code.
+"""What the numbers of a valid shard satisfy, whatever the teacher: docs/format.md, section 4, in code.
 
-Checksums and digests prove that a shard is what was written. These rules prove that what was written can be a
-teacher's answer: they find a broken writer, where digests find a broken disk.
+Checksums and digests show that a shard is what was written, and find a broken disk. These invariants show that what
+was written can be a teacher's output, and find a broken writer.
 """
 
 import math
@@ -13,41 +13,41 @@ import numpy.typing as npt
 
 from logitcache.format.quantize import decode_gaps, gap_error, scalar_error
 from logitcache.format.schema import CacheSpec
-from logitcache.store import Arrays
+from logitcache.store.shards import Arrays
 
-BLOCK = 16_384  # rows judged at a time: what a check needs beside the shard itself stays small
-FLOAT32_SUMS = 2.0**-16  # relative: how far sums over C float32 numbers may be off, in whatever order
+BLOCK = 16_384  # rows checked at a time, to save memory
+FLOAT32_SUMS = 2.0**-16  # relative: the error that sums over C float32 numbers may have, in any order
 
 Floats = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
 
 
-class Broken(NamedTuple):
-    """One rule that rows of a shard break: how many do, and the first, counted from the shard's first row."""
+class BrokenInvariant(NamedTuple):
+    """An invariant that rows of a shard break: how many do, and the first of them, counted from the shard's first."""
 
-    rule: str
+    invariant: str
     rows: int
     first: int
 
 
-def check_invariants(spec: CacheSpec, shard: int, arrays: Arrays) -> list[Broken]:
-    """Judge one shard's stored arrays; an empty list says that it is valid."""
+def check_invariants(spec: CacheSpec, shard: int, arrays: Arrays) -> list[BrokenInvariant]:
+    """Return the invariants that one shard's stored arrays break; none if it is valid."""
     rows = len(arrays["top"])
-    found: dict[str, Broken] = {}
+    found: dict[str, BrokenInvariant] = {}
     for start in range(0, rows, BLOCK):
         block = {name: values[start : start + BLOCK] for name, values in arrays.items() if name != "canary"}
-        for rule, wrong in _rows_breaking(spec, block):
+        for invariant, wrong in _check_rows(spec, block):
             if count := int(wrong.sum()):
-                first = found.get(rule, Broken(rule, 0, start + int(wrong.argmax())))
-                found[rule] = first._replace(rows=first.rows + count)
-    return [*found.values(), *_canary_rule(spec, shard, arrays)]
+                broken = found.get(invariant, BrokenInvariant(invariant, 0, start + int(wrong.argmax())))
+                found[invariant] = broken._replace(rows=broken.rows + count)
+    return [*found.values(), *_check_canaries(spec, shard, arrays)]
 
 
-def _rows_breaking(spec: CacheSpec, arrays: Arrays) -> Iterator[tuple[str, Flags]]:
-    """Yield each rule and the rows that break it, (rows,) bool; a row that breaks one is not held to later ones."""
+def _check_rows(spec: CacheSpec, arrays: Arrays) -> Iterator[tuple[str, Flags]]:
+    """Yield each invariant and the rows that break it, (rows,) bool; some of these are left out of later ones."""
     ids, top = arrays["ids"], arrays["top"]
     yield "ids are classes", np.any(ids >= spec.dataset.num_classes, axis=1)
-    valid = ~np.isnan(top)  # of an invalid sample the rest may be anything
+    valid = ~np.isnan(top)  # the rest of an invalid sample may be anything
     ordered = np.sort(ids, axis=1)
     yield "ids are distinct", valid & (ordered[:, 1:] == ordered[:, :-1]).any(1)
     yield "top is finite", np.isinf(top)
@@ -80,8 +80,9 @@ def _rows_breaking(spec: CacheSpec, arrays: Arrays) -> Iterator[tuple[str, Flags
     )
 
 
-def _canary_rule(spec: CacheSpec, shard: int, arrays: Arrays) -> Iterator[Broken]:
+def _check_canaries(spec: CacheSpec, shard: int, arrays: Arrays) -> Iterator[BrokenInvariant]:
     rows = np.array(spec.layout.canary_samples(shard)) - spec.layout.samples_of(shard).start
     wrong = (arrays["canary"][0] == 0) != np.isnan(arrays["top"][rows])
     if wrong.any():
-        yield Broken("canaries are 0 where top is NaN, and only there", int(wrong.sum()), int(rows[wrong][0]))
+        name = "canaries are 0 where top is NaN, and only there"
+        yield BrokenInvariant(name, int(wrong.sum()), int(rows[wrong][0]))

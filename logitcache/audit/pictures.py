@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 COLUMNS = 5
 
 
-def draw(report: StatsReport, folder: Path, images: Images | None = None) -> list[Path]:
+def draw_stats(report: StatsReport, folder: Path, images: Images | None = None) -> list[Path]:
     """Draw histograms and seeds into stats.png, and with images the hardest samples into hardest.png.
 
     Raises:
@@ -34,17 +34,17 @@ def draw(report: StatsReport, folder: Path, images: Images | None = None) -> lis
     if report.tail_bins:
         axes[0, 1].stairs(report.tail_bins, np.linspace(np.log10(LEAST_TAIL), 0, BINS + 1), fill=True)
     axes[0, 1].set(xlabel=f"log10 of the mass outside the top {report.k}", ylabel="views")
-    _seeds(axes[1, 0], report)
+    _draw_seeds(axes[1, 0], report)
     names = [f"{pair.of} → {pair.other}" for pair in report.neighbours[:12]]
     axes[1, 1].barh(names[::-1], [pair.probability for pair in report.neighbours[:12]][::-1])
     axes[1, 1].set(xlabel="mean probability of the other class")
-    drawn = [_saved(figure, folder / "stats.png")]
+    files = [_save(figure, folder / "stats.png")]
     if images is not None and report.hardest:
-        drawn.append(_saved(_sheet(Figure, report, images), folder / "hardest.png"))
-    return drawn
+        files.append(_save(_draw_hardest(Figure, report, images), folder / "hardest.png"))
+    return files
 
 
-def _seeds(axes: "Axes", report: StatsReport) -> None:
+def _draw_seeds(axes: "Axes", report: StatsReport) -> None:
     seeds = [seed.seed for seed in report.seeds]
     axes.plot(seeds, [seed.confidence for seed in report.seeds], "o-", label="mean top-1 probability")
     if all(seed.top1 is not None for seed in report.seeds):
@@ -54,7 +54,7 @@ def _seeds(axes: "Axes", report: StatsReport) -> None:
     axes.legend()
 
 
-def _sheet(figure_class: Any, report: StatsReport, images: Images) -> Any:
+def _draw_hardest(figure_class: Any, report: StatsReport, images: Images) -> Any:
     rows = -(-len(report.hardest) // COLUMNS)
     figure = figure_class(figsize=(9, 2.2 * rows), layout="constrained")
     for axes, hard in zip(figure.subplots(rows, COLUMNS, squeeze=False).flat, report.hardest, strict=False):
@@ -67,7 +67,7 @@ def _sheet(figure_class: Any, report: StatsReport, images: Images) -> Any:
     return figure
 
 
-def _saved(figure: Any, file: Path) -> Path:
+def _save(figure: Any, file: Path) -> Path:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, dpi=120)

@@ -1,4 +1,4 @@
-"""Ask the teacher again, for views drawn at random: does the cache hold what it says of them?"""
+"""Run the teacher again on random views: are its logits those in the cache?"""
 
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,7 +14,8 @@ from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.models.build import Model
 from logitcache.models.forward import ViewModel, choose_device
-from logitcache.store import Arrays, CacheReader
+from logitcache.store.reader import CacheReader
+from logitcache.store.shards import Arrays
 from logitcache.teacher.live import require_same_teacher
 from logitcache.views.alignment import align_images
 from logitcache.views.images import Images
@@ -23,22 +24,22 @@ from logitcache.views.keys import key
 from logitcache.views.replay import Drift, find_drift
 
 NOISE: dict[Precision, float] = {"float32": 2.0**-10, "float16": 2.0**-8, "bfloat16": 2.0**-5}
-"""Relative: how far one teacher's logits may differ between batches and machines (float32 as TF32 too)."""
+"""Relative: by how much one teacher's logits may differ between batches and machines (float32 also as TF32)."""
 
 
 @dataclass(frozen=True)
 class RecheckReport(Spec):
-    """What the teacher says now of views in the cache.
+    """How the teacher's logits differ from those in the cache.
 
     Attributes:
-        clean: no view drifted and no logit is off by more than rounding.
-        views: how many were drawn, those without a teacher left out.
-        drift: how canary views differ, of the seeds drawn; None where none does.
-        max_error: largest absolute difference of a listed logit, top − gap, from the teacher's now.
+        clean: no canary view differs, and `off` is 0.
+        views: how many were compared; samples without a teacher are left out.
+        drift: how canary views of the seeds drawn differ; None if none does.
+        max_error: largest absolute difference of a listed logit, top − gap, from the teacher's.
         mean_error: the mean of the same.
-        off: views of which a logit is off by more than the profile's rounding and the precision's noise.
+        off: views with a logit that differs by more than the profile's rounding and the precision's noise.
         worst: (sample, seed) of the largest difference.
-        top1_agreement: share of views whose first class is still the teacher's.
+        top1_agreement: share of views whose first class is the teacher's.
     """
 
     clean: bool
@@ -61,7 +62,16 @@ def recheck_views(
     device: str = "auto",
     batch_size: int = 64,
 ) -> RecheckReport:
-    """Run the teacher on `count` (sample, seed) pairs that are drawn from all committed shards, keyed by `seed`.
+    """Run the teacher again on `count` views, drawn by the key `seed` from all committed shards.
+
+    Args:
+        reader: the cache.
+        images: the images that it was made of.
+        teacher: the model that it was made by.
+        count: how many views; all if there are fewer.
+        seed: of the draw.
+        device: as `choose_device` takes it.
+        batch_size: views per forward.
 
     Raises:
         MismatchError: teacher or images are others than the cache's.
@@ -71,13 +81,13 @@ def recheck_views(
     """
     images = align_images(reader, images)
     require_same_teacher(reader, teacher)
-    drawn = _draw(reader, count, seed)
+    chosen = _draw(reader, count, seed)
     views = KeyedViews(images, reader.spec.recipe)
-    drift = find_drift(reader, views, sorted({pair[0] for pair in drawn}))
-    where = choose_device(device)
-    model = ViewModel(teacher, reader.spec.teacher.precision).on(where).eval()
-    by_shard = groupby(drawn, lambda pair: (pair[0], reader.spec.layout.shard_of(pair[1])))
-    parts = [_compare(reader, views, model, where, list(pairs), batch_size) for _, pairs in by_shard]
+    drift = find_drift(reader, views, sorted({pair[0] for pair in chosen}))
+    torch_device = choose_device(device)
+    model = ViewModel(teacher, reader.spec.teacher.precision).on(torch_device).eval()
+    by_shard = groupby(chosen, lambda pair: (pair[0], reader.spec.layout.shard_of(pair[1])))
+    parts = [_compare(reader, views, model, torch_device, list(pairs), batch_size) for _, pairs in by_shard]
     compared = [part for part in parts if part]
     pairs = [pair for part in compared for pair in part.pairs]
     if not compared:
@@ -99,8 +109,8 @@ def recheck_views(
 
 def _draw(reader: CacheReader, count: int, seed: int) -> list[tuple[int, int]]:
     """Draw distinct (seed, sample) pairs of committed shards, sorted."""
-    spec, seeds = reader.spec, reader.seeds()
-    shards = [(s, int(j)) for s in seeds for j in np.flatnonzero(reader.commits(s))]
+    spec = reader.spec
+    shards = [(s, int(j)) for s, commits in reader.all_commits().items() for j in np.flatnonzero(commits)]
     if not shards:
         raise IncompleteError(f"{reader.path} has no committed shard yet; run the dump again")
     ends = np.cumsum([len(spec.layout.samples_of(j)) for _, j in shards])
@@ -111,16 +121,16 @@ def _draw(reader: CacheReader, count: int, seed: int) -> list[tuple[int, int]]:
         chosen.add(key(seed, number) % total)
         number += 1
     pairs = []
-    for place in chosen:
-        at = int(np.searchsorted(ends, place, side="right"))
-        rows = spec.layout.samples_of(shards[at][1])
-        pairs.append((shards[at][0], rows[place - int(ends[at])]))  # counted from the shard's end
+    for index in chosen:
+        at = int(np.searchsorted(ends, index, side="right"))
+        samples = spec.layout.samples_of(shards[at][1])
+        pairs.append((shards[at][0], samples[index - int(ends[at])]))  # counted from the shard's end
     return sorted(pairs)
 
 
 @dataclass(frozen=True)
 class _Compared:
-    """Views of one shard: (seed, sample) pairs; |difference| of listed logits, (m, k); off and agreeing, (m,)."""
+    """Views of one shard: (seed, sample) pairs; |difference| of listed logits, (m, k); `off` and `agree`, (m,)."""
 
     pairs: list[tuple[int, int]]
     errors: npt.NDArray[np.float32]
@@ -137,34 +147,34 @@ def _compare(
     pairs: list[tuple[int, int]],
     batch_size: int,
 ) -> _Compared | None:
-    """Compare what one shard holds of some samples with what the teacher says now."""
+    """Compare some samples of one shard with the teacher's logits; None if none of them has a teacher."""
     spec = reader.spec
     shard = spec.layout.shard_of(pairs[0][1])
-    held = reader.read(pairs[0][0], shard)
+    arrays = reader.read(pairs[0][0], shard)
     start = spec.layout.samples_of(shard).start
-    pairs = [pair for pair in pairs if not np.isnan(held["top"][pair[1] - start])]
-    judged = []
+    pairs = [pair for pair in pairs if not np.isnan(arrays["top"][pair[1] - start])]
+    results = []
     for first in range(0, len(pairs), batch_size):
         part = pairs[first : first + batch_size]
-        rows = {name: held[name][[i - start for _, i in part]] for name in ("ids", "gap", "top")}
+        rows = {name: arrays[name][[i - start for _, i in part]] for name in ("ids", "gap", "top")}
         batch = check_batch(views.__getitems__([(sample, seed) for seed, sample in part]))
-        judged.append(_judge(spec, rows, model(batch.views.to(device)).cpu().numpy()))
-    if not judged:
+        results.append(_compare_rows(spec, rows, model(batch.views.to(device)).cpu().numpy()))
+    if not results:
         return None
-    errors, off, agree = (np.concatenate(part) for part in zip(*judged, strict=True))
+    errors, off, agree = (np.concatenate(part) for part in zip(*results, strict=True))
     return _Compared(pairs, errors, off, agree)
 
 
-def _judge(
+def _compare_rows(
     spec: CacheSpec, rows: Arrays, logits: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Compare m stored rows with (m, C) logits; returns errors, off and agree of `_Compared`."""
+    """Compare m stored rows with (m, C) logits; return errors, off and agree of `_Compared`."""
     profile = spec.profile
     ids, top, gap = rows["ids"].astype(np.int64), rows["top"][:, None], decode_gaps(rows["gap"], profile)
     clipped = clipped_gaps(rows["gap"], profile)
     now = np.take_along_axis(logits, ids, axis=1)
     errors = np.abs(top - gap - now)
-    errors[clipped & (now < top - gap)] = 0  # a gap that large is stored as the largest
+    errors[clipped & (now < top - gap)] = 0  # a larger gap is stored as the largest
     noise = NOISE[spec.teacher.precision] * (1 + np.abs(top) + gap)
     allowed = gap_error(gap, profile) + scalar_error(top, profile) + noise
     rest = logits.copy()

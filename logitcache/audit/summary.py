@@ -7,8 +7,7 @@ import numpy as np
 
 from logitcache.errors import FormatError
 from logitcache.format.identity import RecipeSpec
-from logitcache.store import CacheReader, seed_list
-from logitcache.store.reader import Commits
+from logitcache.store.reader import CacheReader, Commits, seed_list
 from logitcache.teacher.spool import decode_shard
 from logitcache.versions import library_versions
 
@@ -54,7 +53,7 @@ def view_size(recipe: RecipeSpec) -> int | None:
     """Return the side in pixels of a recipe's views, by the last of its steps that fixes one; None if none does."""
     size = None
     for step in recipe.steps:
-        if ":" in step.transform:  # your own code may do anything
+        if ":" in step.transform:  # code of the user's own may do anything
             size = None
         found = step.args.get("size")
         size = found if isinstance(found, int) else size

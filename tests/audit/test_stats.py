@@ -12,7 +12,7 @@ from pictures import picture_folder
 from small import few_digits
 from typer.testing import CliRunner
 
-from logitcache.audit.pictures import draw
+from logitcache.audit.pictures import draw_stats
 from logitcache.audit.stats import BINS, compute_stats
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import IncompleteError, MismatchError
@@ -108,7 +108,7 @@ def test_other_images_and_missing_seeds_are_refused(cache: CacheReader) -> None:
 def test_pictures_are_drawn(cache: CacheReader, tmp_path: Path) -> None:
     from PIL import Image
 
-    drawn = draw(compute_stats(cache, few_digits()), tmp_path / "new", few_digits())
+    drawn = draw_stats(compute_stats(cache, few_digits()), tmp_path / "new", few_digits())
     assert [file.name for file in drawn] == ["stats.png", "hardest.png"]
     for file in drawn:
         with Image.open(file) as image:

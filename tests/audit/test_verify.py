@@ -90,7 +90,7 @@ def test_a_tail_above_the_support_breaks_rules() -> None:
     spec = spec_of(n=24, k=4, classes=10, shard=24)
     arrays = a_shard(spec, torch.randn(24, 10) * 3, np.zeros(24, dtype=bool))
     arrays["tail_mean"][3] = 0.5
-    assert "tail_mean is at most −(last gap)" in [b.rule for b in check_invariants(spec, 0, arrays)]
+    assert "tail_mean is at most −(last gap)" in [b.invariant for b in check_invariants(spec, 0, arrays)]
 
 
 # Verify ---------------------------------------------------------------------------------------------------
