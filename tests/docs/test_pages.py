@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import typer
 from command import succeeds
-from console import FENCED, PAGES, ROOT, blocks, printed, shape, shown, steps
+from console import FENCED, PAGES, ROOT, SLOW, blocks, prepare, printed, shape, shown, steps
 from distributed import LocalCluster
 from distributed.cli import dask_scheduler, dask_worker
 from in_ranks import commanded
@@ -32,6 +32,7 @@ from logitcache_cli.main import app
 
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 OUTPUTS = [page for page, text in TEXTS.items() if any(steps(block) for _, block in blocks(text))]
+PYTHON = [page for page, text in TEXTS.items() if "```python" in text and page not in OUTPUTS]
 
 # What commands do less of in a test than on their page.
 LESS = {"demo": "--repeats 1 --student-epochs 1 --teacher-epochs 2", "train": "--epochs 2"}
@@ -39,6 +40,7 @@ LEAST = {
     "train": "--epochs 1 --milestones 0.5 --batch-size 4 --workers 0",
     "dump": "--workers 0",
     "plan": "--images 4 --workers 0",
+    "bench": "--rounds 1 --batch 8",
 }
 # Names that pages use, and what bears them in a test.
 HERE = {
@@ -56,13 +58,15 @@ HERE = {
     r"dump …|dump --teacher …": "dump --teacher digits_tiny --weights random --data small:dozen",
     r"dump --grow": "dump --grow --teacher digits_small --data small:dozen --profile exact --out exact.zarr",
     r"train …": "train --student digits_tiny --cache exact.zarr --batch-size 4 --workers 0",
-    r"verify --repair": "verify --repair exact.zarr",
+    r"verify --repair$": "verify --repair exact.zarr",
 }
 NAME = re.compile(r"logitcache (\w+|--[\w-]+)")
 # Commands that are not run, and why; their command line is read all the same.
 NOT_RUN = {
-    "logitcache bench": "takes minutes; test_bench.py runs every suite on less",
-    "python -m logitcache.bench.contest": "takes an hour; test_bench.py runs a contest of one epoch",
+    "logitcache bench all": "takes minutes; tests/bench run every suite on less",
+    "logitcache bench dump": "likewise",
+    "logitcache bench scale": "likewise",
+    "python -m logitcache.bench.contest": "takes an hour; tests/bench run a contest of one epoch",
     "python -m logitcache.bench.truncation": "takes minutes; tests/losses measure the same on less",
     "make": "sets up an environment of its own",
     "pip install": "downloads",
@@ -81,20 +85,26 @@ def run_here(block: str, folder: Path) -> None:
     exec(compile(block, "block", "exec"), {"__name__": "__main__"})
 
 
+def run_python(block: str, folder: Path) -> None:
+    """Run a Python block in a folder, in a process of its own."""
+    child = FORK.Process(target=run_here, args=(block, folder))
+    child.start()
+    child.join()
+    assert child.exitcode == 0, block
+
+
 @pytest.mark.timeout(600)  # every command of it, one after another
 @pytest.mark.parametrize("page", OUTPUTS)
 def test_a_page_runs_as_printed(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
+    prepare(TEXTS[page], tmp_path, train=4, val=2, epochs=0)
     for kind, block in blocks(TEXTS[page]):
         if kind == "python":
-            child = FORK.Process(target=run_here, args=(block, tmp_path))
-            child.start()
-            child.join()
-            assert child.exitcode == 0, block
+            run_python(block, tmp_path)
         for command, expected in steps(block) if kind == "console" else ():
             if not command.startswith("logitcache "):
                 read(shlex.split(command))
-            elif re.search("vit_l|resnet18", command):  # for a machine with more time
+            elif command in SLOW:
                 small = "--data small:dozen --epochs 1" if "train" in command else "--data small:dozen"
                 printed(re.sub("vit_l", "resnet18", command), tmp_path, small)
             else:
@@ -117,6 +127,8 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     succeeds("dump", *teacher, *digits, "--out", "exact.zarr", cwd=folder)
     student = ("--student", "digits_tiny", "--cache", "exact.zarr", "--epochs", 1)
     succeeds("train", *student, "--out", "runs/one", cwd=folder)
+    few = ("--profile", "default", "--top-k", 4, "--out", "cache.zarr")
+    succeeds("dump", "--teacher", "digits_small", "--weights", "random", *digits, *few, cwd=folder)
     with pytest.MonkeyPatch.context() as patch:
         write_cifar(folder / "data", "cifar100", patch)
         yield folder
@@ -143,6 +155,14 @@ def test_what_a_page_shows_is_run(page: str, things: Path, s3: str, tmp_path: Pa
                 read(words)
             else:
                 run(words)
+
+
+@pytest.mark.parametrize("page", PYTHON)
+def test_the_python_of_a_page_runs(page: str, things: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(things, tmp_path / "here")
+    for kind, block in blocks(TEXTS[page]):
+        if kind == "python":
+            run_python(block, folder)
 
 
 def run(words: list[str]) -> None:
@@ -181,6 +201,8 @@ def read(words: list[str]) -> None:
                 command.make_context(name, rest)
         case ["make", *targets]:
             subprocess.run(["make", "--dry-run", *targets], cwd=ROOT, check=True, capture_output=True)
+        case ["pip", "install", "--constraint", file, "."]:
+            assert (ROOT / file).is_file()
         case ["pip", "install", what]:
             extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
             assert what in {".", "bokeh"} | {

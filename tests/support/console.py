@@ -2,7 +2,8 @@
 
     python tests/support/console.py README.md docs/getting-started.md
 
-writes what the commands print now into the pages.
+writes what the commands print now into the pages. What takes minutes (`SLOW`) keeps the output that the page has: to
+have it printed again, delete it there.
 """
 
 import contextlib
@@ -19,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")))
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SLOW = ("logitcache dump --teacher vit_l", "logitcache train --student resnet18")
+EPOCH = re.compile(r"\S+: epoch (\d+) of (\d+), .*")
 COMMAND = re.compile(r"([A-Z_]+=\S+ )*(logitcache|torchrun|dask|python|make|pip|tensorboard) .")
 
 
@@ -45,6 +48,7 @@ def shown(page: str) -> list[str]:
 
 def shape(text: str) -> list[str]:
     """Rows of an output with every number the same, whatever its unit, each once: what must agree with the page."""
+    text = re.sub(r"^…\n", "", text, flags=re.MULTILINE)
     without_bars = re.sub(r"[─━│┃┏┓┗┛┡┩└┘├┤┬┴┼╇┳┻╋╭╮╰╯]+", " ", text)
     without_bars = re.sub(r"^(confused +).*", r"\1", without_bars, flags=re.MULTILINE)  # whatever classes
     rows = re.sub(
@@ -57,6 +61,18 @@ def without_progress(output: str) -> str:
     """Leave out the lines that say now and then how far long work is."""
     progress = re.compile(r"[a-z]+\b.*: ([\d,]+ of [\d,]+ \w+(, |$)|\w[\w ]+ …$)")
     return "".join(f"{line.rstrip()}\n" for line in output.splitlines() if not progress.match(line))
+
+
+def shortened(output: str) -> str:
+    """Leave out all epochs but the first and the last, with … in their place."""
+    lines = []
+    for line in output.splitlines():
+        epoch = EPOCH.fullmatch(line)
+        if not epoch or epoch[1] in ("1", epoch[2]):
+            lines.append(line)
+        elif lines[-1] != "…":
+            lines.append("…")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def printed(command: str, folder: Path, less: str = "") -> str:
@@ -79,14 +95,24 @@ def run_python(block: str, folder: Path) -> None:
     subprocess.run([sys.executable, "-c", block], cwd=folder, check=True, env={**os.environ})
 
 
+def prepare(page: str, folder: Path, train: int = 60, val: int = 20, epochs: int = 10) -> None:
+    """Put into a folder what a page takes for granted: the README's pictures and teacher."""
+    from own_data import draw_pictures, train_teacher
+
+    if "teacher.pth" in page:
+        draw_pictures(folder, train, val)
+        train_teacher(folder, epochs)
+
+
 def rewritten(page: str, folder: Path) -> str:
     """Return a page with what its commands print now."""
+    prepare(page, folder)
 
     def lines(block: str) -> Iterator[str]:
         for command, before in steps(block):
             print(f"$ {command}", file=sys.stderr, flush=True)
-            made = before if command.startswith("make ") else printed(command, folder)
-            yield f"$ {command}\n{made}"
+            keeps = command.startswith("make ") or (command in SLOW and before)
+            yield f"$ {command}\n{before if keeps else shortened(printed(command, folder))}"
 
     def block(found: "re.Match[str]") -> str:
         if found[1] == "python":
