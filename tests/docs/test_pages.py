@@ -74,6 +74,8 @@ NOT_RUN = {
     "tensorboard": "serves until it is stopped",
 }
 
+# Pages for those who change the code, which have nothing to run.
+OF_THE_CODE = ("docs/design.md", "docs/decisions.md")
 # Options of other programs that pages name.
 OF_OTHERS = {"--nproc-per-node", "--only", "--number", "--logdir", "--nthreads", "--help"}
 
@@ -163,6 +165,16 @@ def test_the_python_of_a_page_runs(page: str, things: Path, tmp_path: Path) -> N
     for kind, block in blocks(TEXTS[page]):
         if kind == "python":
             run_python(block, folder)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in OF_THE_CODE])
+def test_a_page_opens_with_what_it_is_for_and_an_example(page: str) -> None:
+    parts = TEXTS[page].split("\n## ", 2)
+    start = "\n".join(parts[: 2 if page == "README.md" else 1])
+    title, opening, _ = start.split("\n\n", 2)
+    assert title.startswith("# ")
+    assert re.match(r"\w", opening)
+    assert blocks(start) or shown(re.sub(r"`[^`\n]+`", "", start))
 
 
 def run(words: list[str]) -> None:
