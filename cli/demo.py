@@ -1,4 +1,4 @@
-"""``logitcache demo``: the whole story in under two minutes."""
+"""``logitcache demo``: both stages on real digits, in under two minutes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

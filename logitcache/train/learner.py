@@ -51,7 +51,7 @@ class Run:
 class Learner:
     """One student in training, with all that changes while it trains.
 
-    Its network has two names, for two networks only where a moving average is kept.
+    `model` and `eval_model` are one network, or two where a moving average is kept.
 
     Attributes:
         model: the network that takes steps: (B, C, h, w) uint8 views -> logits.
@@ -162,7 +162,7 @@ class Learner:
             self._require_finite()
 
     def _update(self, batch: Batch, progress: float) -> None:
-        """Update the weights by a batch; what torch cannot do with it is said in our words."""
+        """Update the weights by a batch; raises what torch refuses as an error that says what to do."""
         try:
             self._update_weights(batch, progress)
         except torch.OutOfMemoryError as error:

@@ -161,7 +161,7 @@ def _end_epoch(active: list[Learner], cohort: "_Cohort", evaluation: Evaluation 
 
 
 class _Cohort:
-    """Students side by side: one that fails by an error of ours leaves, and the others go on.
+    """Students side by side: one that raises a `LogitCacheError` leaves, and the others go on.
 
     Attributes:
         epochs: those that any of them has before it.
@@ -186,7 +186,7 @@ class _Cohort:
         return [x for x in going if x.meter.epoch == epoch < x.run.config.epochs]
 
     def each(self, learners: list[Learner], do: Callable[[Learner], None]) -> list[Learner]:
-        """Do something with each of some; returns those with whom it did not fail."""
+        """Call a function with each of some learners; returns those for which it did not raise."""
         for learner in learners:
             try:
                 do(learner)

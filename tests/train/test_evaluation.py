@@ -339,8 +339,8 @@ def test_evaluating_what_is_not_there_is_one_line(folder: Path, tmp_path: Path) 
     foreign = str(tmp_path / "foreign.safetensors")
     assert "name it with --student" in fails("evaluate", foreign, "--data", "digits", cwd=folder)
     (folder / "pairs.py").write_text(
-        "from logitcache.views.datasets import ArrayImages, digits\n"
-        "def two(split):\n    these = digits(split)\n"
+        "from logitcache.views.datasets import ArrayImages, load_digits\n"
+        "def two(split):\n    these = load_digits(split)\n"
         "    return ArrayImages('two', split, these.images, these.labels % 2, 2, 'digits')\n"
     )
     assert "expected 2, found 10" in fails("evaluate", "run", "--data", "pairs:two", cwd=folder)
