@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 import torchvision
 from command import fails, succeeds
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from small import few_digits
+from timm.models import vision_transformer
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from torchmetrics.functional.classification import multiclass_calibration_error
@@ -158,7 +158,7 @@ def test_operations_of_attention_are_those_of_its_matrix_products(mode: Any, fas
     tokens, width, hidden = 8, 8, 32
     attended = 4 * width * width * tokens  # to queries, keys, values, and out of them
     attended += 2 * width * tokens * tokens  # queries by keys, and their shares by values
-    fused, plain = (timm.layers.Attention(width, num_heads=2) for _ in range(2))
+    fused, plain = (vision_transformer.Attention(width, num_heads=2) for _ in range(2))
     fused.fused_attn, plain.fused_attn = True, False
     blocks = {
         nn.TransformerEncoderLayer(width, 2, hidden, batch_first=True): 2 * tokens * width * hidden,
