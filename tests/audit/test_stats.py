@@ -95,7 +95,7 @@ def test_samples_without_a_teacher_do_not_count(tmp_path: Path) -> None:
     answered = CachedTeacher(CacheReader(tmp_path / "c.zarr")).take(
         torch.tensor([sample for sample in range(len(images)) if sample != 3]), 0
     )
-    assert found.seeds[0].confidence == pytest.approx(float(answered.probs()[:, 0].mean()), rel=1e-5)
+    assert found.seeds[0].confidence == pytest.approx(float(answered.at(1.0).probs[:, 0].mean()), rel=1e-5)
 
 
 def test_other_images_and_missing_seeds_are_refused(cache: CacheReader) -> None:
