@@ -56,10 +56,10 @@ def _size(count: int | None, per_view: float | None) -> str:
 def _answers(found: dict[str, Any]) -> str:
     if found["damaged"]:
         return f"not told: {found['damaged']}"
-    if not (told := found["confidence"]):
+    if not (confidence := found["confidence"]):
         return "none yet"
-    mass = [f"{100 * value:.2g} % at T = {t}" for t, value in told["mean_tail_mass"].items()]
-    top1 = f"mean top-1 probability {100 * told['mean_top1_probability']:.1f} %"
+    mass = [f"{100 * value:.2g} % at T = {t}" for t, value in confidence["mean_tail_mass"].items()]
+    top1 = f"mean top-1 probability {100 * confidence['mean_top1_probability']:.1f} %"
     return f"{top1}, tail mass {', '.join(mass)}"
 
 

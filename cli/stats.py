@@ -73,10 +73,10 @@ def _rows(found: "StatsReport", names: Sequence[str]) -> list[tuple[str, str]]:
     for hard in found.hardest:
         says, given = name_class(names, hard.teacher), share(hard.probability)
         if hard.label < 0:
-            told = f"its likeliest class has {given}; the teacher says {says}"
+            opinion = f"its likeliest class has {given}; the teacher says {says}"
         else:
-            told = f"label {name_class(names, hard.label)}, which the teacher gives {given}; it says {says}"
-        rows.append(("hard", f"{hard.name}, {told}"))
+            opinion = f"label {name_class(names, hard.label)}, which the teacher gives {given}; it says {says}"
+        rows.append(("hard", f"{hard.name}, {opinion}"))
     return rows
 
 

@@ -67,14 +67,14 @@ def _rows(done: "CheckupReport") -> list[tuple[str, str]]:
         rows += [("mended", name) for name in fixed.mended]
         same = f"{fixed.identical:,} of them to the digest they had"
         rows.append(("repaired", f"{len(fixed.redumped):,} shards dumped again, {same}"))
-    if told := done.replay:
-        error = f"logits off by {told.max_error:.2g} at most, {told.mean_error:.2g} on average"
+    if replay := done.replay:
+        error = f"logits off by {replay.max_error:.2g} at most, {replay.mean_error:.2g} on average"
         rows.append(
-            ("replay", f"{told.views:,} views: top-1 {100 * told.top1_agreement:.4g} % equal, {error}")
+            ("replay", f"{replay.views:,} views: top-1 {100 * replay.top1_agreement:.4g} % equal, {error}")
         )
-        if told.off and told.worst:
-            worst = f"worst: sample {told.worst[0]} under seed {told.worst[1]}"
-            rows.append(("problem", f"{told.off:,} views are off by more than rounding; {worst}"))
-        if told.drift:
-            rows.append(("problem", str(told.drift)))
+        if replay.off and replay.worst:
+            worst = f"worst: sample {replay.worst[0]} under seed {replay.worst[1]}"
+            rows.append(("problem", f"{replay.off:,} views are off by more than rounding; {worst}"))
+        if replay.drift:
+            rows.append(("problem", str(replay.drift)))
     return [*rows, ("result", "clean" if done.clean else "not clean")]

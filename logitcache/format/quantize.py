@@ -24,8 +24,8 @@ def round_mantissa(values: npt.NDArray[Any], bits: int) -> npt.NDArray[np.float3
     drop = 23 - bits
     raw = values.view(np.uint32)
     odd = (raw >> np.uint32(drop)) & np.uint32(1)
-    kept = (raw + (odd + np.uint32((1 << (drop - 1)) - 1))) & np.uint32(0xFFFFFFFF >> drop << drop)
-    result = kept.view(np.float32)
+    rounded = (raw + (odd + np.uint32((1 << (drop - 1)) - 1))) & np.uint32(0xFFFFFFFF >> drop << drop)
+    result = rounded.view(np.float32)
     return np.where(np.isfinite(result) & np.isfinite(values), result, values)
 
 

@@ -85,22 +85,22 @@ class KeyedViews(Dataset[ViewBatch]):
     def _make(self, pairs: Sequence[Pair]) -> ViewBatch:
         samples, seeds, labels = self.to_tensors(pairs)
         try:
-            made = self._make_views(pairs)
-            good = [view for view in made if view is not None] or [self.any_view()]
+            views = self._make_views(pairs)
+            good = [view for view in views if view is not None] or [self.any_view()]
         except DataError as error:  # raised in a worker it would arrive wrapped in a traceback
             none = torch.zeros(len(pairs), dtype=torch.bool)
             return ViewBatch(torch.empty(0), labels, samples, seeds, none, str(error))
-        valid = torch.tensor([view is not None for view in made])
-        views = [torch.zeros_like(good[0]) if view is None else view for view in made]
-        if odd := next((i for i, view in enumerate(views) if view.shape != good[0].shape), None):
-            first = next(i for i, view in enumerate(made) if view is not None)
+        valid = torch.tensor([view is not None for view in views])
+        filled = [torch.zeros_like(good[0]) if view is None else view for view in views]
+        if odd := next((i for i, view in enumerate(filled) if view.shape != good[0].shape), None):
+            first = next(i for i, view in enumerate(views) if view is not None)
             problem = (
                 f"views of one batch must have one size, found {tuple(good[0].shape)} of "
-                f"{self.images.describe(pairs[first][0])} and {tuple(views[odd].shape)} of "
+                f"{self.images.describe(pairs[first][0])} and {tuple(filled[odd].shape)} of "
                 f"{self.images.describe(pairs[odd][0])}; end the recipe with a crop or resize to a fixed size"
             )
             return ViewBatch(torch.empty(0), labels, samples, seeds, valid, problem)
-        return ViewBatch(torch.stack(views), labels, samples, seeds, valid)
+        return ViewBatch(torch.stack(filled), labels, samples, seeds, valid)
 
     def _mix(self, batch: ViewBatch, pairs: Sequence[Pair]) -> ViewBatch:
         """Mix views as the recipe says, each with its partner's view under the same seed."""
@@ -137,7 +137,7 @@ class KeyedViews(Dataset[ViewBatch]):
         return torch.from_numpy(samples), torch.from_numpy(seeds), torch.from_numpy(labels)
 
     def _make_views(self, pairs: Sequence[Pair]) -> list[Tensor | None]:
-        made: list[Tensor | None] = []
+        views: list[Tensor | None] = []
         start = 0
         while start < len(pairs):
             sample = pairs[start][0]
@@ -146,15 +146,15 @@ class KeyedViews(Dataset[ViewBatch]):
                 stop += 1
             try:
                 image = self.images.image(sample)
-                made += self.maker.make_many(image, sample, tuple(seed for _, seed in pairs[start:stop]))
+                views += self.maker.make_many(image, sample, tuple(seed for _, seed in pairs[start:stop]))
             except ImageError:
                 if self.on_bad_image == "error":
                     raise
-                made += [None] * (stop - start)
+                views += [None] * (stop - start)
             except DataError as error:
                 raise DataError(f"{self.images.describe(sample)}: {error}") from error
             start = stop
-        return made
+        return views
 
     def any_view(self) -> Tensor:
         """Return a view, (C, h, w) uint8, of the first image that decodes, to know its shape.
