@@ -75,7 +75,9 @@ def _rows(found: "StatsReport", names: Sequence[str]) -> list[tuple[str, str]]:
         if hard.label < 0:
             opinion = f"its likeliest class has {given}; the teacher says {says}"
         else:
-            opinion = f"label {name_class(names, hard.label)}, which the teacher gives {given}; it says {says}"
+            opinion = (
+                f"label {name_class(names, hard.label)}, which the teacher gives {given}; it says {says}"
+            )
         rows.append(("hard", f"{hard.name}, {opinion}"))
     return rows
 
