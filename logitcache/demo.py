@@ -15,7 +15,7 @@ from typing import Any
 from logitcache.dump.job import DumpConfig, DumpReport, dump
 from logitcache.errors import OptionError
 from logitcache.format.spec import Spec
-from logitcache.losses import Objective
+from logitcache.losses.objective import Objective
 from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel, choose_device
 from logitcache.report.page import report

@@ -30,7 +30,7 @@ from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import NonFiniteError, StudentsError
 from logitcache.format.identity import RecipeSpec
 from logitcache.format.spec import Spec
-from logitcache.losses import LOSSES, Objective
+from logitcache.losses.objective import LOSSES, Objective
 from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel
 from logitcache.stream.stream import Stream

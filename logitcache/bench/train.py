@@ -23,7 +23,7 @@ from logitcache.bench.workload import CLASSES, TOP_K, idle_teacher, make_picture
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.format.identity import RecipeSpec
 from logitcache.format.spec import Spec
-from logitcache.losses import Objective
+from logitcache.losses.objective import Objective
 from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel, choose_precision
 from logitcache.stream.stream import Stream

@@ -113,7 +113,7 @@ class DumpInputs:
 
 
 def recorded_weights(teacher: TeacherSpec) -> str:
-    """Return the weights that a cache names, as `models.build` takes them.
+    """Return the weights that a cache names, as `build_model` takes them.
 
     Raises:
         OptionError: they came from a file, which has to be named.

@@ -13,7 +13,7 @@ from typing import Any
 
 from logitcache.errors import IncompleteError, LogitCacheError
 from logitcache.format.spec import Spec
-from logitcache.losses import Objective
+from logitcache.losses.objective import Objective
 from logitcache.models.weights import count_weights
 from logitcache.store import seed_list
 from logitcache.train.calibration import Reliability

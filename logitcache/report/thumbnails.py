@@ -69,7 +69,7 @@ class CacheImages:
 
 
 def open_images_of(reader: CacheReader, names: Sequence[str] = ()) -> tuple[Images | None, str, str]:
-    """Open the images of a cache, where the user named them (`images_to_show`).
+    """Open the images of a cache, where the user named them (`open_images_to_show`).
 
     Returns:
         The images, or None; their name; why they are not shown.

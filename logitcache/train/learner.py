@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from logitcache.distributed import World
 from logitcache.errors import DeviceMemoryError, OptionError, StorageError
-from logitcache.losses import Objective
+from logitcache.losses.objective import Objective
 from logitcache.models.build import Model
 from logitcache.models.forward import ViewModel, choose_precision
 from logitcache.models.nets import TwoHeads

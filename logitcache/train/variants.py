@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 
 from logitcache.errors import OptionError
-from logitcache.losses import Objective
+from logitcache.losses.objective import Objective
 from logitcache.train.config import TrainConfig
 
 

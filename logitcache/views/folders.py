@@ -166,7 +166,7 @@ def _image_files(root: Path, below: str) -> list[str]:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # a broken link, say: `decode` will name it
+    except OSError:  # a broken link, say: `decode_image` will name it
         return -1
 
 
