@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.measure import Measurement
 from rich.table import Table
 
 from .shared_options import Device, Json
@@ -68,6 +69,9 @@ def _table(title: str, rows: Sequence[dict[str, str]]) -> Table:
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row.values())
+    unbounded = console.options.update(max_width=1000)
+    if Measurement.get(console, unbounded, table).maximum > console.width:
+        table.padding = 0
     return table
 
 

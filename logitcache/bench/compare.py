@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from logitcache.bench.table import at_most, five_characters, with_quartiles
+from logitcache.bench.table import at_most, with_quartiles
 from logitcache.format.spec import Spec
 
 Seconds = npt.NDArray[np.float64]
@@ -57,24 +57,19 @@ class Comparison(Spec):
 
     def cells(self) -> dict[str, str]:
         """Return columns and what to print in them."""
-        values = (self.value, self.value_against)
-        value, other = (five_characters(x) if self.unit == "ms" else f"{x:,.0f}" for x in values)
+        form = ".3g" if self.unit == "ms" else ",.0f"
         first, *others = self.of.items()
-        ratios = (_write_ratio(x) for x in (self.ratio_low, self.ratio, self.ratio_high))
+        digits = 2 if self.ratio >= 0.1 else 3
+        ratios = (f"{x:.{digits}f}" for x in (self.ratio_low, self.ratio, self.ratio_high))
         return {
             first[0]: first[1],
             "against": self.against,
             **dict(others),
-            self.unit: value,
-            "other": other,
+            self.unit: format(self.value, form),
+            "other": format(self.value_against, form),
             "ratio, quartiles": with_quartiles(*ratios),
             "wanted": at_most(self.wanted),
         }
-
-
-def _write_ratio(x: float) -> str:
-    digits = 3 if x < 0.1 else 2 if x < 10 else 1 if x < 100 else 0
-    return f"{x:.{digits}f}"
 
 
 def quartiles(values: Seconds) -> tuple[float, float, float]:

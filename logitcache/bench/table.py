@@ -20,11 +20,6 @@ def brief(x: float) -> str:
     return f"{x:.2g}" if x >= 0.1 else f"{x:.2f}"
 
 
-def five_characters(x: float) -> str:
-    """Write a number with three digits as long as that takes five characters: 0.049, 0.488, 4.88, 488, 4876."""
-    return f"{x:.0f}" if x >= 999.5 else f"{x:.3g}" if x >= 0.1 else f"{x:.3f}"
-
-
 def scientific(x: float, digits: int = 1) -> str:
     """Write a number as 1.2e-6, and nothing as 0."""
     return f"{x:.{digits}e}".replace("e-0", "e-") if x else "0"

@@ -448,3 +448,16 @@ def test_tasks_whose_memory_is_watched_do_what_they_are_called(tmp_path: Path) -
     for work in TASKS.values():
         work(tmp_path / "c.zarr", 2, 64)
     assert CacheReader(tmp_path / "c.zarr").complete() == [0, 1]
+
+
+@pytest.mark.parametrize("times", [(0.0000485, 0.0000101), (0.0512, 0.001), (0.3, 0.00022)])
+def test_a_comparison_on_a_busy_machine_fits_a_terminal(times: tuple[float, float]) -> None:
+    """Whatever other work does to the times: the widest names and numbers of classes that `bench losses` has."""
+    mine, theirs = (np.array([seconds, seconds, 4 * seconds]) for seconds in times)
+    rows = [
+        Comparison.between({"loss": "rank term", "C": 21841, "k": 1000}, "plain laplace", mine, other, 0.25)
+        for other in (theirs, theirs[::-1], 30 * theirs)
+    ]
+    with console.capture() as shown:
+        console.print(_table("losses", [row.cells() for row in rows]), width=80)
+    assert "…" not in shown.get()
