@@ -31,19 +31,22 @@ def copy(
 
     chosen = parse_seeds(seeds) if seeds else ()
     with progress("copy", "shards") as advance:
-        done = copy_cache(
+        report = copy_cache(
             source,
             destination,
             seeds=chosen,
             workers=workers,
             on_progress=advance,
         )
-    show(done.to_dict(), _rows(done), as_json=json)
+    show(report.to_dict(), _rows(report), as_json=json)
 
 
-def _rows(done: "CopyReport") -> list[tuple[str, str]]:
+def _rows(report: "CopyReport") -> list[tuple[str, str]]:
     return [
-        ("cache", done.path),
-        ("shards", f"{done.shards_copied:,} copied, {done.shards_there:,} there already; every one checked"),
-        ("time", f"{done.seconds:.1f} s, {size(done.bytes_copied / done.seconds)}/s"),
+        ("cache", report.path),
+        (
+            "shards",
+            f"{report.shards_copied:,} copied, {report.shards_there:,} there already; every one checked",
+        ),
+        ("time", f"{report.seconds:.1f} s, {size(report.bytes_copied / report.seconds)}/s"),
     ]

@@ -31,7 +31,7 @@ def derive(
 
     chosen = parse_seeds(seeds) if seeds else ()
     with progress("derive", "views") as advance:
-        done = derive_cache(
+        report = derive_cache(
             source,
             out,
             top_k=top_k,
@@ -40,9 +40,9 @@ def derive(
             on_progress=advance,
         )
     rows = [
-        ("cache", done.path),
-        ("keeps", f"top {done.k} logits, profile {done.profile}"),
-        ("views", f"{done.views:,} under {len(done.seeds)} seeds"),
-        ("shards", f"{done.shards_written} written, {done.shards_there} there already"),
+        ("cache", report.path),
+        ("keeps", f"top {report.k} logits, profile {report.profile}"),
+        ("views", f"{report.views:,} under {len(report.seeds)} seeds"),
+        ("shards", f"{report.shards_written} written, {report.shards_there} there already"),
     ]
-    show(done.to_dict(), rows, as_json=json)
+    show(report.to_dict(), rows, as_json=json)

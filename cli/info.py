@@ -25,21 +25,20 @@ def info(
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     teacher, data, recipe = found["teacher"], found["dataset"], found["recipe"]
-    side = found["view_size"]
-    begun = [
+    side, teacher_side = found["view_size"], teacher["adapter"]["size"]
+    incomplete = [
         f"seed {s['seed']}: {s['shards_done']} of {s['shards']} shards"
         for s in found["seeds"]
         if not s["complete"]
     ]
     views = f"{side} × {side} pixels" if side else "of the images' own size"
-    seen = teacher["adapter"]["size"]
-    resized = f", for the teacher resized to {seen}" if side not in (None, seen) else ""
+    resized = f", for the teacher resized to {teacher_side}" if side not in (None, teacher_side) else ""
     return [
         ("cache", f"{found['path']} (format {found['format_version']}, profile {found['profile']})"),
         ("teacher", f"{teacher['name']}, weights {teacher['weights']}, {teacher['precision']}"),
         ("data", f"{data['name']}, {data['split']}: {found['n']:,} images, {found['num_classes']:,} classes"),
         ("views", f"{recipe['name']} v{recipe['version']}, {views}{resized}; top {found['k']} logits kept"),
-        ("seeds", "; ".join([f"{found['complete']} complete", *begun])),
+        ("seeds", "; ".join([f"{found['complete']} complete", *incomplete])),
         ("size", _size(found["bytes_on_disk"], found["bytes_per_sample_view"])),
         ("answers", _answers(found)),
         ("to use", f"students of {found['num_classes']:,} classes, with --data {data['name']}"),

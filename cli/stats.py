@@ -57,8 +57,8 @@ def _rows(found: "StatsReport", names: Sequence[str]) -> list[tuple[str, str]]:
     rows = [("cache", found.path)]
     for seed in found.seeds:
         right = "" if seed.top1 is None else f"top-1 {100 * seed.top1:.2f} %, "
-        sure = f"confidence {seed.confidence:.3f}, entropy {seed.entropy:.3f} nats"
-        rows.append((f"seed {seed.seed}", f"{right}{sure}, tail {seed.tail_mass:.2g}"))
+        confidence = f"confidence {seed.confidence:.3f}, entropy {seed.entropy:.3f} nats"
+        rows.append((f"seed {seed.seed}", f"{right}{confidence}, tail {seed.tail_mass:.2g}"))
     if found.agreement is not None:
         rows.append(
             ("agreement", f"{100 * found.agreement:.2f} % of samples have the top class of the seed before")
@@ -71,17 +71,16 @@ def _rows(found: "StatsReport", names: Sequence[str]) -> list[tuple[str, str]]:
         pair = f"{name_class(names, p.of)} with {name_class(names, p.other)}"
         rows.append(("confused", f"{pair}, which it gives {share(p.probability)} on average"))
     for hard in found.hardest:
-        says, given = name_class(names, hard.teacher), share(hard.probability)
+        answer, probability = name_class(names, hard.teacher), share(hard.probability)
         if hard.label < 0:
-            opinion = f"its likeliest class has {given}; the teacher says {says}"
+            reason = f"its likeliest class has {probability}; the teacher says {answer}"
         else:
-            opinion = (
-                f"label {name_class(names, hard.label)}, which the teacher gives {given}; it says {says}"
-            )
-        rows.append(("hard", f"{hard.name}, {opinion}"))
+            label = name_class(names, hard.label)
+            reason = f"label {label}, which the teacher gives {probability}; it says {answer}"
+        rows.append(("hard", f"{hard.name}, {reason}"))
     return rows
 
 
 def _bars(counts: tuple[int, ...]) -> str:
-    top = max(1, *counts)
-    return "".join(BARS[-(-count * (len(BARS) - 1) // top)] for count in counts)
+    largest = max(1, *counts)
+    return "".join(BARS[-(-count * (len(BARS) - 1) // largest)] for count in counts)

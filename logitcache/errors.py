@@ -14,12 +14,12 @@ builtin that fits, so ``except FileNotFoundError`` in your code keeps working.
     ├── MismatchError      (ValueError)           two things that must agree differ; `.fields` says where
     │   └── DriftError                            regenerated views are not the views that were dumped
     ├── IncompleteError    (LookupError)          seeds or samples a cache does not (yet) hold
-    ├── BusyError          (BlockingIOError)      somebody else is writing this seed
+    ├── BusyError          (BlockingIOError)      another process is writing this seed
     ├── NonFiniteError     (ArithmeticError)      NaN or infinity where a number must be
     ├── ClusterError       (ConnectionError)      a scheduler, worker or rank that cannot be reached, or ended
     ├── DeviceMemoryError  (RuntimeError)         what does not fit the device's memory
     ├── StoppedError       (RuntimeError)         work that was asked to stop, and did
-    ├── StudentsError      (RuntimeError)         some students failed; `.reports` are of who came to the end
+    ├── StudentsError      (RuntimeError)         some students failed; `.reports` are of those that did not
     └── StorageError       (OSError)              the disk said no: full, read-only, gone
 """
 
@@ -35,11 +35,11 @@ class LogitCacheError(Exception):
     """Root of the tree: catch this to catch everything logitcache raises on purpose."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _again, (type(self), str(self), self.__dict__)
+        return _rebuild, (type(self), str(self), self.__dict__)
 
     def with_prefix(self, name: str) -> Self:
         """Return this error with a name before its message: of one of several students or processes."""
-        return _again(type(self), f"{name}: {self}", self.__dict__)
+        return _rebuild(type(self), f"{name}: {self}", self.__dict__)
 
 
 class OptionError(LogitCacheError, ValueError):
@@ -47,15 +47,15 @@ class OptionError(LogitCacheError, ValueError):
 
 
 class UnknownNameError(LogitCacheError, LookupError):
-    """A name that nothing answers to; the message suggests near ones."""
+    """An unknown name; the message suggests near ones."""
 
     def __init__(
         self, kind: str, name: str, known: Iterable[str], hint: str = "", *, meant: str = ""
     ) -> None:
         known = sorted(known)
-        least = 0.5 if len(known) <= MANY else 0.0  # of many the nearest are told, however far
+        least = 0.5 if len(known) <= MANY else 0.0  # of many names the nearest are listed, however far
         near = [meant] if meant else difflib.get_close_matches(name, known, n=4, cutoff=least)
-        advice = f"did you mean {_either(near)}?" if near else f"known: {', '.join(known)}"
+        advice = f"did you mean {_join_or(near)}?" if near else f"known: {', '.join(known)}"
         super().__init__(f"unknown {kind} {name!r}; {advice}{' ' + hint if hint else ''}")
 
 
@@ -107,7 +107,7 @@ class IncompleteError(LogitCacheError, LookupError):
 
 
 class BusyError(LogitCacheError, BlockingIOError):
-    """Somebody else is writing this seed."""
+    """Another process is writing this seed."""
 
 
 class NonFiniteError(LogitCacheError, ArithmeticError):
@@ -123,13 +123,13 @@ class DeviceMemoryError(LogitCacheError, RuntimeError):
 
 
 class StoppedError(LogitCacheError, RuntimeError):
-    """Work that was asked to stop, and did; it can be gone on with."""
+    """Work that was asked to stop, and did; it can be resumed."""
 
 
 class StudentsError(LogitCacheError, RuntimeError):
-    """Some students of several ended early, or came to their end but not further; `reports` are of those who did.
+    """Some of several students ended early, or could not be exported; `reports` are of those that did not.
 
-    `errors` says why, by run folder, and `how` in two words.
+    `errors` has the reasons by run folder; `how` says in the message what went wrong.
     """
 
     def __init__(
@@ -149,8 +149,8 @@ class StorageError(LogitCacheError, OSError):
     """The disk said no: full, read-only, gone."""
 
 
-def _again(kind: type[_E], text: str, state: dict[str, object]) -> _E:
-    """Make an error anew, whatever its class takes to be made."""
+def _rebuild(kind: type[_E], text: str, state: dict[str, object]) -> _E:
+    """Make an error from its message and state, whatever arguments its class takes."""
     error = kind.__new__(kind, text)
     error.args = (text,)
     error.__dict__.update(state)
@@ -162,5 +162,5 @@ def _brief(value: object, most: int = 250) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _either(names: list[str]) -> str:
+def _join_or(names: list[str]) -> str:
     return " or ".join(", ".join(names).rsplit(", ", 1))

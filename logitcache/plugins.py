@@ -1,4 +1,4 @@
-"""Your own code by name: ``module:function`` as a data set, a model or a step of a recipe."""
+"""The user's own code by name: ``module:function`` as a data set, a model or a step of a recipe."""
 
 import importlib
 import importlib.util
@@ -40,17 +40,17 @@ def load_callable(reference: str) -> Callable[..., Any]:
 
 
 def require_own(where: object, *references: str) -> None:
-    """Insist that code which a file names, and not its reader, is the reader's own.
+    """Check that code which a file names, and not its user, is the user's own.
 
-    A cache or run folder may come from a stranger, and a name such as ``shutil:rmtree`` is a weapon. Modules of your
-    own folders may be named; those of the standard library and of installed packages, this one apart, may not.
+    A cache or run folder may come from a stranger, and may name ``shutil:rmtree``. Modules in folders of the user's
+    own pass; those of the standard library and of installed packages do not, but for logitcache's.
 
     Args:
         where: what names it, for the message.
-        references: names of all kinds; those that are not ``module:function`` pass.
+        references: names; those that are not ``module:function`` pass.
 
     Raises:
-        OptionError: one is code that is not your own.
+        OptionError: one names code that is not the user's own.
     """
     for reference in references:
         package = reference.partition(":")[0].partition(".")[0]
@@ -67,9 +67,9 @@ def _installed(package: str) -> bool:
     try:
         spec = importlib.util.find_spec(package) if package else None
     except (ImportError, ValueError):
-        return True  # whatever it is, it has no file of yours
+        return True  # whatever it is, it has no file of the user's own
     if spec is None:
         return False  # in the working directory, or nowhere
-    places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
+    paths = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
     libraries = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
-    return any(Path(place).resolve().is_relative_to(library) for place in places for library in libraries)
+    return any(Path(path).resolve().is_relative_to(library) for path in paths for library in libraries)

@@ -18,7 +18,6 @@ from logitcache.store.shards import Arrays
 BLOCK = 16_384  # rows checked at a time, to save memory
 FLOAT32_SUMS = 2.0**-16  # relative: the error that sums over C float32 numbers may have, in any order
 
-Floats = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
 
 

@@ -116,7 +116,7 @@ def test_metadata_alone_is_mended_without_a_teacher(whole: Path, cache: Path) ->
     assert files_of(cache) == files_of(whole)
 
 
-def test_a_broken_rule_is_mended_too(whole: Path, cache: Path) -> None:
+def test_a_broken_invariant_is_repaired_too(whole: Path, cache: Path) -> None:
     rewrite(cache, 0, 2, lambda a: a["ids"].__setitem__((0, 1), a["ids"][0, 0]))
     assert mend(cache).redumped == ((0, 2),)
     assert files_of(cache) == files_of(whole)
@@ -174,7 +174,7 @@ def test_what_the_disk_refuses_to_read_is_not_taken_for_damage(cache: Path, monk
     assert files_of(cache) == before
 
 
-def test_a_commit_is_withdrawn_durably_before_any_of_its_files(cache: Path, monkeypatch) -> None:
+def test_a_commit_is_deleted_durably_before_any_of_its_files(cache: Path, monkeypatch) -> None:
     done: list[str] = []
     unlink, fsync = Path.unlink, os.fsync
     with CacheWriter.open(cache, CacheReader(cache).spec).seed(0) as own:

@@ -21,7 +21,7 @@ from logitcache.store.derive import derive_cache
 from logitcache.store.shards import to_stored
 from logitcache.teacher.sparse import SparseTeacher
 
-# The rules ------------------------------------------------------------------------------------------------
+# The invariants -------------------------------------------------------------------------------------------
 
 
 def a_shard(spec: CacheSpec, logits: torch.Tensor, invalid: np.ndarray) -> dict[str, np.ndarray]:
@@ -48,7 +48,7 @@ def a_shard(spec: CacheSpec, logits: torch.Tensor, invalid: np.ndarray) -> dict[
     offset=st.sampled_from([0.0, -7.0, 1e4]),
     seed=st.integers(0, 999),
 )
-def test_every_answer_of_a_teacher_keeps_the_rules(classes, k, profile, scale, offset, seed) -> None:
+def test_every_answer_of_a_teacher_keeps_the_invariants(classes, k, profile, scale, offset, seed) -> None:
     spec = spec_of(n=24, k=min(k, classes), classes=classes, profile=profile, shard=24)
     torch.manual_seed(seed)
     logits = torch.randn(24, classes) * scale + offset
@@ -86,7 +86,7 @@ def test_each_broken_rule_is_named_with_its_rows(rule: str) -> None:
     assert [tuple(b) for b in check_invariants(spec, 0, arrays)] == [(rule, 2, 6)]
 
 
-def test_a_tail_above_the_support_breaks_rules() -> None:
+def test_a_tail_above_the_support_breaks_invariants() -> None:
     spec = spec_of(n=24, k=4, classes=10, shard=24)
     arrays = a_shard(spec, torch.randn(24, 10) * 3, np.zeros(24, dtype=bool))
     arrays["tail_mean"][3] = 0.5
@@ -111,7 +111,7 @@ def test_a_sound_cache_is_clean_and_incomplete_seeds_and_strays_are_no_problem(c
 
 
 @pytest.mark.parametrize(("source", "k", "profile"), [("exact", 4, "compact"), ("default", 2, "compact")])
-def test_what_is_derived_keeps_the_rules(source: str, k: int, profile: str, tmp_path: Path) -> None:
+def test_what_is_derived_keeps_the_invariants(source: str, k: int, profile: str, tmp_path: Path) -> None:
     dump_digits(tmp_path / "c.zarr", N, profile=source)
     derive_cache(tmp_path / "c.zarr", tmp_path / "d.zarr", top_k=k, profile=profile)
     assert verify_cache(CacheReader(tmp_path / "d.zarr")).clean
