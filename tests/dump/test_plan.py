@@ -117,7 +117,8 @@ def test_it_pays_from_the_run_on_at_which_the_teacher_would_have_worked_longer(
     config = PlanConfig(seeds=seeds, epochs=epochs, images=8, ks=(2,), workers=0)
     found = plan_cache(few_digits(), RECIPE, a_teacher(), config)
     assert found.pays_from == runs
-    assert runs * found.live_hours > found.cache_hours >= (runs - 1) * found.live_hours
+    rounding = 1 + 1e-12  # where both take as long
+    assert runs * found.live_hours > found.cache_hours >= (runs - 1) * found.live_hours / rounding
     assert found.hours["4"] == pytest.approx(found.hours["1"] / 4)
 
 
