@@ -75,7 +75,7 @@ class DumpInputs:
         """Open images, recipe and teacher; notes tell of random weights and resized views.
 
         Raises:
-            LogitCacheError: as `open_images`, `recipe_named` and `build` do.
+            LogitCacheError: as `open_images`, `recipe_named` and `build_model` do.
         """
         images = open_images("digits" if self.data == "auto" else self.data, self.split or "train")
         if isinstance(self.recipe, RecipeSpec):

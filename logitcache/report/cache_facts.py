@@ -49,8 +49,8 @@ class CacheFacts(Spec):
     """One cache.
 
     Attributes:
-        about: as `audit.summarize` returns it.
-        stats: as `audit.stats` returns them, of at most 8 complete seeds, evenly chosen.
+        about: as `audit.summary.summarize` returns it.
+        stats: as `audit.stats.compute_stats` returns them, of at most 8 complete seeds, evenly chosen.
         complete: number of complete seeds.
         kept: by rising k; the last is the cache's own.
         tried: number of views that `kept` are means over.

@@ -253,9 +253,11 @@ def _download(filesystem: Any, url: str, most: int) -> bytes:
 
     A block size of 0 streams; with any size given, fsspec does not ask the host for it first.
     """
-    data = bytearray()
+    data, deadline = bytearray(), time.monotonic() + PATIENCE.longest
     with filesystem.open(url, "rb", block_size=0, size=1) as file:
         while len(data) < most and (piece := file.read(most - len(data))):
+            if time.monotonic() > deadline:  # the user's own time-outs may know no end
+                raise TimeoutError(f"still sending after {PATIENCE.longest:.0f} seconds")
             data += piece
     return bytes(data)
 

@@ -376,6 +376,8 @@ class Stream:
         return sampler
 
 
-def _configure(rank: int = 0, world_size: int = 1, **options: Any) -> StreamConfig:
+def _configure(**options: Any) -> StreamConfig:
     """Make a configuration of its fields, or of `rank` and `world_size` in place of its `world`."""
-    return StreamConfig(**{"world": World(rank, world_size), **options})
+    if "world" not in options:
+        options["world"] = World(options.pop("rank", 0), options.pop("world_size", 1))
+    return StreamConfig(**options)

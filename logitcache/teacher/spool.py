@@ -59,7 +59,7 @@ def open_spool(
     Args:
         reader: the cache.
         seed: one of its complete seeds.
-        folder: where spools are kept; see `default_folder`.
+        folder: where spools are kept; see `default_spool_folder`.
         limit: bytes that the folder may hold; the spools longest unused are deleted beyond it, before a new one
             is built. The seed asked for is kept whatever the limit; and the bytes of a deleted one are free
             when the last process that has it mapped lets go of it.

@@ -29,7 +29,7 @@ from logitcache.train.variants import Variant
 
 OnLine = Callable[[str], None]
 
-LONGEST = 100  # characters of a folder's name
+LABEL_LENGTH = 100  # characters of a folder's name
 UNLEARNT = 2e-2  # share of first values in running statistics above which evaluation suffers
 
 
@@ -43,9 +43,9 @@ class Student(NamedTuple):
     def label(self) -> str:
         """Name of the student's folder; of a long name the beginning and a digest, so that it is no other's."""
         label = f"{self.model.name}-{self.variant.name}".replace("/", "_").replace(":", "_")
-        if len(label) <= LONGEST:
+        if len(label) <= LABEL_LENGTH:
             return label
-        return f"{label[: LONGEST - 9]}-{hashlib.blake2b(label.encode(), digest_size=4).hexdigest()}"
+        return f"{label[: LABEL_LENGTH - 9]}-{hashlib.blake2b(label.encode(), digest_size=4).hexdigest()}"
 
 
 class TrainSetup(NamedTuple):
@@ -61,13 +61,13 @@ class TrainJob:
     """Students by name, the variants to train each with, and where batches come from.
 
     Attributes:
-        students: names, as `build` takes them; each is built once for every variant.
+        students: names, as `build_model` takes them; each is built once for every variant.
         variants: their seeds draw the first weights.
         inputs: where batches come from.
         out: run folder, a folder of run folders where there are several; None: runs/STUDENT-VARIANT-N.
-        weights, input_size: as `build` takes them.
+        weights, input_size: as `build_model` takes them.
         teacher_cache: path or URL of a cache of the test split, to compare the students with their teacher.
-        exports: formats to write the best weights in besides, as `export` takes them; into the run folders.
+        exports: formats to write the best weights in besides, as `export_model` takes them; into the run folders.
     """
 
     students: tuple[str, ...]

@@ -283,7 +283,7 @@ class VectorizedViews:
             if not torch.equal(view, maker(images.image(sample), sample, seed)):
                 warnings.warn(
                     f"views of recipe {maker.recipe.name!r} are made one by one: torch and torchvision here draw "
-                    "otherwise than the batched engine knows",
+                    "otherwise than its whole batches know",
                     stacklevel=2,
                 )
                 return None

@@ -67,7 +67,7 @@ NOT_RUN = {
     "logitcache bench dump": "likewise",
     "logitcache bench scale": "likewise",
     "python -m logitcache.bench.contest": "takes an hour; tests/bench run a contest of one epoch",
-    "python -m logitcache.bench.truncation": "takes minutes; tests/losses measure the same on less",
+    "python -m logitcache.bench.truncation": "takes minutes; tests/bench measure the same on less",
     "make": "sets up an environment of its own",
     "pip install": "downloads",
     "dask": "serves until it is stopped; the test has a scheduler and a worker of its own",
