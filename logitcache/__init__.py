@@ -1,8 +1,8 @@
 """Offline knowledge distillation: run the teacher once, train students from its compressed logits.
 
 The names below are the whole public surface of everyday use; `logitcache.dump.dump` and `logitcache.train.train`
-are the two stages as functions; each loss is in a module of `logitcache.losses`, such as `logitcache.losses.kd.kd`, and
-the errors are in `logitcache.errors`.
+are the two stages as functions; each loss is in a module of `logitcache.losses`, such as `logitcache.losses.kd.kd`,
+and the errors are in `logitcache.errors`.
 """
 
 from typing import TYPE_CHECKING
