@@ -172,8 +172,7 @@ class DumpJob:
     began: float
 
     def report(self, shards: Sequence[ShardReport]) -> DumpReport:
-        """Sum up the shards that were filled, and bring the cache's list of seeds up to date."""
-        self.writer.write_index()
+        """Sum up the shards that were filled."""
         seconds = time.perf_counter() - self.began
         spec, views = self.writer.spec, sum(shard.views for shard in shards)
         labelled = sum(shard.labelled for shard in shards)

@@ -77,7 +77,6 @@ def copy_cache(
                     done, copied, copied_bytes = done + 1, copied + bool(size), copied_bytes + size
                     if on_progress:
                         on_progress(done, total)
-    writer.write_index()
     return CopyReport(
         source=str(reader.path),
         path=str(writer.path),

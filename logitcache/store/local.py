@@ -4,7 +4,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -115,11 +115,10 @@ class LocalPlace(Place):
                 make_names_durable([self.path / "zarr.json"])
             (self.path / ".lock").unlink(missing_ok=True)  # the root exists: no process takes this lock again
 
-    @contextmanager
-    def lock_root(self) -> Iterator[None]:
-        """Lock the root of the cache; wait for another holder."""
-        with FileLock(self.path / KEYS / ".lock"):  # in a folder where Zarr lists no files
-            yield
+    def lock_root(self) -> AbstractContextManager[object]:
+        """Lock the root of the cache; wait for another holder. A cache without sample keys has no place for that."""
+        keys = self.path / KEYS  # a folder where Zarr lists no files
+        return FileLock(keys / ".lock") if keys.is_dir() else nullcontext()
 
     @contextmanager
     def lock_seed(self, name: str) -> Iterator[None]:

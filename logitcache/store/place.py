@@ -81,7 +81,7 @@ class Place(ABC):
         """Write files, then the root's zarr.json, unless this folder holds a cache or anything else."""
 
     @abstractmethod
-    def lock_root(self) -> AbstractContextManager[None]:
+    def lock_root(self) -> AbstractContextManager[object]:
         """Lock the root of the cache, where the place has locks; wait for another holder."""
 
     @abstractmethod

@@ -176,7 +176,7 @@ class RemotePlace(Place):
             self.put(files)
             self.put({"zarr.json": root}, new=True)
 
-    def lock_root(self) -> AbstractContextManager[None]:
+    def lock_root(self) -> AbstractContextManager[object]:
         """Lock nothing: object storage has no locks that end with their process."""
         return nullcontext()
 

@@ -19,7 +19,7 @@ from logitcache.store.address import place_of
 from logitcache.store.codecs import codec_arguments, pack, profile_codecs
 from logitcache.store.disk import reading
 from logitcache.store.place import INDEX, Place
-from logitcache.store.reader import CacheReader, Keys, read_keys, read_root, seeds_begun
+from logitcache.store.reader import CacheReader, Keys, read_keys, read_root, seeds_named
 from logitcache.store.shards import (
     COMMIT,
     MOST_SHARD_BYTES,
@@ -46,6 +46,7 @@ class CacheWriter:
     def __init__(self, place: Place, spec: CacheSpec) -> None:
         self.place, self.spec = place, spec
         self.path = place.path
+        self._listed: set[int] = set()
 
     @classmethod
     def open(cls, path: str | Path, spec: CacheSpec, keys: Keys | None = None, *, grow: bool = False) -> Self:
@@ -106,16 +107,22 @@ class CacheWriter:
     def seed(self, seed: int, metadata: Mapping[str, bytes] | None = None) -> Iterator["SeedWriter"]:
         """Lock one seed and yield its writer: on a local disk no other process locks it while the context is open.
 
+        However that ends, seeds.json then names the seed, for readers of a host that does not list its files.
+
         Args:
             seed: which.
             metadata: files of its arrays, from a copy of this cache; new ones by default.
 
         Raises:
             BusyError: another process holds the lock.
+            StorageError: the disk or the host said no.
         """
         place = self.place.at(f"seed-{seed}")
         with place.lock_seed(f"seed {seed} of {self.path}"):
-            yield SeedWriter(place, self.spec, seed, metadata)
+            try:
+                yield SeedWriter(place, self.spec, seed, metadata)
+            finally:
+                self._list_seeds(seed)
 
     def unlocked(self, seed: int) -> "SeedWriter":
         """Return a writer of a seed whose lock another process holds, to help it; only with `write_if_missing`.
@@ -146,6 +153,7 @@ class CacheWriter:
             wrong = [name for name in names if _parse_json(found.get(name)) != _parse_json(right[name])]
             for name in wrong:  # one by one: the last of them says that the seed has been begun
                 place.put({name: right[name]})
+            self._list_seeds(seed)
         return wrong
 
     def rewrite_keys(self, keys: Keys) -> list[str]:
@@ -162,14 +170,12 @@ class CacheWriter:
             self.place.put({name: right[name] for name in wrong})
         return wrong
 
-    def write_index(self) -> None:
-        """Write seeds.json, which names the seeds for readers at a host that does not list.
-
-        Raises:
-            StorageError: the disk or the host said no.
-        """
-        with self.place.storing():
-            self.place.put({INDEX: json.dumps({"seeds": seeds_begun(self.place)}).encode()})
+    def _list_seeds(self, seed: int) -> None:
+        """Write seeds.json, unless this writer has written it with this seed already."""
+        if seed not in self._listed:
+            with self.place.storing(), self.place.lock_root():
+                self._listed = set(seeds_named(self.place))
+                self.place.put({INDEX: json.dumps({"seeds": sorted(self._listed)}).encode()})
 
 
 class SeedWriter:

@@ -24,7 +24,10 @@ def test_what_was_committed_keeps_its_bytes_and_its_place(tmp_path: Path) -> Non
     grow(cache)
     new = files_of(cache)
     changed = {name for name, data in old.items() if new[name] != data}
-    assert {name.rsplit("/", 1)[-1] for name in changed} == {"zarr.json"}  # shapes, and the root
+    assert {name.rsplit("/", 1)[-1] for name in changed} == {
+        "zarr.json",
+        "seeds.json",
+    }  # shapes, the root, a new seed
     reader = CacheReader(cache)
     assert (reader.spec, reader.complete()) == (GROWN, [1, 2, 3])
     assert commits(cache)[:2] == first

@@ -4,22 +4,27 @@ import itertools
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import ClassVar
 
 import fsspec
 import numpy as np
 import pytest
+from dumping import dump_digits
 from serving import QuietHandler, serving
-from small_caches import assert_same_cache, make, spec_of
+from small_caches import arrays_of, assert_same_cache, make, spec_of
 
+from logitcache.audit.checkup import CheckupConfig, check_cache
 from logitcache.errors import FormatError, IncompleteError, NotFoundError, OptionError, StorageError
 from logitcache.store import CacheReader, CacheWriter, SeedWriter, remote
+from logitcache.store.copy import copy_cache
+from logitcache.store.derive import derive_cache
 from logitcache.store.local import LocalPlace
 
 SPEC = spec_of(n=7)
@@ -81,12 +86,12 @@ def test_a_cache_on_the_web_is_read_and_needs_an_index_where_the_host_does_not_l
     shutil.copytree(local.path, tmp_path / "c.zarr")
     with serving(partial(handler, directory=tmp_path)) as host:
         reader = CacheReader(f"{host}/c.zarr/")
-        if handler is QuietHandler:
-            assert_same_cache(reader, local)
-        else:
-            assert reader.seeds() == []
-            CacheWriter.open(tmp_path / "c.zarr", SPEC).write_index()
-            assert_same_cache(reader, local)
+        assert_same_cache(reader, local)
+        (tmp_path / "c.zarr" / "seeds.json").unlink()
+        assert reader.seeds() == ([0, 2] if handler is QuietHandler else [])
+        with CacheWriter.open(tmp_path / "c.zarr", SPEC).seed(2):
+            pass
+        assert_same_cache(reader, local)
         assert reader.info()["bytes_on_disk"] is None
         shutil.rmtree(tmp_path / "c.zarr" / "seed-0")  # the index still names it
         assert reader.seeds() == [2]
@@ -94,6 +99,46 @@ def test_a_cache_on_the_web_is_read_and_needs_an_index_where_the_host_does_not_l
             CacheWriter.open(f"{host}/c.zarr", SPEC)
         with pytest.raises(NotFoundError, match=r"no cache at .*; check the URL"):
             CacheReader(f"{host}/d.zarr")
+
+
+def _write_and_fail(out: Path) -> None:
+    with suppress(KeyboardInterrupt), CacheWriter.open(out, SPEC).seed(3) as own:
+        own.write(0, arrays_of(SPEC, 3, 0))
+        raise KeyboardInterrupt
+
+
+def _dump(out: Path) -> None:
+    dump_digits(out, 100, seeds=(0, 3))
+
+
+def _copy(out: Path) -> None:
+    make(out.with_name("source.zarr"), SPEC, seeds=(0, 2))
+    for seed in (2, 0):
+        copy_cache(out.with_name("source.zarr"), out, seeds=(seed,))
+
+
+def _derive(out: Path) -> None:
+    _dump(out.with_name("source.zarr"))
+    for seed in (0, 3):
+        derive_cache(out.with_name("source.zarr"), out, top_k=2, seeds=(seed,))
+
+
+def _repair(out: Path) -> None:
+    _dump(out)
+    (out / "seeds.json").unlink()
+    (out / "seed-3" / "commit" / "zarr.json").unlink()
+    check_cache(str(out), CheckupConfig(repair=True))
+
+
+@pytest.mark.parametrize("write", [_write_and_fail, _dump, _copy, _derive, _repair])
+def test_whoever_writes_a_cache_names_its_seeds_to_hosts_that_do_not_list(
+    write: Callable[[Path], None], tmp_path: Path
+) -> None:
+    write(tmp_path / "c.zarr")
+    seeds = CacheReader(tmp_path / "c.zarr").seeds()
+    assert seeds
+    with serving(partial(_ListsNothing, directory=tmp_path)) as host:
+        assert CacheReader(f"{host}/c.zarr").seeds() == seeds
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -81,10 +82,13 @@ def test_arrays_of_another_shape_are_not_written(tmp_path, fast):
 # Shards ---------------------------------------------------------------------------------------------------
 
 
-def test_any_zarr_reader_lists_the_whole_cache_without_a_warning(cache):
+def test_any_zarr_reader_lists_the_whole_cache_and_warns_of_no_file_but_the_list_of_seeds(cache):
     import zarr
 
-    members = dict(zarr.open_group(cache, mode="r").members(max_depth=None))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        members = dict(zarr.open_group(cache, mode="r").members(max_depth=None))
+    assert [one for one in said if "Object at seeds.json" not in str(one.message)] == []
     assert {"seed-1", "seed-1/ids", "seed-1/commit"} <= set(members)
 
 
