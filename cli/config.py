@@ -22,7 +22,7 @@ def read_defaults(path: Path | None, context: typer.Context) -> dict[str, Any]:
     file = path or Path(CONFIG_FILE)
     if not file.is_file():
         if path:
-            raise NotFoundError(f"no such config file: {path}; `logitcache init` writes one")
+            raise NotFoundError(f"no such config file: {path}; `logitcache init --out {path}` writes one")
         return {}
     try:
         tables = tomllib.loads(file.read_text())

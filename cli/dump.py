@@ -54,7 +54,11 @@ def dump(
     def on_note(text: str) -> None:
         say(f"note: {text}")
 
-    with progress(f"dump {teacher}", "views", first="loading images and teacher") as advance:
+    loading = "loading images and teacher"
+    with (
+        dump_options.advise_skip(on_bad_image),
+        progress(f"dump {teacher}", "views", first=loading) as advance,
+    ):
         from logitcache.distributed import World
         from logitcache.dump.inputs import DumpInputs
         from logitcache.dump.job import DumpConfig

@@ -15,19 +15,30 @@ from .terminal import say
 
 _P = ParamSpec("_P")
 
+_AGAIN = "; run the same command again to go on"
+GOES_ON = {  # of other commands nothing is left to go on with
+    "dump": _AGAIN,
+    "derive": _AGAIN,
+    "copy": _AGAIN,
+    "train": "; with --resume, and its folder as --out, a run goes on from its last checkpoint",
+}
+_running = ""  # the command, once its options are read
+
 
 def exit_on_error(command: Callable[_P, None]) -> Callable[_P, None]:
     """Make a command end with one line and exit code 1 on an expected error, 130 on Ctrl-C; never a traceback."""
 
     @functools.wraps(command)
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        global _running
+        _running = command.__name__
         try:
             command(*args, **kwargs)
         except LogitCacheError as error:
             say(f"logitcache: {error}")
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interruption:
-            say("logitcache: interrupted; run the same command again to go on")
+            say(f"logitcache: interrupted{GOES_ON.get(_running, '')}")
             raise typer.Exit(130) from interruption
         except Exception as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
@@ -48,7 +59,7 @@ def print_on_sigterm() -> None:
 
     def handle(number: int, _: object) -> None:
         if os.getpid() == main:  # forked processes end silently
-            os.write(2, b"logitcache: terminated; run the same command again to go on\n")
+            os.write(2, f"logitcache: terminated{GOES_ON.get(_running, '')}\n".encode())
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 

@@ -73,7 +73,8 @@ def main(
 
     logitcache train --student resnet18
     """
-    context.default_map = read_defaults(config, context)
+    if context.invoked_subcommand != "init":  # which writes such a file, over a damaged one too
+        context.default_map = read_defaults(config, context)
 
 
 def run() -> None:

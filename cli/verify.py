@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from .dump_options import advise_skip
 from .progress import progress
 from .shared_options import Cache, Device, Json, Workers, parse_seeds, pick_fields
 from .terminal import show
@@ -52,7 +53,7 @@ def verify(
 
     chosen = {"seeds": parse_seeds(seeds) if seeds else None}
     config = CheckupConfig(**pick_fields(context.params, CheckupConfig) | chosen)
-    with progress("verify", "pieces") as advance:
+    with advise_skip(on_bad_image), progress("verify", "pieces") as advance:
         report = check_cache(cache, config, advance)
     show(report.to_dict(), _rows(report), as_json=json)
     if not report.clean:

@@ -55,7 +55,7 @@ class UnknownNameError(LogitCacheError, LookupError):
         known = sorted(known)
         least = 0.5 if len(known) <= MANY else 0.0  # of many names the nearest are listed, however far
         near = [meant] if meant else difflib.get_close_matches(name, known, n=4, cutoff=least)
-        advice = f"did you mean {_join_or(near)}?" if near else f"known: {', '.join(known)}"
+        advice = f"did you mean {join_alternatives(near)}?" if near else f"known: {', '.join(known)}"
         super().__init__(f"unknown {kind} {name!r}; {advice}{' ' + hint if hint else ''}")
 
 
@@ -162,5 +162,6 @@ def _brief(value: object, most: int = 250) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _join_or(names: list[str]) -> str:
+def join_alternatives(names: list[str]) -> str:
+    """Write alternatives for people: "a, b or c"."""
     return " or ".join(", ".join(names).rsplit(", ", 1))

@@ -12,6 +12,7 @@ from dask.delayed import delayed
 from logitcache.audit.invariants import check_invariants
 from logitcache.errors import FormatError, IncompleteError, LogitCacheError, OptionError, StorageError
 from logitcache.format.spec import Spec
+from logitcache.store.disk import HOW_TO_MEND
 from logitcache.store.reader import CacheReader, seed_list
 from logitcache.store.shards import shard_digest
 
@@ -169,7 +170,7 @@ def _check_metadata(reader: CacheReader, seed: int) -> Problem | None:
 def _reason(error: LogitCacheError) -> str:
     """Return in one line what Zarr or the disk said, without the advice that our error adds to it."""
     cause = error.__cause__ or error
-    return " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
+    return " ".join(f"{type(cause).__name__}: {cause}".removesuffix(f"; {HOW_TO_MEND}").split())[:200]
 
 
 def _check_shard(reader: CacheReader, seed: int, shard: int) -> _Checked:

@@ -270,9 +270,15 @@ class _ShardBuilder:
     ) -> None:
         if (wrong := valid & ~parts.pop("finite")).any():
             sample = int(samples[wrong][0])
+            half = self.spec.teacher.precision != "float32"
+            advice = (
+                "try --precision float32 in another cache, or check the weights"
+                if half
+                else "check the weights"
+            )
             raise NonFiniteError(
                 f"the teacher's logits for {self.views.images.describe(sample)} under seed {seed} are not finite; "
-                "nothing of this shard was committed; try --precision float32, or check the weights"
+                f"nothing of this shard was committed; {advice}"
             )
         first = int(samples[0])
         shard = self.spec.layout.shard_of(first)

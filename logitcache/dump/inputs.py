@@ -104,11 +104,8 @@ class DumpInputs:
                 f"views are {recipe.name}'s, {side} pixels a side, as nothing else was said; --recipe NAME@SIZE "
                 f"makes those that {teacher.name} was trained on"
             )
-        if on_note and teacher.adapter.size != side:
-            on_note(
-                f"{teacher.name} sees views of {side} pixels resized to {teacher.adapter.size}; "
-                "--input-size gives it another size"
-            )
+        if on_note and (note := teacher.describe_resizing(side, self.input_size)):
+            on_note(note)
         return OpenedInputs(images, recipe, teacher)
 
 

@@ -62,6 +62,13 @@ class Model:
     num_classes: int
     weights: str
 
+    def describe_resizing(self, side: int, input_size: int = 0) -> str | None:
+        """Say that it sees views of `side` pixels at another size, and how to choose one unless that was done."""
+        if self.adapter.size == side:
+            return None
+        choice = "" if input_size else "; --input-size gives it another size"
+        return f"{self.name} sees views of {side} pixels resized to {self.adapter.size}{choice}"
+
     @property
     def heads(self) -> int:
         """How many heads the module has: 1 or 2."""

@@ -77,9 +77,10 @@ class BatchHalver:
                 return torch.cat([self.model(part) for part in torch.split(views, size)])
             except torch.OutOfMemoryError as error:
                 if size == 1:
+                    half = " or --precision bfloat16" if self.model.dtype is torch.float32 else ""
                     raise DeviceMemoryError(
                         f"one view of shape {tuple(views.shape[1:])} does not fit the memory of {views.device}; "
-                        "take a smaller model or --precision bfloat16, or free the device"
+                        f"take a smaller model{half}, or free the device"
                     ) from error
                 self.limit = -(-size // 2)
             torch.cuda.empty_cache()  # outside the handler, which would keep the failed forward alive

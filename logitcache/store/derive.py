@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from logitcache.errors import IncompleteError, OptionError
+from logitcache.errors import IncompleteError, MismatchError, OptionError
 from logitcache.format.identity import Profile, profile_named
 from logitcache.format.quantize import decode_gaps
 from logitcache.format.schema import CacheSpec
@@ -78,7 +78,14 @@ def derive_cache(
         begun = seed_list(reader.seeds())
         raise IncompleteError(f"{reader.path} has no complete seed (begun: {begun}); run the dump again")
     reader.require(chosen)
-    writer = CacheWriter.open(out, spec, reader.keys(), grow=True)
+    try:
+        writer = CacheWriter.open(out, spec, reader.keys(), grow=True)
+    except MismatchError as error:
+        raise MismatchError(
+            f"{out} is another cache than one derived from {reader.path}",
+            error.fields,
+            "derive to another place",
+        ) from error
     done, written, total = 0, 0, len(chosen) * spec.dataset.n
     for seed in chosen:
         with writer.seed(seed) as seed_writer:

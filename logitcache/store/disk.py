@@ -11,7 +11,8 @@ from pathlib import Path
 from logitcache.errors import FormatError, LogitCacheError, StorageError
 from logitcache.files import flush
 
-HOW_TO_MEND = "`logitcache verify --repair` mends that, or restore it from a copy"
+HOW_TO_RESTORE = "restore it from a copy"
+HOW_TO_MEND = f"`logitcache verify --repair` mends that, or {HOW_TO_RESTORE}"
 
 
 def make_durable(files: Iterable[Path]) -> None:
@@ -82,7 +83,7 @@ def storing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def reading(where: object) -> Iterator[None]:
+def reading(where: object, advice: str = HOW_TO_MEND) -> Iterator[None]:
     """Raise the disk's errors while reading as `StorageError`, and whatever damaged bytes raise as `FormatError`."""
     try:
         yield
@@ -92,4 +93,4 @@ def reading(where: object) -> Iterator[None]:
         raise StorageError(f"cannot read {where}: {error}") from error
     except Exception as error:  # codecs raise exceptions of every kind at damaged bytes
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise FormatError(f"{where}: damaged ({reason[:200]}); {HOW_TO_MEND}") from error
+        raise FormatError(f"{where}: damaged ({reason[:200]}); {advice}") from error

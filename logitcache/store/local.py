@@ -49,6 +49,12 @@ class LocalPlace(Place):
         """List the names in this folder; none if it is not there."""
         return os.listdir(self.path) if self.path.exists() else []
 
+    def vacant(self) -> bool:
+        """Return whether this folder holds at most what is left of a cache that was never finished."""
+        if not self.path.exists():
+            return True
+        return self.path.is_dir() and set(os.listdir(self.path)) <= {".lock", ".new", KEYS}
+
     def files(self) -> set[str]:
         """List every file below this folder."""
         found = (Path(parent) / name for parent, _, names in os.walk(self.path) for name in names)
@@ -99,11 +105,11 @@ class LocalPlace(Place):
 
     def create(self, files: Mapping[str, bytes], root: bytes) -> None:
         """Write files, then the root's zarr.json, unless this folder holds a cache or anything else."""
-        if not self._only_leftovers():
+        if not self.vacant():
             return
         make_folder(self.path)
         with FileLock(self.path / ".lock"):
-            if self._only_leftovers():  # no other process was faster
+            if self.vacant():  # no other process was faster
                 self.put(files)
                 folder = self.path / ".new"
                 shutil.rmtree(folder, ignore_errors=True)
@@ -137,7 +143,7 @@ class LocalPlace(Place):
                 except Timeout as error:
                     process = holder.read_text() if holder.exists() else "another process"
                     raise BusyError(
-                        f"{name} is being written by {process}; wait, or dump other seeds"
+                        f"{name} is being written by {process}; wait, or choose other seeds with --seeds"
                     ) from error
                 stack.callback(_delete_quietly, holder)
                 holder.unlink(missing_ok=True)  # were it a link, writing would follow it
@@ -167,10 +173,6 @@ class LocalPlace(Place):
     def storing(self) -> AbstractContextManager[None]:
         """Raise whatever goes wrong while writing as `StorageError`."""
         return storing(self.path)
-
-    def _only_leftovers(self) -> bool:
-        """Return whether this folder holds at most what is left of a cache that was never finished."""
-        return not self.path.exists() or set(os.listdir(self.path)) <= {".lock", ".new", KEYS}
 
     def _delete_leftovers(self) -> None:
         """Delete what a crash left: temporary files, and commits that a power cut left empty."""

@@ -45,6 +45,10 @@ class Place(ABC):
         """List the names in this folder; none if it is not there."""
 
     @abstractmethod
+    def vacant(self) -> bool:
+        """Return whether this folder holds at most what is left of a cache that was never finished."""
+
+    @abstractmethod
     def files(self) -> set[str] | None:
         """List every file below this folder; None where a host does not list."""
 

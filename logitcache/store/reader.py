@@ -13,7 +13,7 @@ from logitcache.errors import FormatError, IncompleteError, NotFoundError
 from logitcache.format.schema import CacheSpec
 from logitcache.store.address import place_of
 from logitcache.store.codecs import unpack
-from logitcache.store.disk import HOW_TO_MEND, reading
+from logitcache.store.disk import HOW_TO_MEND, HOW_TO_RESTORE, reading
 from logitcache.store.local import SHARD_LOCK
 from logitcache.store.place import KEYS, Place
 from logitcache.store.shards import (
@@ -293,10 +293,15 @@ def read_root(place: Place) -> CacheSpec:
         FormatError: it is damaged, or newer than this library.
         StorageError: the disk or the host said no.
     """
-    with reading(place):
+    with reading(place, HOW_TO_RESTORE):
         if not (found := place.fetch(["zarr.json"])):
-            advice = f"`logitcache dump --out {place}` makes one" if place.writable else "check the URL"
-            raise NotFoundError(f"no cache at {place}; {advice}")
+            if not place.writable:
+                raise NotFoundError(f"no cache at {place}; check the URL")
+            if not place.vacant():
+                raise NotFoundError(
+                    f"no cache at {place}, where something else is; name a cache, or an empty place to make one"
+                )
+            raise NotFoundError(f"no cache at {place}; `logitcache dump --out {place}` makes one")
         attributes = open_group(found).attrs.asdict()
     return parse_root(attributes, place)
 

@@ -101,6 +101,10 @@ class RemotePlace(Place):
         found = self._attempt("list", lambda: _or_none(self.filesystem.ls, self.root, detail=False)) or []
         return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in found})
 
+    def vacant(self) -> bool:
+        """Return whether this folder holds at most what is left of a cache that was never finished."""
+        return set(self.names()) <= {KEYS}
+
     def files(self) -> set[str] | None:
         """List every file below this folder; None on the web, which does not list."""
         if not self.writable:
@@ -172,7 +176,7 @@ class RemotePlace(Place):
 
     def create(self, files: Mapping[str, bytes], root: bytes) -> None:
         """Write files, then the root's zarr.json, unless this folder holds a cache or anything else."""
-        if set(self.names()) <= {KEYS}:
+        if self.vacant():
             self.put(files)
             self.put({"zarr.json": root}, new=True)
 

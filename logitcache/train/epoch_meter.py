@@ -58,8 +58,12 @@ class EpochMeter:
         meter._first_bad = torch.tensor(min(bad_steps, default=-1), device=device)
         return meter
 
-    def require_finite(self, weights_finite: bool = True) -> None:
+    def require_finite(self, weights_finite: bool = True, advice: str = "try a smaller rate") -> None:
         """Insist that neither a loss nor a weight became NaN or infinite; waits for the device.
+
+        Args:
+            weights_finite: whether all weights are.
+            advice: what may help.
 
         Raises:
             NonFiniteError: one did.
@@ -72,7 +76,7 @@ class EpochMeter:
             step = first_bad + 1 if first_bad >= 0 else self.step
             raise NonFiniteError(
                 f"{problems[0]} in epoch {self.epoch + 1}, step {step}; any checkpoint from before is kept; "
-                "try a smaller --lr, --clip-norm 1, or --precision float32"
+                f"{advice}"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def _require_answers(cache: CacheReader, images: Images, recipe: RecipeSpec) -> 
         raise MismatchError(
             f"{cache.path} does not hold the teacher's answers for the views evaluated",
             [Difference("recipe", recipe.name, "another of its name" if name == recipe.name else name)],
-            "make one by the dump of the training cache with `--split test` added, and its own --out",
+            "make one as the training cache was made, but with `logitcache dump --split test --out ANOTHER`",
         )
     cache.require([SEED])
     ordered = align_images(cache, images)
@@ -204,7 +204,8 @@ def evaluate(model: ViewModel, evaluation: Evaluation, num_classes: int) -> Eval
     scores = meter.scores()
     if not np.isfinite([*scores.values()]).all():
         raise NonFiniteError(
-            f"the student's answers on {images.name} hold NaN or infinity; try --precision float32"
+            f"the student's answers on {images.name} hold NaN or infinity; "
+            f"{'check its weights' if model.dtype is torch.float32 else 'try --precision float32'}"
         )
     view = evaluation.views.any_view()[None].to(meter.device)
     views = view.repeat(

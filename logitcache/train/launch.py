@@ -141,7 +141,9 @@ class TrainJob:
                     input_size=self.input_size,
                     new_head=True,
                 )
-                for note in _list_notes(model, variant.config.epochs * stream.steps(0), size):
+                for note in _list_notes(
+                    model, variant.config.epochs * stream.steps(0), size, self.input_size
+                ):
                     on_line(f"note: {note}")
                 students.append(Student(model, variant))
         return TrainSetup(students, stream, self._open_evaluation(stream, on_line))
@@ -181,16 +183,13 @@ class TrainJob:
         return reports
 
 
-def _list_notes(model: Model, steps: int, view_size: int) -> Iterator[str]:
+def _list_notes(model: Model, steps: int, view_size: int, input_size: int) -> Iterator[str]:
     """Say what a user may not expect of a student that is trained for so many steps on views of that size."""
     if model.weights.endswith(NEW_HEAD):
         body = model.weights.removesuffix(NEW_HEAD)
         yield f"{model.name} begins with {body}, and a new head for {model.num_classes} classes"
-    if model.adapter.size != view_size:
-        yield (
-            f"{model.name} sees views of {view_size} pixels resized to {model.adapter.size}; "
-            "--input-size gives it another size"
-        )
+    if note := model.describe_resizing(view_size, input_size):
+        yield note
     norms = (m for m in model.module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats)
     slowest = min((m.momentum for m in norms if m.momentum is not None), default=1.0)
     if (1 - slowest) ** steps > UNLEARNT:

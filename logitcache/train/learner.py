@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from logitcache.distributed import World
-from logitcache.errors import DeviceMemoryError, OptionError, StorageError
+from logitcache.errors import DeviceMemoryError, OptionError, StorageError, join_alternatives
 from logitcache.losses.objective import Objective
 from logitcache.models.build import Model
 from logitcache.models.forward import ViewModel, choose_precision
@@ -169,7 +169,8 @@ class Learner:
             self.optimizer.zero_grad(set_to_none=True)  # room for the students beside this one
             raise DeviceMemoryError(
                 f"a batch of {len(batch.views)} views does not fit the memory of {self.device}; run it in pieces "
-                f"with --accumulate {2 * self.run.config.accumulate}, or try --precision bfloat16"
+                f"with --accumulate {2 * self.run.config.accumulate}"
+                f"{', or try --precision bfloat16' if self._precision == 'float32' else ''}"
             ) from error
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
@@ -255,7 +256,10 @@ class Learner:
         finite = torch.stack([weight.isfinite().all() for weight in weights]).all()
         (spoilt,) = self.world.all_reduce_any(not finite)
         meter = self.meter.over_ranks(self.world)
-        meter.require_finite(weights_finite=not spoilt)
+        options = ["a smaller --lr"]
+        options += ["--clip-norm 1"] if self.run.config.clip_norm is None else []
+        options += ["--precision float32"] if self._precision != "float32" else []
+        meter.require_finite(not spoilt, f"try {join_alternatives(options)}")
         self.recent = meter.means()
         return meter
 

@@ -117,10 +117,7 @@ def decode_image(path: Path) -> Tensor:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if isinstance(error, UnidentifiedImageError):
             reason = "it is empty" if path.stat().st_size == 0 else "it is not an image that Pillow knows"
-        raise ImageError(
-            f"{printable_path(path)} does not decode ({reason}); mend or remove it, "
-            "or leave it out with --on-bad-image skip"
-        ) from error
+        raise ImageError(f"{printable_path(path)} does not decode ({reason}); mend or remove it") from error
     return pixels.expand(3, -1, -1).contiguous()
 
 

@@ -42,19 +42,21 @@ def recipe_named(name: str) -> RecipeSpec:
     return RecipeSpec(name, 1, _FIXED[name], "identity")
 
 
+_RECIPE_FILE = (
+    "expected TOML with `name`, `version` and [[steps]] tables, each with `transform` and its arguments"
+)
+
+
 def _recipe_from_toml(path: Path) -> RecipeSpec:
     if not path.is_file():
-        raise NotFoundError(f"recipe file {path} is not there; `logitcache init` writes an example")
+        raise NotFoundError(f"recipe file {path} is not there; {_RECIPE_FILE}")
     try:
         data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         steps = [dict(step) for step in data.pop("steps", [])]
         parts = [{"transform": step.pop("transform", None), "args": step} for step in steps]
         return RecipeSpec.from_dict({"name": path.stem, "version": 1, **data, "steps": parts})
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, ValueError, FormatError) as error:
-        raise FormatError(
-            f"recipe file {path}: {error}; expected `name`, `version` and [[steps]] tables, each with "
-            "`transform` and its arguments"
-        ) from error
+        raise FormatError(f"recipe file {path}: {error}; {_RECIPE_FILE}") from error
 
 
 _Steps = tuple[StepSpec, ...]

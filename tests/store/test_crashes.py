@@ -175,8 +175,12 @@ def test_a_full_disk_is_said_in_one_line_and_after_room_is_made_it_goes_on(small
 
 def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file" / "c.zarr"):
-        with pytest.raises(StorageError, match="Not a directory"):
+    refusals = {
+        tmp_path / "file": (NotFoundError, "where something else is"),
+        tmp_path / "file" / "c.zarr": (StorageError, "Not a directory"),
+    }
+    for path, (kind, reason) in refusals.items():
+        with pytest.raises(kind, match=reason):
             CacheWriter.open(path, SMALL)
         with pytest.raises(NotFoundError):
             CacheReader(path)

@@ -28,7 +28,7 @@ def test_two_processes_write_two_seeds_but_not_one(tmp_path):
     child = FORK.Process(target=hold, args=(path, 4, there))
     child.start()
     assert here.recv() == "holding"
-    busy = rf"seed 4 of .* is being written by process {child.pid} on .*; wait, or dump other seeds"
+    busy = rf"seed 4 of .* is being written by process {child.pid} on .*; wait, or choose other seeds with --seeds"
     with pytest.raises(BusyError, match=busy):
         fill(path, SMALL, seeds=(4,))
     fill(path, SMALL, seeds=(5,))  # while the other is open

@@ -93,7 +93,7 @@ def test_a_truncated_file_is_named(name: str, part: float, tmp_path: Path):
     image.save(tmp_path / name, **options)
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: int(len(whole) * part)])
-    refused(ImageError, lambda: decode_image(tmp_path / name), str(tmp_path / name), "--on-bad-image skip")
+    refused(ImageError, lambda: decode_image(tmp_path / name), str(tmp_path / name), "mend or remove it")
 
 
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
