@@ -9,7 +9,9 @@ from rich.box import SIMPLE_HEAD
 from rich.measure import Measurement
 from rich.table import Table
 
-from .shared_options import Device, Json
+from logitcache.files import require_file
+
+from .shared_options import Device, Json, parse_output_path
 from .terminal import console, say, show
 
 
@@ -26,8 +28,13 @@ def bench(
         int, typer.Option("--n", min=0, help="Views, samples (scale), pictures (dump, train); 0: as fits.")
     ] = 0,
     logits: Annotated[Path | None, typer.Option(help="store: an .npz of real logits (n, C).")] = None,
-    folder: Annotated[Path | None, typer.Option(help="store, scale: where to write.", exists=True)] = None,
-    plot: Annotated[Path | None, typer.Option(help="scale: an SVG file to draw.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="store, scale: where to write.", exists=True, file_okay=False)
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="scale: an SVG file to draw.", parser=parse_output_path, metavar="PATH"),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure speed as ratios to a plain alternative, timed in turns so that both share the machine's load.
@@ -49,6 +56,8 @@ def bench(
     """
     from logitcache.bench.suites import SUITES, BenchConfig, run_suite
 
+    if plot:
+        require_file(plot, "scaling.svg")
     config = BenchConfig(rounds, batch, n, threads, device, logits, folder, plot)
     names, results = list(SUITES) if suite == "all" else [suite], []
     minutes = sum(SUITES[name].seconds for name in names) / 60

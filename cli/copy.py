@@ -7,7 +7,7 @@ import typer
 from logitcache.units import size
 
 from .progress import progress
-from .shared_options import Json, parse_seeds
+from .shared_options import Json, parse_output_place, parse_seeds
 from .terminal import show
 
 if TYPE_CHECKING:
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 def copy(
     source: Annotated[str, typer.Argument(help="Cache to copy: a path or URL.")],
-    destination: Annotated[str, typer.Argument(help="Where to: a path, s3://…, gs://….")],
+    destination: Annotated[
+        str, typer.Argument(help="Where to: a path, s3://…, gs://….", parser=parse_output_place)
+    ],
     seeds: Annotated[str | None, typer.Option(help="Seeds to copy, such as 0-3; all by default.")] = None,
     workers: Annotated[int, typer.Option(help="Shards that are copied at once.")] = 4,
     json: Json = False,

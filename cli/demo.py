@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from .shared_options import Device, Json
+from .shared_options import Device, Json, parse_output_path
 from .terminal import console, say, show
 
 if TYPE_CHECKING:
@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder; an earlier demo there is replaced.")] = Path("demo"),
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder; an earlier demo there is replaced.", parser=parse_output_path, metavar="PATH"
+        ),
+    ] = Path("demo"),
     repeats: Annotated[int, typer.Option(help="Students per loss.")] = 6,
     student_epochs: Annotated[int, typer.Option(help="Epochs per student.")] = 8,
     teacher_epochs: Annotated[int, typer.Option(help="Epochs of the teacher.")] = 25,

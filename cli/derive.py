@@ -5,13 +5,13 @@ from typing import Annotated
 import typer
 
 from .progress import progress
-from .shared_options import CompleteSeeds, Json, parse_seeds
+from .shared_options import CompleteSeeds, Json, parse_output_place, parse_seeds
 from .terminal import show
 
 
 def derive(
     source: Annotated[str, typer.Argument(help="Cache to derive from.")],
-    out: Annotated[str, typer.Argument(help="Cache to make, or to go on with.")],
+    out: Annotated[str, typer.Argument(help="Cache to make, or to go on with.", parser=parse_output_place)],
     top_k: Annotated[
         int | None, typer.Option(help="Logits to keep per view; by default as the source.")
     ] = None,

@@ -8,11 +8,11 @@ import typer
 
 from logitcache.errors import DataError, ImageError
 
-from .shared_options import MACHINE
+from .shared_options import MACHINE, parse_output_place
 
 
-def _contents(text: str, *names: str, default: str | bool = True) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel="What is kept", show_default=default)
+def _contents(text: str, *names: str, default: str | bool = True, **options: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel="What is kept", show_default=default, **options)
 
 
 def _machine(text: str, *names: str) -> Any:
@@ -26,7 +26,10 @@ TopK = Annotated[int | None, _contents("Logits to keep per view.", default="16")
 Profile = Annotated[
     str | None, _contents("default, compact (8-bit gaps), archive (pcodec), exact (all).", default="default")
 ]
-Out = Annotated[str | None, _contents("Cache; caches/TEACHER-DATA.zarr by default.")]
+Out = Annotated[
+    str | None,
+    _contents("Cache; caches/TEACHER-DATA.zarr by default.", parser=parse_output_place, metavar="PATH"),
+]
 ShardSamples = Annotated[int, _contents("Samples per shard; 0: fitted to the data.")]
 Grow = Annotated[bool, _contents("Append images that the cache has not yet.", "--grow")]
 OnBadImage = Annotated[Literal["error", "skip"], _contents("Stop, or leave the sample without a teacher.")]

@@ -7,14 +7,17 @@ import typer
 
 from logitcache.units import size
 
-from .shared_options import Architecture, BestOrLast, Json, Student, StudentInputSize
+from .shared_options import Architecture, BestOrLast, Json, Student, StudentInputSize, parse_output_path
 from .terminal import show
 
 
 def export(
     student: Student,
     format: Annotated[Literal["onnx", "torchscript"], typer.Option(help="What to write.")] = "onnx",
-    out: Annotated[Path | None, typer.Option(help="File; beside the weights by default.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File; beside the weights by default.", parser=parse_output_path, metavar="PATH"),
+    ] = None,
     weights: BestOrLast = "best",
     architecture: Architecture = None,
     num_classes: Annotated[int | None, typer.Option(help="Its classes, where the file does not say.")] = None,

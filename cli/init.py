@@ -7,13 +7,17 @@ from typing import Annotated, Any
 import typer
 
 from logitcache.errors import OptionError
+from logitcache.files import require_file, writing
 
 from .config import CONFIG_FILE, configurable_options, option_name
+from .shared_options import parse_output_path
 
 
 def init(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="File to write.")] = Path(CONFIG_FILE),
+    out: Annotated[
+        Path, typer.Option(help="File to write.", parser=parse_output_path, metavar="PATH")
+    ] = Path(CONFIG_FILE),
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write a commented logitcache.toml: every option of every command, at its default.
@@ -22,6 +26,7 @@ def init(
 
     Example: logitcache init
     """
+    require_file(out, CONFIG_FILE)
     if out.exists() and not force:
         raise OptionError(f"{out} is there already; --force replaces it")
     lines = ["# Defaults for logitcache. Uncomment what you change; the command line wins."]
@@ -32,7 +37,8 @@ def init(
                 f"# {option.help}" if option.help else "#",
                 f"# {option_name(option)} = {_toml(option)}",
             ]
-    out.write_text("\n".join(lines) + "\n")
+    with writing(out) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     typer.echo(f"wrote {out}")
 
 

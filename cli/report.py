@@ -8,7 +8,7 @@ import typer
 from logitcache.units import size
 
 from .progress import progress
-from .shared_options import Json
+from .shared_options import Json, parse_output_path
 from .terminal import say, show
 
 
@@ -16,7 +16,9 @@ def report(
     paths: Annotated[
         list[str], typer.Argument(help="Run folders and caches, any number; caches may be URLs.")
     ],
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    out: Annotated[
+        Path, typer.Option(help="The page to write.", parser=parse_output_path, metavar="PATH")
+    ] = Path("report.html"),
     data: Annotated[
         list[str] | None,
         typer.Option(

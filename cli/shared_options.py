@@ -43,6 +43,22 @@ StudentInputSize = Annotated[
 ]
 
 
+def parse_output_path(path: str | Path) -> Path:
+    """Read where a command writes to, which is not what an empty variable of a shell says.
+
+    Raises:
+        BadParameter: the path is empty.
+    """
+    return Path(parse_output_place(str(path)))
+
+
+def parse_output_place(path: str) -> str:
+    """Read the path or URL of a cache to write, as `parse_output_path` does."""
+    if not path.strip():
+        raise typer.BadParameter("the path is empty; name a place to write to")
+    return path
+
+
 def parse_seeds(text: str) -> tuple[int, ...]:
     """Read seeds such as "0-3,7".
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from logitcache.files import require_folder
 from logitcache.units import share
 
 from .progress import progress
-from .shared_options import Cache, CompleteSeeds, Json, parse_seeds
+from .shared_options import Cache, CompleteSeeds, Json, parse_output_path, parse_seeds
 from .terminal import say, show
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ def stats(
         typer.Option(help="The cache's images, for labels and names; no others are opened but the digits."),
     ] = None,
     most: Annotated[int, typer.Option(min=1, help="Neighbours and hard samples to list.")] = 8,
-    pictures: Annotated[Path | None, typer.Option(help="Folder for stats.png and hardest.png.")] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(help="Folder for stats.png and hardest.png.", parser=parse_output_path, metavar="PATH"),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show how right and how sure the teacher is by seed, what it confuses, and which samples are hard.
@@ -39,6 +43,8 @@ def stats(
     from logitcache.store import CacheReader
     from logitcache.views.alignment import explain_how_to_show, open_images_to_show
 
+    if pictures:
+        require_folder(pictures)
     reader = CacheReader(cache)
     images, _ = open_images_to_show(reader, [data] if data else [])
     if images is None:

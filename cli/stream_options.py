@@ -8,14 +8,14 @@ import typer
 
 from logitcache.units import parse_size
 
-from .shared_options import find_only_cache, parse_numbers, parse_seeds, pick_fields
+from .shared_options import find_only_cache, parse_numbers, parse_output_path, parse_seeds, pick_fields
 
 if TYPE_CHECKING:
     from logitcache.stream.stream_inputs import StreamInputs
 
 
-def _option(text: str, *names: str) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel="What is trained on")
+def _option(text: str, *names: str, **options: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel="What is trained on", **options)
 
 
 Caches = Annotated[
@@ -32,7 +32,12 @@ ViewsPerImage = Annotated[int, _option("Seeds of an image in one batch, decoded 
 Fraction = Annotated[float, _option("Of the samples to train on.")]
 SamplesFile = Annotated[Path | None, _option("List of samples: numbers in text, or .npy.", "--samples")]
 AllowDrift = Annotated[bool, _option("Train although views differ.", "--allow-drift")]
-SpoolFolder = Annotated[Path | None, _option("Folder of decoded seeds, for all runs here.", "--spool-dir")]
+SpoolFolder = Annotated[
+    Path | None,
+    _option(
+        "Folder of decoded seeds, for all runs here.", "--spool-dir", parser=parse_output_path, metavar="PATH"
+    ),
+]
 SpoolLimit = Annotated[str, _option("What that folder may hold, such as 50GB.")]
 TeacherCache = Annotated[
     str | None, _option("Cache of `dump --split test`: agreement with the teacher by epoch.")

@@ -10,7 +10,7 @@ from logitcache.errors import StudentsError
 from . import stream_options, train_options
 from .exit_codes import catch_stop_signals
 from .progress import progress
-from .shared_options import Device, Json, PrecisionName, StudentInputSize, Workers
+from .shared_options import Device, Json, PrecisionName, StudentInputSize, Workers, parse_output_path
 from .terminal import say
 from .train_output import reporter, show_runs
 
@@ -26,7 +26,12 @@ def train(
         list[str] | None,
         typer.Option(help="What a student is taught otherwise, 'loss=kd,lr=0.1'; one for each, in one pass."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; runs/STUDENT-LOSS-N by default.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run folder; runs/STUDENT-LOSS-N by default.", parser=parse_output_path, metavar="PATH"
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     checkpoint_every: Annotated[
         float, typer.Option(help="Seconds between checkpoints within an epoch.")

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from logitcache.dump.job import DumpConfig, DumpReport, dump
-from logitcache.errors import OptionError
+from logitcache.errors import OptionError, StorageError
+from logitcache.files import require_folder, writing
 from logitcache.format.spec import Spec
 from logitcache.losses.objective import Objective
 from logitcache.models.build import Model, build_model
@@ -108,7 +109,8 @@ def demo(
         on_stage: called with a line at each stage.
 
     Raises:
-        OptionError: `out` holds something other than a demo.
+        OptionError: `out` is a file, or holds something other than a demo.
+        StorageError: it cannot be written.
     """
     on_stage = on_stage or (lambda line: None)
     job = _Demo(_make_folder(Path(out)), config)
@@ -138,7 +140,8 @@ def demo(
         epoch_seconds_live=live,
         page=str(job.write_page()),
     )
-    (job.out / MARK).write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+    with writing(job.out / MARK) as temporary:
+        temporary.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
     return result
 
 
@@ -235,10 +238,14 @@ def _build(name: str, seed: int, weights: str = "random") -> Model:
 
 def _make_folder(out: Path) -> Path:
     """Make an empty folder, in place of an earlier demo."""
+    require_folder(out)
     if out.exists() and any(out.iterdir()):
         if not (out / MARK).is_file():
             raise OptionError(f"{out} is not empty and holds no demo; choose another --out")
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / MARK).write_text("{}\n")
+        try:
+            shutil.rmtree(out)
+        except OSError as error:
+            raise StorageError(f"cannot replace the demo in {out}: {error.strerror}") from error
+    with writing(out / MARK) as temporary:
+        temporary.write_text("{}\n")
     return out

@@ -1,10 +1,63 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and whether there is a place for them."""
 
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from logitcache.errors import LogitCacheError, OptionError, StorageError
+
+
+def require_file(out: Path, example: str) -> None:
+    """Insist that a file can be written at `out`, before hours of work for it; `example` is what it may be called.
+
+    Raises:
+        OptionError: it is a folder.
+        StorageError: it, or the folder that it would lie in, cannot be written.
+    """
+    if out.is_dir():
+        raise OptionError(f"{out} is a folder; name the file to write, such as {out / example}")
+    _require_writable(out)
+
+
+def require_folder(out: Path) -> None:
+    """Insist that files can be written into the folder `out`, or that it can be made.
+
+    Raises:
+        OptionError: it is a file.
+        StorageError: it cannot be written or made.
+    """
+    if out.exists() and not out.is_dir():
+        raise OptionError(f"{out} is a file; name a folder to write into")
+    _require_writable(out)
+
+
+def _require_writable(out: Path) -> None:
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if there != out and not there.is_dir():
+        raise StorageError(f"cannot write {out}: {there} is a file; name another place")
+    if not os.access(there, os.W_OK):
+        raise StorageError(f"cannot write {out}: {there} is read-only; name another place")
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[Path]:
+    """Yield a path to write at as `replacing` does, in a folder that is made where it is lacking.
+
+    Raises:
+        StorageError: the disk said no; `file` is what it was.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as temporary:
+            yield temporary
+    except OSError as error:
+        if isinstance(error, LogitCacheError):
+            raise
+        raise StorageError(
+            f"cannot write {file}: {error.strerror or str(error).partition(chr(10))[0]}"
+        ) from error
 
 
 @contextmanager

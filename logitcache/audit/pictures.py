@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from logitcache.audit.stats import BINS, LEAST_TAIL, StatsReport
-from logitcache.errors import OptionError, StorageError
+from logitcache.errors import OptionError
+from logitcache.files import writing
 from logitcache.views.images import Images
 
 if TYPE_CHECKING:
@@ -68,9 +69,6 @@ def _draw_hardest(figure_class: Any, report: StatsReport, images: Images) -> Any
 
 
 def _save(figure: Any, file: Path) -> Path:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=120)
-    except OSError as error:
-        raise StorageError(f"cannot write {file}: {error.strerror or error}") from error
+    with writing(file) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
     return file

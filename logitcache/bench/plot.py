@@ -5,7 +5,7 @@ from pathlib import Path
 from xml.etree.ElementTree import Element, tostring
 
 from logitcache.bench.scale import Point, ScaleReport
-from logitcache.errors import StorageError
+from logitcache.files import writing
 from logitcache.report.charts import HEIGHT, WIDTH, Axis, ChartTable, Series, draw_lines
 from logitcache.report.html import Ids, tag
 
@@ -60,10 +60,8 @@ def draw(report: ScaleReport, file: Path) -> None:
         for name, value in {"x": x, "y": y + TITLE, "width": WIDTH, "height": HEIGHT}.items():
             chart.set(name, str(value))
         picture.append(chart)
-    try:
-        file.write_text(tostring(picture, encoding="unicode") + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"cannot write {file}: {error.strerror or error}") from error
+    with writing(file) as temporary:
+        temporary.write_text(tostring(picture, encoding="unicode") + "\n", encoding="utf-8")
 
 
 _Chart = tuple[str, list[str], Element]

@@ -18,8 +18,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from logitcache.errors import Difference, MismatchError, OptionError, StorageError
-from logitcache.files import replacing
+from logitcache.errors import Difference, MismatchError, OptionError
+from logitcache.files import require_file, writing
 from logitcache.format.spec import Spec
 from logitcache.models.build import Model
 from logitcache.models.forward import ViewModel
@@ -73,17 +73,12 @@ def export_model(model: Model, out: str | Path, format: Format = "onnx") -> Expo
             f"{out} is named as a file of {meant}, the format is {format}; give another --out or --format"
         )
     out, size = Path(out), model.adapter.size
-    if out.is_dir():
-        raise OptionError(f"{out} is a folder; name the file to write, such as {out / f'student.{format}'}")
+    require_file(out, f"student.{format}")
     shape = (model.adapter.channels, size, size)
     student = ViewModel(replace(model, module=copy.deepcopy(model.module))).cpu().eval()
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as temporary, torch.no_grad():
-            run = _FORMATS[format](student, _random_views(2, shape), temporary, _describe(model))
-            difference = max(_difference(student, run, _random_views(n, shape)) for n in BATCHES)
-    except OSError as error:
-        raise StorageError(f"cannot write {out}: {error.strerror or first_line(error)}") from error
+    with writing(out) as temporary, torch.no_grad():
+        run = _FORMATS[format](student, _random_views(2, shape), temporary, _describe(model))
+        difference = max(_difference(student, run, _random_views(n, shape)) for n in BATCHES)
     return ExportReport(str(out), format, out.stat().st_size, shape, model.num_classes, difference)
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from logitcache.errors import FormatError, StorageError, WeightsError
-from logitcache.files import replacing
+from logitcache.files import writing
 from logitcache.format.identity import AdapterSpec
 from logitcache.format.spec import Spec
 
@@ -89,11 +89,10 @@ def write_weights(path: Path, state: StateDict, header: WeightsHeader) -> None:
     """
     state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
+        with writing(path) as temporary:
             metadata = {"logitcache": json.dumps(header.to_dict())}
             safetensors.torch.save_file(state, temporary, metadata=metadata)
-    except (OSError, safetensors.SafetensorError) as error:
+    except safetensors.SafetensorError as error:
         raise StorageError(f"cannot write {path}: {first_line(error)}") from error
 
 

@@ -8,8 +8,8 @@ from importlib import resources
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from logitcache.errors import NotFoundError, OptionError, StorageError
-from logitcache.files import replacing
+from logitcache.errors import NotFoundError, OptionError
+from logitcache.files import require_file, writing
 from logitcache.format.spec import Spec
 from logitcache.report.cache_facts import CacheFacts, OnSeedRead, read_cache
 from logitcache.report.cache_section import cache_headings, make_cache_section
@@ -63,8 +63,7 @@ def report(
     names = dict.fromkeys(path if "://" in path else os.path.normpath(path) for path in map(str, paths))
     if not names:
         raise OptionError("a report needs run folders, caches, or both; found none")
-    if Path(out).is_dir():
-        raise OptionError(f"{out} is a folder; name the file to write, such as {Path(out) / 'report.html'}")
+    require_file(Path(out), "report.html")
     subjects = [_open(path) for path in names]
     readers = [subject for subject in subjects if isinstance(subject, CacheReader)]
     groups = group_runs([subject for subject in subjects if isinstance(subject, RunFacts)])
@@ -82,7 +81,9 @@ def report(
         images.append(
             make_thumbnails(reader, data_set, facts.stats) if data_set else CacheImages({}, (), note)
         )
-    _write(Path(out), make_page(groups, caches, images, date=datetime.date.today()))
+    text = make_page(groups, caches, images, date=datetime.date.today())
+    with writing(Path(out)) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
     notes = [
         f"{cache.about['path']}: {seen.note}" for cache, seen in zip(caches, images, strict=True) if seen.note
     ]
@@ -183,12 +184,3 @@ def _summary(groups: Sequence[RunGroup], caches: Sequence[CacheFacts]) -> Elemen
         for name, cache in find_teachers(groups, caches).items()
     ]
     return tag("p", f"Highest top-1 after the last epoch: {best.name}, {text}{also}.", *teachers)
-
-
-def _write(out: Path, text: str) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise StorageError(f"cannot write {out}: {error.strerror or error}") from error
