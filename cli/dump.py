@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from logitcache.units import rate
+
 from . import dump_options, teacher_options
 from .progress import progress
 from .shared_options import Device, Json, PrecisionName, Workers, default_cache_path, parse_seeds, pick_fields
@@ -88,4 +90,4 @@ def _rows(report: "DumpReport") -> list[tuple[str, str]]:
     if report.teacher_top1 is not None:
         right = f"right in {100 * report.teacher_top1:.1f} % of the labelled views made now"
         rows.append(("teacher", right))
-    return [*rows, ("time", f"{report.seconds:.1f} s, {report.views_per_second:,.0f} views/s")]
+    return [*rows, ("time", f"{report.seconds:.1f} s, {rate(report.views_per_second)} views/s")]

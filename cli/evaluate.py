@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from logitcache.units import operations, rate
+
 from .shared_options import (
     Architecture,
     BestOrLast,
@@ -70,19 +72,11 @@ def _rows(evaluation: "StudentEvaluation", most: int) -> list[tuple[str, str]]:
         right = f" right in {100 * report.teacher_top1:.2f} %," if report.teacher_top1 is not None else ""
         agrees = f"agrees in {100 * report.agreement:.2f} %, KL {report.kl:.4f}"
         rows.append(("teacher", f"{report.teacher}{right} {agrees}"))
-    flops = f"{_with_prefix(report.flops)}FLOPs a view of {report.input_size} pixels"
+    flops = f"{operations(report.flops)}FLOPs a view of {report.input_size} pixels"
     rows.append(("size", f"{report.parameters:,} parameters, {flops}"))
-    speed = f"{report.images_per_second:,.0f} images/s on {report.device} in batches of {report.batch_size}"
+    speed = f"{rate(report.images_per_second)} images/s on {report.device} in batches of {report.batch_size}"
     rows.append(("speed", f"{speed}, {report.precision}"))
     confused = report.confusion.most(most)
     return rows + [
         ("confused", f"{name_class(names, a)} as {name_class(names, b)}: {n}") for a, b, n in confused
     ]
-
-
-def _with_prefix(number: int) -> str:
-    """Write a number with a metric prefix, in thousands at least."""
-    factor, prefix = next(
-        (f, p) for f, p in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")) if number >= f or p == "k"
-    )
-    return f"{number / factor:.3g} {prefix}"

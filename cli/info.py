@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from logitcache.units import size
+from logitcache.units import figures, size
 
 from .shared_options import Cache, Json
 from .terminal import show
@@ -57,7 +57,7 @@ def _answers(found: dict[str, Any]) -> str:
         return f"not told: {found['damaged']}"
     if not (confidence := found["confidence"]):
         return "none yet"
-    mass = [f"{100 * value:.2g} % at T = {t}" for t, value in confidence["mean_tail_mass"].items()]
+    mass = [f"{figures(100 * value, 2)} % at T = {t}" for t, value in confidence["mean_tail_mass"].items()]
     top1 = f"mean top-1 probability {100 * confidence['mean_top1_probability']:.1f} %"
     return f"{top1}, tail mass {', '.join(mass)}"
 

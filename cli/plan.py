@@ -6,7 +6,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from logitcache.units import parse_size, size, span
+from logitcache.units import figures, parse_size, rate, size, span
 
 from . import teacher_options
 from .progress import progress
@@ -96,7 +96,7 @@ def _rows(plan: "Plan") -> list[tuple[str, str]]:
     return [
         ("take", f"{options}{plan.reason}"),
         *([("left out", left_out)] if beaten else []),
-        ("teacher", f"{plan.views_per_second:,.0f} views/s on this device"),
+        ("teacher", f"{rate(plan.views_per_second)} views/s on this device"),
         ("to dump", f"on so many of them, {hours}"),
         (
             "pays",
@@ -107,4 +107,7 @@ def _rows(plan: "Plan") -> list[tuple[str, str]]:
 
 
 def _small(value: float) -> str:
-    return f"{value:.1e}".replace("e-0", "e-") if value > ROUNDING else "0"
+    """Write a small number by a power of ten, one that is not small as it is."""
+    if value <= ROUNDING:
+        return "0"
+    return f"{value:.1e}".replace("e-0", "e-") if value < 0.995 else figures(value, 2)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from logitcache.units import span
+from logitcache.units import rate, span
 
 from .terminal import say, stderr
 
@@ -87,4 +87,4 @@ class _Pace:
         self.rate = (done - first) / max(now - began, 1e-9)
 
     def __str__(self) -> str:
-        return f"{self.rate:{',.0f' if self.rate >= 10 else '.2g'}} {self.unit}/s" if self.rate else ""
+        return f"{rate(self.rate)} {self.unit}/s" if self.rate else ""

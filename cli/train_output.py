@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from logitcache.train.events import EpochDone, OnTrainEvent, StudentFailed, TrainEvent
+from logitcache.units import rate
 
 from .progress import Advance
 from .terminal import say, show
@@ -25,7 +26,7 @@ def reporter(advance: Advance) -> OnTrainEvent:
         else:
             losses = "".join(f", {name} {value:.3f}" for name, value in event.losses.items())
             done, total = event.epoch * event.steps + event.step, event.epochs * event.steps
-            advance(done, total, f"{event.views_per_second:,.0f} views/s{losses}")
+            advance(done, total, f"{rate(event.views_per_second)} views/s{losses}")
 
     return report
 
@@ -43,6 +44,6 @@ def _rows(report: "RunReport") -> list[tuple[str, str]]:
         ("run", report.out),
         ("student", f"{report.student}, {report.parameters:,} parameters"),
         ("result", f"loss {report.loss:.4f}{score} after {report.epochs} epochs"),
-        ("time", f"{report.seconds:.1f} s, {report.views_per_second:,.0f} views/s"),
+        ("time", f"{report.seconds:.1f} s, {rate(report.views_per_second)} views/s"),
         *(("export", file) for file in report.exported),
     ]

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from logitcache.units import figures
+
 from .dump_options import advise_skip
 from .progress import progress
 from .shared_options import Cache, Device, Json, Workers, parse_seeds, pick_fields
@@ -75,7 +77,8 @@ def _rows(report: "CheckupReport") -> list[tuple[str, str]]:
         same = f"{repaired.identical:,} of them to the digest they had"
         rows.append(("repaired", f"{len(repaired.redumped):,} shards dumped again, {same}"))
     if replayed := report.replay:
-        error = f"logits off by {replayed.max_error:.2g} at most, {replayed.mean_error:.2g} on average"
+        most, mean = figures(replayed.max_error, 2), figures(replayed.mean_error, 2)
+        error = f"logits off by {most} at most, {mean} on average"
         rows.append(
             (
                 "replay",

@@ -11,6 +11,7 @@ import torch
 
 from logitcache.bench.table import at_most, with_quartiles
 from logitcache.format.spec import Spec
+from logitcache.units import figures, rate
 
 Seconds = npt.NDArray[np.float64]
 
@@ -57,7 +58,7 @@ class Comparison(Spec):
 
     def cells(self) -> dict[str, str]:
         """Return columns and what to print in them."""
-        form = ".3g" if self.unit == "ms" else ",.0f"
+        write = figures if self.unit == "ms" else rate
         first, *others = self.of.items()
         digits = 2 if self.ratio >= 0.1 else 3
         ratios = (f"{x:.{digits}f}" for x in (self.ratio_low, self.ratio, self.ratio_high))
@@ -65,8 +66,8 @@ class Comparison(Spec):
             first[0]: first[1],
             "against": self.against,
             **dict(others),
-            self.unit: format(self.value, form),
-            "other": format(self.value_against, form),
+            self.unit: write(self.value),
+            "other": write(self.value_against),
             "ratio, quartiles": with_quartiles(*ratios),
             "wanted": at_most(self.wanted),
         }

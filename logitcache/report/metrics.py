@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from logitcache.units import figures
+
 SECTIONS = {
     "accuracy": ("Accuracy", "On the test images, after each epoch."),
     "loss": (
@@ -39,7 +41,7 @@ class Metric:
         """Write a value."""
         if value is None:
             return "–"
-        return percent(value) if self.share else f"{value:.4g}"
+        return percent(value) if self.share else figures(value, 4)
 
     def format_spread(self, spread: tuple[float, float] | None, runs: int) -> str:
         """Write mean and standard deviation over so many runs."""
@@ -48,7 +50,7 @@ class Metric:
         mean, deviation = spread
         if self.share:
             return f"{100 * mean:.1f} ±\N{NO-BREAK SPACE}{100 * deviation:.1f}\N{NO-BREAK SPACE}%"
-        return f"{mean:.3g} ±\N{NO-BREAK SPACE}{deviation:.2g}"
+        return f"{figures(mean)} ±\N{NO-BREAK SPACE}{figures(deviation, 2)}"
 
 
 TEST_METRICS = (

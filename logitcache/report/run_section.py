@@ -9,7 +9,8 @@ from logitcache.report.curves import Curves
 from logitcache.report.html import Child, Ids, table, tag
 from logitcache.report.metrics import SECTIONS, TEST_METRICS, metric_named, percent
 from logitcache.report.run_facts import RunFacts, RunGroup, differing_settings, shorten
-from logitcache.units import span, span_unit
+from logitcache.units import figures, span, span_unit
+from logitcache.units import rate as rate_of
 
 COLUMNS = (*TEST_METRICS, metric_named("loss"))
 MANY = 6  # students, above which a table has a row for each
@@ -91,7 +92,7 @@ def _figures_table(groups: Sequence[RunGroup], teachers: Mapping[str, CacheFacts
         row += [_range(_epochs(run) for run in group.runs)]
         row += [span(sum(run.seconds for run in group.runs) / many)]
         rates = [rate for run in group.runs if (rate := run.rate) is not None]
-        row += [f"{sum(rates) / len(rates):,.0f}" if rates else "–"]
+        row += [rate_of(sum(rates) / len(rates)) if rates else "–"]
         rows.append(row)
     notes = ["Figures are those of the last epoch."]
     notes += ["The teacher's are its cache's of the test images."] if teachers else []
@@ -147,7 +148,7 @@ def _chart_by_cost(
         return None
     series, rows = [], []
     for number, run, x, top1 in points:
-        path, text = curves.paths[run.path], f"{x:,.0f}" if x >= 1000 else f"{x:.4g}"
+        path, text = curves.paths[run.path], f"{x:,.0f}" if x >= 999.95 else figures(x, 4)
         name = f"{curves.groups[number].name}, {path}: {percent(top1)}, {text} {label}"
         series.append(Series(name, ((x, top1),), number))
         rows.append((path, text, percent(top1)))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from logitcache.errors import FormatError, LogitCacheError, StorageError
 from logitcache.files import flush
+from logitcache.units import size
 
 HOW_TO_RESTORE = "restore it from a copy"
 HOW_TO_MEND = f"`logitcache verify --repair` mends that, or {HOW_TO_RESTORE}"
@@ -76,7 +77,7 @@ def storing(path: Path) -> Iterator[None]:
         free = ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             room = shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
-            free = f" ({room / 1e6:.1f} MB free); make room and run the same command again"
+            free = f" ({size(room)} free); make room and run the same command again"
         raise StorageError(
             f"cannot write {path}: {error.strerror or error}{free}; committed shards are safe"
         ) from error
