@@ -10,7 +10,7 @@ from logitcache.units import figures, parse_size, rate, size, span
 
 from . import teacher_options
 from .progress import progress
-from .shared_options import Device, Json, PrecisionName, Workers, parse_seeds, pick_fields
+from .shared_options import Device, Json, PrecisionName, Workers, parse_ks, parse_seeds, pick_fields
 from .terminal import console, say, show
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def plan(
     """
     parsed = {
         "seeds": len(parse_seeds(seeds)),
-        "ks": parse_seeds(top_k),
+        "ks": parse_ks(top_k),
         "budget": parse_size(budget) if budget else None,
     }
     with progress(f"plan {teacher}", "views", first="loading images and teacher") as advance:

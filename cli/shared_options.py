@@ -12,7 +12,7 @@ from logitcache.errors import NotFoundError, OptionError
 
 CACHES = Path("caches")
 TEST_SUFFIX = ".test.zarr"
-MOST_SEEDS = 100_000
+MOST_NUMBERS = 100_000
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -65,29 +65,42 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     Raises:
         OptionError: the text is not a list of seeds.
     """
-    seeds: list[int] = []
+    return _parse_ranges(text, "seeds", "0-3,7")
+
+
+def parse_ks(text: str) -> tuple[int, ...]:
+    """Read numbers of logits such as "4,8,16".
+
+    Raises:
+        OptionError: the text is not a list of them.
+    """
+    return _parse_ranges(text, "numbers of logits", "4,8,16")
+
+
+def _parse_ranges(text: str, name: str, example: str) -> tuple[int, ...]:
+    numbers: list[int] = []
     count = 0
     for part in text.replace(" ", "").split(","):
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
         if not match or int(match[2] or match[1]) < int(match[1]):
-            raise OptionError(f"seeds read like 0-3,7; found {text!r}")
+            raise OptionError(f"{name} read like {example}; found {text!r}")
         count += int(match[2] or match[1]) - int(match[1]) + 1
-        if count > MOST_SEEDS:
-            raise OptionError(f"{text} are more than {MOST_SEEDS:,} seeds; name fewer")
-        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return tuple(dict.fromkeys(seeds))
+        if count > MOST_NUMBERS:
+            raise OptionError(f"{text} are more than {MOST_NUMBERS:,} {name}; name fewer")
+        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return tuple(dict.fromkeys(numbers))
 
 
-def parse_numbers(text: str) -> tuple[float, ...]:
-    """Read numbers such as "2,1" or "0.9,0.999".
+def parse_weights(text: str) -> tuple[float, ...]:
+    """Read weights of an ensemble such as "2,1".
 
     Raises:
-        OptionError: they are not.
+        OptionError: the text is not a list of numbers.
     """
     try:
         return tuple(float(word) for word in text.split(","))
     except ValueError as error:
-        raise OptionError(f"expected numbers such as 2,1, found {text!r}") from error
+        raise OptionError(f"weights of an ensemble read like 2,1; found {text!r}") from error
 
 
 def pick_fields(options: Mapping[str, object], kind: type[Any]) -> dict[str, Any]:

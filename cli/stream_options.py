@@ -8,7 +8,7 @@ import typer
 
 from logitcache.units import parse_size
 
-from .shared_options import find_only_cache, parse_numbers, parse_output_path, parse_seeds, pick_fields
+from .shared_options import find_only_cache, parse_output_path, parse_seeds, parse_weights, pick_fields
 
 if TYPE_CHECKING:
     from logitcache.stream.stream_inputs import StreamInputs
@@ -59,7 +59,7 @@ def read_inputs(options: Mapping[str, Any], needs_teacher: bool, batch_size: int
     }
     inputs = {
         "caches": tuple(options["caches"] or ([find_only_cache()] if needs_teacher else [])),
-        "mix_weights": parse_numbers(options["mix_weights"]) if options["mix_weights"] else (),
+        "mix_weights": parse_weights(options["mix_weights"]) if options["mix_weights"] else (),
         "spool_limit": parse_size(options["spool_limit"]),
         "config": StreamConfig(**{"batch_size": batch_size} | pick_fields(options, StreamConfig) | config),
     }
