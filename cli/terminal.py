@@ -28,7 +28,7 @@ def show(report: dict[str, Any], rows: list[tuple[str, str]], *, as_json: bool) 
             table.add_row(name, printable(value))
         console.print(table)
     else:
-        width = max(len(name) for name, _ in rows)
+        width = max((len(name) for name, _ in rows), default=0)
         for name, value in rows:
             print(f"{name:<{width}}  {printable(value)}".rstrip())
 

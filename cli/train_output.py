@@ -32,7 +32,7 @@ def reporter(advance: Advance) -> OnTrainEvent:
 
 
 def show_runs(reports: "Sequence[RunReport]", *, as_json: bool) -> None:
-    """Print what runs came to."""
+    """Print what runs came to; there may be none that came to their end."""
     rows = [row for report in reports for row in _rows(report)]
     show({"runs": [report.to_dict() for report in reports]}, rows, as_json=as_json)
 

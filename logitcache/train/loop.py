@@ -14,6 +14,7 @@ from typing import Any
 
 from logitcache.distributed import ALONE, World, name_lost_ranks
 from logitcache.errors import (
+    ClusterError,
     LogitCacheError,
     NonFiniteError,
     NotFoundError,
@@ -96,7 +97,7 @@ def train(
         NonFiniteError: a loss became NaN or infinite; the checkpoint before it stays.
         StorageError: the disk said no; the checkpoint before it stays.
         StoppedError: `should_stop` said so.
-        ClusterError: another rank has ended.
+        ClusterError: another rank has ended, or could not begin.
         StudentsError: of several students some failed; the others came to their end.
     """
     _require_own_folders([run.out for run in runs])
@@ -267,7 +268,12 @@ def _require_folders(folders: Sequence[RunFolder], resume: bool) -> None:
 
 
 def _open_learners(runs: Sequence[Run], stream: Stream, world: World, resume: bool) -> list[Learner]:
-    """Set up all students on all ranks; where one rank cannot, it alone raises, and the others have none."""
+    """Set up all students on all ranks, or none: where rank 0 cannot, it raises, and the others have no learners.
+
+    Raises:
+        LogitCacheError: this rank cannot.
+        ClusterError: another one cannot, and rank 0 could.
+    """
     failed: LogitCacheError | None = None
     try:
         learners = [Learner(run, stream) for run in runs]
@@ -277,11 +283,13 @@ def _open_learners(runs: Sequence[Run], stream: Stream, world: World, resume: bo
             learner.open(resume=resume)
     except LogitCacheError as error:
         failed = error
-    ready = world.all_gather(failed is None)
-    if not all(ready):
-        if failed and ready.index(False) == world.rank:
-            raise failed
+    reasons = world.all_gather(failed and str(failed))
+    if reasons[0] is not None and world.rank:
         return []
+    if failed:
+        raise failed
+    if other := next((rank for rank, reason in enumerate(reasons) if reason is not None), None):
+        raise ClusterError(f"rank {other} could not begin to train: {reasons[other]}")
     for learner in learners:
         learner.join_ranks()
     return learners

@@ -52,6 +52,17 @@ def test_a_run_that_had_not_begun_begins_when_the_others_go_on(tmp_path: Path) -
     assert {name: (tmp_path / name / "last.safetensors").read_bytes() for name in "ab"} == whole
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["rows", "json"])
+def test_where_no_student_comes_to_its_end_that_is_said_in_one_line(form: list[str], tmp_path: Path) -> None:
+    words = ("train", "--student", "digits_tiny", "--loss", "ce", "--epochs", 2, "--warmup-epochs", 0)
+    variants = ("--variant", "lr=1e30", "--variant", "lr=1e31", "--workers", 0, *form)
+    ended = logitcache(*words, *variants, cwd=tmp_path)
+    assert ended.exit_code == 1, ended.exception
+    assert isinstance(ended.exception, SystemExit)
+    assert ended.stderr.splitlines()[-1].startswith("logitcache: 2 of 2 students ended early: ")
+    assert "".join(ended.stdout.split()) == ('{"runs":[]}' if form else "")
+
+
 def test_one_folder_is_not_two_runs(tmp_path: Path) -> None:
     one, other = two(tmp_path)
     with pytest.raises(OptionError, match=r"two runs would share the folder .*a; name each"):

@@ -24,6 +24,7 @@ from logitcache.errors import (
     StoppedError,
     StorageError,
     StudentsError,
+    WeightsError,
 )
 from logitcache.losses import Objective
 from logitcache.models.build import Model, build_model
@@ -33,7 +34,7 @@ from logitcache.teacher.live import LiveTeacher
 from logitcache.train.config import TrainConfig
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.events import EpochDone, TrainEvent
-from logitcache.train.learner import Run
+from logitcache.train.learner import Learner, Run
 from logitcache.train.loop import train
 from logitcache.views.recipes import recipe_named
 
@@ -222,6 +223,69 @@ def test_what_ends_all_is_said_once(exact: Path, tmp_path: Path) -> None:
     assert isinstance(heard[0], StudentsError)
     assert [Path(report.out).name for report in heard[0].reports] == ["1"]
     assert heard[1] == []
+
+
+def wrong(config: TrainConfig, world: World, ranks: tuple[int, ...]) -> TrainConfig:
+    """Return settings that these ranks cannot begin with."""
+    return dataclasses.replace(config, precision=f"float{world.rank}") if world.rank in ranks else config
+
+
+@pytest.mark.parametrize("ranks", [(1,), (2,), (1, 2)], ids=str)
+def test_where_rank_0_alone_could_begin_all_end_and_say_which_could_not(
+    ranks: tuple[int, ...], exact: Path, tmp_path: Path
+) -> None:
+    heard = in_ranks(lambda world: trained(tmp_path / "run", world, exact, (wrong(CONFIG, world, ranks),)), 3)
+    for rank, error in heard.items():
+        if rank in ranks:
+            assert isinstance(error, OptionError)
+            assert f"found 'float{rank}'" in str(error)
+        else:
+            assert isinstance(error, ClusterError)
+            assert f"rank {ranks[0]} could not begin to train: precision must be" in str(error)
+
+
+def test_where_rank_0_could_not_begin_it_alone_says_so(exact: Path, tmp_path: Path) -> None:
+    heard = in_ranks(lambda world: trained(tmp_path / "run", world, exact, (wrong(CONFIG, world, (0, 1)),)))
+    assert "found 'float0'" in str(heard[0])
+    assert heard[1] == []
+
+
+def test_the_command_line_ends_where_only_another_rank_could_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Learner.open
+
+    def fails_elsewhere(self: Learner, **options: Any) -> None:
+        if os.environ["RANK"] == "1":
+            raise StorageError("this rank's disk is gone")
+        opened(self, **options)
+
+    monkeypatch.setattr(Learner, "open", fails_elsewhere)
+    words = ["train", "--student", "digits_tiny", "--loss", "ce", "--epochs", "1", "--workers", "0"]
+    for form in ([], ["--json"]):
+        (code, printed, said), other = commanded([*words, *form], tmp_path)
+        assert (code, printed) == (1, "")
+        line = "logitcache: rank 1 could not begin to train: this rank's disk is gone"
+        assert said.splitlines()[-1] == line
+        assert other == (1, "", "logitcache: this rank's disk is gone\n")
+
+
+def test_the_command_line_ends_where_only_another_rank_could_not_open_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails_elsewhere(name: str, **options: Any) -> Model:
+        if os.environ["RANK"] == "1":
+            raise WeightsError("this rank has no weights")
+        return build_model(name, **options)
+
+    monkeypatch.setattr("logitcache.train.launch.build_model", fails_elsewhere)
+    words = ["train", "--student", "digits_tiny", "--loss", "ce", "--epochs", "1", "--workers", "0"]
+    (code, printed, said), other = commanded(words, tmp_path)
+    assert (code, printed) == (1, "")
+    assert said.splitlines()[-1].startswith(
+        "logitcache: another rank ended before all was done; it, or torchrun"
+    )
+    assert other == (1, "", "logitcache: this rank has no weights\n")
 
 
 def test_ranks_need_a_process_group_and_one_head(exact: Path, tmp_path: Path) -> None:
