@@ -60,8 +60,7 @@ class Comparison(Spec):
         """Return columns and what to print in them."""
         write = figures if self.unit == "ms" else rate
         first, *others = self.of.items()
-        digits = 2 if self.ratio >= 0.1 else 3
-        ratios = (f"{x:.{digits}f}" for x in (self.ratio_low, self.ratio, self.ratio_high))
+        ratios = (_write_ratio(x) for x in (self.ratio_low, self.ratio, self.ratio_high))
         return {
             first[0]: first[1],
             "against": self.against,
@@ -71,6 +70,11 @@ class Comparison(Spec):
             "ratio, quartiles": with_quartiles(*ratios),
             "wanted": at_most(self.wanted),
         }
+
+
+def _write_ratio(x: float) -> str:
+    digits = 3 if x < 0.0995 else 2 if x < 9.995 else 1 if x < 99.95 else 0
+    return f"{x:.{digits}f}"
 
 
 def quartiles(values: Seconds) -> tuple[float, float, float]:
