@@ -38,7 +38,7 @@ SHORT = {
     "v2": "torchvision.transforms.v2",
 }
 ENDINGS = (
-    r"css|html|json|jsonl|lock|lmdb|md|new|npy|npz|onnx|owner|partial|png|pt|py|safetensors|spool|svg|toml|"
+    r"css|html|json|jsonl|lock|lmdb|md|new|npy|npz|onnx|owner|partial|png|pt|pth|py|safetensors|spool|svg|toml|"
     r"torchscript|txt|yml|zarr"
 )
 QUOTED = re.compile(r"``?([^`]+)``?")
@@ -87,7 +87,7 @@ def _resolves(name: str, file: Path) -> bool:
     if WORD.fullmatch(name):
         return name in _words() or hasattr(builtins, name)
     if FOLDER.fullmatch(name):
-        return (ROOT / name).exists()
+        return (ROOT / name).exists() or (ROOT / f"{name}.py").exists()
     dotted = DOTTED.fullmatch(name)
     if not dotted or re.fullmatch(rf".*\.({ENDINGS})", name):
         return True
