@@ -21,6 +21,7 @@ HERE = Path(__file__)
         "Nobody" + "IsCalledSo",
         "tests/test_none.py",
         "logitcache/none/",
+        "cli/none",
         "--no-such-option",
     ],
 )
@@ -39,6 +40,8 @@ def test_a_name_that_nothing_bears_is_found(wrong: str) -> None:
         "F.kl_div",
         "tests/docs/test_names.py",
         "logitcache/views/",
+        "cli/train",
+        "teacher.pth",
         "seeds.json",
         "--top-k 4",
         "k + 1",
