@@ -28,7 +28,7 @@ def modules(folder: Path) -> set[str]:
 
 def test_the_table_of_wings_is_the_contract():
     layers = [set(layer.split(" | ")) for layer in contract("wings stand on those below them")["layers"]]
-    table = DESIGN.partition("## Wings")[2].partition("| (top)")[0]
+    table = DESIGN.partition("## Wings")[2].partition("| (no wing)")[0]
     wings = re.findall(r"^\| `(\w+)/?` \|", table, re.MULTILINE)
     assert set(wings) == WINGS | {"demo"}
     floor = {wing: number for number, layer in enumerate(layers) for wing in layer}
@@ -40,7 +40,7 @@ def test_the_table_of_wings_names_every_module():
     for wing in WINGS:
         (row,) = re.findall(rf"^\| `{wing}/` \|.*", DESIGN, re.MULTILINE)
         assert modules(LIBRARY / wing) <= set(re.findall(r"`(\w+)`", row)), wing
-    (row,) = re.findall(r"^\| \(top\) \|.*", DESIGN, re.MULTILINE)
+    (row,) = re.findall(r"^\| \(no wing\) \|.*", DESIGN, re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", row)) | {"demo"} == TOP
     assert modules(ROOT / "cli") <= set(re.findall(r"`(\w+)`", DESIGN))
 
