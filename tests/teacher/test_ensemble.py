@@ -131,7 +131,8 @@ def test_the_command_takes_several_caches(caches: list[Path], tmp_path: Path) ->
     taught = json.loads((tmp_path / "run" / "config.json").read_text())["stream"]["teacher"]
     assert (taught["weights"], taught["space"], len(taught["ensemble"])) == ([3, 1], "logit", 2)
     assert "as many weights" in fails(*words, *cached, "--mix-weights", "3,1,2", cwd=tmp_path)
-    assert "expected numbers" in fails(*words, *cached, "--mix-weights", "three", cwd=tmp_path)
+    line = fails(*words, *cached, "--mix-weights", "three", cwd=tmp_path)
+    assert "weights of an ensemble read like 2,1; found 'three'" in line
     assert "of other views" in fails(*words, *cached, "--cache", caches[0], cwd=tmp_path)
 
 

@@ -157,7 +157,7 @@ def test_a_size_that_is_none_is_refused(size: str):
 
 
 def test_a_recipe_file_that_is_not_there_is_named(tmp_path: Path):
-    refused(NotFoundError, lambda: recipe_named("none.toml"), "none.toml", "logitcache init")
+    refused(NotFoundError, lambda: recipe_named("none.toml"), "none.toml", "[[steps]]")
     (tmp_path / "folder.toml").mkdir()
     refused(NotFoundError, lambda: recipe_named(str(tmp_path / "folder.toml")), "folder.toml")
 
