@@ -16,6 +16,7 @@ def require_file(out: Path, example: str) -> None:
         OptionError: it is a folder.
         StorageError: it, or the folder that it would lie in, cannot be written.
     """
+    _require_nameable(out)
     if out.is_dir():
         raise OptionError(f"{out} is a folder; name the file to write, such as {out / example}")
     _require_writable(out)
@@ -28,9 +29,19 @@ def require_folder(out: Path) -> None:
         OptionError: it is a file.
         StorageError: it cannot be written or made.
     """
+    _require_nameable(out)
     if out.exists() and not out.is_dir():
         raise OptionError(f"{out} is a file; name a folder to write into")
     _require_writable(out)
+
+
+def _require_nameable(out: Path) -> None:
+    try:
+        out.exists()
+    except OSError as error:  # a name longer than the disk allows, for one
+        raise StorageError(
+            f"cannot write {str(out)[:60]}…: {error.strerror or error}; name another place"
+        ) from error
 
 
 def _require_writable(out: Path) -> None:

@@ -29,7 +29,7 @@ from logitcache.errors import (
     OptionError,
     StorageError,
 )
-from logitcache.files import replacing
+from logitcache.files import replacing, require_folder
 from logitcache.models.build import Model, save_weights
 from logitcache.models.weights import first_line
 from logitcache.train.calibration import Reliability
@@ -57,11 +57,15 @@ class RunFolder:
         return (self.path / "config.json").exists()
 
     def require_no_run(self) -> None:
-        """Insist that there is no run in it yet.
+        """Insist that files can be written into it, and that there is no run in it yet, nor a cache.
 
         Raises:
-            OptionError: there is one.
+            OptionError: it is a file, or there is one.
+            StorageError: it cannot be written or made.
         """
+        require_folder(self.path)
+        if (self.path / "zarr.json").exists():
+            raise OptionError(f"{self.path} is a cache; choose another --out, or leave it out")
         if self.has_run():
             raise OptionError(f"{self.path} holds a run already; --resume it, or choose another --out")
 

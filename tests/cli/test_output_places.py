@@ -51,7 +51,7 @@ def words_of(command: str, place: str) -> list[str]:
     return [place if word == "X" else word for word in command.split()]
 
 
-@pytest.mark.parametrize("place", ["file/x/y", "/proc/none/x"])
+@pytest.mark.parametrize("place", ["file/x/y", "/proc/none/x", "n" * 300], ids=["file", "proc", "long"])
 @pytest.mark.parametrize("name", [*FILES, *FOLDERS])
 def test_a_place_that_cannot_be_is_refused_in_one_line(
     name: str, place: str, things: Path, tmp_path: Path
@@ -125,3 +125,11 @@ def test_an_error_while_writing_is_told_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="not this"), writing(tmp_path / "a" / "b"):
         raise OptionError("not this")
     assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_a_run_is_not_written_into_a_cache(things: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(things, tmp_path / "things")
+    before = {file.name for file in (folder / "good.zarr").iterdir()}
+    line = fails(*words_of(FOLDERS["train"], "good.zarr"), cwd=folder)
+    assert "good.zarr is a cache; choose another --out" in line
+    assert {file.name for file in (folder / "good.zarr").iterdir()} == before
