@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and whether there is a place for them."""
+"""Files written by a temporary file, then a rename; and whether a file or folder can be written at a path."""
 
 import os
 import stat
@@ -39,9 +39,8 @@ def _require_nameable(out: Path) -> None:
     try:
         out.exists()
     except OSError as error:  # a name longer than the disk allows, for one
-        raise StorageError(
-            f"cannot write {str(out)[:60]}…: {error.strerror or error}; name another place"
-        ) from error
+        shown = str(out) if len(str(out)) <= 100 else f"{str(out)[:99]}…"
+        raise StorageError(f"cannot write {shown}: {error.strerror or error}; name another place") from error
 
 
 def _require_writable(out: Path) -> None:
@@ -73,9 +72,9 @@ def writing(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Yield a path to write at; what is whole takes the place of `file`, durably, and what fails leaves nothing.
+    """Yield a temporary path to write at, then flush it and rename it to `file`; after an error it is deleted.
 
-    Whoever may read it is as the umask says, whatever the library that writes it would have.
+    The file's mode is what the umask gives, whatever the library that writes it sets.
 
     Raises:
         OSError: the disk said no; `file` is what it was.
@@ -96,7 +95,7 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Let the disk have a file, or the names in a folder, before anything else is done."""
+    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
