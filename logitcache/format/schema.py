@@ -16,7 +16,7 @@ from logitcache.format.identity import DatasetSpec, PartSpec, Profile, RecipeSpe
 from logitcache.format.shard_layout import ShardLayout
 from logitcache.format.spec import Spec, require
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # the newest that is read; `CacheSpec.calibrated` needs it, other caches are of version 1
 CHUNK_SAMPLES = 65_536
 SHARD_SAMPLES = 131_072
 SMALLEST_SHARD = 256
@@ -46,6 +46,9 @@ class CacheSpec(Spec):
 
     `parts` says how the data set grew, oldest first; the last one is `dataset` as it is now. It is empty if the data
     set never grew. Each part begins a new shard, so that no shard is ever written again.
+
+    `calibrated` says that the cache began with class statistics. They tell more of a row's tail than its variance,
+    which such a cache does not keep.
     """
 
     teacher: TeacherSpec
@@ -58,12 +61,15 @@ class CacheSpec(Spec):
     chunk_samples: int
     canaries: int
     versions: dict[str, str]
-    format_version: int = FORMAT_VERSION
+    format_version: int = 1
     parts: tuple[PartSpec, ...] = ()
+    calibrated: bool = False
 
     def __post_init__(self) -> None:
         classes = self.dataset.num_classes
-        require(self.format_version == FORMAT_VERSION, f"format_version must be {FORMAT_VERSION}")
+        version = FORMAT_VERSION if self.calibrated else 1
+        require(self.format_version == version, f"format_version must be {version}, found {self.format_version}")
+        require(not self.calibrated or self.k < classes, "a cache of all classes has no class statistics")
         require(1 <= self.k <= classes, f"k must be 1 to {classes} (the number of classes), found {self.k}")
         require(
             1 <= self.chunk_samples <= self.shard_samples <= 1 << 24
@@ -99,6 +105,7 @@ class CacheSpec(Spec):
         profile: str = "default",
         versions: Mapping[str, str],
         shard_samples: int | None = None,
+        calibrated: bool = False,
     ) -> Self:
         """Make the spec of a new cache; `k` is capped at the class count, the shard size fitted to n.
 
@@ -121,6 +128,8 @@ class CacheSpec(Spec):
             chunk_samples=1,
             canaries=CANARIES,
             versions=dict(versions),
+            format_version=FORMAT_VERSION if calibrated else 1,
+            calibrated=calibrated,
         )
         shard = shard_samples or fit_shard_size(dataset.n, spec.sample_bytes)
         chunk = CHUNK_SAMPLES if shard % CHUNK_SAMPLES == 0 else shard
@@ -138,10 +147,11 @@ class CacheSpec(Spec):
         return super().from_dict(data)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return this spec as JSON values; without `parts` if the data set never grew."""
+        """Return this spec as JSON values; without `parts` if the data set never grew, or `calibrated` if it is not."""
         data = super().to_dict()
-        if not self.parts:
-            del data["parts"]
+        for name in ("parts", "calibrated"):
+            if not data[name]:
+                del data[name]
         return data
 
     def grown(self, dataset: DatasetSpec) -> Self:
@@ -196,7 +206,7 @@ class CacheSpec(Spec):
             chunks, shards = (self.chunk_samples, k), (self.shard_samples, k)
             return ArraySpec(name, dtype, (rows, k), chunks, shards, ("sample", "rank"), codec)
 
-        tail = ("tail_lse", "tail_mean", "tail_var") if self.tail_size else ()
+        tail = ("tail_lse", "tail_mean", "tail_var")[: 2 if self.calibrated else 3] if self.tail_size else ()
         return (
             per_rank("ids", "uint16" if self.dataset.num_classes <= 1 << 16 else "uint32", codec),
             per_rank("gap", profile.stored_gap, of_gaps),
