@@ -1,19 +1,24 @@
-"""The sparse teacher: a whole distribution over C classes from its k largest logits and three tail numbers.
+"""The teacher of a batch: what a cache's rows list, and what follows from it for all C classes.
 
-A cache keeps, per view, the k largest logits and of the C − k others (the *tail*) the log-sum-exp, mean and
-variance, all relative to the largest logit. With t the tail's relative logits, the function
+A cache keeps, per view, the k largest logits and of the C − k others (the *tail*) the log-sum-exp and mean, all
+relative to the largest logit. `SparseTeacher.logits` is the whole answer, (B, C), which any loss for dense teacher
+logits can take: the tail is completed by the class statistics of the cache (`completion`), and keeps both of its
+numbers exactly. `SparseTeacher.at(T)` is its distribution at a temperature.
+
+Where a cache has no class statistics, nothing is known of the order in the tail: its mass is spread evenly. With t the
+tail's relative logits, the function
 
     f(b) = log mean exp(b·t)
 
-is known at b = 0 (value 0, slope mean, curvature variance) and at b = 1 (from the log-sum-exp). The cubic
-through these gives the tail's mass at any temperature T = 1/b: exact at T = 1, second-order exact as T grows.
-So the student chooses T: `SparseTeacher.at(T)` gives `SoftTargets`, the distribution at T. Nothing here builds a
-(B, C) tensor but `densify`, which is for tests.
+is known at b = 0 (value 0, slope mean, in such caches also curvature variance) and at b = 1 (from the log-sum-exp).
+The cubic through these gives the tail's mass at any temperature T = 1/b: exact at T = 1, second-order exact as T
+grows. `SparseTeacher.listed_at(T)` builds on that, and on nothing of size (B, C).
 """
 
+import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -21,6 +26,7 @@ from torch import Tensor
 
 from logitcache.errors import OptionError
 from logitcache.format.schema import RowLayout
+from logitcache.teacher.completion import Completion
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +39,11 @@ class SparseTeacher:
         top: (B,) float, the largest raw logit.
         tail_lse: (B,) float, log Σ exp(logit − top) over the C − k classes outside `ids`.
         tail_mean: (B,) float, mean of (logit − top) over the same classes.
-        tail_var: (B,) float, population variance of the same. The three are None when k = C.
+        tail_var: (B,) float, population variance of the same; None where a cache began with class statistics. All
+            three are None when k = C.
         num_classes: C.
+        completion: what completes the tail; None where nothing is known of its order.
+        known: (B, C) float, the raw logits where they are known without completing anything, as of an ensemble.
     """
 
     ids: Tensor
@@ -44,10 +53,14 @@ class SparseTeacher:
     tail_mean: Tensor | None
     tail_var: Tensor | None
     num_classes: int
+    completion: Completion | None = None
+    known: Tensor | None = None
 
     @classmethod
-    def from_logits(cls, logits: Tensor, k: int) -> Self:
-        """Compress (B, C) logits to their top `k`; computed in float32, or float64 when that is given.
+    def from_logits(cls, logits: Tensor, k: int, completion: Completion | None = None) -> Self:
+        """Compress (B, C) logits to their top `k`, as a cache keeps them, unrounded.
+
+        Computed in float32, or float64 when that is given.
 
         Raises:
             OptionError: `k` is not between 1 and C.
@@ -66,10 +79,11 @@ class SparseTeacher:
         tail_lse = relative.scatter(1, ids, -math.inf).logsumexp(1)
         tail_mean = relative.scatter(1, ids, 0.0).sum(1) / size
         centred = (relative - tail_mean[:, None]).scatter(1, ids, 0.0)
-        return cls(ids, gap, top, tail_lse, tail_mean, centred.square().sum(1) / size, num_classes)
+        tail_var = centred.square().sum(1) / size
+        return cls(ids, gap, top, tail_lse, tail_mean, tail_var, num_classes, completion)
 
     @classmethod
-    def unpack(cls, rows: Tensor, layout: RowLayout) -> Self:
+    def unpack(cls, rows: Tensor, layout: RowLayout, completion: Completion | None = None) -> Self:
         """Decode (B, row_bytes) uint8 rows of a spool, on whatever device they are."""
         fields = {}
         for name, dtype, count, offset in layout.fields:
@@ -83,7 +97,7 @@ class SparseTeacher:
                 gap = gap.to(torch.int16).view(torch.float16)
         gap = gap.float() if layout.gap_step is None else gap.float() * layout.gap_step
         lse, mean, var = (fields.get(name) for name in ("tail_lse", "tail_mean", "tail_var"))
-        return cls(ids, gap, fields["top"], lse, mean, var, layout.num_classes)
+        return cls(ids, gap, fields["top"], lse, mean, var, layout.num_classes, completion)
 
     # The rows -------------------------------------------------------------------------------------------
 
@@ -102,63 +116,71 @@ class SparseTeacher:
 
     @property
     def k(self) -> int:
-        """Number of classes in the support."""
+        """Number of classes that are listed."""
         return self.ids.shape[1]
 
     @property
     def tail_size(self) -> int:
-        """Number of classes outside the support, C − k."""
+        """Number of classes that are not, C − k."""
         return self.num_classes - self.k
 
     @property
-    def logits(self) -> Tensor:
-        """(B, k) raw logits of the support."""
+    def listed(self) -> Tensor:
+        """(B, k) raw logits of the listed classes."""
         return self.top[:, None] - self.gap
 
-    def mean(self) -> Tensor:
-        """(B,) mean of all C raw logits, exact."""
-        return self.top + self._relative_mean()
+    @property
+    def is_whole(self) -> bool:
+        """Whether single logits of the tail are known or can be told: what `logits` says of them is then no even fill."""
+        return not self.tail_size or self.known is not None or self.completion is not None
 
-    def std(self) -> Tensor:
-        """(B,) population standard deviation of all C logits, exact."""
-        mean = self._relative_mean()
-        total = (self.gap + mean[:, None]).square().sum(1)
-        if self.tail_mean is not None and self.tail_var is not None:
-            total = total + self.tail_size * (self.tail_var + (self.tail_mean - mean).square())
-        return (total / self.num_classes).sqrt()
+    @functools.cached_property
+    def logits(self) -> Tensor:
+        """(B, C) raw logits, computed when first asked for; no gradient flows into them.
+
+        Listed ones are as stored. The others are completed by the class statistics: their mean and log-sum-exp are
+        those stored, and none lies above the last listed one. Without class statistics each is the tail's mean share
+        at T = 1; `at` then does better at other temperatures.
+        """
+        if self.known is not None:
+            return self.known
+        if self.tail_lse is None or self.tail_mean is None:
+            return torch.empty_like(self.gap).scatter_(1, self.ids, self.listed)
+        if self.completion is not None:
+            completion = self.completion.to(self.gap.device, self.gap.dtype)
+            return completion.complete(self.ids, self.gap, self.tail_lse, self.tail_mean).add_(
+                self.top[:, None]
+            )
+        share = self.top + self.tail_lse - math.log(self.tail_size)
+        return share[:, None].repeat(1, self.num_classes).scatter_(1, self.ids, self.listed)
 
     def standardise(self) -> Self:
-        """Return the teacher whose logits are z-scored: (logit − mean) / std over all C classes, both exact."""
-        std = self.std().clamp(min=1e-6)
-        top = (self.top - self.mean()) / std
-        gap = self.gap / std[:, None]
-        if self.tail_mean is None or self.tail_var is None:
-            return type(self)(self.ids, gap, top, None, None, None, self.num_classes)
-        lse, mean, var = self.log_tail_sum(std), self.tail_mean / std, self.tail_var / std.square()
-        return type(self)(self.ids, gap, top, lse, mean, var, self.num_classes)
+        """Return the teacher whose logits are z-scored over all C classes: (logit − mean) / std."""
+        logits = self.logits
+        std, mean = torch.std_mean(logits, 1, correction=0, keepdim=True)
+        std = std.clamp(min=1e-6)
+        known = (logits - mean) / std
+        top, gap = (self.top - mean[:, 0]) / std[:, 0], self.gap / std
+        return replace(self, gap=gap, top=top, tail_lse=None, tail_mean=None, tail_var=None, known=known)
 
     # The distribution at a temperature ------------------------------------------------------------------
 
-    def log_tail_sum(self, temperature: float | Tensor) -> Tensor:
-        """(B,) log Σ exp((logit − top) / T) over the tail, by the cubic; −∞ when k = C. T may differ by row.
-
-        Held inside what is certain: with f as in the module's text, b·mean ≤ f(b) ≤ b·f(1) for b ≤ 1 (Jensen;
-        the power mean rises), and b·f(1) ≤ f(b) ≤ f(1) + (b − 1)·max t for b > 1.
-        """
-        if self.tail_lse is None or self.tail_mean is None or self.tail_var is None:
-            return torch.full_like(self.top, -math.inf)
-        if not isinstance(temperature, Tensor) and _positive(temperature) == 1.0:
-            return self.tail_lse
-        b = 1.0 / temperature
-        log_size = math.log(self.tail_size)
-        at_one = self.tail_lse - log_size
-        f = self.tail_mean * b + self.tail_var * (b * b / 2)
-        f = f + (at_one - self.tail_mean - self.tail_var / 2) * b**3
-        low, high = self._bounds(at_one, b)
-        return log_size + torch.minimum(torch.maximum(f, low), high)
-
     def at(self, temperature: float) -> "SoftTargets":
-        """Return the distribution at T, all of it computed once.
+        """Return the distribution at T over all C classes.
+
+        Raises:
+            OptionError: T is not above 0.
+        """
+        if self.is_whole:
+            return SoftTargets((self.logits / _positive(temperature)).log_softmax(1))
+        listed = self.listed_at(temperature)
+        share = listed.log_tail_share[:, None].repeat(1, self.num_classes)
+        return SoftTargets(share.scatter_(1, self.ids, listed.log_probs))
+
+    def listed_at(self, temperature: float) -> "ListedTargets":
+        """Return the distribution at T over the listed classes and all others together.
+
+        Its cost does not grow with C. At T = 1 it is that of `at`; at others the two differ a little in the tail's mass.
 
         Raises:
             OptionError: T is not above 0.
@@ -167,37 +189,76 @@ class SparseTeacher:
         lse = support.exp().sum(1).log()  # none is above the first, which is 0
         if not self.tail_size:
             tail = torch.full_like(lse, -math.inf)
-            return SoftTargets(self, temperature, lse, support - lse[:, None], tail)
+            return ListedTargets(self, temperature, lse, support - lse[:, None], tail)
         tail = self.log_tail_sum(temperature)
         lse = torch.logaddexp(lse, tail)
-        return SoftTargets(self, temperature, lse, support - lse[:, None], tail - lse)
+        return ListedTargets(self, temperature, lse, support - lse[:, None], tail - lse)
+
+    def log_tail_sum(self, temperature: float) -> Tensor:
+        """(B,) log Σ exp((logit − top) / T) over the tail, by the cubic; −∞ when k = C.
+
+        Held inside what is certain: with f as in the module's text, b·mean ≤ f(b) ≤ b·f(1) for b ≤ 1 (Jensen;
+        the power mean rises), and b·f(1) ≤ f(b) ≤ f(1) + (b − 1)·max t for b > 1.
+        """
+        if self.tail_lse is None or self.tail_mean is None:
+            return torch.full_like(self.top, -math.inf)
+        if _positive(temperature) == 1.0:
+            return self.tail_lse
+        b = 1.0 / temperature
+        log_size = math.log(self.tail_size)
+        at_one = self.tail_lse - log_size
+        mean, half_var = self.tail_mean, self.half_tail_var()
+        f = mean * b + half_var * b * b + (at_one - mean - half_var) * b**3
+        if b <= 1:
+            low, high = b * mean, b * at_one
+        else:
+            low, high = b * at_one, at_one - (b - 1) * self.gap[:, -1]
+        return log_size + torch.minimum(torch.maximum(f, low), high)
 
     # Helpers --------------------------------------------------------------------------------------------
 
-    def _relative_mean(self) -> Tensor:
-        total = -self.gap.sum(1)
-        if self.tail_mean is not None:
-            total = total + self.tail_size * self.tail_mean
-        return total / self.num_classes
-
-    def _bounds(self, at_one: Tensor, b: float | Tensor) -> tuple[Tensor, Tensor]:
+    def half_tail_var(self) -> Tensor:
+        """(B,) half the tail's variance; where it is not stored, that of a normal tail of this mean and log-sum-exp."""
+        assert self.tail_lse is not None
         assert self.tail_mean is not None
-        soft = b * self.tail_mean, b * at_one
-        sharp = b * at_one, at_one - (b - 1) * self.gap[:, -1]
-        if isinstance(b, Tensor):
-            return torch.where(b <= 1, soft[0], sharp[0]), torch.where(b <= 1, soft[1], sharp[1])
-        return soft if b <= 1 else sharp
+        if self.tail_var is not None:
+            return self.tail_var / 2
+        return (self.tail_lse - math.log(self.tail_size) - self.tail_mean).clamp(min=0.0)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        tail = (self.tail_lse, self.tail_mean, self.tail_var)
-        lse, mean, var = (t if t is None else function(t) for t in tail)
+        optional = (self.tail_lse, self.tail_mean, self.tail_var, self.known)
+        lse, mean, var, known = (t if t is None else function(t) for t in optional)
         ids, gap, top = function(self.ids), function(self.gap), function(self.top)
-        return type(self)(ids, gap, top, lse, mean, var, self.num_classes)
+        return type(self)(ids, gap, top, lse, mean, var, self.num_classes, self.completion, known)
 
 
 @dataclass(frozen=True, eq=False)
 class SoftTargets:
-    """A sparse teacher's distribution at one temperature T; get it by `SparseTeacher.at`.
+    """A teacher's distribution at one temperature over all classes; get it by `SparseTeacher.at`.
+
+    Attributes:
+        log_probs: (B, C) log-probabilities.
+    """
+
+    log_probs: Tensor
+
+    @functools.cached_property
+    def probs(self) -> Tensor:
+        """(B, C) probabilities."""
+        return self.log_probs.exp()
+
+    def entropy(self) -> Tensor:
+        """(B,) entropy in nats."""
+        return -torch.xlogy(self.probs, self.probs).sum(1)
+
+    def prob_of(self, classes: Tensor) -> Tensor:
+        """(B,) probability of one class per row, (B,) int64."""
+        return self.log_probs.gather(1, classes[:, None])[:, 0].exp()
+
+
+@dataclass(frozen=True, eq=False)
+class ListedTargets:
+    """A teacher's distribution at one temperature T over the listed classes and all others; see `SparseTeacher.listed_at`.
 
     Attributes:
         teacher: whose distribution.
@@ -251,17 +312,12 @@ class SoftTargets:
         """
         t, b = self.teacher, 1.0 / self.temperature
         expected = (self.log_probs.exp() * t.gap).sum(1).mul(-b)
-        if t.tail_lse is not None and t.tail_mean is not None and t.tail_var is not None:
-            at_one = t.tail_lse - math.log(t.tail_size)
-            slope = t.tail_mean + t.tail_var * b + (at_one - t.tail_mean - t.tail_var / 2) * (3 * b * b)
+        if t.tail_lse is not None and t.tail_mean is not None:
+            at_one, half_var = t.tail_lse - math.log(t.tail_size), t.half_tail_var()
+            slope = t.tail_mean + 2 * half_var * b + (at_one - t.tail_mean - half_var) * (3 * b * b)
             slope = slope.minimum(-t.gap[:, -1]).maximum(t.tail_mean)
             expected = expected + self.log_tail_mass.exp() * slope * b
         return (self.lse - expected).clamp(0.0, math.log(t.num_classes))
-
-    def densify(self) -> Tensor:
-        """(B, C) probabilities with the tail's mass spread evenly: for tests and for small C only."""
-        dense = self.log_tail_share.exp()[:, None].expand(-1, self.teacher.num_classes).contiguous()
-        return dense.scatter(1, self.teacher.ids, self.probs)
 
 
 _STORED = {

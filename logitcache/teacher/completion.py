@@ -1,0 +1,276 @@
+"""The whole teacher from a handful of logits: what a row does not list, told by how the classes vary together.
+
+Centred logits of a teacher are modelled as normal, N(m, F Fᵀ + noise · I): `ClassStatistics`. What a row lists is
+then evidence about all other classes. With I the listed classes and y their centred logits (exact, as the tail's mean
+is stored), the posterior mean of the factors is x = (noise · I + F_Iᵀ F_I)⁻¹ F_Iᵀ (y − m_I), and of the logits
+m + F x, give or take the posterior's deviation.
+
+Three things are known of the tail besides: its mean, its log-sum-exp, and that none of it lies above the last listed
+logit. All three hold exactly in what is returned: the tail is written as distances below the last listed logit,
+
+    last − t_j = c · u_j^β,
+
+u_j > 0 being the distance that the posterior expects. The scale c makes the mean right, and β, which one equation in
+one unknown gives, the log-sum-exp: from β → 0, where all distances are equal, to β → ∞, where one class has all of the
+distance, it takes every value that a tail of that mean can have. Where the model is good, β is near 1.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from logitcache.errors import OptionError
+from logitcache.format.class_statistics import MOST_FACTORS, ClassStatistics
+
+SOFTENING = 0.5  # of the posterior's deviation: a distance of 0 or less becomes about that
+LEAST = 1e-6  # distance, and what a log-sum-exp may differ from its least
+STEPS = 4  # of Newton's method, over all classes
+FIRST_STEPS = 3  # before them, over about FIRST_CLASSES of the classes
+FIRST_CLASSES = 200
+FARTHEST = (
+    60.0  # distance that counts: e^−60 is nothing beside the others, and no subnormal number, which are slow
+)
+BLOCK = 1 << 18  # numbers of a (rows, C) block that is completed at once on the CPU: they stay in its cache
+BLOCK_ON_DEVICE = 1 << 26
+
+Held = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Completion:
+    """Class statistics as tensors, ready to complete rows.
+
+    Attributes:
+        mean: (C,) float.
+        factors: (C, r) float.
+        weighed: (C, r) float, the factors times FᵀF.
+        gram: (r, r) float, FᵀF.
+        noise: variance outside the factors.
+    """
+
+    mean: Tensor
+    factors: Tensor
+    weighed: Tensor
+    gram: Tensor
+    noise: float
+
+    @classmethod
+    def of(cls, statistics: ClassStatistics) -> Self:
+        """Return the completion by class statistics, on the CPU, float32."""
+        mean, factors = (
+            torch.from_numpy(np.ascontiguousarray(array, np.float32))
+            for array in (statistics.mean, statistics.factors)
+        )
+        wide = factors.double()
+        gram = wide.T @ wide
+        return cls(mean, factors, (wide @ gram).float(), gram.float(), statistics.noise)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
+        """Move to a device, or to another dtype."""
+        if torch.device(device) == self.mean.device and dtype in (None, self.mean.dtype):
+            return self
+        parts = (self.mean, self.factors, self.weighed, self.gram)
+        return type(self)(*(part.to(device, dtype) for part in parts), self.noise)
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.mean.shape[0]
+
+    @torch.no_grad()
+    def complete(self, ids: Tensor, gap: Tensor, tail_lse: Tensor, tail_mean: Tensor) -> Tensor:
+        """Return (B, C) logits relative to the largest; those listed are as they are.
+
+        A row's result depends on that row alone.
+
+        Args:
+            ids: (B, k) int64, k < C, the listed classes by falling logit.
+            gap: (B, k) float, top logit minus this one.
+            tail_lse: (B,) float, log-sum-exp of the other logits relative to the top.
+            tail_mean: (B,) float, their mean.
+        """
+        on_cpu = gap.device.type == "cpu"
+        most = BLOCK if on_cpu else BLOCK_ON_DEVICE
+        widest = max(self.num_classes, ids.shape[1] * self.factors.shape[1])
+        rows = max(1, most // widest)
+        result = gap.new_empty(len(ids), self.num_classes)
+        with torch.autocast(gap.device.type, enabled=False):
+            for at in range(0, len(ids), rows):
+                block = slice(at, at + rows)
+                self._complete(result[block], ids[block], gap[block], tail_lse[block], tail_mean[block])
+        return result
+
+    def _complete(self, out: Tensor, ids: Tensor, gap: Tensor, tail_lse: Tensor, tail_mean: Tensor) -> None:
+        classes, k = self.num_classes, ids.shape[1]
+        size = classes - k
+        row_mean = (size * tail_mean - gap.sum(1)) / classes
+        last = -gap[:, -1:]
+        x, variance = self._posterior(ids, -gap - row_mean[:, None])
+        torch.addmm(self.mean, x, self.factors.T, out=out)
+        below = out.sub_(last - row_mean[:, None]).neg_()
+        softening = (2 * SOFTENING) ** 2 * variance[:, None]
+        distance = below.square().add_(softening).sqrt_().add_(below).clamp_(min=2 * LEAST)
+        log_distance = distance.scatter_(1, ids, LEAST).div_(distance.amax(1, keepdim=True)).log_()
+        log_distance.scatter_(1, ids, 0.0)
+
+        mean = (last[:, 0] - tail_mean).clamp(min=0.0)
+        goal = (tail_lse - last[:, 0] - math.log(size) + mean).clamp(min=LEAST)
+        beta = _solve(log_distance, ids, mean, goal)
+        torch.mul(log_distance, beta[:, None], out=out).exp_().scatter_(1, ids, 0.0)
+        out.mul_((-size * mean / out.sum(1))[:, None]).add_(last).scatter_(1, ids, -gap)
+
+    def _posterior(self, ids: Tensor, listed: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (B, r) the factors' posterior mean; (B,) a class's variance under it, a mean over all classes.
+
+        By the smaller of two systems, k × k or r × r, which are the same by Woodbury's identity.
+        """
+        k, rank = ids.shape[1], self.factors.shape[1]
+        factors = self.factors[ids]
+        beyond = listed - self.mean[ids]
+        if k <= rank:
+            system = factors @ factors.mT
+            system.diagonal(dim1=1, dim2=2).add_(self.noise)
+            right = torch.cat([beyond[:, :, None], factors @ self.weighed[ids].mT], 2)
+            solved = torch.cholesky_solve(right, torch.linalg.cholesky_ex(system)[0])
+            x = (factors * solved[:, :, :1]).sum(1)
+            explained = solved[:, :, 1:].diagonal(dim1=1, dim2=2).sum(1)
+            left = self.gram.trace() - explained
+        else:
+            system = factors.mT @ factors
+            system.diagonal(dim1=1, dim2=2).add_(self.noise)
+            right = torch.cat([factors.mT @ beyond[:, :, None], self.gram.expand(len(ids), -1, -1)], 2)
+            solved = torch.cholesky_solve(right, torch.linalg.cholesky_ex(system)[0])
+            x = solved[:, :, 0]
+            left = self.noise * solved[:, :, 1:].diagonal(dim1=1, dim2=2).sum(1)
+        return x, (left / self.num_classes).clamp(min=0.0) + self.noise
+
+
+def _solve(log_distance: Tensor, ids: Tensor, mean: Tensor, goal: Tensor) -> Tensor:
+    """(B,) β for which the tail's log-sum-exp exceeds by `goal` the least that its mean allows.
+
+    As functions of log β, its logarithm is nearly a line: Newton's method there needs few steps.
+
+    Args:
+        log_distance: (B, C), at most 0; what it says of listed classes does not matter.
+        ids: (B, k), the listed classes.
+        mean: (B,) mean distance of the tail.
+        goal: (B,) > 0.
+    """
+    beta = torch.ones_like(mean)
+    first = log_distance[:, :: max(1, log_distance.shape[1] // FIRST_CLASSES)].contiguous()
+    if first.shape[1] < log_distance.shape[1]:
+        beta = _newton(beta, first, None, mean, goal, FIRST_STEPS)
+        return _newton(beta, log_distance, ids, mean, goal, STEPS)
+    return _newton(beta, log_distance, ids, mean, goal, FIRST_STEPS + STEPS)
+
+
+def _newton(
+    beta: Tensor, log_distance: Tensor, ids: Tensor | None, mean: Tensor, goal: Tensor, steps: int
+) -> Tensor:
+    size = log_distance.shape[1] - (0 if ids is None else ids.shape[1])
+    least = math.log(size) - mean
+    distance, likelihood, product = (torch.empty_like(log_distance) for _ in range(3))
+
+    def dot(x: Tensor, y: Tensor) -> Tensor:
+        return torch.mul(x, y, out=product).sum(1)
+
+    for _ in range(steps):
+        torch.mul(log_distance, beta[:, None], out=distance).exp_()
+        if ids is not None:
+            distance.scatter_(1, ids, 0.0)
+        total = distance.sum(1)
+        centre = dot(distance, log_distance) / total
+        distance.mul_((size * mean / total)[:, None]).clamp_(max=FARTHEST)
+        torch.neg(distance, out=likelihood).exp_()
+        if ids is not None:
+            likelihood.scatter_(1, ids, 0.0)
+        total = likelihood.sum(1)
+        distance.mul_(likelihood)
+        slope = beta * (centre * distance.sum(1) - dot(distance, log_distance)) / total
+        excess = (total.log() - least).clamp(min=LEAST / 10)
+        step = (goal / excess).log() * excess / slope.clamp(min=1e-9)
+        beta = beta * step.clamp(-1.0, 1.0).exp()
+    return beta
+
+
+# The statistics -----------------------------------------------------------------------------------------
+
+RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # numbers of factors to choose from
+ENOUGH = 2e-3  # nats per class of held-out likelihood that twice as many factors must be worth
+FLATTENING = 0.5  # power of the factors' variances
+HELD_OUT = 4  # one in so many rows
+LEAST_NOISE = 1e-4  # of a class's variance: rounding of what is listed must not be read as a message
+FEWEST = 8  # rows
+
+
+def fit_statistics(logits: Tensor) -> ClassStatistics:
+    """Estimate how classes vary together from (N, C) logits of N ≥ 8 views; the same input gives the same bytes.
+
+    Probabilistic principal components. A quarter of the rows is held out: their likelihood chooses how many factors,
+    and what the factors of the other rows do not explain of them is the noise (the others themselves would show too
+    little of it where N is small). Mean and factors are then those of all rows.
+
+    The factors' variances are flattened to their square roots, of the same sum. The model takes the listed classes
+    for any classes; but they are listed for being the largest, and the strongest factors would then explain too much.
+    On every teacher tried that took a tenth to a third off the divergence (docs/losses.md).
+
+    Raises:
+        OptionError: there are fewer than 8 rows or 2 classes, or they are not finite.
+
+    Source: Tipping and Bishop 1999, "Probabilistic principal component analysis", section 3.2; the flattening is ours.
+    """
+    if logits.dim() != 2 or len(logits) < FEWEST or logits.shape[1] < 2:
+        raise OptionError(f"class statistics need logits (N ≥ {FEWEST}, C ≥ 2), found {tuple(logits.shape)}")
+    if not logits.isfinite().all():
+        raise OptionError("class statistics need finite logits")
+    rows = logits.double().cpu()
+    rows = rows - rows.mean(1, keepdim=True)
+    held_out = torch.arange(len(rows)) % HELD_OUT == HELD_OUT - 1
+    rank, noise = _choose_rank(rows[~held_out], rows[held_out])
+    mean, variances, directions = _principal(rows, rank)
+    flat = variances**FLATTENING
+    flat = flat * (variances.sum() / flat.sum().clamp(min=1e-300))
+    factors = directions * (flat - noise).clamp(min=0.0).sqrt()
+    return ClassStatistics(mean.float().numpy(), factors.float().contiguous().numpy(), noise, len(rows))
+
+
+def _choose_rank(fit: Tensor, held_out: Tensor) -> tuple[int, float]:
+    """Return how many factors of some rows suit the held-out ones, and the noise that is left in these.
+
+    It is the smallest number that is good enough: each factor costs memory and time in every batch.
+    """
+    classes = fit.shape[1]
+    ranks = [rank for rank in RANKS if rank < min(len(fit), classes)] or [1]
+    mean, variances, directions = _principal(fit, ranks[-1])
+    apart = held_out - mean
+    along = (apart @ directions).square().mean(0)
+    total = apart.square().sum(1).mean().item()
+    least = max(LEAST_NOISE * total / classes, 1e-12)
+    choices = []
+    for rank in ranks:
+        noise = max((total - along[:rank].sum().item()) / max(1, classes - rank), least)
+        variance = variances[:rank].clamp(min=noise)
+        cost = (variance.log() + along[:rank] / variance).sum().item()
+        choices.append(((cost + (classes - rank) * (math.log(noise) + 1)) / 2, rank, noise))
+    best = min(choices)[0]
+    return next((rank, noise) for cost, rank, noise in choices if cost <= best + ENOUGH * classes)
+
+
+def _principal(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (C,) mean, (count,) largest variances and (C, count) unit directions, the largest entry of each above 0."""
+    mean = rows.mean(0)
+    apart = (rows - mean) / len(rows) ** 0.5
+    if len(rows) < rows.shape[1]:
+        values, vectors = torch.linalg.eigh(apart @ apart.T)
+        vectors = apart.T @ vectors[:, -count:]
+        vectors = vectors / torch.linalg.vector_norm(vectors, dim=0).clamp(min=1e-300)
+    else:
+        values, vectors = torch.linalg.eigh(apart.T @ apart)
+        vectors = vectors[:, -count:]
+    vectors = vectors.flip(1)
+    sign = vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
+    return mean, values[-count:].flip(0).clamp(min=0.0), vectors * torch.where(sign == 0, 1.0, sign)
