@@ -10,9 +10,9 @@ logit. All three hold exactly in what is returned: the tail is written as distan
 
     last − t_j = c · u_j^β,
 
-u_j > 0 being the distance that the posterior expects. The scale c makes the mean right, and β, which one equation in
-one unknown gives, the log-sum-exp: from β → 0, where all distances are equal, to β → ∞, where one class has all of the
-distance, it takes every value that a tail of that mean can have. Where the model is good, β is near 1.
+u_j > 0 being the distance that the posterior expects. The scale c makes the mean right, and β the log-sum-exp, by one
+equation in one unknown: from β → 0, where all distances are equal, to β → ∞, where one class has all of the distance,
+it takes every value that a tail of that mean can have. Where the model is good, β is near 1.
 """
 
 import math
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import OptionError
-from logitcache.format.class_statistics import MOST_FACTORS, ClassStatistics
+from logitcache.format.class_statistics import ClassStatistics
 
 SOFTENING = 0.5  # of the posterior's deviation: a distance of 0 or less becomes about that
 LEAST = 1e-6  # distance, and what a log-sum-exp may differ from its least
@@ -221,7 +221,7 @@ def fit_statistics(logits: Tensor) -> ClassStatistics:
     Raises:
         OptionError: there are fewer than 8 rows or 2 classes, or they are not finite.
 
-    Source: Tipping and Bishop 1999, "Probabilistic principal component analysis", section 3.2; the flattening is ours.
+    Source: Tipping and Bishop 1999, "Probabilistic principal component analysis", section 3.2; flattening is ours.
     """
     if logits.dim() != 2 or len(logits) < FEWEST or logits.shape[1] < 2:
         raise OptionError(f"class statistics need logits (N ≥ {FEWEST}, C ≥ 2), found {tuple(logits.shape)}")
@@ -261,7 +261,7 @@ def _choose_rank(fit: Tensor, held_out: Tensor) -> tuple[int, float]:
 
 
 def _principal(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (C,) mean, (count,) largest variances and (C, count) unit directions, the largest entry of each above 0."""
+    """Return (C,) mean, (count,) largest variances, (C, count) unit directions, each with its largest entry above 0."""
     mean = rows.mean(0)
     apart = (rows - mean) / len(rows) ** 0.5
     if len(rows) < rows.shape[1]:

@@ -5,8 +5,8 @@ relative to the largest logit. `SparseTeacher.logits` is the whole answer, (B, C
 logits can take: the tail is completed by the class statistics of the cache (`completion`), and keeps both of its
 numbers exactly. `SparseTeacher.at(T)` is its distribution at a temperature.
 
-Where a cache has no class statistics, nothing is known of the order in the tail: its mass is spread evenly. With t the
-tail's relative logits, the function
+Where a cache has no class statistics, nothing is known of the order in the tail: its mass is spread evenly. With t
+the tail's relative logits, the function
 
     f(b) = log mean exp(b·t)
 
@@ -131,7 +131,7 @@ class SparseTeacher:
 
     @property
     def is_whole(self) -> bool:
-        """Whether single logits of the tail are known or can be told: what `logits` says of them is then no even fill."""
+        """Whether single logits of the tail are known or can be told: `logits` is then no even fill."""
         return not self.tail_size or self.known is not None or self.completion is not None
 
     @functools.cached_property
@@ -180,7 +180,7 @@ class SparseTeacher:
     def listed_at(self, temperature: float) -> "ListedTargets":
         """Return the distribution at T over the listed classes and all others together.
 
-        Its cost does not grow with C. At T = 1 it is that of `at`; at others the two differ a little in the tail's mass.
+        Its cost does not grow with C. At T = 1 it is that of `at`; at others the tail's mass differs a little.
 
         Raises:
             OptionError: T is not above 0.
@@ -218,7 +218,7 @@ class SparseTeacher:
     # Helpers --------------------------------------------------------------------------------------------
 
     def half_tail_var(self) -> Tensor:
-        """(B,) half the tail's variance; where it is not stored, that of a normal tail of this mean and log-sum-exp."""
+        """(B,) half the tail's variance; where it is not stored, that of a normal tail of its mean and log-sum-exp."""
         assert self.tail_lse is not None
         assert self.tail_mean is not None
         if self.tail_var is not None:
@@ -258,7 +258,9 @@ class SoftTargets:
 
 @dataclass(frozen=True, eq=False)
 class ListedTargets:
-    """A teacher's distribution at one temperature T over the listed classes and all others; see `SparseTeacher.listed_at`.
+    """A teacher's distribution at one temperature T over the listed classes and all others together.
+
+    Get it by `SparseTeacher.listed_at`.
 
     Attributes:
         teacher: whose distribution.
