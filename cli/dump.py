@@ -7,6 +7,7 @@ import typer
 from logitcache.units import rate
 
 from . import dump_options, teacher_options
+from .calibrate import calibration_rows
 from .progress import progress
 from .shared_options import Device, Json, PrecisionName, Workers, default_cache_path, parse_seeds, pick_fields
 from .terminal import say, show
@@ -28,6 +29,7 @@ def dump(
     seeds: dump_options.Seeds = None,
     top_k: dump_options.TopK = None,
     profile: dump_options.Profile = None,
+    calibration: dump_options.Calibration = None,
     out: dump_options.Out = None,
     shard_samples: dump_options.ShardSamples = 0,
     grow: dump_options.Grow = False,
@@ -90,4 +92,6 @@ def _rows(report: "DumpReport") -> list[tuple[str, str]]:
     if report.teacher_top1 is not None:
         right = f"right in {100 * report.teacher_top1:.1f} % of the labelled views made now"
         rows.append(("teacher", right))
+    if report.calibration is not None:
+        rows += calibration_rows(report.calibration)
     return [*rows, ("time", f"{report.seconds:.1f} s, {rate(report.views_per_second)} views/s")]

@@ -22,7 +22,14 @@ def _machine(text: str, *names: str) -> Any:
 Seeds = Annotated[
     str | None, _contents("Augmentation seeds, such as 0-9 or 0,3,7; of the test split 0.", default="0-3")
 ]
-TopK = Annotated[int | None, _contents("Logits to keep per view.", default="16")]
+TopK = Annotated[int | None, _contents("Logits to keep per view; of up to 16 classes all.", default="8")]
+Calibration = Annotated[
+    int | None,
+    _contents(
+        "Views for the class statistics, which complete the tail; 0: none.",
+        default="a twentieth, at most 4096",
+    ),
+]
 Profile = Annotated[
     str | None, _contents("default, compact (8-bit gaps), archive (pcodec), exact (all).", default="default")
 ]

@@ -8,6 +8,7 @@ import typer
 from logitcache import __version__
 
 from .bench import bench
+from .calibrate import calibrate
 from .config import CONFIG_FILE, read_defaults
 from .copy import copy
 from .demo import demo
@@ -36,6 +37,7 @@ for command in (
     demo,
     plan,
     dump,
+    calibrate,
     derive,
     copy,
     train,

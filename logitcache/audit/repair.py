@@ -139,7 +139,7 @@ def _require_same(
 ) -> None:
     """Check that a dump would go on with this cache, as `dump` checks again once the bad shards are deleted."""
     require_same_teacher(reader, teacher)
-    spec = cache_spec(images, reader.spec.recipe, teacher, config)
+    spec = cache_spec(images, reader.spec.recipe, teacher, config, calibrated=reader.spec.calibrated)
     if fields := reader.spec.differences(dataclasses.replace(spec, parts=reader.spec.parts)):
         advice = "restore it from a copy, or make a new cache"
         raise MismatchError(f"{reader.path} is not as a dump here would make it", fields, advice)

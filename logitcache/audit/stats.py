@@ -229,7 +229,7 @@ def _read(reader: CacheReader, seed: int, shard: int, labels: npt.NDArray[Any]) 
     columns = np.full((6, len(valid)), np.nan)
     label = torch.from_numpy(labels[samples.start : samples.stop][valid])
     teacher = teacher[torch.from_numpy(valid)]
-    soft = teacher.at(1.0)
+    soft = teacher.listed_at(1.0)
     probs, tops = soft.probs, teacher.ids[:, 0]
     of = torch.where(label >= 0, label, tops)
     columns[TOP, valid] = tops.numpy()

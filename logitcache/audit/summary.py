@@ -68,8 +68,8 @@ def _confidence(reader: CacheReader, commits: Mapping[int, Commits]) -> dict[str
     views = sum(len(part) for part in parts)
     if not views:
         return None
-    top1 = sum(float(part.at(1.0).probs[:, 0].double().sum()) for part in parts)
-    mass = {t: sum(float(part.at(t).tail_mass.double().sum()) for part in parts) for t in TEMPERATURES}
+    top1 = sum(float(part.listed_at(1.0).probs[:, 0].double().sum()) for part in parts)
+    mass = {t: sum(float(part.listed_at(t).tail_mass.double().sum()) for part in parts) for t in TEMPERATURES}
     return {
         "views": views,
         "mean_top1_probability": top1 / views,

@@ -18,7 +18,7 @@ def true_log_probs(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
 
 def sparse_log_probs(teacher: SparseTeacher, temperature: float) -> Tensor:
     """Return the same, (B, k + 1), from the rows of a cache."""
-    soft = teacher.at(temperature)
+    soft = teacher.listed_at(temperature)
     return torch.cat([soft.log_probs, soft.log_tail_mass[:, None]], 1).double()
 
 

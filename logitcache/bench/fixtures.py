@@ -63,7 +63,7 @@ class CacheContents:
                 rows.append(np.arange(start, start + len(block)))
             start += len(block)
         arrays = join_arrays(parts)
-        soft = [part.at(1.0) for part in parts]
+        soft = [part.listed_at(1.0) for part in parts]
         p, tail = torch.cat([s.probs for s in soft]), torch.cat([s.tail_mass for s in soft])
         return cls(
             spec,

@@ -114,7 +114,7 @@ def measure_sizes(
     def spread_kl(p: Tensor) -> tuple[float, ...]:
         return mean_kl(partial(spread_log_probs, p, contents.spec.k, contents.spec.dataset.num_classes))
 
-    p = unrounded.at(1.0).probs
+    p = unrounded.listed_at(1.0).probs
     stored_kl = spread_kl(torch.from_numpy(contents.records["p"][contents.rows]))
     for lookup in lookups.values():
         yield size(lookup.record, lookup.folder, lookup.n, stored_kl, spread_kl(p))

@@ -14,16 +14,18 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
 
+from logitcache.dump.calibration import Calibrated
 from logitcache.dump.defaults import adopt_defaults
 from logitcache.dump.filler import OnViewsDone, ShardReport, ShardTask, ViewsDone, count_views
 from logitcache.dump.helper import DumpIdentity, Helper
 from logitcache.dump.inputs import DumpInputs
-from logitcache.dump.job import DumpConfig, DumpReport, open_seeds
+from logitcache.dump.job import DumpConfig, DumpReport, cache_spec, load_calibrator, open_seeds
 from logitcache.errors import ClusterError, LogitCacheError, OptionError
 from logitcache.format.schema import CacheSpec
 from logitcache.models.forward import choose_device, choose_precision
@@ -72,7 +74,11 @@ def dump_on_dask(
         if config.precision == "auto":
             config = dataclasses.replace(config, precision=_precision_of_workers(client, config.device))
         images, recipe, teacher = inputs.open(on_note)
-        with open_seeds(out, cache, images, recipe, teacher, config, on_note=on_note) as job:
+        local = address.startswith("local:")
+        calibrate = partial(_calibrate_on_worker, client, inputs, config, local)
+        with open_seeds(
+            out, cache, images, recipe, teacher, config, on_note=on_note, calibrate=calibrate
+        ) as job:
             del teacher
             spec, name = job.writer.spec, f"logitcache-{uuid.uuid4().hex}"
             seen_by_workers = out if "://" in str(out) else Path(out).absolute()
@@ -81,7 +87,7 @@ def dump_on_dask(
                 inputs,
                 config.with_defaults_of(spec),
                 DumpIdentity.of(job),
-                local=address.startswith("local:"),
+                local=local,
             )
             try:
                 client.register_plugin(plugin, name=name)
@@ -104,13 +110,7 @@ class HelperPlugin(WorkerPlugin):
 
     async def setup(self, worker: Worker) -> None:
         """Join the dump, on a thread of its own: the worker has to answer its scheduler meanwhile."""
-        multiprocessing.current_process().daemon = False  # a daemon may have no processes that make views
-        multiprocessing.set_forkserver_preload(
-            ["logitcache.views.loader"]
-        )  # these begin anew with every shard
-        config = dataclasses.replace(self.config, start_method=self.config.start_method or "forkserver")
-        if self.local and config.device == "auto" and (gpus := torch.cuda.device_count()):
-            config = dataclasses.replace(config, device=f"cuda:{int(worker.name) % gpus}")
+        config = _fit_worker(self.config, worker, local=self.local)
         try:
             self.helper = await asyncio.to_thread(Helper.join, self.out, self.inputs, config, self.identity)
         except LogitCacheError as error:
@@ -119,6 +119,29 @@ class HelperPlugin(WorkerPlugin):
     def teardown(self, worker: Worker) -> None:
         """Let teacher and data go."""
         self.helper = None
+
+
+def _fit_worker(config: DumpConfig, worker: Worker, *, local: bool) -> DumpConfig:
+    """Make a worker able to load views in processes of its own; return its settings, with a local one's own GPU."""
+    multiprocessing.current_process().daemon = False  # a daemon may have no processes that make views
+    multiprocessing.set_forkserver_preload(["logitcache.views.loader"])  # these begin anew with every shard
+    config = dataclasses.replace(config, start_method=config.start_method or "forkserver")
+    if local and config.device == "auto" and (gpus := torch.cuda.device_count()):
+        config = dataclasses.replace(config, device=f"cuda:{int(worker.name) % gpus}")
+    return config
+
+
+def calibrate_here(
+    inputs: DumpInputs, config: DumpConfig, count: int, k: int, *, local: bool
+) -> Calibrated | LogitCacheError:
+    """Calibrate a new cache on the worker that runs this; an error of ours is returned, as by `fill_shard`."""
+    try:
+        config = _fit_worker(config, get_worker(), local=local)
+        images, recipe, teacher = inputs.open()
+        spec = cache_spec(images, recipe, teacher, config)
+        return load_calibrator(spec, images, recipe, teacher, config).calibrate(count, k)
+    except LogitCacheError as error:
+        return error
 
 
 def fill_shard(name: str, task: ShardTask) -> _Result:
@@ -230,6 +253,17 @@ def _precision_of_workers(client: Client, device: str) -> str:
 
 def _precision_here(device: str) -> str:
     return choose_precision("auto", choose_device(device))
+
+
+def _calibrate_on_worker(
+    client: Client, inputs: DumpInputs, config: DumpConfig, local: bool, count: int, k: int
+) -> Calibrated:
+    """Have one worker calibrate: the client may have no GPU."""
+    task = client.submit(calibrate_here, inputs, config, count, k, local=local, pure=False, retries=RETRIES)
+    result: Calibrated | LogitCacheError = task.result()
+    if isinstance(result, LogitCacheError):
+        raise result
+    return result
 
 
 # The tasks ------------------------------------------------------------------------------------------------

@@ -286,8 +286,8 @@ class _ShardBuilder:
         at = first - self.spec.layout.samples_of(shard).start
         here = slice(at, at + len(samples))
         bad = ~valid.numpy()
-        for name, part in parts.items():
-            buffer.arrays[name][here] = part.numpy()
+        for name in buffer.arrays.keys() & parts.keys():
+            buffer.arrays[name][here] = parts[name].numpy()
             buffer.arrays[name][here][bad] = 0  # not the logits of a blank picture
         buffer.arrays["top"][here][bad] = np.nan
         for position, canary in enumerate(self.spec.layout.canary_samples(shard)):

@@ -78,7 +78,8 @@ class Helper:
         images, recipe, teacher = inputs.with_defaults_of(reader).open()
         images = align_images(reader, images)
         layout = {name: getattr(identity.cache, name) for name in ("parts", "shard_samples", "chunk_samples")}
-        spec = dataclasses.replace(cache_spec(images, recipe, teacher, config), **layout)
+        spec = cache_spec(images, recipe, teacher, config, calibrated=identity.cache.calibrated)
+        spec = dataclasses.replace(spec, **layout)
         if fields := identity.cache.differences(spec):
             raise MismatchError("teacher, data or recipe are others here", fields, "give all the same files")
         views = KeyedViews(images, recipe, config.on_bad_image)

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import torch
 
+from logitcache.dump.calibration import Calibrate, Calibration, Calibrator, choose_count
 from logitcache.dump.filler import Filler, OnViewsDone, ShardReport, ShardTask
 from logitcache.errors import BusyError, Difference, MismatchError, OptionError
 from logitcache.format.identity import RecipeSpec, TeacherSpec
@@ -22,13 +24,15 @@ from logitcache.format.spec import Spec
 from logitcache.models.build import Model
 from logitcache.models.forward import BatchHalver, ViewModel, choose_device, choose_precision
 from logitcache.store import CacheReader, CacheWriter, SeedWriter
+from logitcache.teacher.completion import FEWEST
 from logitcache.versions import library_versions
 from logitcache.views.alignment import align_images, require_distinct_keys
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, OnBadImage
 from logitcache.views.replay import prove_replay
 
-TOP_K = 16  # of a new cache
+TOP_K = 8  # of a new cache
+ALL_UP_TO = 16  # classes of which a new cache keeps every one
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class DumpConfig(Spec):
 
     Attributes:
         seeds: augmentation seeds to dump; None: 0 to 3, of a test split, whose views do not vary, 0.
-        top_k: logits to keep per view, capped at the class count; None: those of the cache, of a new one 16.
+        top_k: logits to keep per view, capped at the class count; None: those of the cache, of a new one 8, or all
+            of up to 16 classes.
         profile: "default", "compact", "archive" or "exact"; None: that of the cache, of a new one "default".
         batch_size: views per forward; 0 takes 64 on the CPU and 256 on CUDA.
         precision: "float32", "bfloat16" or "float16"; "auto": that of the cache, of a new one what fits the device.
@@ -46,6 +51,8 @@ class DumpConfig(Spec):
         workers: processes that make views, one by one; −1: as fits, 0: none (see `loader.view_loader`).
         seeds_per_pass: seeds that share one decoding of each image.
         on_bad_image: "error" stops; "skip" marks the sample as one without a teacher.
+        calibration: views that a new cache's class statistics are estimated from, before its first shard; 0: it gets
+            none. None: as `calibration.choose_count` says, none where every logit is kept.
         shard_samples: samples per shard; 0 fits it to the data set, or takes that of the cache.
         start_method: of the workers; None takes the platform's.
         grow: append images that the cache has not yet; without, data that has grown is refused.
@@ -61,6 +68,7 @@ class DumpConfig(Spec):
     workers: int = -1
     seeds_per_pass: int = 1
     on_bad_image: OnBadImage = "error"
+    calibration: int | None = None
     shard_samples: int = 0
     start_method: str | None = None
     grow: bool = False
@@ -97,6 +105,7 @@ class DumpReport(Spec):
             label; None where there are none.
         seconds: from the open cache to the last commit.
         views_per_second: of those made now.
+        calibration: what became of the class statistics; None where the cache was there, or gets none.
     """
 
     path: str
@@ -109,6 +118,7 @@ class DumpReport(Spec):
     teacher_top1: float | None
     seconds: float
     views_per_second: float
+    calibration: Calibration | None = None
 
 
 def dump(
@@ -162,6 +172,7 @@ class DumpJob:
         skipped: seeds that other processes write.
         tasks: the shards that are missing.
         began: when, by `time.perf_counter`.
+        calibration: of a new cache.
     """
 
     writer: CacheWriter
@@ -170,6 +181,7 @@ class DumpJob:
     skipped: tuple[int, ...]
     tasks: list[ShardTask]
     began: float
+    calibration: Calibration | None
 
     def report(self, shards: Sequence[ShardReport]) -> DumpReport:
         """Sum up the shards that were filled."""
@@ -190,6 +202,7 @@ class DumpJob:
             teacher_top1=sum(shard.right for shard in shards) / labelled if labelled else None,
             seconds=seconds,
             views_per_second=views / seconds,
+            calibration=self.calibration,
         )
 
 
@@ -204,12 +217,16 @@ def open_seeds(
     *,
     on_note: Callable[[str], None] | None = None,
     only: Mapping[int, Collection[int]] | None = None,
+    calibrate: Calibrate | None = None,
 ) -> Iterator[DumpJob]:
     """Begin a dump: open the cache, lock its seeds, prove its views, list what is missing; raises as `dump` does.
+
+    A new cache is calibrated first, and then made.
 
     Args:
         out, images, recipe, teacher, config, on_note, only: as `dump` takes them.
         cache: the one at `out`, as `CacheWriter.find` read it; None where there was none.
+        calibrate: how; None: by the teacher in this process.
     """
     default = (0,) if images.split == "test" else (0, 1, 2, 3)
     seeds = default if config.seeds is None else config.seeds
@@ -225,11 +242,24 @@ def open_seeds(
             [Difference("number of classes", images.num_classes, teacher.num_classes)],
             "give weights of as many classes, or view the images without theirs (folder:PATH)",
         )
+    keys, calibration, statistics = require_distinct_keys(images), None, None
     if cache is None:
         spec = cache_spec(images, recipe, teacher, config)
+        if count := calibration_views(spec, len(set(seeds)), config.calibration):
+            if on_note:
+                on_note(f"{count:,} views of a seed of their own go through the teacher first, to calibrate")
+            if calibrate is None:
+                calibrate = load_calibrator(spec, images, recipe, teacher, config, on_note).calibrate
+            calibration, found = calibrate(count, spec.k)
+            if calibration.kept:
+                statistics = found
+                spec = cache_spec(images, recipe, teacher, config, calibrated=True)
     else:
         images, spec = _match_cache(cache, images, recipe, teacher, config)
-    writer = CacheWriter.open(out, spec, require_distinct_keys(images), grow=config.grow)
+        keys = require_distinct_keys(images)
+        if config.calibration is not None and on_note:
+            on_note(f"{cache.path} is there, so --calibration is left aside; see `logitcache calibrate`")
+    writer = CacheWriter.open(out, spec, keys, statistics, grow=config.grow)
     views = KeyedViews(images, recipe, config.on_bad_image)
     began = time.perf_counter()
     with ExitStack() as stack:
@@ -237,7 +267,7 @@ def open_seeds(
         tasks = list(_missing_shards(writers, config.seeds_per_pass, only))
         reader = cache if cache and cache.spec == writer.spec else CacheReader(out)
         prove_replay(reader, views, [s for s in reader.seeds() if reader.commits(s).any()])
-        yield DumpJob(writer, views, writers, skipped, tasks, began)
+        yield DumpJob(writer, views, writers, skipped, tasks, began, calibration)
 
 
 def load_filler(
@@ -252,19 +282,49 @@ def load_filler(
     model = ViewModel(teacher, spec.teacher.precision).on(device).eval()
     if config.compile:
         model.compile()
-    return Filler(
-        spec=spec,
-        views=views,
-        model=BatchHalver(model, on_note),
-        device=device,
-        batch_size=config.batch_size or (256 if device.type == "cuda" else 64),
-        workers=config.workers,
-        start_method=config.start_method,
-    )
+    batch_size = config.batch_size or _default_batch_size(device)
+    model = BatchHalver(model, on_note)
+    return Filler(spec, views, model, device, batch_size, config.workers, config.start_method)
 
 
-def cache_spec(images: Images, recipe: RecipeSpec, teacher: Model, config: DumpConfig) -> CacheSpec:
+def load_calibrator(
+    spec: CacheSpec,
+    images: Images,
+    recipe: RecipeSpec,
+    teacher: Model,
+    config: DumpConfig,
+    on_note: Callable[[str], None] | None = None,
+) -> Calibrator:
+    """Put the teacher on its device, ready to calibrate the cache."""
+    device = choose_device(config.device)
+    model = BatchHalver(ViewModel(teacher, spec.teacher.precision).on(device).eval(), on_note)
+    views = KeyedViews(images, recipe, config.on_bad_image)
+    batch_size = config.batch_size or _default_batch_size(device)
+    return Calibrator(views, model, device, batch_size, config.workers, config.start_method)
+
+
+def _default_batch_size(device: torch.device) -> int:
+    return 256 if device.type == "cuda" else 64
+
+
+def calibration_views(spec: CacheSpec, seeds: int, asked: int | None) -> int:
+    """Return how many views a new cache is calibrated on; 0 for none.
+
+    Raises:
+        OptionError: so many cannot be, or the cache keeps every logit.
+    """
+    if asked is not None and not (asked == 0 or FEWEST <= asked <= 1 << 24):
+        raise OptionError(f"calibration must be 0 for none, or {FEWEST} to 2^24 views, found {asked}")
+    if not spec.tail_size and asked:
+        raise OptionError(f"a cache of all {spec.k} logits has nothing to complete: leave calibration out")
+    return choose_count(spec.dataset.n, seeds, spec.dataset.num_classes, asked) if spec.tail_size else 0
+
+
+def cache_spec(
+    images: Images, recipe: RecipeSpec, teacher: Model, config: DumpConfig, *, calibrated: bool = False
+) -> CacheSpec:
     """Return what identifies the cache that such a dump makes."""
+    few = teacher.num_classes <= ALL_UP_TO
     return CacheSpec.new(
         TeacherSpec(
             name=teacher.name,
@@ -275,10 +335,11 @@ def cache_spec(images: Images, recipe: RecipeSpec, teacher: Model, config: DumpC
         ),
         images.spec(teacher.num_classes),
         recipe,
-        k=TOP_K if config.top_k is None else config.top_k,
+        k=config.top_k if config.top_k is not None else teacher.num_classes if few else TOP_K,
         profile=config.profile or "default",
         versions=library_versions(),
         shard_samples=config.shard_samples or None,
+        calibrated=calibrated,
     )
 
 
@@ -287,7 +348,10 @@ def _match_cache(
 ) -> tuple[Images, CacheSpec]:
     """Put images into the order of the cache that the dump goes on with; return them and what they make of it."""
     there = cache.spec
-    here = cache_spec(images, recipe, teacher, config.with_defaults_of(there))
+    config = config.with_defaults_of(there)
+    here = cache_spec(images, recipe, teacher, config)
+    if there.calibrated and here.tail_size:
+        here = cache_spec(images, recipe, teacher, config, calibrated=True)
     if here.shard_samples == there.shard_samples:
         here = dataclasses.replace(here, chunk_samples=there.chunk_samples)
     fields = here.differences(there)

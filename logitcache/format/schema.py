@@ -68,7 +68,9 @@ class CacheSpec(Spec):
     def __post_init__(self) -> None:
         classes = self.dataset.num_classes
         version = FORMAT_VERSION if self.calibrated else 1
-        require(self.format_version == version, f"format_version must be {version}, found {self.format_version}")
+        require(
+            self.format_version == version, f"format_version must be {version}, found {self.format_version}"
+        )
         require(not self.calibrated or self.k < classes, "a cache of all classes has no class statistics")
         require(1 <= self.k <= classes, f"k must be 1 to {classes} (the number of classes), found {self.k}")
         require(
@@ -147,7 +149,7 @@ class CacheSpec(Spec):
         return super().from_dict(data)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return this spec as JSON values; without `parts` if the data set never grew, or `calibrated` if it is not."""
+        """Return this spec as JSON values; without `parts` if it never grew, and `calibrated` if it is not."""
         data = super().to_dict()
         for name in ("parts", "calibrated"):
             if not data[name]:

@@ -128,7 +128,7 @@ def _compare_numbers_of_logits(
         for number, k in enumerate(ks):
             fewer = full if k == spec.k else _teacher(reduce_shard(arrays, spec, _of_fewer(spec, k)), spec)
             for at, temperature in enumerate(TEMPERATURES):
-                sums[number, 0, at] += full.at(temperature).probs[:, :k].sum()
+                sums[number, 0, at] += full.listed_at(temperature).probs[:, :k].sum()
                 sums[number, 1, at] += _kl(full, fewer, temperature).sum()
     means = (sums / max(1, views)).tolist()
     return tuple(
@@ -167,7 +167,7 @@ def _teacher(arrays: Arrays, spec: CacheSpec) -> SparseTeacher:
 
 def _kl(full: SparseTeacher, fewer: SparseTeacher, temperature: float) -> Tensor:
     """(B,) KL(full ‖ fewer) in nats; `fewer` lists the first classes of `full`, tails spread evenly."""
-    p, q = full.at(temperature), fewer.at(temperature)
+    p, q = full.listed_at(temperature), fewer.listed_at(temperature)
     share = q.log_tail_share[:, None].expand(-1, full.k - fewer.k)
     kl = (p.log_probs.exp() * (p.log_probs - torch.cat([q.log_probs, share], 1))).sum(1)
     if full.tail_size:

@@ -126,7 +126,9 @@ def _see_sample(
             decode_shard(reader, seed, shard)[slice(row, row + 1)],
         )
         if batch.valid.all() and not teacher.top.isnan().any():
-            answers = zip(teacher.ids[0, :TOP].tolist(), teacher.at(1.0).probs[0, :TOP].tolist(), strict=True)
+            answers = zip(
+                teacher.ids[0, :TOP].tolist(), teacher.listed_at(1.0).probs[0, :TOP].tolist(), strict=True
+            )
             seen.append(SeenView(seed, encode(batch.views[0]), tuple(answers)))
     images = views.images
     return SeenSample(images.describe(sample), why, int(images.labels[sample]), original, tuple(seen))

@@ -13,6 +13,7 @@ from torch import Tensor
 from logitcache.errors import IncompleteError, OptionError
 from logitcache.format.schema import RowLayout
 from logitcache.store.reader import CacheReader
+from logitcache.teacher.completion import Completion
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT, PackedRows, open_spool
 
@@ -36,13 +37,17 @@ class CachedTeacher:
         self.spool_folder, self.spool_limit = spool_folder, spool_limit
         self.layout = RowLayout.of(reader.spec)
         self.num_classes = reader.spec.dataset.num_classes
+        statistics = reader.statistics()
+        self._digest = None if statistics is None else statistics.digest
+        self._completion = None if statistics is None else Completion.of(statistics)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
         self._spools: dict[int, Future[PackedRows]] = {}
 
     def about(self, seeds: Sequence[int]) -> dict[str, Any]:
         """Identify the cache: its teacher, and what it holds of each seed."""
         held = {str(seed): self.reader.identity(seed) for seed in seeds}
-        return {**self.reader.spec.teacher.to_dict(), "k": self.reader.spec.k, "cached": held}
+        completed = {} if self._digest is None else {"class_statistics": self._digest}
+        return {**self.reader.spec.teacher.to_dict(), "k": self.reader.spec.k, "cached": held, **completed}
 
     def prepare(self, seeds: Sequence[int]) -> None:
         """Keep these seeds mapped, let go of others; those not decoded yet follow in the background.
@@ -62,7 +67,7 @@ class CachedTeacher:
         return ~np.isnan(np.ascontiguousarray(rows).view(np.float32)[:, 0])
 
     def take(self, samples: Tensor | Sequence[int], seed: int | Tensor) -> SparseTeacher:
-        """Look up B samples under one seed, or each under its own; the result is on the CPU.
+        """Look up B samples under one seed, or each under its own; the numbers are on the CPU.
 
         Args:
             samples: (B,) int64.
@@ -74,7 +79,7 @@ class CachedTeacher:
         """
         samples = torch.as_tensor(samples, dtype=torch.int64)
         seeds = torch.as_tensor(seed, dtype=torch.int64).expand(samples.shape)
-        teacher = SparseTeacher.unpack(self._take(samples, seeds), self.layout)
+        teacher = SparseTeacher.unpack(self._take(samples, seeds), self.layout, self._completion)
         _refuse_invalid(teacher, samples)
         return teacher
 
@@ -83,7 +88,9 @@ class CachedTeacher:
         rows = self._take(samples, seeds)
         if views.is_cuda:
             rows = rows.pin_memory()
-        return SparseTeacher.unpack(rows.to(views.device, non_blocking=True), self.layout)
+        if self._completion is not None:
+            self._completion = self._completion.to(views.device)
+        return SparseTeacher.unpack(rows.to(views.device, non_blocking=True), self.layout, self._completion)
 
     def _take(self, samples: Tensor, seeds: Tensor) -> Tensor:
         rows = torch.empty((len(samples), self.layout.row_bytes), dtype=torch.uint8)

@@ -16,6 +16,8 @@ it takes every value that a tail of that mean can have. Where the model is good,
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
@@ -230,12 +232,24 @@ def fit_statistics(logits: Tensor) -> ClassStatistics:
     rows = logits.double().cpu()
     rows = rows - rows.mean(1, keepdim=True)
     held_out = torch.arange(len(rows)) % HELD_OUT == HELD_OUT - 1
-    rank, noise = _choose_rank(rows[~held_out], rows[held_out])
-    mean, variances, directions = _principal(rows, rank)
+    with _on_one_thread():
+        rank, noise = _choose_rank(rows[~held_out], rows[held_out])
+        mean, variances, directions = _principal(rows, rank)
     flat = variances**FLATTENING
     flat = flat * (variances.sum() / flat.sum().clamp(min=1e-300))
     factors = directions * (flat - noise).clamp(min=0.0).sqrt()
     return ClassStatistics(mean.float().numpy(), factors.float().contiguous().numpy(), noise, len(rows))
+
+
+@contextmanager
+def _on_one_thread() -> Iterator[None]:
+    """Linear algebra on several threads differs in the last bits by their number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _choose_rank(fit: Tensor, held_out: Tensor) -> tuple[int, float]:
@@ -261,7 +275,7 @@ def _choose_rank(fit: Tensor, held_out: Tensor) -> tuple[int, float]:
 
 
 def _principal(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (C,) mean, (count,) largest variances, (C, count) unit directions, each with its largest entry above 0."""
+    """Return (C,) mean, (count,) largest variances, (C, count) unit directions, the largest entry of each > 0."""
     mean = rows.mean(0)
     apart = (rows - mean) / len(rows) ** 0.5
     if len(rows) < rows.shape[1]:

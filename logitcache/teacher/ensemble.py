@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -66,14 +67,11 @@ def average_teachers(
     weights: Sequence[float] | None = None,
     space: AverageSpace = "probability",
 ) -> SparseTeacher:
-    """Average several teachers of the same rows into one: an ensemble, on the union of their supports.
+    """Average several teachers of the same rows into one: an ensemble.
 
-    probability: p ∝ Σ_m w_m p_m;  logit: log p = Σ_m w_m log p_m + const (the geometric mean). A class that one
-    teacher lists and another does not gets the latter's mean tail share. Rows differ in how many classes their
-    union has, but none has fewer than the largest k of a member: so many are kept, whatever rows stand beside, and
-    the less likely ones join the tail. The mixture's logits are log-probabilities. Its tail mass at T = 1 is exact;
-    mean and spread of what no member lists, which help to rule the tail at other temperatures, are the members'
-    averages.
+    probability: p ∝ Σ_m w_m p_m;  logit: log p = Σ_m w_m log p_m + const (the geometric mean), both over all C
+    classes, each member's tail completed by its own class statistics (or, where it has none, spread evenly). The
+    mixture's logits are log-probabilities. It lists as many classes as the member that lists most.
 
     Args:
         teachers: one or more, with equal numbers of rows and classes.
@@ -87,37 +85,9 @@ def average_teachers(
         raise OptionError("an ensemble needs one or more teachers of the same samples and classes")
     weights = _check_options(len(teachers), weights, space)
     share = [weight / sum(weights) for weight in weights]
-    num_classes = teachers[0].num_classes
-    at_one = [teacher.at(1.0) for teacher in teachers]
-
-    ids = torch.cat([t.ids for t in teachers], 1).sort(1).values
-    repeated = torch.nn.functional.pad(ids[:, 1:] == ids[:, :-1], (1, 0))
-    log_p = _average([t.log_prob_of(ids) for t in at_one], share, space).masked_fill(repeated, -math.inf)
-    k = max(t.k for t in teachers)
-    values, order = log_p.topk(k, dim=1)
-    ids = ids.gather(1, order)
-    if k == num_classes:
-        values = values - values.logsumexp(1, keepdim=True)
-        return SparseTeacher(ids, values[:, :1] - values, values[:, 0], None, None, None, num_classes)
-
-    joins_tail = ~repeated.scatter(1, order, True)
-    joined = log_p.masked_fill(~joins_tail, -math.inf).logsumexp(1)
-    unlisted = num_classes - (~repeated).sum(1, dtype=log_p.dtype)
-    each = _average([t.log_tail_share for t in at_one], share, space)
-    tail = torch.logaddexp(joined, each + unlisted.log())
-    total = torch.logaddexp(values.logsumexp(1), tail)
-    top = values[:, 0]
-    deficit, std = torch.zeros_like(top), torch.zeros_like(top)
-    for teacher, w in zip(teachers, share, strict=True):
-        if teacher.tail_lse is not None and teacher.tail_mean is not None and teacher.tail_var is not None:
-            deficit = deficit + w * (teacher.tail_lse - math.log(teacher.tail_size) - teacher.tail_mean)
-            std = std + w * teacher.tail_var.sqrt()
-    mean = each - deficit  # of what no member lists; then of all that is in the tail
-    tail_mean = (unlisted * mean + log_p.masked_fill(~joins_tail, 0.0).sum(1)) / (num_classes - k)
-    apart = (log_p - tail_mean[:, None]).masked_fill(~joins_tail, 0.0).square().sum(1)
-    tail_var = (unlisted * (std.square() + (mean - tail_mean).square()) + apart) / (num_classes - k)
-    gap = top[:, None] - values
-    return SparseTeacher(ids, gap, top - total, tail - top, tail_mean - top, tail_var, num_classes)
+    log_p = _average([t.at(1.0).log_probs for t in teachers], share, space).log_softmax(1)
+    mixture = SparseTeacher.from_logits(log_p, max(t.k for t in teachers))
+    return replace(mixture, known=log_p) if all(t.is_whole for t in teachers) else mixture
 
 
 def require_same_views(readers: Sequence[CacheReader]) -> None:

@@ -11,14 +11,21 @@ from torch import Tensor, nn
 from logitcache.errors import Difference, MismatchError
 from logitcache.models.build import Model
 from logitcache.store.reader import CacheReader
+from logitcache.teacher.completion import Completion
 from logitcache.teacher.sparse import SparseTeacher
 
 
 class LiveTeacher:
-    """The teacher itself, run on every batch: what a cache saves, and what it is checked against."""
+    """The teacher itself, run on every batch: what a cache saves, and what it is checked against.
 
-    def __init__(self, model: nn.Module, n: int, k: int, num_classes: int) -> None:
+    With k < C it forgets the other logits, as a cache does; `completion` then tells them as a cache's would.
+    """
+
+    def __init__(
+        self, model: nn.Module, n: int, k: int, num_classes: int, completion: Completion | None = None
+    ) -> None:
         self.model, self.n, self.k, self.num_classes = model.eval(), n, k, num_classes
+        self.completion = completion
 
     def about(self, seeds: Sequence[int]) -> dict[str, Any]:
         """Say that the teacher is live."""
@@ -34,7 +41,7 @@ class LiveTeacher:
     @torch.no_grad()
     def answer(self, views: Tensor, samples: Tensor, seeds: Tensor) -> SparseTeacher:
         """Run the model, uint8 views in, logits out, and keep the top k."""
-        return SparseTeacher.from_logits(self.model(views), self.k)
+        return SparseTeacher.from_logits(self.model(views), self.k, self.completion)
 
 
 def require_same_teacher(reader: CacheReader, teacher: Model) -> None:

@@ -218,7 +218,7 @@ class SparseTeacher:
     # Helpers --------------------------------------------------------------------------------------------
 
     def half_tail_var(self) -> Tensor:
-        """(B,) half the tail's variance; where it is not stored, that of a normal tail of its mean and log-sum-exp."""
+        """(B,) half the tail's variance; if not stored, that of a normal tail of its mean and log-sum-exp."""
         assert self.tail_lse is not None
         assert self.tail_mean is not None
         if self.tail_var is not None:

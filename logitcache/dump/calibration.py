@@ -1,0 +1,156 @@
+"""How a teacher's classes vary together, estimated from a sample of views.
+
+The sample is a keyed choice of the images under a seed that no dump takes. So the same cache gets the same
+statistics, whatever was interrupted, and however many processes dump it: one of them calibrates, before it exists.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from logitcache.errors import NonFiniteError, OptionError
+from logitcache.format.class_statistics import ClassStatistics
+from logitcache.format.spec import Spec
+from logitcache.models.forward import BatchHalver
+from logitcache.teacher.completion import FEWEST, HELD_OUT, Completion, fit_statistics
+from logitcache.teacher.sparse import SparseTeacher
+from logitcache.views.keyed_views import KeyedViews, Pair
+from logitcache.views.keys import permutation
+from logitcache.views.loader import iterate_batches, report_worker_deaths, view_loader
+
+CALIBRATION_SEED = (1 << 63) - 1  # and, where there are more views than images, those below
+VIEWS = 4096
+LEAST_VIEWS = 256
+SHARE = 20  # a sample is at most one in so many views of the dump, unless that is below `LEAST_VIEWS`
+NUMBERS = 1 << 26  # logits of a sample, at most: a few times 512 MiB while they are looked at
+TEMPERATURES = (1.0, 2.0, 4.0)
+
+Calibrate = Callable[[int, int], "Calibrated"]  # of how many views, and of how many logits
+
+
+@dataclass(frozen=True)
+class Calibration(Spec):
+    """What a calibration came to.
+
+    Attributes:
+        views: of the sample, those without an image left out.
+        factors: of the statistics.
+        even: mean KL(p ‖ p̂) in nats at T = 1, 2, 4, of views held out; p̂ from the listed logits, an even tail.
+        completed: the same with the tail completed by statistics of the other views.
+        kept: whether a cache is to keep them: only if completing is no farther from the teacher at any temperature.
+    """
+
+    views: int
+    factors: int
+    even: tuple[float, ...]
+    completed: tuple[float, ...]
+    kept: bool
+
+
+class Calibrated(NamedTuple):
+    """What a calibration came to, and the statistics."""
+
+    calibration: Calibration
+    statistics: ClassStatistics
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrator:
+    """Runs a teacher on the sample and estimates statistics, with views and teacher loaded once.
+
+    Attributes:
+        views: of the cache's images, in its order, by its recipe.
+        model: the teacher, on `device`.
+        device: where it runs.
+        batch_size: views per forward.
+        workers: as `loader.view_loader` takes them.
+        start_method: likewise.
+    """
+
+    views: KeyedViews
+    model: BatchHalver
+    device: torch.device
+    batch_size: int
+    workers: int = -1
+    start_method: str | None = None
+
+    def calibrate(self, count: int, k: int) -> Calibrated:
+        """Estimate class statistics from `count` views, and try them on some that were held out.
+
+        Args:
+            count: views to take.
+            k: logits that the cache keeps.
+
+        Raises:
+            OptionError: there are too few views.
+            DataError: an image does not decode.
+            NonFiniteError: the teacher gave NaN or infinity.
+        """
+        logits = self.logits(count)
+        if len(logits) < FEWEST:
+            raise OptionError(
+                f"class statistics need {FEWEST} views, found {len(logits)}; give more, or none"
+            )
+        held_out = torch.arange(len(logits)) % HELD_OUT == 0
+        even = _divergence(logits[held_out], k, None)
+        trial = Completion.of(fit_statistics(logits[~held_out])) if int((~held_out).sum()) >= FEWEST else None
+        completed = even if trial is None else _divergence(logits[held_out], k, trial)
+        statistics = fit_statistics(logits)
+        kept = trial is not None and all(a <= b for a, b in zip(completed, even, strict=True))
+        found = Calibration(len(logits), statistics.factors.shape[1], even, completed, kept)
+        return Calibrated(found, statistics)
+
+    @torch.inference_mode()
+    @report_worker_deaths()
+    def logits(self, count: int) -> Tensor:
+        """Return (N, C) float32 logits of the sample, on the CPU; views whose image does not decode are left out."""
+        loader = view_loader(
+            self.views,
+            list(_batches(len(self.views), count, self.batch_size)),
+            workers=self.workers,
+            device=self.device,
+            start_method=self.start_method,
+        )
+        parts = []
+        for batch in iterate_batches(loader):
+            logits = self.model(batch.views.to(self.device, non_blocking=True)).cpu()
+            if (wrong := batch.valid & ~logits.isfinite().all(1)).any():
+                sample = int(batch.samples[wrong][0])
+                raise NonFiniteError(
+                    f"the teacher's logits for {self.views.images.describe(sample)} are not finite, on a view of "
+                    "the calibration; check the weights, or try --precision float32"
+                )
+            parts.append(logits[batch.valid])
+        return torch.cat(parts).clone()
+
+
+def choose_count(n: int, seeds: int, num_classes: int, asked: int | None = None) -> int:
+    """Return how many views to calibrate on: those asked for, or what suits a dump of so many images and seeds."""
+    if asked is not None:
+        return asked
+    count = min(VIEWS, max(LEAST_VIEWS, n * seeds // SHARE))
+    return max(FEWEST, min(count, NUMBERS // num_classes))
+
+
+def _batches(n: int, count: int, batch_size: int) -> Iterator[list[Pair]]:
+    """Yield pairs of the sample, each pass over the images in their order, under a seed of its own."""
+    order = permutation(n, CALIBRATION_SEED)
+    for number, start in enumerate(range(0, count, n)):
+        samples = np.sort(order[: count - start]).tolist()
+        for at in range(0, len(samples), batch_size):
+            yield [(sample, CALIBRATION_SEED - number) for sample in samples[at : at + batch_size]]
+
+
+def _divergence(logits: Tensor, k: int, completion: Completion | None) -> tuple[float, ...]:
+    """Return mean KL(p ‖ p̂) at each temperature, p̂ from k logits with the tail completed, or even."""
+    sums = torch.zeros(len(TEMPERATURES), dtype=torch.float64)
+    for rows in logits.split(256):
+        kept = SparseTeacher.from_logits(rows, k, completion)
+        for at, temperature in enumerate(TEMPERATURES):
+            p = (rows.double() / temperature).log_softmax(1)
+            sums[at] += (p.exp() * (p - kept.at(temperature).log_probs.double())).sum()
+    return tuple((sums / len(logits)).clamp(min=0.0).tolist())

@@ -1,0 +1,67 @@
+"""Class statistics for a cache that has none: one of an earlier logitcache, or one that has lost them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from logitcache.dump.calibration import Calibration
+from logitcache.dump.job import DumpConfig, calibration_views, load_calibrator
+from logitcache.errors import FormatError, OptionError
+from logitcache.models.build import Model
+from logitcache.store import CacheReader, CacheWriter
+from logitcache.teacher.live import require_same_teacher
+from logitcache.views.alignment import align_images
+from logitcache.views.images import Images
+from logitcache.views.keyed_views import KeyedViews
+from logitcache.views.replay import prove_replay
+
+
+def calibrate_cache(
+    path: str | Path,
+    images: Images,
+    teacher: Model,
+    config: DumpConfig,
+    *,
+    on_note: Callable[[str], None] | None = None,
+) -> Calibration:
+    """Add class statistics to a cache that has none, or whose own are damaged; its shards stay as they are.
+
+    Nothing is added where an even tail is nearer to the teacher (`Calibration.kept`), unless the cache began with
+    statistics and has lost them.
+
+    Args:
+        path: path or URL of the cache.
+        images: those that it was made of.
+        teacher: its teacher.
+        config: `calibration` is how many views to take, and device, batch size, workers, bad images are as in `dump`.
+        on_note: called with a line for people.
+
+    Raises:
+        OptionError: the cache has class statistics, or keeps every logit, or can only be read.
+        MismatchError: teacher or images are others than the cache's.
+        DriftError: views made here are not those of the cache.
+        DataError: an image does not decode.
+        NonFiniteError: the teacher gave NaN or infinity.
+        StorageError: the disk said no.
+    """
+    reader = CacheReader(path)
+    spec = reader.spec
+    if not spec.tail_size:
+        raise OptionError(f"{path} keeps all {spec.k} logits: there is nothing to complete")
+    if not reader.place.writable:
+        raise OptionError(f"{path} is for reading; calibrate the copy that it is served from")
+    try:
+        there = reader.statistics()
+    except FormatError:  # damaged, or lost
+        there = None
+    if there is not None:
+        raise OptionError(f"{path} has class statistics already, of {there.views:,} views: nothing to do")
+    images = align_images(reader, images)
+    require_same_teacher(reader, teacher)
+    views = KeyedViews(images, spec.recipe, config.on_bad_image)
+    prove_replay(reader, views, [seed for seed in reader.seeds() if reader.commits(seed).any()])
+    count = calibration_views(spec, len(reader.seeds()), config.calibration or None)
+    calibrator = load_calibrator(spec, images, spec.recipe, teacher, config, on_note)
+    calibration, statistics = calibrator.calibrate(count, spec.k)
+    if calibration.kept or spec.calibrated:
+        CacheWriter(reader.place, spec).write_statistics(statistics)
+    return calibration
