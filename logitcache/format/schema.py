@@ -149,7 +149,7 @@ class CacheSpec(Spec):
         return super().from_dict(data)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return this spec as JSON values; without `parts` if it never grew, and `calibrated` if it is not."""
+        """Return this spec as JSON values; `parts` only if the data set grew, `calibrated` only if it is."""
         data = super().to_dict()
         for name in ("parts", "calibrated"):
             if not data[name]:
@@ -236,6 +236,18 @@ class CacheSpec(Spec):
         """Return the array of sample keys, in the root: placed as samples are, a chunk per shard."""
         return ArraySpec(
             "sample_key", "uint64", (self.layout.rows,), (self.shard_samples,), None, ("sample",), "zstd"
+        )
+
+    def statistics_arrays(self, factors: int) -> tuple[ArraySpec, ArraySpec]:
+        """Return the arrays of class statistics, in the root: mean and factors, a chunk each."""
+
+        def by_class(name: str, shape: tuple[int, ...], dimensions: tuple[str, ...]) -> ArraySpec:
+            return ArraySpec(name, "float32", shape, shape, None, dimensions, "zstd")
+
+        classes = self.dataset.num_classes
+        return (
+            by_class("mean", (classes,), ("class",)),
+            by_class("factors", (classes, factors), ("class", "factor")),
         )
 
     def differences(self, found: "CacheSpec") -> list[Difference]:

@@ -5,6 +5,7 @@ A shard is the unit of everything: it has a commit entry, the digest of its arra
 
 - `reader`, `writer`: those two;
 - `shards`: one shard in arrays and files, its digest and its commit;
+- `statistics`: how the teacher's classes vary together, a small group of files in the root;
 - `codecs`: an array's files packed and unpacked, bit for bit as Zarr does;
 - `place`: where a cache lies, as the reader and the writer see it; `local` is a folder on a `disk`, `remote` one that
   fsspec reaches, `address` finds which from a path or URL;

@@ -19,7 +19,7 @@ from logitcache.store.disk import (
     size_of,
     storing,
 )
-from logitcache.store.place import KEYS, MOST_METADATA, Place
+from logitcache.store.place import CLASS_STATISTICS, KEYS, MOST_METADATA, Place
 
 SHARD_LOCK = ".lock-"  # and the shard's number, in commit/
 LOCK_TIMEOUT = 600.0  # seconds
@@ -53,7 +53,8 @@ class LocalPlace(Place):
         """Return whether this folder holds at most what is left of a cache that was never finished."""
         if not self.path.exists():
             return True
-        return self.path.is_dir() and set(os.listdir(self.path)) <= {".lock", ".new", KEYS}
+        unfinished = {".lock", ".new", KEYS, CLASS_STATISTICS}
+        return self.path.is_dir() and set(os.listdir(self.path)) <= unfinished
 
     def files(self) -> set[str]:
         """List every file below this folder."""
@@ -103,13 +104,14 @@ class LocalPlace(Place):
         """Delete the folder `name` in this one, if it is there."""
         shutil.rmtree(self.path / name, ignore_errors=True)
 
-    def create(self, files: Mapping[str, bytes], root: bytes) -> None:
+    def create(self, files: Mapping[str, bytes], root: bytes, stale: Iterable[str] = ()) -> None:
         """Write files, then the root's zarr.json, unless this folder holds a cache or anything else."""
         if not self.vacant():
             return
         make_folder(self.path)
         with FileLock(self.path / ".lock"):
             if self.vacant():  # no other process was faster
+                self.delete(stale)
                 self.put(files)
                 folder = self.path / ".new"
                 shutil.rmtree(folder, ignore_errors=True)

@@ -12,6 +12,7 @@ from typing import Self, TypeVar
 
 INDEX = "seeds.json"  # which seeds there are, for hosts that do not list
 KEYS = "sample_key"  # the array of sample keys, beside the root's zarr.json
+CLASS_STATISTICS = "class_statistics"  # the group of class statistics, beside it too
 MOST_METADATA = 1 << 24  # bytes of a zarr.json
 
 _A = TypeVar("_A")
@@ -81,8 +82,14 @@ class Place(ABC):
         """Delete the folder `name` in this one, if it is there."""
 
     @abstractmethod
-    def create(self, files: Mapping[str, bytes], root: bytes) -> None:
-        """Write files, then the root's zarr.json, unless this folder holds a cache or anything else."""
+    def create(self, files: Mapping[str, bytes], root: bytes, stale: Iterable[str] = ()) -> None:
+        """Write files, then the root's zarr.json, unless this folder holds a cache or anything else.
+
+        Args:
+            files: by name.
+            root: the root's zarr.json.
+            stale: names of files to delete first, which a cache that was never finished may have left.
+        """
 
     @abstractmethod
     def lock_root(self) -> AbstractContextManager[object]:

@@ -1,5 +1,6 @@
 """Reading a cache, with every check that a file from a stranger needs."""
 
+import functools
 import hashlib
 import re
 from collections.abc import Collection, Mapping
@@ -10,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from logitcache.errors import FormatError, IncompleteError, NotFoundError
+from logitcache.format.class_statistics import ClassStatistics
 from logitcache.format.schema import CacheSpec
 from logitcache.store.address import place_of
 from logitcache.store.codecs import unpack
 from logitcache.store.disk import HOW_TO_MEND, HOW_TO_RESTORE, reading
 from logitcache.store.local import SHARD_LOCK
-from logitcache.store.place import KEYS, Place
+from logitcache.store.place import CLASS_STATISTICS, KEYS, Place
 from logitcache.store.shards import (
     COMMIT,
     count_shards,
@@ -31,6 +33,7 @@ from logitcache.store.shards import (
     unpack_commit,
     unpack_shard,
 )
+from logitcache.store.statistics import read_statistics, statistics_digest
 
 Keys = npt.NDArray[np.uint64]
 Commits = npt.NDArray[np.uint64]
@@ -211,6 +214,18 @@ class CacheReader:
         """Return the sample keys, (n,) uint64; None in a cache without them."""
         return read_keys(self.place, self.spec)
 
+    def statistics(self) -> ClassStatistics | None:
+        """Return the class statistics, read once; None in a cache without them.
+
+        Raises:
+            FormatError: they are damaged, or lost from a cache that began with them.
+        """
+        return self._statistics
+
+    @functools.cached_property
+    def _statistics(self) -> ClassStatistics | None:
+        return read_statistics(self.place, self.spec)
+
     def info(self, commits: Mapping[int, Commits] | None = None) -> dict[str, Any]:
         """Describe the cache in JSON values: what it holds, how far it is, how large.
 
@@ -227,8 +242,9 @@ class CacheReader:
         ]
         with reading(self.path):
             sizes = self.place.map(lambda seed: self._at(seed).size(), done)
-            root, keys = self.place.size(recurse=False), self.place.at(KEYS).size()
-        other = None if root is None or keys is None else root + keys
+            root = self.place.size(recurse=False)
+            beside = [self.place.at(name).size() for name in (KEYS, CLASS_STATISTICS)]
+        other = None if root is None else root + sum(filter(None, beside))
         size = None if other is None else sum(filter(None, sizes))
         spec = self.spec.to_dict()
         return {
@@ -241,6 +257,7 @@ class CacheReader:
             "num_classes": self.spec.dataset.num_classes,
             "k": self.spec.k,
             "profile": self.spec.profile.name,
+            "class_statistics": self._describe_statistics(),
             "seeds": seeds,
             "bytes_on_disk": None if size is None or other is None else size + other,
             "bytes_per_sample_view": round(size / views, 2) if views and size is not None else None,
@@ -251,6 +268,16 @@ class CacheReader:
         """Return 16 hex digits that identify what a seed holds: a digest of spec and commits, of no path."""
         text = f"{sorted(self.spec.to_dict().items())}/{seed}/"
         return hashlib.blake2b(text.encode() + self.commits(seed).tobytes(), digest_size=8).hexdigest()
+
+    def _describe_statistics(self) -> dict[str, Any] | None:
+        if (statistics := self.statistics()) is None:
+            return None
+        return {
+            "views": statistics.views,
+            "factors": statistics.factors.shape[1],
+            "noise": statistics.noise,
+            "digest": statistics_digest(self.spec, statistics),
+        }
 
     def _at(self, seed: int) -> Place:
         return self.place.at(f"seed-{seed}")

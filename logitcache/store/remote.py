@@ -4,6 +4,7 @@ Objects are read and written whole, several at a time, each in a few attempts. T
 to let one process write a seed (docs/sharing.md). A commit is written only where there is none.
 """
 
+import errno
 import json
 import re
 import time
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 import fsspec
 
 from logitcache.errors import FormatError, LogitCacheError, OptionError, StorageError
-from logitcache.store.place import INDEX, KEYS, MOST_METADATA, Place
+from logitcache.store.place import CLASS_STATISTICS, INDEX, KEYS, MOST_METADATA, Place
 
 AT_ONCE = 16  # requests of one call
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
@@ -103,7 +104,7 @@ class RemotePlace(Place):
 
     def vacant(self) -> bool:
         """Return whether this folder holds at most what is left of a cache that was never finished."""
-        return set(self.names()) <= {KEYS}
+        return set(self.names()) <= {KEYS, CLASS_STATISTICS}
 
     def files(self) -> set[str] | None:
         """List every file below this folder; None on the web, which does not list."""
@@ -174,9 +175,10 @@ class RemotePlace(Place):
         found = self._attempt("list", lambda: _or_none(find, where), name) or []
         self.delete([file.removeprefix(f"{self.root}/") for file in found])
 
-    def create(self, files: Mapping[str, bytes], root: bytes) -> None:
+    def create(self, files: Mapping[str, bytes], root: bytes, stale: Iterable[str] = ()) -> None:
         """Write files, then the root's zarr.json, unless this folder holds a cache or anything else."""
         if self.vacant():
+            self.delete(stale)
             self.put(files)
             self.put({"zarr.json": root}, new=True)
 
@@ -230,7 +232,10 @@ class RemotePlace(Place):
                 over = count == PATIENCE.attempts or time.monotonic() - began > PATIENCE.enough
                 if over or _is_final(error):
                     times = f" ({count} attempts)" if count > 1 else ""
-                    raise StorageError(f"cannot {what} {where}{times}: {_reason(error)}") from error
+                    refused = StorageError(f"cannot {what} {where}{times}: {_reason(error)}")
+                    if isinstance(error, PermissionError) or _status(error) in (401, 403):
+                        refused.errno = errno.EACCES
+                    raise refused from error
                 time.sleep(PATIENCE.pause * 2**number)
         raise AssertionError("unreachable")
 
@@ -289,8 +294,8 @@ def _parse_index(index: bytes, where: str) -> list[str]:
 def _status(error: BaseException) -> int | None:
     """Return the HTTP status in an error of aiohttp, gcsfs or botocore; None if there is none."""
     cause = error.__cause__
-    for found in (getattr(error, "status", None), getattr(error, "code", None)):
-        if str(found).isdecimal():
+    for name in ("status", "code"):  # in this order, as the other one of aiohttp's is deprecated
+        if str(found := getattr(error, name, None)).isdecimal():
             return int(str(found))
     response = getattr(error, "response", None) or getattr(cause, "response", None)
     if isinstance(response, dict):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 import zarr
+from zarr.abc.buffer import Buffer as AnyBuffer
 from zarr.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
 from logitcache.errors import FormatError, OptionError
 from logitcache.format.quantize import code_gaps, round_mantissa
 from logitcache.format.schema import ArraySpec, CacheSpec, itemsize
-from logitcache.store.codecs import pack, profile_codecs, require_codecs, unpack
+from logitcache.store.codecs import codec_arguments, pack, profile_codecs, require_codecs, unpack
 from logitcache.store.disk import HOW_TO_MEND, reading
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -123,9 +124,37 @@ def count_shards(files: Mapping[str, bytes], spec: CacheSpec, where: object) -> 
     return state.layout.shards
 
 
+def group_metadata(
+    arrays: Iterable[ArraySpec], attributes: Mapping[str, Any] | None = None
+) -> dict[str, bytes]:
+    """Return the metadata files of a group of arrays, as Zarr makes them."""
+    files: dict[str, AnyBuffer] = {}
+    group = zarr.create_group(MemoryStore(files), attributes=dict(attributes or {}))
+    for array in arrays:
+        group.create_array(
+            array.name,
+            shape=array.shape,
+            dtype=array.dtype,
+            chunks=array.chunks,
+            shards=array.shards,
+            dimension_names=array.dimensions,
+            fill_value=0,
+            **codec_arguments(array),
+        )
+    return {name: data.to_bytes() for name, data in files.items()}
+
+
 def open_group(files: Mapping[str, bytes]) -> zarr.Group:
-    """Open a group whose metadata files are in memory."""
-    return zarr.open_group(MemoryStore({n: Buffer.from_bytes(data) for n, data in files.items()}), mode="r")
+    """Open a group whose metadata files are in memory.
+
+    Damaged ones raise exceptions of every kind, but none of the disk: call it within `disk.reading`.
+    """
+    try:
+        return zarr.open_group(
+            MemoryStore({n: Buffer.from_bytes(data) for n, data in files.items()}), mode="r"
+        )
+    except OSError as error:  # so Zarr calls metadata that says it is no group's
+        raise ValueError("zarr.json is not that of a group") from error
 
 
 def require_form(

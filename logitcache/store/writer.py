@@ -2,21 +2,19 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.abc.buffer import Buffer
-from zarr.storage import MemoryStore
 
 from logitcache.errors import FormatError, MismatchError, NotFoundError, OptionError
-from logitcache.format.schema import ArraySpec, CacheSpec
+from logitcache.format.class_statistics import ClassStatistics
+from logitcache.format.schema import CacheSpec
 from logitcache.store.address import place_of
-from logitcache.store.codecs import codec_arguments, pack, profile_codecs
+from logitcache.store.codecs import pack, profile_codecs
 from logitcache.store.disk import reading
 from logitcache.store.place import INDEX, Place
 from logitcache.store.reader import CacheReader, Keys, read_keys, read_root, seeds_named
@@ -26,6 +24,7 @@ from logitcache.store.shards import (
     MOST_SHARDS,
     Arrays,
     count_shards,
+    group_metadata,
     metadata_files,
     most_bytes,
     pack_commit,
@@ -38,6 +37,7 @@ from logitcache.store.shards import (
     unpack_checked,
     unpack_commit,
 )
+from logitcache.store.statistics import STATISTICS_FILES, pack_statistics
 
 
 class CacheWriter:
@@ -49,19 +49,30 @@ class CacheWriter:
         self._listed: set[int] = set()
 
     @classmethod
-    def open(cls, path: str | Path, spec: CacheSpec, keys: Keys | None = None, *, grow: bool = False) -> Self:
+    def open(
+        cls,
+        path: str | Path,
+        spec: CacheSpec,
+        keys: Keys | None = None,
+        statistics: ClassStatistics | Mapping[str, bytes] | None = None,
+        *,
+        grow: bool = False,
+    ) -> Self:
         """Create the cache, or open it to go on with it, at a local path or an fsspec URL.
 
         Args:
             path: where it is, or is to be.
             spec: what it is.
             keys: (n,) uint64 sample keys; a cache created without any cannot grow.
+            statistics: what a new cache begins with if its spec is calibrated, or their files from a copy of it;
+                one that is there has its own, whatever is given.
             grow: let a cache that is what `spec` was before its data set grew become what it is now.
 
         Raises:
             MismatchError: there is a cache of another teacher, data set, recipe, k … at `path`.
             FormatError: there is something else, or a damaged cache, at `path`.
-            OptionError: the shards would be too many; or nothing can be written at such a URL.
+            OptionError: the shards would be too many; the cache is new, and of spec and statistics one is calibrated
+                alone; or nothing can be written at such a URL.
             StorageError: the disk or the host said no.
         """
         if spec.layout.shards > MOST_SHARDS:
@@ -76,7 +87,9 @@ class CacheWriter:
             )
         place = _writable_place(path)
         with place.storing():
-            place.create({} if keys is None else _key_files(spec, keys), _root_metadata(spec))
+            if place.vacant():
+                files = _first_files(spec, keys, statistics)
+                place.create(files, _root_metadata(spec), STATISTICS_FILES)
         if grow and keys is not None:
             _grow(place, spec, keys)
         found = read_root(place)
@@ -169,6 +182,27 @@ class CacheWriter:
             wrong = [name for name, file in right.items() if found.get(name) != file]
             self.place.put({name: right[name] for name in wrong})
         return wrong
+
+    def write_statistics(self, statistics: ClassStatistics | Mapping[str, bytes]) -> None:
+        """Give the cache class statistics, or others in place of those that it has.
+
+        Whatever ends that, the cache has the old ones, none or the new ones.
+
+        Args:
+            statistics: of this cache's classes; or their files, from a copy of this cache, in the order in which they
+                are written.
+
+        Raises:
+            OptionError: they are of other classes, or larger than a reader takes.
+            StorageError: the disk or the host said no.
+        """
+        files = _statistics_files(self.spec, statistics)
+        *others, commit = STATISTICS_FILES
+        with self.place.storing(), self.place.lock_root():
+            self.place.delete([commit])
+            self.place.delete(others)
+            self.place.put({name: files[name] for name in others if name in files})
+            self.place.put({commit: files[commit]})
 
     def _list_seeds(self, seed: int) -> None:
         """Write seeds.json, unless this writer has written it with this seed already."""
@@ -352,12 +386,34 @@ def _grow(place: Place, spec: CacheSpec, keys: Keys) -> None:
         place.put({"zarr.json": json.dumps(root).encode()})
 
 
+def _first_files(
+    spec: CacheSpec, keys: Keys | None, statistics: ClassStatistics | Mapping[str, bytes] | None
+) -> dict[str, bytes]:
+    """Return the files that are there before the root of a new cache is: sample keys and class statistics."""
+    files = {} if keys is None else _key_files(spec, keys)
+    if spec.calibrated and statistics is not None:
+        return {**files, **_statistics_files(spec, statistics)}
+    if spec.calibrated or statistics is not None:
+        found = "a calibrated spec and none" if spec.calibrated else "some and a spec that is not calibrated"
+        raise OptionError(
+            f"a new cache has class statistics if and only if its spec is calibrated, found {found}; "
+            "give both or neither: `write_statistics` gives them to a cache that is there"
+        )
+    return files
+
+
+def _statistics_files(
+    spec: CacheSpec, statistics: ClassStatistics | Mapping[str, bytes]
+) -> Mapping[str, bytes]:
+    return pack_statistics(spec, statistics) if isinstance(statistics, ClassStatistics) else statistics
+
+
 def _key_files(spec: CacheSpec, keys: Keys) -> dict[str, bytes]:
     """Return the files of the array of sample keys."""
     if keys.shape != (spec.dataset.n,):
         raise OptionError(f"expected {spec.dataset.n} sample keys, found {keys.shape}")
     array = spec.key_array()
-    files = {f"{array.name}/zarr.json": _array_metadata([array])[f"{array.name}/zarr.json"]}
+    files = {f"{array.name}/zarr.json": group_metadata([array])[f"{array.name}/zarr.json"]}
     for shard in range(spec.layout.shards):
         samples = spec.layout.samples_of(shard)
         if (file := pack(keys[samples.start : samples.stop], array)) is not None:
@@ -367,33 +423,13 @@ def _key_files(spec: CacheSpec, keys: Keys) -> dict[str, bytes]:
 
 def _root_metadata(spec: CacheSpec) -> bytes:
     """Return the root's metadata file."""
-    files: dict[str, Buffer] = {}
-    zarr.create_group(MemoryStore(files), attributes=root_attributes(spec))
-    return files["zarr.json"].to_bytes()
+    return group_metadata([], root_attributes(spec))["zarr.json"]
 
 
 def _seed_metadata(spec: CacheSpec) -> dict[str, bytes]:
     """Return the metadata files of a seed."""
     with profile_codecs(spec):
-        return _array_metadata(seed_arrays(spec))
-
-
-def _array_metadata(arrays: Iterable[ArraySpec]) -> dict[str, bytes]:
-    """Return the metadata files of a group of arrays, as Zarr makes them."""
-    files: dict[str, Buffer] = {}
-    group = zarr.create_group(MemoryStore(files))
-    for array in arrays:
-        group.create_array(
-            array.name,
-            shape=array.shape,
-            dtype=array.dtype,
-            chunks=array.chunks,
-            shards=array.shards,
-            dimension_names=array.dimensions,
-            fill_value=0,
-            **codec_arguments(array),
-        )
-    return {name: data.to_bytes() for name, data in files.items()}
+        return group_metadata(seed_arrays(spec))
 
 
 def _parse_json(text: bytes | None) -> object:

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from specs import (
     adapters,
@@ -80,7 +80,9 @@ nasty = st.one_of(
 @settings(often, max_examples=400)
 @given(st.data())
 def test_any_value_in_any_place_is_a_valid_spec_or_a_format_error(data: st.DataObject):
-    good = through_json(small_cache(profile=data.draw(st.sampled_from(sorted(PROFILES)))))
+    profile = data.draw(st.sampled_from(sorted(PROFILES)))
+    calibrated = profile != "exact" and data.draw(st.booleans())
+    good = through_json(small_cache(profile=profile, calibrated=calibrated))
     hostile = put(good, data.draw(st.sampled_from(places(good))), data.draw(nasty))
     try:
         spec = CacheSpec.from_dict(hostile)
@@ -146,10 +148,25 @@ def test_a_newer_format_is_refused_before_anything_else_and_says_upgrade(version
 
 
 @often
-@given(st.integers(max_value=FORMAT_VERSION - 1) | st.sampled_from([1.0, "1", None, True]))
-def test_no_other_format_version_passes(version: Any):
+@given(st.integers(max_value=FORMAT_VERSION) | st.sampled_from([1.0, "1", None, True]), st.booleans())
+def test_no_other_format_version_passes(version: Any, calibrated: bool):
+    spec = small_cache(calibrated=calibrated)
+    assume(type(version) is not int or version != spec.format_version)
     with pytest.raises(FormatError, match="format_version"):
-        CacheSpec.from_dict({**through_json(small_cache()), "format_version": version})
+        CacheSpec.from_dict({**through_json(spec), "format_version": version})
+
+
+def test_a_calibrated_cache_is_of_version_2_keeps_no_variance_and_leaves_some_class_out():
+    spec = small_cache(calibrated=True)
+    assert (spec.format_version, through_json(spec)["calibrated"]) == (2, True)
+    assert [a.name for a in spec.arrays()] == ["ids", "gap", "top", "tail_lse", "tail_mean", "canary"]
+    assert "calibrated" not in through_json(small_cache())
+    assert [tuple(d) for d in small_cache().differences(spec) if d.field == "calibrated"] == [
+        ("calibrated", None, True)
+    ]
+    for wrong in ({"k": 10}, {"calibrated": False}, {"format_version": 1}, {"calibrated": 1}):
+        with pytest.raises(FormatError):
+            CacheSpec.from_dict({**through_json(spec), **wrong})
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,8 @@ def test_a_root_that_is_no_cache_is_a_format_error(root, cache):
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("format_version", 2, "version 2.*upgrade logitcache"),
+        ("format_version", 3, "version 3.*upgrade logitcache"),
+        ("format_version", 2, "format_version must be 1, found 2"),
         ("format_version", 0, "format_version must be 1"),
         ("format_version", True, "format_version"),
         ("dataset.n", 1 << 50, "2\\^40"),
@@ -77,6 +78,8 @@ def test_a_root_that_is_no_cache_is_a_format_error(root, cache):
         ("profile.gap_step", -1.0, "gap_step"),
         ("recipe_sha256", "00", "recipe_sha256"),
         ("versions", [], "versions"),
+        ("calibrated", True, "format_version must be 2, found 1"),
+        ("calibrated", 1, "calibrated: expected bool"),
         ("extra", 1, "unknown field 'extra'"),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from logitcache.errors import LogitCacheError
+from logitcache.format.class_statistics import ClassStatistics
 from logitcache.format.identity import AdapterSpec, DatasetSpec, RecipeSpec, StepSpec, TeacherSpec
 from logitcache.format.quantize import code_gaps, decode_gaps, round_mantissa
 from logitcache.format.schema import CacheSpec
@@ -19,7 +20,15 @@ FORK = multiprocessing.get_context("fork")
 
 
 def spec_of(
-    n=11, k=2, classes=5, profile="default", shard=4, weights="ab", fingerprint="cd", size=8
+    n=11,
+    k=2,
+    classes=5,
+    profile="default",
+    shard=4,
+    weights="ab",
+    fingerprint="cd",
+    size=8,
+    calibrated=False,
 ) -> CacheSpec:
     return CacheSpec.new(
         TeacherSpec("net", "random", weights, "float32", AdapterSpec(1, 8, (0.5,), (0.5,))),
@@ -29,6 +38,7 @@ def spec_of(
         profile=profile,
         versions={"torch": "2"},
         shard_samples=shard,
+        calibrated=calibrated,
     )
 
 
@@ -57,9 +67,36 @@ def as_stored(spec: CacheSpec, arrays: dict[str, np.ndarray]) -> dict[str, np.nd
     return {**stored, "gap": code_gaps(arrays["gap"], spec.profile)}
 
 
+def statistics_of(spec: CacheSpec, number=0, factors=2) -> ClassStatistics:
+    """Class statistics for this spec, one of several."""
+    rng, classes = np.random.default_rng(number), spec.dataset.num_classes
+    return ClassStatistics(
+        rng.normal(0, 3, classes).astype(np.float32),
+        rng.normal(0, 1, (classes, min(factors, classes))).astype(np.float32),
+        noise=0.1 + number,
+        views=1000 + number,
+    )
+
+
+def first_statistics(spec: CacheSpec) -> ClassStatistics | None:
+    """What a new cache begins with."""
+    return statistics_of(spec) if spec.calibrated else None
+
+
+def assert_equal_statistics(found: ClassStatistics | None, expected: ClassStatistics | None) -> None:
+    if found is None or expected is None:
+        assert found is expected
+        return
+    assert (found.noise, found.views) == (expected.noise, expected.views)
+    for name in ("mean", "factors"):
+        mine, theirs = getattr(found, name), getattr(expected, name)
+        assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape)
+        assert mine.tobytes() == theirs.tobytes(), name
+
+
 def fill(path: Path, spec: CacheSpec, seeds=(1,), shards=None) -> Path:
     """Write the shards that are missing."""
-    writer = CacheWriter.open(path, spec)
+    writer = CacheWriter.open(path, spec, statistics=first_statistics(spec))
     for seed in seeds:
         with writer.seed(seed) as own:
             committed = own.committed()
@@ -172,7 +209,7 @@ def stored_arrays(spec: CacheSpec, rows: int, seed: int = 0) -> dict[str, np.nda
 
 
 def make(path: Path, spec: CacheSpec, seeds=(0,)) -> CacheReader:
-    writer = CacheWriter.open(path, spec)
+    writer = CacheWriter.open(path, spec, statistics=first_statistics(spec))
     for seed in seeds:
         with writer.seed(seed) as own:
             for shard in range(spec.layout.shards):
@@ -189,6 +226,7 @@ def of_all_shards(reader: CacheReader, seed: int) -> dict[str, np.ndarray]:
 
 def assert_same_cache(reader: CacheReader, other: CacheReader) -> None:
     assert reader.seeds() == other.seeds()
+    assert_equal_statistics(reader.statistics(), other.statistics())
     for seed in reader.seeds():
         expected = of_all_shards(other, seed)
         for name, array in of_all_shards(reader, seed).items():

@@ -7,7 +7,15 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from logitcache.format.identity import PROFILES, AdapterSpec, DatasetSpec, RecipeSpec, StepSpec, TeacherSpec
+from logitcache.format.identity import (
+    MIXES,
+    PROFILES,
+    AdapterSpec,
+    DatasetSpec,
+    RecipeSpec,
+    StepSpec,
+    TeacherSpec,
+)
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 
@@ -34,13 +42,14 @@ def adapters(draw: st.DrawFn) -> AdapterSpec:
 teachers = st.builds(
     TeacherSpec, names, names, names, st.sampled_from(["float32", "bfloat16", "float16"]), adapters()
 )
+transforms = names.filter(lambda name: name not in MIXES)  # which must be a recipe's last steps
 recipes = st.builds(
     RecipeSpec,
     names,
     st.integers(),
-    st.lists(st.builds(StepSpec, names, st.dictionaries(names, json_values, max_size=3)), max_size=3).map(
-        tuple
-    ),
+    st.lists(
+        st.builds(StepSpec, transforms, st.dictionaries(names, json_values, max_size=3)), max_size=3
+    ).map(tuple),
     names,
 )
 
@@ -49,12 +58,14 @@ recipes = st.builds(
 def caches(draw: st.DrawFn, most_samples: int = 1 << 40) -> CacheSpec:
     n = draw(st.integers(1, 5000) | st.integers(1, most_samples))
     dataset = DatasetSpec(draw(names), draw(names), n, draw(st.integers(2, 1 << 31)), draw(names))
+    k, profile = draw(st.integers(1, dataset.num_classes)), draw(st.sampled_from(sorted(PROFILES)))
     return CacheSpec.new(
         draw(teachers),
         dataset,
         draw(recipes),
-        k=draw(st.integers(1, dataset.num_classes)),
-        profile=draw(st.sampled_from(sorted(PROFILES))),
+        k=k,
+        profile=profile,
+        calibrated=k < dataset.num_classes and profile != "exact" and draw(st.booleans()),
         versions=draw(st.dictionaries(names, names, max_size=3)),
         shard_samples=draw(st.none() | st.integers(1, 1 << 24)),
     )
