@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from logitcache.errors import Difference, FormatError, IncompleteError, MismatchError, OptionError
+from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.store.reader import CacheReader, Commits, seed_list
+from logitcache.store.statistics import fetch_statistics, read_statistics, statistics_digest
 from logitcache.store.writer import CacheWriter, SeedWriter
 
 
@@ -50,7 +52,8 @@ def copy_cache(
 
     Raises:
         IncompleteError: the source has not begun one of the seeds.
-        MismatchError: there is another cache at `out`, or one of its shards has another digest.
+        MismatchError: there is another cache at `out`, or it has other class statistics, or one of its shards has
+            another digest.
         BusyError: another process writes one of the seeds at `out`.
         FormatError: a shard is damaged, in the source or at `out`; the message says which.
         StorageError: the disk or a host said no.
@@ -65,7 +68,11 @@ def copy_cache(
         raise IncompleteError(
             f"{reader.path} lacks {seed_list(missing)}; it has {seed_list(begun)}: choose of those with --seeds"
         )
-    writer = _open_writer(reader, out)
+    try:
+        writer = open_copy(reader, out, reader.spec)
+    except MismatchError as error:
+        advice = "copy to another place"
+        raise MismatchError(f"{out} is another cache than {reader.path}", error.fields, advice) from error
     destination = CacheReader(out)
     commits = {seed: reader.commits(seed) for seed in chosen}
     total = sum(int(np.count_nonzero(digests)) for digests in commits.values())
@@ -88,13 +95,41 @@ def copy_cache(
     )
 
 
-def _open_writer(reader: CacheReader, out: str | Path) -> CacheWriter:
+def open_copy(reader: CacheReader, out: str | Path, spec: CacheSpec) -> CacheWriter:
+    """Create the cache at `out`, or open it, for rows of another cache; it has that one's keys and class statistics.
+
+    Statistics are copied as they are stored where `out` has none, or damaged ones, and read back.
+
+    Args:
+        reader: the other cache.
+        out: local path or fsspec URL.
+        spec: of the cache at `out`; of the same teacher, data and recipe.
+
+    Raises:
+        MismatchError: there is another cache at `out`, or it has other class statistics.
+        FormatError: keys or class statistics are damaged.
+        StorageError: the disk or the host said no.
+    """
+    ours = reader.statistics()
+    files = fetch_statistics(reader.place, reader.spec) if ours else {}
+    writer = CacheWriter.open(out, spec, reader.keys(), files if spec.calibrated else None, grow=True)
+    if ours is None:
+        return writer
     try:
-        return CacheWriter.open(out, reader.spec, reader.keys(), grow=True)
-    except MismatchError as error:
+        theirs = read_statistics(writer.place, writer.spec)
+    except FormatError:  # damaged, or lost
+        theirs = None
+    if theirs is None:
+        writer.write_statistics(files)
+        theirs = read_statistics(writer.place, writer.spec)
+    expected, found = (statistics_digest(spec, each) if each else None for each in (ours, theirs))
+    if found != expected:
         raise MismatchError(
-            f"{out} is another cache than {reader.path}", error.fields, "copy to another place"
-        ) from error
+            f"{out} has other class statistics than {reader.path}",
+            [Difference("class_statistics", expected, found)],
+            "give another place",
+        )
+    return writer
 
 
 def _copy_seed(

@@ -1,8 +1,8 @@
 """A smaller cache from a larger one, without the teacher: fewer logits, coarser gaps, or both.
 
-What the source keeps of the tail and what leaves the top-k are two groups of logits whose log-sum-exp, mean and
-variance are known, so those of both together follow exactly. Nothing is invented: more logits than the source
-has, or finer gaps, are refused.
+What the source keeps of the tail and what leaves the top-k are two groups of logits whose log-sum-exp, mean and,
+unless the cache is calibrated, variance are known, so those of both together follow exactly. Nothing is invented:
+more logits than the source has, or finer gaps, are refused.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ from logitcache.format.identity import Profile, profile_named
 from logitcache.format.quantize import decode_gaps
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
+from logitcache.store.copy import open_copy
 from logitcache.store.reader import CacheReader, seed_list
-from logitcache.store.writer import CacheWriter
 
 Arrays = dict[str, npt.NDArray[Any]]
 ROWS = 4096  # at a time, as a few float64 copies of them are held
@@ -50,8 +50,9 @@ def derive_cache(
 ) -> DeriveReport:
     """Make a cache of fewer or coarser logits from another; started again, go on at the first missing shard.
 
-    Teacher, data, recipe, shards, canaries and samples without a teacher stay, so the result can be trained from,
-    continued by `dump`, or grown, as if it had been dumped like this; where the source has grown since, it follows.
+    Teacher, data, recipe, shards, canaries, class statistics and samples without a teacher stay, so the result can be
+    trained from, continued by `dump`, or grown, as if it had been dumped like this; where the source has grown since,
+    it follows.
     From an `exact` cache it is what a dump would have stored (the tail to float32 rounding); from another it is
     computed from the gaps stored there, which have been rounded once already.
 
@@ -66,7 +67,7 @@ def derive_cache(
     Raises:
         OptionError: the source has no such logits or gaps, or already is what is asked for.
         IncompleteError: seeds are not complete in the source.
-        MismatchError: there is another cache at `out`.
+        MismatchError: there is another cache at `out`, or it has other class statistics.
         BusyError: another process writes one of the seeds.
         FormatError: a shard of the source is damaged.
         StorageError: the disk said no.
@@ -79,7 +80,7 @@ def derive_cache(
         raise IncompleteError(f"{reader.path} has no complete seed (begun: {begun}); run the dump again")
     reader.require(chosen)
     try:
-        writer = CacheWriter.open(out, spec, reader.keys(), grow=True)
+        writer = open_copy(reader, out, spec)
     except MismatchError as error:
         raise MismatchError(
             f"{out} is another cache than one derived from {reader.path}",
@@ -150,16 +151,15 @@ def reduce_shard(stored: Arrays, source: CacheSpec, spec: CacheSpec) -> Arrays:
     reduced = {**stored, "ids": stored["ids"][:, : spec.k], "gap": gap[:, : spec.k]}
     if spec.k == source.k:
         return reduced
+    names = [a.name for a in source.arrays() if a.name in _TAIL]
     blocks = [slice(start, start + ROWS) for start in range(0, len(gap), ROWS)]
     tails = [
-        _merged_tail(
-            {n: stored[n][rows] for n in _TAIL if n in stored}, gap[rows, spec.k :], source.tail_size
-        )
+        _merged_tail({name: stored[name][rows] for name in names}, gap[rows, spec.k :], source.tail_size)
         for rows in blocks
     ]
     invalid = np.isnan(stored["top"])
-    for number, name in enumerate(_TAIL):
-        values = np.concatenate([tail[number] for tail in tails])
+    for name in tails[0]:
+        values = np.concatenate([tail[name] for tail in tails])
         reduced[name] = np.where(invalid, 0, values).astype(np.float32)
     return reduced
 
@@ -167,17 +167,23 @@ def reduce_shard(stored: Arrays, source: CacheSpec, spec: CacheSpec) -> Arrays:
 _TAIL = ("tail_lse", "tail_mean", "tail_var")
 
 
-def _merged_tail(tail: Arrays, leaving: npt.NDArray[np.float32], size: int) -> tuple[npt.NDArray[Any], ...]:
-    """Merge a tail of `size` classes with d more of rising gaps (rows, d): lse, mean, variance, (rows,) float64."""
+def _merged_tail(tail: Arrays, leaving: npt.NDArray[np.float32], size: int) -> Arrays:
+    """Merge a tail of `size` classes with d more of rising gaps (rows, d): lse, mean, variance, (rows,) float64.
+
+    Where the variance of the first is not known, that of both is not returned.
+    """
     t = -leaving.astype(np.float64)
     largest, d = t[:, :1], t.shape[1]
     lse = largest[:, 0] + np.log(np.exp(t - largest).sum(1))
     if not size:
-        return lse, t.mean(1), t.var(1)
-    old_lse, old_mean, old_var = (tail[name].astype(np.float64) for name in _TAIL)
-    mean = (size * old_mean + t.sum(1)) / (size + d)
-    squares = size * (old_var + (old_mean - mean) ** 2) + ((t - mean[:, None]) ** 2).sum(1)
-    return np.logaddexp(old_lse, lse), mean, squares / (size + d)
+        return {"tail_lse": lse, "tail_mean": t.mean(1), "tail_var": t.var(1)}
+    old = {name: values.astype(np.float64) for name, values in tail.items()}
+    mean = (size * old["tail_mean"] + t.sum(1)) / (size + d)
+    merged = {"tail_lse": np.logaddexp(old["tail_lse"], lse), "tail_mean": mean}
+    if "tail_var" in old:
+        squares = size * (old["tail_var"] + (old["tail_mean"] - mean) ** 2)
+        merged["tail_var"] = (squares + ((t - mean[:, None]) ** 2).sum(1)) / (size + d)
+    return merged
 
 
 def _gap_step(profile: Profile) -> float:

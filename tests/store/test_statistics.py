@@ -16,6 +16,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import pytest
+from breaking import flip
 from growing import GROWN, KEYS, before_growth, grow
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -39,6 +40,8 @@ from logitcache.errors import FormatError, MismatchError, OptionError, StorageEr
 from logitcache.format.class_statistics import ClassStatistics
 from logitcache.format.schema import CacheSpec
 from logitcache.store import CacheReader, CacheWriter
+from logitcache.store.copy import copy_cache
+from logitcache.store.derive import derive_cache
 from logitcache.store.statistics import (
     MOST_STATISTICS_BYTES,
     STATISTICS_FILES,
@@ -208,6 +211,94 @@ def test_a_calibrated_cache_grows(tmp_path: Path):
     assert_equal_statistics(reader.statistics(), statistics_of(spec))
     for shard in range(grown.layout.shards):
         assert_holds(reader, 1, shard)
+
+
+# Copies and caches derived ---------------------------------------------------------------------------------
+
+
+def test_a_copy_has_them_byte_for_byte_and_the_next_copy_writes_nothing(
+    held: Path, root: str, tmp_path: Path
+):
+    about = held / GROUP / "zarr.json"
+    about.write_text(json.dumps(json.loads(about.read_text()), indent=5))  # as another writer may have put it
+    copy_cache(held, f"{root}/there.zarr")
+    copy_cache(f"{root}/there.zarr", tmp_path / "back.zarr")
+    assert files_of(tmp_path / "back.zarr" / GROUP) == files_of(held / GROUP)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "back.zarr" / GROUP).rglob("*")}
+    copy_cache(held, tmp_path / "back.zarr")
+    assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "back.zarr" / GROUP).rglob("*")}
+
+
+def test_a_source_that_was_calibrated_after_it_was_copied_gives_them_to_the_next_copy(
+    root: str, tmp_path: Path
+):
+    source, out = fill(tmp_path / "c.zarr", PLAIN), f"{root}/d.zarr"
+    copy_cache(source, out)
+    assert CacheReader(out).statistics() is None
+    calibrate(source, statistics_of(PLAIN))
+    copy_cache(source, out)
+    assert_equal_statistics(CacheReader(out).statistics(), statistics_of(PLAIN))
+    calibrate(source, statistics_of(PLAIN, 1))
+    with pytest.raises(
+        MismatchError, match=r"another cache than .*class_statistics: expected .* copy to another"
+    ):
+        copy_cache(source, out)
+    assert_equal_statistics(CacheReader(out).statistics(), statistics_of(PLAIN))
+    copy_cache(fill(tmp_path / "none.zarr", PLAIN), out)  # a source that has none takes none away
+    assert_equal_statistics(CacheReader(out).statistics(), statistics_of(PLAIN))
+
+
+@pytest.mark.parametrize("name", STATISTICS_FILES)
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_damaged_ones_are_restored_from_a_copy_and_not_copied(
+    damage: str, name: str, held: Path, tmp_path: Path
+):
+    replica = Path(shutil.copytree(held, tmp_path / "replica.zarr"))
+    if damage == "gone":
+        (held / name).unlink()
+    else:
+        flip(held / name, 0.3)
+    if read_or_refuse(held, None) is not None:  # else the group of a plain cache is gone, and it has none
+        with pytest.raises(FormatError, match=r"held\.zarr"):
+            copy_cache(held, tmp_path / "new.zarr")
+        assert not (tmp_path / "new.zarr").exists()
+        with pytest.raises(FormatError, match=r"held\.zarr"):
+            copy_cache(held, replica)
+    copy_cache(replica, held)
+    assert files_of(held) == files_of(replica)
+
+
+@pytest.mark.parametrize("spec", [PLAIN, CALIBRATED, spec_of(k=5, profile="exact")], ids=["1", "2", "exact"])
+def test_what_is_derived_has_those_of_its_source(spec: CacheSpec, tmp_path: Path):
+    source, out = fill(tmp_path / "c.zarr", spec), tmp_path / "d.zarr"
+    derive_cache(source, out, top_k=1, profile="compact")
+    derived = CacheReader(out)
+    assert (derived.spec.calibrated, derived.spec.k) == (spec.calibrated, 1)
+    assert_equal_statistics(derived.statistics(), first_statistics(spec))
+    if not spec.calibrated:
+        calibrate(source, statistics_of(spec))
+        derive_cache(source, out, top_k=1, profile="compact")
+        assert_equal_statistics(CacheReader(out).statistics(), statistics_of(spec))
+        assert files_of(out / GROUP) == files_of(source / GROUP)
+    before = files_of(out)
+    calibrate(source, statistics_of(spec, 1))
+    with pytest.raises(MismatchError, match=r"class_statistics: expected .* derive to another place"):
+        derive_cache(source, out, top_k=1, profile="compact")
+    assert files_of(out) == before
+
+
+def test_a_tail_without_variance_is_derived_as_one_that_has_it(tmp_path: Path):
+    plain, calibrated = spec_of(k=3), spec_of(k=3, calibrated=True)
+    for name, spec in (("plain", plain), ("calibrated", calibrated)):
+        fill(tmp_path / f"{name}.zarr", spec)
+        derive_cache(tmp_path / f"{name}.zarr", tmp_path / f"{name}-1.zarr", top_k=1)
+    for shard in range(plain.layout.shards):
+        mine, theirs = (
+            CacheReader(tmp_path / f"{name}-1.zarr").read(1, shard) for name in ("calibrated", "plain")
+        )
+        assert theirs.keys() - mine.keys() == {"tail_var"}
+        for array in mine:
+            np.testing.assert_array_equal(mine[array], theirs[array], err_msg=array)
 
 
 # Damage ---------------------------------------------------------------------------------------------------
