@@ -39,6 +39,11 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("data", f"{data['name']}, {data['split']}: {found['n']:,} images, {found['num_classes']:,} classes"),
         ("views", f"{recipe['name']} v{recipe['version']}, {views}{resized}; top {found['k']} logits kept"),
         ("seeds", "; ".join([f"{found['complete']} complete", *incomplete])),
+        *(
+            [("class statistics", _statistics(found["class_statistics"]))]
+            if found["class_statistics"]
+            else []
+        ),
         ("size", _size(found["bytes_on_disk"], found["bytes_per_sample_view"])),
         ("answers", _answers(found)),
         ("to use", f"students of {found['num_classes']:,} classes, with --data {data['name']}"),
@@ -50,6 +55,10 @@ def _size(count: int | None, per_view: float | None) -> str:
     if count is None:
         return "not told by this host"
     return size(count) if per_view is None else f"{size(count)}, {per_view:.1f} bytes per sample and view"
+
+
+def _statistics(found: dict[str, Any]) -> str:
+    return f"of {found['views']:,} views, {found['factors']:,} factors"
 
 
 def _answers(found: dict[str, Any]) -> str:

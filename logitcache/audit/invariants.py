@@ -58,11 +58,13 @@ def _check_rows(spec: CacheSpec, arrays: Arrays) -> Iterator[tuple[str, Flags]]:
     yield "gaps do not fall", valid & (gap[:, 1:] < gap[:, :-1]).any(1)
     if not spec.tail_size:
         return
-    lse, mean, var = (arrays[f"tail_{name}"].astype(np.float32) for name in ("lse", "mean", "var"))
-    sound = np.isfinite(lse) & np.isfinite(mean) & np.isfinite(var)
+    tail = {name: values.astype(np.float32) for name, values in arrays.items() if name.startswith("tail_")}
+    lse, mean = tail["tail_lse"], tail["tail_mean"]
+    sound = np.all([np.isfinite(values) for values in tail.values()], axis=0)
     yield "tail numbers are finite", valid & ~sound
     valid &= sound
-    yield "tail_var is not negative", valid & (var < 0)
+    if not spec.calibrated:
+        yield "tail_var is not negative", valid & (tail["tail_var"] < 0)
     last, log_size = gap[:, -1], np.float32(math.log(spec.tail_size))
     off_last = gap_error(last, spec.profile)
     off_lse, off_mean = (scalar_error(values, spec.profile) for values in (lse, mean))

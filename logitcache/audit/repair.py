@@ -50,7 +50,8 @@ def repair_cache(
 
     Metadata is rewritten from the spec, sample keys from the images. If shards are damaged too, teacher, images,
     recipe and views are first proved to be those of the cache; only then are the shards deleted and dumped again. If
-    that is interrupted, the `dump` that made the cache finishes it.
+    that is interrupted, the `dump` that made the cache finishes it. Class statistics stay as they are: a copy of the
+    cache, or a new calibration, brings them back.
 
     Args:
         path: of the cache.

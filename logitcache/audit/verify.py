@@ -15,22 +15,24 @@ from logitcache.format.spec import Spec
 from logitcache.store.disk import HOW_TO_MEND
 from logitcache.store.reader import CacheReader, seed_list
 from logitcache.store.shards import shard_digest
+from logitcache.store.statistics import HOW_TO_RENEW, fetch_statistics, unpack_statistics
 
 GRAPH_SHARDS = 1024  # per dask graph, which so stays small
 
 METADATA, COMMIT, UNREADABLE, DAMAGED, DIGEST = "metadata", "commit", "unreadable", "damaged", "digest"
-KEYS = "keys"
+KEYS, STATISTICS = "keys", "statistics"
 
 
 @dataclass(frozen=True)
 class Problem(Spec):
-    """What is wrong with a shard, with the metadata of a seed, or with the sample keys.
+    """What is wrong with a shard, with the metadata of a seed, with the sample keys or the class statistics.
 
     Attributes:
-        seed: which; None for the sample keys.
-        shard: which; None for the metadata of a seed and for the sample keys.
-        kind: "keys", "metadata", "commit" (its entry is damaged), "unreadable" (the disk said no), "damaged" (a
-            checksum or a truncated file), "digest" (not what was committed), or an invariant of `audit.invariants`.
+        seed: which; None for sample keys and class statistics.
+        shard: which; None for these and for the metadata of a seed.
+        kind: "keys", "statistics", "metadata", "commit" (its entry is damaged), "unreadable" (the disk said no),
+            "damaged" (a checksum or a truncated file), "digest" (not what was committed), or an invariant of
+            `audit.invariants`.
         rows: how many rows break the invariant; 0 for the other kinds.
         sample: the first sample that breaks it; None for the other kinds.
         reason: in words.
@@ -80,7 +82,7 @@ def verify_cache(
     workers: int = -1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
-    """Check all that is committed: checksums, digests, and the invariants of a teacher's numbers.
+    """Check all that is committed: checksums, digests, class statistics, and the invariants of a teacher's numbers.
 
     Args:
         reader: the cache.
@@ -100,7 +102,7 @@ def verify_cache(
         raise IncompleteError(f"{reader.path} has no {seed_list(missing)}; it has {seed_list(begun)}")
     chosen = begun if seeds is None else sorted(set(seeds))
     started = time.perf_counter()
-    states, problems, views = [], _check_keys(reader), 0
+    states, problems, views = [], [*_check_keys(reader), *_check_statistics(reader)], 0
     for number, seed in enumerate(chosen):
         checked: list[_Checked] = []
         if metadata := _check_metadata(reader, seed):
@@ -144,6 +146,24 @@ def _check_keys(reader: CacheReader) -> list[Problem]:
         return problem(KEYS, f"the sample keys are damaged ({_reason(error)})")
     if keys is not None and len(np.unique(keys)) < len(keys):
         return problem(KEYS, "the sample keys are damaged (two samples have the same)")
+    return []
+
+
+def _check_statistics(reader: CacheReader) -> list[Problem]:
+    """Read the class statistics, and return what is wrong with them."""
+
+    def problem(kind: str, reason: str) -> list[Problem]:
+        return [Problem(None, None, kind, 0, None, reason)]
+
+    try:
+        if files := fetch_statistics(reader.place, reader.spec):
+            unpack_statistics(files, reader.spec, reader.path)
+        elif reader.spec.calibrated:
+            return problem(STATISTICS, f"the class statistics are lost; {HOW_TO_RENEW}")
+    except StorageError as error:
+        return problem(UNREADABLE, f"the class statistics cannot be read ({_reason(error)})")
+    except FormatError as error:
+        return problem(STATISTICS, f"the class statistics are damaged ({_reason(error)}); {HOW_TO_RENEW}")
     return []
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shutil
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from breaking import flip
-from command import logitcache, succeeds
+from command import fails, logitcache, succeeds
 from dumping import a_teacher, dump_digits
-from small_caches import files_of, fill, spec_of
+from small_caches import files_of, fill, spec_of, statistics_of
 
 from logitcache.audit.checkup import CheckupConfig, check_cache, open_teacher
 from logitcache.audit.summary import summarize, view_size
@@ -21,6 +23,7 @@ from logitcache.models.build import build_model, save_weights
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.store.local import LocalPlace
 from logitcache.store.shards import metadata_files, shard_files
+from logitcache.store.statistics import STATISTICS_FILES
 from logitcache.views.recipes import recipe_named
 
 # The teacher by the spec ----------------------------------------------------------------------------------
@@ -131,6 +134,23 @@ def test_verify_by_command_says_clean_or_not_by_its_exit_code(tmp_path: Path) ->
     assert "1 shards dumped again, 1 of them to the digest they had" in " ".join(text.split())
     assert files_of(tmp_path / "c.zarr") == before
     assert json.loads(succeeds("verify", "c.zarr", "--repair", "--json", cwd=tmp_path))["repair"] is None
+
+
+def test_class_statistics_by_command(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "c.zarr")
+    assert "class statistics" not in succeeds("info", "c.zarr", cwd=tmp_path)
+    spec = CacheReader(tmp_path / "c.zarr").spec
+    CacheWriter.open(tmp_path / "c.zarr", spec).write_statistics(statistics_of(spec, factors=3))
+    text = succeeds("info", "c.zarr", cwd=tmp_path)
+    assert re.search(r"^class statistics +of 1,000 views, 3 factors$", text, re.MULTILINE)
+    assert json.loads(succeeds("info", "c.zarr", "--json", cwd=tmp_path))["class_statistics"]["views"] == 1000
+    assert "clean" in succeeds("verify", "c.zarr", cwd=tmp_path)
+    flip(tmp_path / "c.zarr" / STATISTICS_FILES[0], 0.5)
+    ended = logitcache("verify", "c.zarr", "--repair", cwd=tmp_path)
+    assert ended.exit_code == 1
+    assert "the class statistics are damaged" in ended.stdout
+    assert ended.stdout.rstrip().endswith("not clean")
+    assert "class_statistics: damaged" in fails("info", "c.zarr", cwd=tmp_path)
 
 
 def test_a_checkup_refuses_options_that_cannot_be(whole: Path) -> None:

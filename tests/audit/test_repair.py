@@ -1,18 +1,21 @@
 """What is broken is mended to the same bits, and nothing is taken back before all is proved the same."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from breaking import SPEED, N, flip, rewrite
 from dumping import a_teacher
 from small import Pixels, few_digits
-from small_caches import files_of
+from small_caches import files_of, statistics_of
 
 from logitcache.audit.repair import repair_cache
 from logitcache.audit.verify import verify_cache
 from logitcache.errors import BusyError, DriftError, MismatchError, StorageError
 from logitcache.store import CacheReader, CacheWriter
+from logitcache.store.copy import copy_cache
+from logitcache.store.statistics import STATISTICS_FILES
 
 
 class Unnoticed(Pixels):
@@ -102,6 +105,20 @@ def test_many_faults_at_once_are_mended_and_sound_shards_are_not_written(whole: 
 
 def _wide(shards) -> set[str]:
     return {f"seed-{s}/{a}/c/{j}" for s, j in shards for a in ("ids", "gap", "canary", "tail_var")}
+
+
+def test_class_statistics_are_left_to_a_copy_and_all_else_is_mended(whole: Path, cache: Path) -> None:
+    spec = CacheReader(cache).spec
+    CacheWriter.open(cache, spec).write_statistics(statistics_of(spec))
+    replica = Path(shutil.copytree(cache, cache.with_name("replica.zarr")))
+    flip(cache / "seed-0/gap/c/1/0", 0.4)
+    flip(cache / STATISTICS_FILES[0], 0.4)
+    done = mend(cache)
+    assert done.redumped == ((0, 1),)
+    assert [problem.kind for problem in done.after.problems] == ["statistics"]
+    copy_cache(replica, cache)
+    assert verify_cache(CacheReader(cache)).clean
+    assert files_of(cache) == files_of(replica)
 
 
 def test_metadata_alone_is_mended_without_a_teacher(whole: Path, cache: Path) -> None:
