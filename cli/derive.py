@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from .calibrate import calibration_rows
 from .progress import progress
 from .shared_options import CompleteSeeds, Json, parse_output_place, parse_seeds
 from .terminal import show
@@ -23,10 +24,13 @@ def derive(
 ) -> None:
     """Make a cache of fewer logits, or in a smaller profile, from another one: the teacher is not needed.
 
-    From an exact cache the result is what a dump would have stored. Started again, it goes on where it was.
+    From an exact cache the result is what a dump would have stored, class statistics included. Started again, it
+    goes on where it was.
 
     Example: logitcache derive exact.zarr small.zarr --top-k 8 --profile compact
     """
+    from logitcache.dump.late_calibration import calibrate_derived
+    from logitcache.store import CacheReader
     from logitcache.store.derive import derive_cache
 
     chosen = parse_seeds(seeds) if seeds else ()
@@ -39,10 +43,14 @@ def derive(
             seeds=chosen,
             on_progress=advance,
         )
+    reader = CacheReader(source)
+    calibration = None if reader.spec.tail_size else calibrate_derived(reader, out)
     rows = [
         ("cache", report.path),
         ("keeps", f"top {report.k} logits, profile {report.profile}"),
         ("views", f"{report.views:,} under {len(report.seeds)} seeds"),
         ("shards", f"{report.shards_written} written, {report.shards_there} there already"),
     ]
-    show(report.to_dict(), rows, as_json=json)
+    if calibration is not None:
+        rows += calibration_rows(calibration)
+    show(report.to_dict() | {"calibration": calibration and calibration.to_dict()}, rows, as_json=json)

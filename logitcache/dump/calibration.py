@@ -28,6 +28,7 @@ LEAST_VIEWS = 256
 SHARE = 20  # a sample is at most one in so many views of the dump, unless that is below `LEAST_VIEWS`
 NUMBERS = 1 << 26  # logits of a sample, at most: a few times 512 MiB while they are looked at
 TEMPERATURES = (1.0, 2.0, 4.0)
+ROWS = 256  # at a time
 
 Calibrate = Callable[[int, int], "Calibrated"]  # of how many views, and of how many logits
 
@@ -90,19 +91,7 @@ class Calibrator:
             DataError: an image does not decode.
             NonFiniteError: the teacher gave NaN or infinity.
         """
-        logits = self.logits(count)
-        if len(logits) < FEWEST:
-            raise OptionError(
-                f"class statistics need {FEWEST} views, found {len(logits)}; give more, or none"
-            )
-        held_out = torch.arange(len(logits)) % HELD_OUT == 0
-        even = _divergence(logits[held_out], k, None)
-        trial = Completion.of(fit_statistics(logits[~held_out])) if int((~held_out).sum()) >= FEWEST else None
-        completed = even if trial is None else _divergence(logits[held_out], k, trial)
-        statistics = fit_statistics(logits)
-        kept = trial is not None and all(a <= b for a, b in zip(completed, even, strict=True))
-        found = Calibration(len(logits), statistics.factors.shape[1], even, completed, kept)
-        return Calibrated(found, statistics)
+        return try_statistics(self.logits(count), k)
 
     @torch.inference_mode()
     @report_worker_deaths()
@@ -128,6 +117,25 @@ class Calibrator:
         return torch.cat(parts).clone()
 
 
+def try_statistics(logits: Tensor, k: int) -> Calibrated:
+    """Estimate class statistics from (N, C) logits, and try them on some rows that were held out.
+
+    Raises:
+        OptionError: there are too few rows.
+    """
+    if len(logits) < FEWEST:
+        raise OptionError(f"class statistics need {FEWEST} views, found {len(logits)}; give more, or none")
+    held_out = torch.arange(len(logits)) % HELD_OUT == 0
+    even = measure_divergence(logits[held_out], k, None)
+    trial = Completion.of(fit_statistics(logits[~held_out])) if int((~held_out).sum()) >= FEWEST else None
+    completed = even if trial is None else measure_divergence(logits[held_out], k, trial)
+    statistics = fit_statistics(logits)
+    kept = trial is not None and all(a <= b for a, b in zip(completed, even, strict=True))
+    return Calibrated(
+        Calibration(len(logits), statistics.factors.shape[1], even, completed, kept), statistics
+    )
+
+
 def choose_count(n: int, seeds: int, num_classes: int, asked: int | None = None) -> int:
     """Return how many views to calibrate on: those asked for, or what suits a dump of so many images and seeds."""
     if asked is not None:
@@ -145,12 +153,13 @@ def _batches(n: int, count: int, batch_size: int) -> Iterator[list[Pair]]:
             yield [(sample, CALIBRATION_SEED - number) for sample in samples[at : at + batch_size]]
 
 
-def _divergence(logits: Tensor, k: int, completion: Completion | None) -> tuple[float, ...]:
+def measure_divergence(logits: Tensor, k: int, completion: Completion | None) -> tuple[float, ...]:
     """Return mean KL(p ‖ p̂) at each temperature, p̂ from k logits with the tail completed, or even."""
     sums = torch.zeros(len(TEMPERATURES), dtype=torch.float64)
-    for rows in logits.split(256):
+    for at in range(0, len(logits), ROWS):
+        rows = logits[at : at + ROWS]
         kept = SparseTeacher.from_logits(rows, k, completion)
-        for at, temperature in enumerate(TEMPERATURES):
+        for number, temperature in enumerate(TEMPERATURES):
             p = (rows.double() / temperature).log_softmax(1)
-            sums[at] += (p.exp() * (p - kept.at(temperature).log_probs.double())).sum()
+            sums[number] += (p.exp() * (p - kept.at(temperature).log_probs.double())).sum()
     return tuple((sums / len(logits)).clamp(min=0.0).tolist())

@@ -282,9 +282,15 @@ def load_filler(
     model = ViewModel(teacher, spec.teacher.precision).on(device).eval()
     if config.compile:
         model.compile()
-    batch_size = config.batch_size or _default_batch_size(device)
-    model = BatchHalver(model, on_note)
-    return Filler(spec, views, model, device, batch_size, config.workers, config.start_method)
+    return Filler(
+        spec=spec,
+        views=views,
+        model=BatchHalver(model, on_note),
+        device=device,
+        batch_size=config.batch_size or _default_batch_size(device),
+        workers=config.workers,
+        start_method=config.start_method,
+    )
 
 
 def load_calibrator(
@@ -297,10 +303,14 @@ def load_calibrator(
 ) -> Calibrator:
     """Put the teacher on its device, ready to calibrate the cache."""
     device = choose_device(config.device)
-    model = BatchHalver(ViewModel(teacher, spec.teacher.precision).on(device).eval(), on_note)
-    views = KeyedViews(images, recipe, config.on_bad_image)
-    batch_size = config.batch_size or _default_batch_size(device)
-    return Calibrator(views, model, device, batch_size, config.workers, config.start_method)
+    return Calibrator(
+        views=KeyedViews(images, recipe, config.on_bad_image),
+        model=BatchHalver(ViewModel(teacher, spec.teacher.precision).on(device).eval(), on_note),
+        device=device,
+        batch_size=config.batch_size or _default_batch_size(device),
+        workers=config.workers,
+        start_method=config.start_method,
+    )
 
 
 def _default_batch_size(device: torch.device) -> int:

@@ -1,18 +1,24 @@
-"""Class statistics for a cache that has none: one of an earlier logitcache, or one that has lost them."""
+"""Class statistics for a cache that has none: of an earlier logitcache, derived from all logits, or lost."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from logitcache.dump.calibration import Calibration
+import torch
+from torch import Tensor
+
+from logitcache.dump.calibration import Calibration, choose_count, try_statistics
 from logitcache.dump.job import DumpConfig, calibration_views, load_calibrator
 from logitcache.errors import FormatError, OptionError
 from logitcache.models.build import Model
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.teacher.live import require_same_teacher
+from logitcache.teacher.spool import decode_shard
 from logitcache.views.alignment import align_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.replay import prove_replay
+
+SHARDS_READ = 32  # of a cache of all logits
 
 
 def calibrate_cache(
@@ -65,3 +71,42 @@ def calibrate_cache(
     if calibration.kept or spec.calibrated:
         CacheWriter(reader.place, spec).write_statistics(statistics)
     return calibration
+
+
+def calibrate_derived(source: CacheReader, path: str | Path) -> Calibration | None:
+    """Add class statistics to a cache derived from one of all logits, estimated from these; None where it has some.
+
+    Args:
+        source: the cache of all logits.
+        path: of the cache that keeps fewer of them.
+
+    Raises:
+        OptionError: the source does not keep all logits, or there are too few views.
+        StorageError: the disk said no.
+    """
+    reader = CacheReader(path)
+    if source.spec.tail_size:
+        raise OptionError(
+            f"{source.path} keeps the top {source.spec.k} logits, which tell no class statistics"
+        )
+    if not reader.spec.tail_size or reader.statistics() is not None:
+        return None
+    seeds = source.complete()
+    count = choose_count(source.spec.dataset.n, len(seeds), source.spec.dataset.num_classes)
+    calibration, statistics = try_statistics(read_some_logits(source, seeds, count), reader.spec.k)
+    if calibration.kept:
+        CacheWriter(reader.place, reader.spec).write_statistics(statistics)
+    return calibration
+
+
+def read_some_logits(source: CacheReader, seeds: Sequence[int], count: int) -> Tensor:
+    """Return (at most `count`, C) raw logits from a cache of all of them, of views spread evenly over these seeds."""
+    shards = [(seed, shard) for seed in seeds for shard in range(source.spec.layout.shards)]
+    chosen = shards[:: -(-len(shards) // SHARDS_READ)]
+    each = -(-count // len(chosen))
+    parts = []
+    for seed, shard in chosen:
+        teacher = decode_shard(source, seed, shard)
+        teacher = teacher[~teacher.top.isnan()]
+        parts.append(teacher[slice(None, None, max(1, -(-len(teacher) // each)))].logits)
+    return torch.cat(parts)[:count]

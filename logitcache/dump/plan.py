@@ -1,7 +1,8 @@
 """What a cache will cost and keep, before the GPU-days are spent: measured on a sample of the data.
 
 The sample goes through the real `dump`, with every logit kept, and `derive` makes a cache of each k and profile from
-that. So bytes are those of real shards, and what is lost is measured against all of the teacher's logits.
+that. So bytes are those of real shards, and what is lost is measured against all of the teacher's logits: on a
+quarter of the images, the tail completed by class statistics of the others.
 """
 
 import math
@@ -10,11 +11,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from logitcache.dump.calibration import ROWS, TEMPERATURES
 from logitcache.dump.filler import OnViewsDone, ViewsDone
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import OptionError
@@ -23,13 +26,13 @@ from logitcache.format.spec import Spec
 from logitcache.models.build import Model
 from logitcache.store import CacheReader
 from logitcache.store.derive import derive_cache
+from logitcache.teacher.completion import FEWEST, HELD_OUT, Completion, fit_statistics
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import decode_shard
 from logitcache.units import size
 from logitcache.views.images import Images
 from logitcache.views.keys import permutation
 
-TEMPERATURES = (1.0, 2.0, 4.0)
 KS = (4, 8, 16, 32, 64, 128)
 NEAR = 1e-3  # nats of KL at each temperature; a cache below that is near enough to the teacher
 
@@ -66,9 +69,10 @@ class Choice(Spec):
 
     Attributes:
         k, profile: of the cache.
+        completed: whether such a cache keeps class statistics; else an even tail is nearer to the teacher.
         bytes_per_view: of its shard files.
         bytes_in_all: for all images and seeds.
-        kl: mean KL(p ‖ p̂) in nats at T = 1, 2, 4; p from all logits, p̂ from the cache with an even tail.
+        kl: mean KL(p ‖ p̂) in nats at T = 1, 2, 4; p from all logits, p̂ from the cache.
         pearson: mean correlation of p and p̂ over the classes, at the same temperatures.
         order: share of the pairs of listed classes that the stored gaps still put in the right order.
         tail_mass: mean probability at T = 1 outside the k classes.
@@ -77,6 +81,7 @@ class Choice(Spec):
 
     k: int
     profile: str
+    completed: bool
     bytes_per_view: float
     bytes_in_all: int
     kl: tuple[float, ...]
@@ -156,7 +161,9 @@ def plan_cache(
     with tempfile.TemporaryDirectory(prefix="logitcache-plan-") as folder:
         rate = _dump_sample(Path(folder) / "all", sample, recipe, teacher, config, on_progress)
         exact = CacheReader(Path(folder) / "all")
-        logits = torch.cat([_dense(shard) for shard in _decode_shards(exact)])
+        logits = torch.cat([teacher.logits for _, teacher in _decode_shards(exact)])
+        held_out = torch.cat([rows for rows, _ in _decode_shards(exact)])
+        completion = Completion.of(fit_statistics(logits[~held_out])) if _can_fit(held_out) else None
         views, choices = len(logits), []
         for k, profile in _kinds(exact.spec.dataset.num_classes, config.ks):
             reader = exact
@@ -164,9 +171,17 @@ def plan_cache(
                 path = Path(folder) / f"{k}-{profile}"
                 derive_cache(exact.path, path, top_k=k, profile=profile)
                 reader = CacheReader(path)
-            per_view = _shard_bytes(Path(reader.path)) / views
+            parts = [teacher[rows] for rows, teacher in _decode_shards(reader)]
+            even = _measure_fidelity(logits[held_out], parts)
+            parts = [replace(part, completion=completion) for part in parts]
+            found = (
+                _measure_fidelity(logits[held_out], parts) if completion and reader.spec.tail_size else even
+            )
+            completed = found is not even and all(a <= b for a, b in zip(found.kl, even.kl, strict=True))
+            per_view = _shard_bytes(Path(reader.path), without="tail_var" if completed else "") / views
             total = math.ceil(per_view * len(images) * config.seeds)
-            choices.append(Choice(k, profile, per_view, total, *_fidelity(logits, _decode_shards(reader))))
+            fidelity = found if completed else even
+            choices.append(Choice(k, profile, completed, per_view, total, *fidelity))
     choices = [replace(c, beaten=any(other.beats(c) for other in choices)) for c in choices]
     choices.sort(key=lambda choice: (-choice.error, -choice.bytes_in_all))
     chosen, reason = _choose(choices, config.budget)
@@ -267,43 +282,52 @@ def _kinds(num_classes: int, ks: Sequence[int]) -> Iterator[tuple[int, str]]:
     yield num_classes, "exact"
 
 
-def _decode_shards(reader: CacheReader) -> Iterator[SparseTeacher]:
+def _decode_shards(reader: CacheReader) -> Iterator[tuple[Tensor, SparseTeacher]]:
+    """Yield (rows,) bool, which rows of a shard are held out, a quarter of the images; and the shard's answers."""
     for seed in reader.complete():
         for shard in range(reader.spec.layout.shards):
-            yield decode_shard(reader, seed, shard)
+            samples = torch.tensor(reader.spec.layout.samples_of(shard))
+            yield samples % HELD_OUT == 0, decode_shard(reader, seed, shard)
 
 
-def _dense(teacher: SparseTeacher) -> Tensor:
-    """Return (B, C) logits of a teacher that lists every class."""
-    return torch.zeros(len(teacher), teacher.num_classes).scatter(1, teacher.ids, teacher.logits)
+def _can_fit(held_out: Tensor) -> bool:
+    return int((~held_out).sum()) >= FEWEST
 
 
-def _shard_bytes(cache: Path) -> int:
-    """Count the bytes of the shard files alone: what is beside them does not grow with the data."""
-    return sum(file.stat().st_size for file in cache.glob("seed-*/*/c/**/*") if file.is_file())
+def _shard_bytes(cache: Path, without: str) -> int:
+    """Count the bytes of the shard files alone, but for one array: what is beside them does not grow with the data."""
+    files = (
+        file for array in cache.glob("seed-*/*") if array.name != without for file in array.glob("c/**/*")
+    )
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _fidelity(
-    logits: Tensor, shards: Iterator[SparseTeacher]
-) -> tuple[tuple[float, ...], tuple[float, ...], float, float]:
-    """Return KL and Pearson at each temperature, pairs in order, and tail mass at T = 1: means over all views."""
-    sums, at = torch.zeros(2 * len(TEMPERATURES) + 2, dtype=torch.float64), 0
-    for teacher in shards:
-        for start in range(0, len(teacher), 256):
-            part = teacher[slice(start, start + 256)].to("cpu", torch.float64)
-            z = logits[at : at + len(part)].double()
-            at += len(part)
+class _Fidelity(NamedTuple):
+    """What is left of the teacher: see `Choice`."""
+
+    kl: tuple[float, ...]
+    pearson: tuple[float, ...]
+    order: float
+    tail_mass: float
+
+
+def _measure_fidelity(logits: Tensor, parts: Sequence[SparseTeacher]) -> _Fidelity:
+    """Compare rows of a cache with all logits of the same views: means over all."""
+    sums, done = torch.zeros(2 * len(TEMPERATURES) + 2, dtype=torch.float64), 0
+    for teacher in parts:
+        for start in range(0, len(teacher), ROWS):
+            part = teacher[slice(start, start + ROWS)].to("cpu", torch.float64)
+            z = logits[done : done + len(part)].double()
+            done += len(part)
             kl, pearson = [], []
             for temperature in TEMPERATURES:
-                p, q = (z / temperature).softmax(1), part.at(temperature).densify()
-                divergence = (p * (p.log() - q.log())).nan_to_num(0.0).sum(1)
-                kl.append(divergence.clamp(min=0).sum())  # below 0 is rounding
-                pearson.append(_pearson(p, q).sum())
+                p, log_q = (z / temperature).log_softmax(1), part.at(temperature).log_probs
+                kl.append((p.exp() * (p - log_q)).sum(1).clamp(min=0).sum())  # below 0 is rounding
+                pearson.append(_pearson(p.exp(), log_q.exp()).sum())
             order = _order(z.gather(1, part.ids), -part.gap).sum()
-            sums += torch.stack([*kl, *pearson, order, part.at(1.0).tail_mass.sum()])
-    means = (sums / at).tolist()
-    t = len(TEMPERATURES)
-    return tuple(means[:t]), tuple(means[t : 2 * t]), means[-2], means[-1]
+            sums += torch.stack([*kl, *pearson, order, part.listed_at(1.0).tail_mass.sum()])
+    means, t = (sums / done).tolist(), len(TEMPERATURES)
+    return _Fidelity(tuple(means[:t]), tuple(means[t : 2 * t]), means[-2], means[-1])
 
 
 def _pearson(x: Tensor, y: Tensor) -> Tensor:

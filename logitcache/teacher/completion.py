@@ -33,7 +33,9 @@ LEAST = 1e-6  # distance, and what a log-sum-exp may differ from its least
 FIRST_STEPS = 3  # of Newton's method, over about FIRST_CLASSES of the classes
 FIRST_CLASSES = 200
 STEPS = 3  # after them, over all classes
-MORE_STEPS = 14  # of rows whose last step was larger than CLOSE; on a GPU, which is not to wait, 5 of all rows
+MORE_STEPS = (
+    14  # of rows whose last step was larger than CLOSE; on a GPU, which is not to wait, 5 of all rows
+)
 MORE_STEPS_ON_DEVICE = 5
 CLOSE = 5e-3
 FARTHEST = (
@@ -78,8 +80,10 @@ class Completion:
         """Move to a device, or to another dtype."""
         if torch.device(device) == self.mean.device and dtype in (None, self.mean.dtype):
             return self
-        parts = (self.mean, self.factors, self.weighed, self.gram)
-        return type(self)(*(part.to(device, dtype) for part in parts), self.noise)
+        mean, factors = self.mean.to(device, dtype), self.factors.to(device, dtype)
+        return type(self)(
+            mean, factors, self.weighed.to(device, dtype), self.gram.to(device, dtype), self.noise
+        )
 
     @property
     def num_classes(self) -> int:

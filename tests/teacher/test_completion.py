@@ -89,10 +89,14 @@ def test_both_numbers_of_the_tail_are_kept_and_none_of_it_lies_above_the_last_li
 def test_extreme_rows_give_finite_logits_with_the_same_probabilities_of_what_is_listed(logits, k):
     classes = logits.shape[1]
     k = min(k, classes - 1)
-    teacher = SparseTeacher.from_logits(logits, k, Completion.of(draw_statistics(0, classes, min(5, classes))))
+    teacher = SparseTeacher.from_logits(
+        logits, k, Completion.of(draw_statistics(0, classes, min(5, classes)))
+    )
     assert teacher.logits.isfinite().all()
     expected = logits.log_softmax(1).gather(1, teacher.ids)
-    torch.testing.assert_close(teacher.at(1.0).log_probs.gather(1, teacher.ids), expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        teacher.at(1.0).log_probs.gather(1, teacher.ids), expected, rtol=1e-4, atol=1e-3
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -136,7 +140,10 @@ def test_both_systems_of_the_posterior_give_one_answer():
         atol=1e-6,
     )
     torch.testing.assert_close(
-        small, extended.complete(teacher.ids, teacher.gap, teacher.tail_lse, teacher.tail_mean), rtol=1e-6, atol=1e-6
+        small,
+        extended.complete(teacher.ids, teacher.gap, teacher.tail_lse, teacher.tail_mean),
+        rtol=1e-6,
+        atol=1e-6,
     )
 
 
@@ -195,7 +202,9 @@ def test_statistics_of_a_known_model_are_found_again(rows, classes):
     strongest = torch.linalg.svd(apart, full_matrices=False).Vh[:4]
     along = torch.from_numpy(statistics.factors).double()
     along = along / along.norm(dim=0)
-    torch.testing.assert_close((strongest @ along).abs(), torch.eye(4, dtype=torch.float64), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        (strongest @ along).abs(), torch.eye(4, dtype=torch.float64), atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize("logits", [torch.zeros(100, 6), torch.ones(8, 2), torch.eye(6).repeat(4, 1) * 1e4])
