@@ -239,7 +239,7 @@ _LETTERS = ContestConfig(
     heat_seeds=2, finalists=1, tuning_seeds=2, seeds=5,
 )  # fmt: skip
 _SOME = ("kd", "dist", "cmkd", "cmkd(difficulty=fixed)", "cmkd(difficulty=fixed,balance=0.0)")
-_MORE = ("dkd", "pld", "cmkd(hard=pearson)", "cmkd(support=topk+tail)")
+_MORE = ("dkd", "pld", "cmkd(hard=pearson)", "cmkd(support=listed)")
 
 CONTESTS: dict[str, tuple[Callable[[], Task], ContestConfig]] = {
     "digits": (digits_task, ContestConfig()),

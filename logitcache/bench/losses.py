@@ -1,6 +1,7 @@
 """How much a loss costs, against the plain dense one: forward and backward on the same student logits."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -11,10 +12,12 @@ from logitcache.bench.compare import Comparison, Seconds, device_clock, time_int
 from logitcache.losses.cmkd import cmkd
 from logitcache.losses.kd import kd
 from logitcache.losses.soft_ranks import blondel_ranks, laplace_ranks, soft_spearman
+from logitcache.teacher.completion import Completion, fit_statistics
 from logitcache.teacher.sparse import SparseTeacher
 
 TEMPERATURE = 4.0
 STRENGTH = 0.25  # of the soft ranks
+WANTED = {"kd": 1.3, "cmkd": None, "rank term": None}  # times of dense KD, at most
 
 
 def measure(
@@ -28,10 +31,12 @@ def measure(
 ) -> list[Comparison]:
     """Time the losses against dense KD, and the rank operators against each other, in interleaved rounds.
 
+    The losses are given the teacher's logits; what it takes to complete them, once per batch, is measured apart.
+
     Args:
         batch: rows.
         classes: numbers of classes C.
-        ks: numbers of classes that the teacher lists.
+        ks: numbers of classes that the teacher lists, of whose logits the others are completed.
         ranked: length of the rows of the rank operators.
         rounds: how often each function runs; one more is not counted.
         device: where.
@@ -42,28 +47,23 @@ def measure(
     for c in classes:
         student = (torch.randn(batch, c, generator=generator) * 2).to(device)
         logits = (torch.randn(batch, c, generator=generator) * 3).to(device)
-        p = (logits / TEMPERATURE).softmax(1)
-        for k in ks:
-            teacher = SparseTeacher.from_logits(logits, k)
-            times = time_interleaved(
-                {
-                    "dense kd": _step(partial(_dense_kd, p=p), student),
-                    "softmax": _step(lambda s: s.softmax(1)[:, 0].sum(), student),
-                    "kd": _step(partial(kd, teacher=teacher, temperature=TEMPERATURE), student),
-                    "cmkd": _step(partial(cmkd, teacher=teacher), student),
-                    "rank term": _step(partial(_rank_term, teacher=teacher), student[:, :k]),
-                },
-                rounds,
-                clock,
-            )
-            rows += [
-                _row(times, name, against, c, k, wanted)
-                for name, against, wanted in (
-                    ("kd", "dense kd", 1.2),
-                    ("cmkd", "dense kd", 2.0),
-                    ("rank term", "softmax", 1.0),
-                )
-            ]
+        log_p = (logits / TEMPERATURE).log_softmax(1)
+        whole = SparseTeacher.from_logits(logits, c)
+        completion = Completion.of(fit_statistics(logits)).to(device)
+        sparse = {k: SparseTeacher.from_logits(logits, k, completion) for k in ks}
+        times = time_interleaved(
+            {
+                "dense kd": _step(partial(_dense_kd, log_p=log_p), student),
+                "kd": _step(partial(kd, teacher=whole, temperature=TEMPERATURE), student),
+                "cmkd": _step(partial(cmkd, teacher=whole), student),
+                "rank term": _step(partial(_rank_term, teacher=whole), student),
+                **{f"logits at k = {k}": partial(_complete, teacher) for k, teacher in sparse.items()},
+            },
+            rounds,
+            clock,
+        )
+        rows += [_row(times, name, "dense kd", c, wanted) for name, wanted in WANTED.items()]
+        rows += [_row(times, f"logits at k = {k}", "dense kd", c, None) for k in ks]
     values = torch.randn(batch, ranked, generator=generator).to(device)
     times = time_interleaved(
         {
@@ -74,19 +74,24 @@ def measure(
         max(3, rounds // 4),
         clock,
     )
-    rows.append(_row(times, "laplace", "plain laplace", ranked, ranked, 0.5))
-    rows.append(_row(times, "laplace", "blondel", ranked, ranked, 1.0))
+    rows.append(_row(times, "laplace", "plain laplace", ranked, 0.5))
+    rows.append(_row(times, "laplace", "blondel", ranked, 1.0))
     return rows
 
 
-def _dense_kd(student: Tensor, p: Tensor) -> Tensor:
-    """Return plain KD; the dense teacher's softened probabilities are given, and not timed."""
+def _dense_kd(student: Tensor, log_p: Tensor) -> Tensor:
+    """Return plain KD; the dense teacher's softened log-probabilities are given, and not timed."""
     log_q = (student / TEMPERATURE).log_softmax(1)
-    return F.kl_div(log_q, p, reduction="batchmean") * TEMPERATURE**2
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * TEMPERATURE**2
 
 
-def _rank_term(x: Tensor, teacher: SparseTeacher) -> Tensor:
-    return soft_spearman(x, -teacher.gap, STRENGTH, falling=True).mean()
+def _rank_term(student: Tensor, teacher: SparseTeacher) -> Tensor:
+    return soft_spearman(student, teacher.logits, STRENGTH).mean()
+
+
+def _complete(teacher: SparseTeacher, _: int) -> Tensor:
+    """Complete the tail, once more: a teacher keeps its logits."""
+    return replace(teacher).logits
 
 
 def _plain_laplace(x: Tensor, strength: float) -> Tensor:
@@ -112,5 +117,5 @@ def _step(loss: Callable[[Tensor], Tensor], inputs: Tensor) -> Callable[[int], N
     return step
 
 
-def _row(times: dict[str, Seconds], name: str, against: str, c: int, k: int, wanted: float) -> Comparison:
-    return Comparison.between({"loss": name, "C": c, "k": k}, against, times[name], times[against], wanted)
+def _row(times: dict[str, Seconds], name: str, against: str, c: int, wanted: float | None) -> Comparison:
+    return Comparison.between({"loss": name, "C": c}, against, times[name], times[against], wanted)

@@ -1,4 +1,4 @@
-"""Losses: what a student minimises, given its own logits, a sparse teacher and the labels.
+"""Losses: what a student minimises, given its own logits, a teacher's and the labels.
 
 For `train`, `bench`, `report` and your own training loops. `Objective.parse("kd:0.5+cmkd")` is cross-entropy plus a
 weighted sum of the losses in `LOSSES`. Each loss is a pure function in a module of its own:
@@ -7,7 +7,7 @@ weighted sum of the losses in `LOSSES`. Each loss is a pure function in a module
 objective       cross-entropy plus weighted losses, from a line of text; `LOSSES`, the losses by name
 registry        `Loss`, a loss function with its default weight; `Term`, a loss with its options
 ce              cross-entropy with the labels
-kd              divergences at a temperature: KL, reverse KL, Jensen-Shannon; the tail policies
+kd              divergences at a temperature: KL, reverse KL, Jensen-Shannon
 ttm             KL with a temperature for the teacher alone
 decoupled       losses that treat the label apart: DKD, NKD
 cmkd            correlation matching: Pearson and Spearman, weighted by difficulty
@@ -18,9 +18,9 @@ logit_std       another loss between z-scored logits
 sinkd           optimal transport between batches
 taid            a target that moves from the student to the teacher
 two_heads       students with one head for the labels and one for the teacher: DHO, DHKD
-correlation     Pearson correlation with a sparse teacher, for `cmkd` and `dist`
+correlation     Pearson correlation, for `cmkd` and `dist`
 soft_ranks      differentiable ranks and their correlation, for `cmkd`
-student_logits  the student's softmax on the teacher's classes, without keeping (B, C) for the backward
+inputs          student logits in float32; a warning where the teacher knows no order in its tail
 """
 
 from typing import TYPE_CHECKING

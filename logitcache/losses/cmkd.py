@@ -7,19 +7,14 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from logitcache.errors import OptionError
-from logitcache.losses.correlation import (
-    FLAT,
-    CorrelationTail,
-    check_correlation_tail,
-    probability_pearson,
-    sparse_pearson,
-)
+from logitcache.losses.correlation import FLAT, pearson, probability_pearson
 from logitcache.losses.dist import intra_class
-from logitcache.losses.soft_ranks import RANKS, RankOperator, rank_floor, soft_spearman, steepness
-from logitcache.losses.student_logits import split, upcast, warn_of_tail
+from logitcache.losses.inputs import upcast, warn_of_even_tail
+from logitcache.losses.soft_ranks import RANKS, RankOperator, soft_spearman
 from logitcache.teacher.sparse import SparseTeacher
 
 Difficulty = Literal["teacher_entropy", "student_entropy", "teacher_error", "student_ce", "fixed"]
@@ -32,10 +27,9 @@ def cmkd(
     *,
     temperature: float = 2.0,
     values: Literal["probabilities", "logits"] = "probabilities",
-    tail: CorrelationTail = "uniform",
     operator: RankOperator = "laplace",
     strength: float = 0.25,
-    support: Literal["topk", "topk+tail"] = "topk",
+    support: Literal["all", "listed"] = "all",
     difficulty: Difficulty = "teacher_entropy",
     hard: Literal["spearman", "pearson"] = "spearman",
     balance: float = 0.5,
@@ -52,11 +46,9 @@ def cmkd(
         target: (B,) int64, −1 where there is no label; two measures of difficulty ask for it.
         temperature: T > 0, of the probabilities that Pearson compares.
         values: what Pearson compares: softmax at T, or the logits (their z-scores, as Pearson does not care).
-        tail: "uniform" or "renorm", as in `kd`; logits take the teacher's mean tail logit.
         operator: of the soft ranks.
         strength: of the soft ranks, relative to the row's spread.
-        support: "topk" ranks the k classes that the teacher lists among themselves; "topk+tail" ranks all C, the
-            teacher's tail as one tied group.
+        support: the classes that are ranked: "all" C, or the k that the teacher lists, among themselves.
         difficulty: "teacher_entropy" and "student_entropy" over log C, "teacher_error" 1 − p_y, "student_ce"
             the student's cross-entropy over log C, at most 1, all at T = 1; "fixed" is `balance` in every row.
             A row without a label counts as of difficulty `balance`.
@@ -69,63 +61,40 @@ def cmkd(
 
     Source: a reconstruction of Niu et al. 2024 (arXiv 2410.06561).
     """
-    _check(tail, operator, strength, support, balance, intra)
-    soft = teacher.at(temperature)
+    _check(operator, strength, support, balance, intra)
+    s, soft = upcast(student_logits), teacher.at(temperature)
+    q = (s / temperature).softmax(1)
     if values == "probabilities":
-        rho, gathered = probability_pearson(student_logits, soft, tail)
+        rho = probability_pearson(soft.probs, q)
     else:
-        rho, gathered = _logit_pearson(student_logits, teacher)
-    h = _difficulty(student_logits, teacher, target, difficulty, balance)
+        warn_of_even_tail(teacher, "cmkd(values=logits)")
+        rho = pearson(s, teacher.logits, FLAT * teacher.num_classes**0.5)
+    h = _difficulty(s, teacher, target, difficulty, balance)
     w_rank = h if hard == "spearman" else 1 - h
     loss = (1 - w_rank) * (1 - rho)
-    if support == "topk+tail" and teacher.tail_size:
-        loss = loss + w_rank * (1 - _spearman_over_all(student_logits, teacher, operator, strength))
-    elif teacher.k > 1:
-        rank_rho = soft_spearman(gathered, -teacher.gap, strength, operator, falling=True)
-        loss = loss + w_rank * (1 - rank_rho)
+    if support == "listed":
+        s, t = s.gather(1, teacher.ids), -teacher.gap
+    else:
+        warn_of_even_tail(teacher, "cmkd(support=all)")
+        t = teacher.logits
+    if t.shape[1] > 1:
+        loss = loss + w_rank * (1 - soft_spearman(s, t, strength, operator))
     total = loss.mean()
-    return total + intra * intra_class(student_logits, soft, tail) if intra else total
-
-
-def _logit_pearson(student_logits: Tensor, teacher: SparseTeacher) -> tuple[Tensor, Tensor]:
-    warn_of_tail(teacher, "cmkd(values=logits)")
-    s = upcast(student_logits)
-    elsewhere = teacher.top.new_zeros(()) if teacher.tail_mean is None else teacher.tail_mean
-    rho = sparse_pearson(s, teacher.ids, -teacher.gap, elsewhere, FLAT * teacher.num_classes**0.5)
-    return rho, s.gather(1, teacher.ids)
-
-
-def _spearman_over_all(
-    student_logits: Tensor, teacher: SparseTeacher, operator: RankOperator, strength: float
-) -> Tensor:
-    """(B,) correlation of the student's soft ranks over all C with the teacher's: its tail shares a mean rank."""
-    warn_of_tail(teacher, "cmkd(support=topk+tail)")
-    s = upcast(student_logits)
-    ranks = RANKS[operator](s, strength)
-    listed = RANKS[operator](-teacher.gap, strength) if teacher.k > 1 else torch.ones_like(teacher.gap)
-    elsewhere = listed.new_tensor((teacher.tail_size + 1) / 2)
-    rho = sparse_pearson(
-        ranks, teacher.ids, listed + teacher.tail_size, elsewhere, rank_floor(teacher.num_classes)
-    )
-    return rho * steepness(s)[:, 0]
+    return total + intra * intra_class(soft.probs, q) if intra else total
 
 
 def _difficulty(
-    student_logits: Tensor,
-    teacher: SparseTeacher,
-    target: Tensor | None,
-    difficulty: Difficulty,
-    balance: float,
+    s: Tensor, teacher: SparseTeacher, target: Tensor | None, difficulty: Difficulty, balance: float
 ) -> Tensor:
     """(B,) in [0, 1], without gradient."""
     chance = math.log(teacher.num_classes)
     if difficulty == "fixed":
         return torch.full_like(teacher.top, balance)
     if difficulty == "teacher_entropy":
-        return teacher.at(1.0).entropy() / chance
+        return (teacher.at(1.0).entropy() / chance).clamp(0.0, 1.0)
     with torch.no_grad():
         if difficulty == "student_entropy":
-            log_q = upcast(student_logits).log_softmax(1)
+            log_q = s.log_softmax(1)
             return (-(log_q.exp() * log_q).sum(1) / chance).clamp(0.0, 1.0)
         if target is None:
             raise OptionError(f"difficulty {difficulty} needs labels; give a target")
@@ -133,18 +102,17 @@ def _difficulty(
         if difficulty == "teacher_error":
             h = 1 - teacher.at(1.0).prob_of(label)
         else:
-            h = -split(student_logits, label[:, None], 1.0, "none")[0][:, 0] / chance
+            h = F.cross_entropy(s, label, reduction="none") / chance
         return torch.where(target >= 0, h.clamp(0.0, 1.0), balance)
 
 
-def _check(tail: str, operator: str, strength: float, support: str, balance: float, intra: float) -> None:
-    check_correlation_tail(tail)
+def _check(operator: str, strength: float, support: str, balance: float, intra: float) -> None:
     if operator not in RANKS:
         raise OptionError(f"operator must be {' or '.join(RANKS)}, found {operator!r}")
     if not strength > 0:
         raise OptionError(f"strength must be above 0, found {strength}")
-    if support not in ("topk", "topk+tail"):
-        raise OptionError(f"support must be topk or topk+tail, found {support!r}")
+    if support not in ("all", "listed"):
+        raise OptionError(f"support must be all or listed, found {support!r}")
     if not 0 <= balance <= 1:
         raise OptionError(f"balance must be 0 to 1, found {balance}")
     if not 0 <= intra < math.inf:

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from logitcache.errors import OptionError
+from logitcache.losses.inputs import upcast
 from logitcache.losses.soft_ranks import floored_std
-from logitcache.losses.student_logits import upcast
 from logitcache.teacher.sparse import SparseTeacher
 
 
@@ -17,8 +17,9 @@ def kendall(
 ) -> Tensor:
     """Mean_i 1 − τ_i, where τ = Σ_{a<b} tanh((s_a − s_b) / (strength · σ)) / #pairs, a before b in the teacher.
 
-    σ is the standard deviation of the student's logits on the support. Pairs that the teacher ties are left out;
-    as the strength goes to 0, τ is Kendall's. Time and memory are O(B k²), so this is for small k.
+    Of the k classes that the teacher lists alone, whatever is known of the others: time and memory are O(B k²).
+    σ is the standard deviation of the student's logits there. Pairs that the teacher ties are left out; as the
+    strength goes to 0, τ is Kendall's.
 
     Args:
         student_logits: (B, C) float.

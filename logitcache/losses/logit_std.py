@@ -2,13 +2,13 @@
 
 from torch import Tensor
 
+from logitcache.losses.inputs import upcast, warn_of_even_tail
 from logitcache.losses.kd import kd
 from logitcache.losses.registry import Loss, Term
 from logitcache.losses.soft_ranks import floored_std
-from logitcache.losses.student_logits import upcast, warn_of_tail
 from logitcache.teacher.sparse import SparseTeacher
 
-DEFAULT_TERM = Term("kd", Loss(kd), {"temperature": 2.0, "tail": "uniform"})
+DEFAULT_TERM = Term("kd", Loss(kd), {"temperature": 2.0})
 
 
 def logit_std(
@@ -23,7 +23,7 @@ def logit_std(
 
     Args:
         student_logits: (B, C) float; a row whose deviation is below 0.01 is divided by 0.01.
-        teacher: B rows over the same C classes; its mean and deviation are exact, whatever k is.
+        teacher: B rows over the same C classes.
         target: passed on.
         loss: any loss for one head, with its options; in an expression ``logit_std(loss=dkd(beta=2.0))``.
         progress: passed on.
@@ -31,7 +31,7 @@ def logit_std(
     Source: Sun et al. 2024 (arXiv 2403.01427), algorithm 1; temperature 2 and weight 9 as in the authors' code
     for KD, where cross-entropy has 0.1.
     """
-    warn_of_tail(teacher, "logit_std")
+    warn_of_even_tail(teacher, "logit_std")
     s = upcast(student_logits)
     s = (s - s.mean(1, keepdim=True)) / floored_std(s)
     return loss(s, teacher.standardise(), target, progress)

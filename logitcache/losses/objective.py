@@ -220,7 +220,7 @@ def _parse_value(what: str, node: ast.expr, hint: Any) -> Any:
     try:
         value = ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        value = ast.unparse(node).replace(" ", "")  # a bare word, such as topk+tail
+        value = ast.unparse(node).replace(" ", "")  # a bare word, such as teacher_entropy
     if hint is Term:
         return _parse_term(str(value))
     if not _fits(value, hint):

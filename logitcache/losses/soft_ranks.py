@@ -72,22 +72,17 @@ RANKS: dict[RankOperator, Callable[[Tensor, float], Tensor]] = {
 }
 
 
-def soft_spearman(
-    x: Tensor, y: Tensor, strength: float, operator: RankOperator = "laplace", *, falling: bool = False
-) -> Tensor:
+def soft_spearman(x: Tensor, y: Tensor, strength: float, operator: RankOperator = "laplace") -> Tensor:
     """(B,) Pearson correlation of the soft ranks of two (B, n) tensors; tends to 0 where a row of x is flat.
 
-    y carries no gradient. `falling` says that it falls along each row, as a sparse teacher's logits do.
+    y carries no gradient.
     """
+    y = y.detach().to(x.dtype)
     if operator == "laplace":
-        y = y.detach().to(x.dtype)
-        if not falling:
-            y, order = y.sort(1, descending=True)
-            x = x.gather(1, order)
         rho: Tensor = _LaplaceSpearman.apply(x, y, _positive(strength))
         return rho
     rank = RANKS[operator]
-    return pearson(rank(x, strength), rank(y.detach(), strength), rank_floor(x.shape[1])) * steepness(x)[:, 0]
+    return pearson(rank(x, strength), rank(y, strength), rank_floor(x.shape[1])) * steepness(x)[:, 0]
 
 
 def floored_std(x: Tensor) -> Tensor:
@@ -105,11 +100,7 @@ def rank_floor(n: int) -> float:
     return 1e-3 * math.sqrt(n)
 
 
-def _std(x: Tensor) -> Tensor:
-    return (x - x.mean(1, keepdim=True)).square().mean(1, keepdim=True).clamp(min=1e-12).sqrt()
-
-
-def _sort_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+def sort_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """(B, n) values in rising order, and where each was.
 
     On the CPU NumPy sorts, with vector instructions, which torch lacks. A float32 as float64 ends in 29 zero bits:
@@ -123,6 +114,10 @@ def _sort_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     bits |= np.arange(x.shape[1])
     both.sort(1)
     return torch.from_numpy(both.astype(np.float32)), torch.from_numpy(bits & (2**29 - 1))
+
+
+def _std(x: Tensor) -> Tensor:
+    return (x - x.mean(1, keepdim=True)).square().mean(1, keepdim=True).clamp(min=1e-12).sqrt()
 
 
 def _positive(strength: float) -> float:
@@ -139,55 +134,35 @@ class _Laplace(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, reach: float) -> Tensor:
-        y, order = _sort_rows(x.detach())
+        y, order = sort_rows(x.detach())
         ranks, kernel, weight = _laplace(y, reach)
         ctx.save_for_backward(order, *kernel, weight)
-        ctx.reach = reach
-        return torch.empty_like(x).scatter_(1, order, ranks.add_((x.shape[1] + 1) / 2))
+        ranks = ranks.add_((x.shape[1] + 1) / 2).to(x.dtype)
+        return torch.empty_like(x).scatter_(1, order, ranks)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         order, *kernel, weight = ctx.saved_tensors
-        g = _laplace_backward(grad.gather(1, order), kernel, weight, ctx.reach)
-        return torch.empty_like(grad).scatter_(1, order, g), None
+        g = _laplace_backward(grad.gather(1, order), kernel, weight)
+        return torch.empty_like(grad).scatter_(1, order, g.to(grad.dtype)), None
 
 
 class _LaplaceSpearman(torch.autograd.Function):
-    """`soft_spearman` with a y that falls along each row, in one piece: for small n it is dispatch that costs.
+    """`soft_spearman`, in one piece: for small n it is dispatch that costs, for large n memory.
 
     Each row's value depends on that row alone, so its gradient is made beside it, and is all that is kept.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, strength: float) -> Tensor:
-        rows, n = x.shape
-        reach = _reach(n, strength)
-        # −y rises, so it is sorted, and its ranks are those of y the other way round.
-        both = torch.cat([x, y.neg()])
-        both -= both.mean(1, keepdim=True)
-        std = torch.linalg.vector_norm(both, dim=1, keepdim=True).div_(math.sqrt(n)).clamp_(min=1e-6)
-        scale = std.clamp(min=FLAT).mul_(strength)
-        both /= scale
-        both[:rows], order = _sort_rows(both[:rows])
-        ranks, kernel, weight = _laplace(both, reach)
-        norm = torch.linalg.vector_norm(ranks, dim=1, keepdim=True).clamp_(min=rank_floor(n))
-        ranks /= norm
-        x_ranks, y_ranks = ranks[:rows], ranks[rows:].neg().gather(1, order)
-        rho = (x_ranks * y_ranks).sum(1, keepdim=True)
-        std, scale, z = std[:rows], scale[:rows], both[:rows]
-        steep = (std / FLAT).clamp_(max=1.0)
-        if ctx.needs_input_grad[0]:
-            g = torch.addcmul(y_ranks, rho, x_ranks, value=-1).mul_(steep / norm[:rows])
-            kernel = [_rows_of(part, rows, reach) for part in kernel]
-            g = _laplace_backward(g, kernel, weight[:rows], reach).div_(scale)
-            # Through x / std, and through the steepness where a row is flat; g sums to zero over a row.
-            along = (g * z).sum(1, keepdim=True).mul_(strength**2 / n)
-            along = torch.where(std < FLAT, rho * (-strength / n) / std, along).masked_fill_(std <= 1e-6, 0.0)
-            g.addcmul_(z, along, value=-1)
-            ctx.save_for_backward(torch.empty_like(g).scatter_(1, order, g))
-        damped: Tensor = rho * steep
-        return damped[:, 0]
+        rho, grad = x.new_empty(len(x)), torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        for rows in _blocks(x):
+            block = None if grad is None else grad[rows]
+            rho[rows] = _laplace_spearman(x[rows], y[rows], strength, block)
+        if grad is not None:
+            ctx.save_for_backward(grad)
+        return rho
 
     @staticmethod
     @once_differentiable
@@ -196,26 +171,70 @@ class _LaplaceSpearman(torch.autograd.Function):
         return g * grad[:, None], None, None
 
 
+def _laplace_spearman(x: Tensor, y: Tensor, strength: float, grad: Tensor | None) -> Tensor:
+    """(B,) correlations of soft ranks; their gradient with respect to x is written to `grad`."""
+    rows, n = x.shape
+    reach = _reach(n, strength)
+    both = torch.cat([x, y])
+    both -= both.mean(1, keepdim=True)
+    std = torch.linalg.vector_norm(both, dim=1, keepdim=True).div_(math.sqrt(n)).clamp_(min=1e-6)
+    scale = std.clamp(min=FLAT).mul_(strength)
+    both /= scale
+    both, order = sort_rows(both)
+    ranks, kernel, weight = _laplace(both, reach)
+    norm = torch.linalg.vector_norm(ranks, dim=1, keepdim=True).clamp_(min=rank_floor(n))
+    ranks /= norm
+    x_ranks, y_ranks = ranks[:rows], ranks[rows:]
+    y_ranks = torch.empty_like(y_ranks).scatter_(1, order[rows:], y_ranks).gather(1, order[:rows])
+    rho = (x_ranks * y_ranks).sum(1, keepdim=True)
+    std, scale, z = std[:rows], scale[:rows], both[:rows]
+    steep = (std / FLAT).clamp_(max=1.0)
+    if grad is not None:
+        g = torch.addcmul(y_ranks, rho, x_ranks, value=-1).mul_(steep / norm[:rows])
+        kernel = [_rows_of(part, rows) for part in kernel]
+        g = _laplace_backward(g, kernel, weight[:rows]).div_(scale)
+        # Through x / std, and through the steepness where a row is flat; g sums to zero over a row.
+        along = (g * z).sum(1, keepdim=True).mul_(strength**2 / n)
+        along = torch.where(std < FLAT, rho * (-strength / n) / std, along).masked_fill_(std <= 1e-6, 0.0)
+        g.addcmul_(z, along, value=-1)
+        grad.scatter_(1, order[:rows], g.to(grad.dtype))
+    damped: Tensor = rho * steep
+    return damped[:, 0]
+
+
+BLOCK = (
+    1 << 16
+)  # numbers of rows that are ranked at once on the CPU: all that is made of them stays in its cache
+
+
+def _blocks(x: Tensor) -> list[slice]:
+    """Divide rows into blocks."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return [slice(None)]
+    size = max(1, BLOCK // x.shape[1])
+    return [slice(at, at + size) for at in range(0, len(x), size)]
+
+
 def _laplace(y: Tensor, reach: float) -> tuple[Tensor, list[Tensor], Tensor]:
     """Ranks less their mean of sorted (B, n) rows, and for the backward the kernel and its sum for each value."""
     kernel = _kernel(y, reach)
-    left, right = _sums(torch.ones_like(y), kernel, reach)
     n = y.shape[1]
+    left, right = _sums(y.new_ones(()).expand_as(y), kernel)
     hard = torch.arange(n, dtype=y.dtype, device=y.device) - (n - 1) / 2
     return torch.add(hard, right - left, alpha=0.5), kernel, left + right
 
 
-def _laplace_backward(g: Tensor, kernel: list[Tensor], weight: Tensor, reach: float) -> Tensor:
+def _laplace_backward(g: Tensor, kernel: list[Tensor], weight: Tensor) -> Tensor:
     # dr_i/dx_j = −e^−|x_i − x_j| / 2 for i ≠ j, so each x_m gets Σ_j (g_m − g_j) e^−|x_m − x_j| / 2.
-    left, right = _sums(g, kernel, reach)
+    left, right = _sums(g, kernel)
     return (g * weight).sub_(left).sub_(right).div_(2)
 
 
 # Sums that decay from either end, Σ_{j≤i} v_j e^−(y_i − y_j) and the same over j ≥ i. Where no value lies further
-# than NEAR from its row's mean, the exponential of the difference is a product of two that float32 can hold, and
+# than NEAR from its row's mean, the exponential of the difference is a product of two that its dtype can hold, and
 # the sum a cumulative one.
 
-NEAR = 64.0
+NEAR = {torch.float32: 64.0, torch.float64: 640.0}
 
 
 def _reach(n: int, strength: float) -> float:
@@ -225,22 +244,24 @@ def _reach(n: int, strength: float) -> float:
 
 def _kernel(y: Tensor, reach: float) -> list[Tensor]:
     """What `_sums` needs of sorted (B, n) rows."""
-    if reach <= NEAR:
+    if y.device.type != "mps" and NEAR[y.dtype] < reach <= NEAR[torch.float64]:
+        y = y.double()
+    if reach <= NEAR[y.dtype]:
         return [y.exp(), y.neg().exp_()]
     y = y.t().contiguous()
     return list(_chains((y[:-1] - y[1:]).exp_()))
 
 
-def _rows_of(kernel: Tensor, rows: int, reach: float) -> Tensor:
-    return kernel[:rows] if reach <= NEAR else kernel[..., :rows]
+def _rows_of(kernel: Tensor, rows: int) -> Tensor:
+    return kernel[:rows] if kernel.dim() == 2 else kernel[..., :rows]
 
 
-def _sums(v: Tensor, kernel: list[Tensor], reach: float) -> tuple[Tensor, Tensor]:
+def _sums(v: Tensor, kernel: list[Tensor]) -> tuple[Tensor, Tensor]:
     """(B, n) sums from the left and from the right, each value itself included."""
-    if reach > NEAR:
-        left, right = _from_both_sides(v.t().contiguous(), *kernel)
-        return left.t(), right.t()
     up, down = kernel
+    if up.dim() > 2:
+        left, right = _from_both_sides(v.t().contiguous(), up, down)
+        return left.t(), right.t()
     left = (v * up).cumsum(1).mul_(down)
     right = (v * down).flip(1).cumsum(1).flip(1).mul_(up)
     return left, right

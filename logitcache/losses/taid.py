@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import OptionError
-from logitcache.losses.kd import apply_tail_policy
-from logitcache.losses.student_logits import upcast
+from logitcache.losses.inputs import upcast
+from logitcache.losses.kd import kl_rows
 from logitcache.teacher.sparse import SparseTeacher
 
 
@@ -22,8 +22,8 @@ def taid(
     """KL to an interpolated target: T² · mean_i KL(p_i ‖ q_i), p = softmax(((1 − m) · s + m · t) / T).
 
     s is the student without gradient, q = softmax(s/T) with it; m rises linearly from `start` to `end` as
-    `progress` goes from 0 to 1. The teacher's tail is spread evenly. The paper's adaptive m, which follows the
-    loss, is its schedule's refinement and needs state between steps; it is not here.
+    `progress` goes from 0 to 1. The paper's adaptive m, which follows the loss, is its schedule's refinement and
+    needs state between steps; it is not here.
 
     Args:
         student_logits: (B, C) float.
@@ -44,16 +44,7 @@ def taid(
     if not 0 <= progress <= 1:
         raise OptionError(f"progress must be 0 to 1, found {progress}")
     m = start + (end - start) * progress
+    log_p = teacher.at(temperature).log_probs  # t/T, less a number per row, which the softmax does not see
     s = upcast(student_logits) / temperature
-    with torch.no_grad():
-        soft = teacher.at(temperature)
-        log_p, _ = apply_tail_policy(soft, "uniform")
-        if teacher.tail_size:
-            share = soft.log_tail_share[:, None]
-            between = s * (1 - m) + m * share
-            between.scatter_add_(1, teacher.ids, m * (log_p - share))
-        else:
-            between = (s * (1 - m)).scatter_add_(1, teacher.ids, m * log_p)
-        log_target = between.log_softmax(1)
-    rows = (log_target.exp() * (log_target - s.log_softmax(1))).sum(1)
-    return rows.mean() * temperature**2
+    log_target = torch.lerp(s.detach(), log_p.to(s.dtype), m).log_softmax(1)
+    return kl_rows(log_target, s.log_softmax(1)).mean() * temperature**2

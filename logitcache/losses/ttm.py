@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from logitcache.losses.kd import Tail, kl_rows
+from logitcache.losses.inputs import upcast
+from logitcache.losses.kd import kl_rows
 from logitcache.teacher.sparse import SparseTeacher
 
 
@@ -12,7 +13,6 @@ def ttm(
     target: Tensor | None = None,
     *,
     temperature: float = 4.0,
-    tail: Tail = "uniform",
 ) -> Tensor:
     """Match the teacher's power-transformed probabilities: mean_i KL(p_i ‖ q_i), p = softmax(t/T), q = softmax(s).
 
@@ -21,14 +21,14 @@ def ttm(
         teacher: B rows over the same C classes.
         target: not used.
         temperature: T > 0, of the teacher; the paper's exponent γ is 1/T.
-        tail: as in `kd`.
 
     Raises:
-        OptionError: the temperature is not positive, or the tail policy unknown.
+        OptionError: the temperature is not positive.
 
     Source: Zheng and Yang 2024 (arXiv 2402.11148), section 4.
     """
-    return kl_rows(student_logits, teacher.at(temperature), tail, student_temperature=1.0).mean()
+    log_q = upcast(student_logits).log_softmax(1)
+    return kl_rows(teacher.at(temperature).log_probs, log_q).mean()
 
 
 def wttm(
@@ -37,7 +37,6 @@ def wttm(
     target: Tensor | None = None,
     *,
     temperature: float = 4.0,
-    tail: Tail = "uniform",
 ) -> Tensor:
     """Weighted TTM: mean_i U_i · KL(p_i ‖ q_i), where U_i = Σ_c softmax(t_i)_c^(1/T) is larger for smoother teachers.
 
@@ -46,13 +45,14 @@ def wttm(
         teacher: B rows over the same C classes.
         target: not used.
         temperature: T > 0, of the teacher.
-        tail: as in `kd`.
 
     Raises:
-        OptionError: the temperature is not positive, or the tail policy unknown.
+        OptionError: the temperature is not positive.
 
     Source: Zheng and Yang 2024 (arXiv 2402.11148), section 5, with the power sum as weight.
     """
-    soft = teacher.at(temperature)
-    weight = (soft.lse - teacher.at(1.0).lse / temperature).exp()
-    return (weight * kl_rows(student_logits, soft, tail, student_temperature=1.0)).mean()
+    log_p = teacher.at(temperature).log_probs
+    log_q = upcast(student_logits).log_softmax(1)
+    # softmax(t)^(1/T) = U · softmax(t/T) in every class, so in the most likely one.
+    weight = (teacher.at(1.0).log_probs.amax(1) / temperature - log_p.amax(1)).exp()
+    return (weight * kl_rows(log_p, log_q)).mean()

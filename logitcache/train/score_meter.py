@@ -79,7 +79,8 @@ class ScoreMeter:
         answered = ~teacher.top.isnan()  # the others' images did not decode
         logits, teacher = logits[answered], teacher[answered]
         same = (logits.argmax(1) == teacher.ids[:, 0]).double()
-        kl = kl_rows(logits.double(), teacher.to(self.device, torch.float64).at(1.0), "ghost")
+        soft = teacher.to(self.device, torch.float64).at(1.0)
+        kl = kl_rows(soft.log_probs, logits.double().log_softmax(1))
         self._teacher_sums += torch.stack([same.sum(), kl.sum()])
         self._answered += len(logits)
 
@@ -97,8 +98,8 @@ class ScoreMeter:
 
         Of labelled images: top1 and top5, in [0, 1]; nll, −log of the label's probability, in nats; ece, the
         expected calibration error in 15 bins of equal width, Σ_b |B_b|/n · |accuracy(B_b) − confidence(B_b)|.
-        Against the teacher's cache: agreement, in [0, 1], of the top classes; kl, KL(teacher ‖ model) at T = 1 in
-        nats over k + 1 outcomes, the teacher's k classes and all others together: at most the KL over all classes.
+        Against the teacher's cache: agreement, in [0, 1], of the top classes; kl, KL(teacher ‖ model) at T = 1 over
+        all classes, in nats; those that the cache does not list are as its class statistics tell them, or all alike.
 
         Source: Guo et al. 2017 (arXiv 1706.04599), equation 3, for the calibration error.
         """

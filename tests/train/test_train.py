@@ -54,7 +54,7 @@ def a_stream(cache: CacheReader, **options: Any) -> Stream:
     return Stream.from_cache(cache, few_digits(), **{"batch_size": 32, "workers": 0, **options})
 
 
-@pytest.mark.parametrize("loss", ["kd", "cmkd", "kd:0.5+cmkd(support='topk+tail'):1"])
+@pytest.mark.parametrize("loss", ["kd", "cmkd", "kd:0.5+cmkd(support='listed'):1"])
 def test_training_from_an_exact_cache_is_training_with_the_teacher(
     exact: CacheReader, tmp_path: Path, loss: str
 ) -> None:
