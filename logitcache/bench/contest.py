@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from logitcache.bench.glyphs import CLASSES, glyphs, shifted
+from logitcache.bench.glyphs import CLASSES, RARE_CLASSES, glyphs, rare_glyphs, shifted
 from logitcache.bench.table import markdown
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import NonFiniteError, StudentsError
@@ -232,6 +232,11 @@ def digits_task() -> Task:
 def glyphs_task() -> Task:
     """Return 200 letters in typefaces that were not trained on, and a student of 7,772 parameters."""
     return Task(glyphs("train"), glyphs("test"), shifted(), "digits_teacher", "digits_small")
+
+
+def rare_glyphs_task() -> Task:
+    """Return 151 other letters, a convolutional teacher of another kind, and the same student."""
+    return Task(rare_glyphs("train"), rare_glyphs("test"), shifted(), "resnet8", "digits_small")
 
 
 _LETTERS = ContestConfig(

@@ -295,7 +295,7 @@ def _can_fit(held_out: Tensor) -> bool:
 
 
 def _shard_bytes(cache: Path, without: str) -> int:
-    """Count the bytes of the shard files alone, but for one array: what is beside them does not grow with the data."""
+    """Count the bytes of the shard files but for one array; what is beside them does not grow with the data."""
     files = (
         file for array in cache.glob("seed-*/*") if array.name != without for file in array.glob("c/**/*")
     )
