@@ -20,10 +20,13 @@ import torch
 import xarray
 import xxhash
 from numcodecs import Blosc, PCodec, Zstd
+from small_caches import assert_equal_statistics, first_statistics, statistics_of
 
+from logitcache.format.class_statistics import MOST_FACTORS, ClassStatistics
 from logitcache.format.identity import AdapterSpec, DatasetSpec, RecipeSpec, StepSpec, TeacherSpec
 from logitcache.format.schema import CacheSpec
-from logitcache.store import CacheWriter
+from logitcache.store import CacheReader, CacheWriter
+from logitcache.store.statistics import MOST_STATISTICS_BYTES
 from logitcache.views import keys
 from logitcache.views.datasets import load_digits
 from logitcache.views.maker import digest
@@ -71,7 +74,7 @@ class SecondReader:
         root = json.loads((self.path / "zarr.json").read_text())
         assert (root["zarr_format"], root["node_type"]) == (3, "group")
         self.about = about = root["attributes"]["logitcache"]
-        assert about["format_version"] == 1
+        assert about["format_version"] == (2 if about.get("calibrated") else 1)
         self.n, self.classes, self.k = about["dataset"]["n"], about["dataset"]["num_classes"], about["k"]
         self.per_shard, self.per_chunk = about["shard_samples"], about["chunk_samples"]
         parts = [part["n"] for part in about.get("parts", [])] or [self.n]
@@ -91,6 +94,7 @@ class SecondReader:
         if (gap, self.about["profile"]["gap_coding"]) == ("<f2", "differences"):
             gap = "<u2"
         tail = ("tail_lse", "tail_mean", "tail_var") if self.k < self.classes else ()
+        tail = tail[:2] if self.about.get("calibrated") else tail
         return {
             "ids": (ids, (self.k,)),
             "gap": (gap, (self.k,)),
@@ -186,6 +190,34 @@ class SecondReader:
             text += name.encode() + values.tobytes()
         return xxhash.xxh3_64_intdigest(text) or 1
 
+    def statistics(self) -> tuple[dict, np.ndarray, np.ndarray] | None:
+        """Section 13: attributes, mean and factors, once their digest is right."""
+        folder = self.path / "class_statistics"
+        if not (folder / "zarr.json").exists():
+            assert not self.about.get("calibrated")
+            return None
+        group = json.loads((folder / "zarr.json").read_text())["attributes"]
+        assert set(group) == {"noise", "views", "digest"}
+        arrays = []
+        for name, dimensions in (("mean", ["class"]), ("factors", ["class", "factor"])):
+            found = json.loads((folder / name / "zarr.json").read_text())
+            shape = found["shape"]
+            assert shape[0] == self.classes
+            assert (found["data_type"], found["fill_value"]) == ("float32", 0)
+            assert found["chunk_grid"]["configuration"]["chunk_shape"] == shape
+            assert found["dimension_names"] == dimensions
+            assert [c["name"] for c in found["codecs"]] == ["bytes", "zstd", "crc32c"]
+            file = folder / name / "c" / "/".join("0" for _ in shape)
+            arrays.append(self.one_chunk(file, "<f4", int(np.prod(shape))).reshape(shape))
+        mean, factors = arrays
+        a = self.about
+        whose = [a["teacher"]["weights_sha256"], a["teacher"]["precision"], self.fingerprint(0)]
+        whose += [a["recipe_sha256"], str(self.classes), str(factors.shape[1]), str(group["views"])]
+        text = "/".join(whose).encode() + struct.pack("<d", group["noise"])
+        digest = hashlib.blake2b(text + mean.tobytes() + factors.tobytes(), digest_size=8)
+        assert digest.hexdigest() == group["digest"]
+        return group, mean, factors
+
     def canary_sample(self, shard: int, position: int) -> int:
         """Section 5."""
         samples = self.samples(shard)
@@ -212,6 +244,9 @@ CACHES = {
     "exact": {"profile": "exact", "num_classes": 6, "k": 6},
     "one logit": {"profile": "default", "num_classes": 2, "k": 1},
     "grown": {"profile": "default", "num_classes": 10, "k": 3, "grown": True},
+    "calibrated": {"profile": "default", "num_classes": 10, "k": 3, "calibrated": True},
+    "calibrated, grown": {"profile": "compact", "num_classes": 9, "k": 2, "calibrated": True, "grown": True},
+    "calibrated later": {"profile": "exact", "num_classes": 6, "k": 6, "grown": True, "later": True},
 }
 
 
@@ -234,17 +269,21 @@ def cache(request, tmp_path_factory):
                 profile=settings["profile"],
                 versions={},
                 shard_samples=16,
+                calibrated="calibrated" in settings,
             ).to_dict(),
             "chunk_samples": 4,
         }
     )
     keys = np.array([key_of(str(i).encode()) for i in range(43)], np.uint64)
-    writer = CacheWriter.open(folder / "c.zarr", spec, keys[: spec.dataset.n])
+    writer = CacheWriter.open(folder / "c.zarr", spec, keys[: spec.dataset.n], first_statistics(spec))
     rng, put = np.random.default_rng(0), {}
     put_shards(writer, spec, rng, put)
     if "grown" in settings:
         spec = spec.grown(dataclasses.replace(spec.dataset, n=32, fingerprint="gewachsen"))
         put_shards(CacheWriter.open(folder / "c.zarr", spec, keys[:32], grow=True), spec, rng, put)
+    if "later" in settings:
+        later = dataclasses.replace(statistics_of(spec), mean=np.zeros(spec.dataset.num_classes, np.float32))
+        CacheWriter.open(folder / "c.zarr", spec).write_statistics(later)  # the mean has no file
     assert list(put) == [0, 1, 2]
     return SecondReader(folder / "c.zarr"), put
 
@@ -266,7 +305,7 @@ def put_shards(cache: CacheWriter, spec: CacheSpec, rng: np.random.Generator, pu
                 arrays[name] = rng.normal(size=len(samples)).astype(np.float32)
             arrays["top"][1] = np.nan
             if shard == 1:  # all zeros: not a file of it is written
-                arrays["tail_var"][:] = 0
+                arrays["tail_mean"][:] = 0
             crcs = [digest(torch.from_numpy(view_of(i))) for i in spec.layout.canary_samples(shard)]
             arrays["canary"] = np.array([crcs], np.uint32)
             writer.write(shard, arrays)
@@ -295,7 +334,8 @@ def test_a_reader_written_from_the_page_reads_what_was_written(cache):
     reader, put = cache
     for shard, arrays in put.items():
         found = reader.shard(7, shard)
-        assert set(found) == set(arrays) - (set() if reader.k < reader.classes else {*tails(arrays)})
+        none = {*tails(arrays)} if reader.k == reader.classes else set()
+        assert set(found) == set(arrays) - none - ({"tail_var"} if reader.about.get("calibrated") else set())
         assert_right(reader.about, found, arrays)
 
 
@@ -358,6 +398,16 @@ def test_keys_by_the_page_are_those_of_the_samples(cache):
     assert load_digits().keys()[: reader.n].tolist() == reader.keys()
 
 
+def test_class_statistics_by_the_page_are_those_of_the_cache(cache):
+    reader, _ = cache
+    found, expected = reader.statistics(), CacheReader(reader.path).statistics()
+    assert (found is None) == (expected is None)
+    if found is not None:
+        group, mean, factors = found
+        assert_equal_statistics(ClassStatistics(mean, factors, group["noise"], group["views"]), expected)
+        np.testing.assert_array_equal(factors, statistics_of(CacheReader(reader.path).spec).factors)
+
+
 def test_chunks_past_the_last_sample_are_not_there_and_a_part_is_padded_with_zeros(cache):
     reader, _ = cache
     data = (reader.path / "seed-7" / "top" / "c" / "2").read_bytes()  # 11 samples: chunks of 4, 4, 3 and none
@@ -384,7 +434,15 @@ def test_every_field_of_the_attributes_is_on_the_page(cache):
             else set()
         )
 
-    assert not {name for name in names(reader.about) if not re.search(rf"[`.]{name}`", PAGE)}
+    group = (reader.statistics() or [{}])[0]
+    assert not {name for name in names(reader.about) | {*group} if not re.search(rf"[`.]{name}`", PAGE)}
+
+
+def test_bounds_of_class_statistics_are_those_of_the_page():
+    (row,) = re.findall(r"^\| `factors` \|.*", PAGE, re.MULTILINE)
+    assert f"r ≤ {MOST_FACTORS:,}," in row
+    assert f"at most 2^{MOST_STATISTICS_BYTES.bit_length() - 1} bytes" in row
+    assert 1 << MOST_STATISTICS_BYTES.bit_length() - 1 == MOST_STATISTICS_BYTES
 
 
 def test_keys_by_the_page_are_those_of_views():
