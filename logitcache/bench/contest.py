@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from logitcache.bench.glyphs import CLASSES, RARE_CLASSES, glyphs, rare_glyphs, shifted
+from logitcache.bench.glyphs import CLASSES, glyphs, rare_glyphs, shifted
 from logitcache.bench.table import markdown
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import NonFiniteError, StudentsError

@@ -71,7 +71,9 @@ def average_teachers(
 
     probability: p ∝ Σ_m w_m p_m;  logit: log p = Σ_m w_m log p_m + const (the geometric mean), both over all C
     classes, each member's tail completed by its own class statistics (or, where it has none, spread evenly). The
-    mixture's logits are log-probabilities. It lists as many classes as the member that lists most.
+    mixture's logits are log-probabilities. It lists as many classes as the member that lists most. Where a member has
+    no class statistics, mean and spread of what no member lists, which rule the tail at other temperatures, are the
+    members' averages.
 
     Args:
         teachers: one or more, with equal numbers of rows and classes.
@@ -87,7 +89,29 @@ def average_teachers(
     share = [weight / sum(weights) for weight in weights]
     log_p = _average([t.at(1.0).log_probs for t in teachers], share, space).log_softmax(1)
     mixture = SparseTeacher.from_logits(log_p, max(t.k for t in teachers))
-    return replace(mixture, known=log_p) if all(t.is_whole for t in teachers) else mixture
+    if all(t.is_whole for t in teachers):
+        return replace(mixture, known=log_p)
+    return _spread_tail(mixture, log_p, teachers, share)
+
+
+def _spread_tail(
+    mixture: SparseTeacher, log_p: Tensor, teachers: Sequence[SparseTeacher], share: Sequence[float]
+) -> SparseTeacher:
+    """Give a mixture's tail, even where no member lists a class, the mean and variance that the members know of."""
+    if not mixture.tail_size:
+        return mixture
+    below, std = torch.zeros_like(mixture.top), torch.zeros_like(mixture.top)
+    unlisted = torch.ones_like(log_p, dtype=torch.bool)
+    for teacher, w in zip(teachers, share, strict=True):
+        unlisted.scatter_(1, teacher.ids, False)
+        if teacher.tail_lse is not None and teacher.tail_mean is not None:
+            below = below + w * (teacher.tail_lse - math.log(teacher.tail_size) - teacher.tail_mean)
+            std = std + w * (2 * teacher.half_tail_var()).sqrt()
+    in_tail = torch.ones_like(unlisted).scatter(1, mixture.ids, False)
+    relative = log_p - mixture.top[:, None] - below[:, None] * unlisted
+    mean = (relative * in_tail).sum(1) / mixture.tail_size
+    spread = ((relative - mean[:, None]).square() + std.square()[:, None] * unlisted) * in_tail
+    return replace(mixture, tail_mean=mean, tail_var=spread.sum(1) / mixture.tail_size)
 
 
 def require_same_views(readers: Sequence[CacheReader]) -> None:

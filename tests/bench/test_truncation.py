@@ -9,9 +9,7 @@ def test_errors_shrink_as_more_classes_are_listed():
     teacher, target = logits_of_trained(images, labels, 2, width=64, steps=100, batch=64)
     student, _ = logits_of_trained(images, labels, 2, width=16, steps=20, batch=64, seed=1)
     assert (teacher.argmax(1) == target).float().mean() > (student.argmax(1) == target).float().mean()
-    rows = measure_truncation(
-        student, teacher, target, {"kd": [{}], "dho": [{}], "kendall": [{}]}
-    )
+    rows = measure_truncation(student, teacher, target, {"kd": [{}], "dho": [{}], "kendall": [{}]})
     for name in ("kd", "dho"):
         for temperature in (1.0, 2.0, 4.0):
             errors = [r.error for r in rows if (r.name, r.temperature) == (name, temperature)]

@@ -1,4 +1,4 @@
-"""A completed row keeps what is stored, depends on nothing but itself and the statistics, and is nearer to the teacher."""
+"""A completed row keeps what is stored, and depends on nothing but itself and the statistics."""
 
 import math
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from logitcache.errors import OptionError
 from logitcache.format.class_statistics import ClassStatistics
 from logitcache.teacher import completion

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcache.errors import OptionError
+from logitcache.teacher.completion import Completion, fit_statistics
 from logitcache.teacher.ensemble import average_teachers
 from logitcache.teacher.sparse import SparseTeacher
 
@@ -27,28 +29,35 @@ def test_with_every_class_it_is_the_dense_softmax(temperature, dtype):
     teacher = SparseTeacher.from_logits(x, x.shape[1])
     p = (x / temperature).softmax(1)
     close = {"rtol": 1e-4, "atol": 1e-6} if dtype == torch.float32 else {}
-    soft = teacher.at(temperature)
-    torch.testing.assert_close(soft.densify(), p, **close)
-    torch.testing.assert_close(soft.entropy(), -(p * p.log()).sum(1), **close)
-    torch.testing.assert_close(soft.lse + teacher.top / temperature, (x / temperature).logsumexp(1))
-    assert soft.tail_mass.eq(0).all()
+    soft, listed = teacher.at(temperature), teacher.listed_at(temperature)
+    torch.testing.assert_close(teacher.logits, x)
+    torch.testing.assert_close(soft.probs, p, **close)
+    torch.testing.assert_close(soft.log_probs, (x / temperature).log_softmax(1), **close)
+    torch.testing.assert_close(listed.probs, p.gather(1, teacher.ids), **close)
+    for distribution in (soft, listed):
+        torch.testing.assert_close(distribution.entropy(), -(p * p.log()).sum(1), **close)
+        torch.testing.assert_close(
+            distribution.prob_of(teacher.ids[:, 1]), p.gather(1, teacher.ids)[:, 1], **close
+        )
+    torch.testing.assert_close(listed.lse + teacher.top / temperature, (x / temperature).logsumexp(1))
+    assert listed.tail_mass.eq(0).all()
 
 
 @pytest.mark.parametrize("k", [1, 16, 199, 200])
-def test_mean_and_deviation_of_all_logits_are_exact(k):
+def test_what_is_listed_is_the_largest(k):
     x = logits()
     teacher = SparseTeacher.from_logits(x, k)
-    torch.testing.assert_close(teacher.mean(), x.mean(1))
-    torch.testing.assert_close(teacher.std(), x.std(1, correction=0))
-    torch.testing.assert_close(teacher.logits, x.topk(k, 1).values)
+    torch.testing.assert_close(teacher.listed, x.topk(k, 1).values)
+    torch.testing.assert_close(teacher.logits.gather(1, teacher.ids), teacher.listed)
 
 
 def test_at_temperature_one_everything_listed_is_exact():
     x = logits()
     p = x.softmax(1)
     teacher = SparseTeacher.from_logits(x, 16)
-    soft = teacher.at(1.0)
+    soft = teacher.listed_at(1.0)
     torch.testing.assert_close(soft.probs, p.gather(1, teacher.ids))
+    torch.testing.assert_close(teacher.at(1.0).probs.gather(1, teacher.ids), soft.probs)
     torch.testing.assert_close(soft.tail_mass, 1 - p.gather(1, teacher.ids).sum(1))
     torch.testing.assert_close(soft.log_tail_mass.exp(), soft.tail_mass)
 
@@ -64,14 +73,26 @@ def test_the_tail_follows_the_temperature(temperature, error):
     true = (relative / temperature).logsumexp(1)
     assert (teacher.log_tail_sum(temperature) - true).abs().mean() < error
     mass = (true - (x / temperature - x.amax(1, keepdim=True) / temperature).logsumexp(1)).exp()
-    assert (teacher.at(temperature).tail_mass - mass).abs().mean() < error
+    assert (teacher.listed_at(temperature).tail_mass - mass).abs().mean() < error
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_support_and_tail_sum_to_one(temperature):
-    soft = SparseTeacher.from_logits(logits(), 16).at(temperature)
+    teacher = SparseTeacher.from_logits(logits(), 16)
+    soft, dense = teacher.listed_at(temperature), teacher.at(temperature)
     torch.testing.assert_close(soft.probs.sum(1) + soft.tail_mass, torch.ones(64).double())
-    torch.testing.assert_close(soft.densify().sum(1), torch.ones(64).double())
+    torch.testing.assert_close(dense.probs.sum(1), torch.ones(64).double())
+    torch.testing.assert_close(dense.probs.gather(1, teacher.ids), soft.probs)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_without_a_variance_the_tail_is_that_of_a_normal_one(temperature):
+    x = logits() * 0 + torch.randn(64, 2000, generator=torch.Generator().manual_seed(3)).double()[:, :200]
+    x[:, :4] += 6
+    teacher = SparseTeacher.from_logits(x, 4)
+    without = replace(teacher, tail_var=None)
+    close = without.listed_at(temperature).tail_mass - teacher.listed_at(temperature).tail_mass
+    assert close.abs().max() < 0.02
 
 
 @settings(max_examples=60, deadline=None)
@@ -86,12 +107,15 @@ def test_the_tail_keeps_its_bounds(seed, scale, classes, temperature, data):
     """Whatever the logits: tail classes are no likelier than the least listed one, and nothing is NaN."""
     k = data.draw(st.integers(1, classes))
     x = torch.randn(4, classes, generator=torch.Generator().manual_seed(seed)) * scale
-    soft = SparseTeacher.from_logits(x, k).at(temperature)
+    teacher = SparseTeacher.from_logits(x, k)
+    soft = teacher.listed_at(temperature)
     mass, entropy = soft.tail_mass, soft.entropy()
     assert mass.isfinite().all()
     assert entropy.ge(0).all()
     assert entropy.le(math.log(classes) + 1e-6).all()
-    assert soft.densify().isfinite().all()
+    assert teacher.at(temperature).probs.isfinite().all()
+    assert teacher.at(temperature).entropy().isfinite().all()
+    assert teacher.logits.isfinite().all()
     if k < classes:
         least = soft.probs[:, -1]
         assert (mass / (classes - k) <= least * (1 + 1e-3) + 1e-30).all()
@@ -101,21 +125,26 @@ def test_a_class_of_the_tail_has_the_mean_share():
     x = logits()
     teacher = SparseTeacher.from_logits(x, 5)
     classes = torch.stack([teacher.ids[:, 3], x.argmin(1)], 1)
-    soft = teacher.at(2.0)
-    dense = soft.densify()
+    soft = teacher.listed_at(2.0)
+    dense = teacher.at(2.0).probs
     torch.testing.assert_close(soft.log_prob_of(classes).exp(), dense.gather(1, classes))
     torch.testing.assert_close(soft.prob_of(classes[:, 1]), dense.gather(1, classes[:, 1:])[:, 0])
+    torch.testing.assert_close(dense.gather(1, classes[:, 1:])[:, 0], soft.log_tail_share.exp())
 
 
 @pytest.mark.parametrize("k", [16, 200])
 def test_standardised_logits_have_mean_zero_and_deviation_one(k):
     x = logits()
-    z = (x - x.mean(1, keepdim=True)) / x.std(1, correction=0, keepdim=True)
-    teacher, expected = SparseTeacher.from_logits(x, k).standardise(), SparseTeacher.from_logits(z, k)
-    torch.testing.assert_close(teacher.mean(), torch.zeros(64).double())
-    torch.testing.assert_close(teacher.std(), torch.ones(64).double())
-    torch.testing.assert_close(teacher.logits, expected.logits)
-    torch.testing.assert_close(teacher.at(2.0).probs, expected.at(2.0).probs, rtol=0.02, atol=0)
+    teacher = SparseTeacher.from_logits(x, k)
+    z = teacher.standardise()
+    torch.testing.assert_close(z.logits.mean(1), torch.zeros(64).double())
+    torch.testing.assert_close(z.logits.std(1, correction=0), torch.ones(64).double())
+    torch.testing.assert_close(z.logits.gather(1, z.ids), z.listed)
+    assert torch.equal(z.ids, teacher.ids)
+    if k == 200:
+        torch.testing.assert_close(
+            z.logits, (x - x.mean(1, keepdim=True)) / x.std(1, correction=0, keepdim=True)
+        )
 
 
 def test_rows_can_be_selected_and_moved():
@@ -154,16 +183,16 @@ def test_a_mixture_of_whole_teachers_is_the_dense_mixture(space):
         expected = 0.75 * x.softmax(1) + 0.25 * y.softmax(1)
     else:
         expected = (0.75 * x.log_softmax(1) + 0.25 * y.log_softmax(1)).softmax(1)
-    torch.testing.assert_close(mixture.at(1.0).densify(), expected)
+    torch.testing.assert_close(mixture.at(1.0).probs, expected)
     torch.testing.assert_close(mixture.top.exp(), expected.amax(1))
 
 
 def test_a_mixture_of_sparse_teachers_is_the_mixture_of_what_they_say():
     members = [SparseTeacher.from_logits(logits(seed=seed), 8) for seed in (1, 2, 3)]
     mixture = average_teachers(members)
-    expected = sum(m.at(1.0).densify() for m in members) / 3
+    expected = sum(m.at(1.0).probs for m in members) / 3
     assert mixture.k == 8
-    soft = mixture.at(1.0)
+    soft = mixture.listed_at(1.0)
     torch.testing.assert_close(soft.probs, expected.gather(1, mixture.ids))
     torch.testing.assert_close(soft.probs.sum(1) + soft.tail_mass, torch.ones(64).double())
     assert mixture.gap.diff(dim=1).ge(0).all()
@@ -174,7 +203,7 @@ def test_a_mixture_of_sparse_teachers_is_the_mixture_of_what_they_say():
 @pytest.mark.parametrize("ks", [(8, 8), (3, 12), (20, 39)])
 def test_of_teachers_with_flat_tails_nothing_is_lost_but_what_k_classes_cannot_say(space, ks):
     members = [SparseTeacher.from_logits(logits(c=40, seed=seed), k) for seed, k in enumerate(ks)]
-    flat = [m.at(1.0).densify().log() for m in members]
+    flat = [m.at(1.0).log_probs for m in members]
     dense = torch.stack(flat).exp().mean(0).log() if space == "probability" else sum(flat) / 2
     expected = SparseTeacher.from_logits(dense.log_softmax(1), max(ks))
     found = average_teachers(
@@ -215,7 +244,7 @@ def test_a_mixture_follows_the_temperature(space):
         dense = torch.stack([x.log_softmax(1) for x in members]).mean(0)
     for temperature in (1.0, 2.0, 4.0):
         p = (dense / temperature).softmax(1)
-        difference = (mixture.at(temperature).probs - p.gather(1, mixture.ids)).abs().sum(1).mean()
+        difference = (mixture.listed_at(temperature).probs - p.gather(1, mixture.ids)).abs().sum(1).mean()
         assert difference < 0.06, temperature
 
 
@@ -228,11 +257,24 @@ def test_a_teacher_mixed_with_itself_or_with_weight_zero_stays_itself(space):
     ):
         assert torch.equal(mixture.ids, teacher.ids)
         for temperature in (1.0, 3.0):
-            found, expected = mixture.at(temperature), teacher.at(temperature)
+            found, expected = mixture.listed_at(temperature), teacher.listed_at(temperature)
             torch.testing.assert_close(found.probs, expected.probs)
             torch.testing.assert_close(found.tail_mass, expected.tail_mass)
-    alone = average_teachers([teacher, other], [1.0, 0.0], space).at(1.0)
-    torch.testing.assert_close(alone.probs[:, 0], teacher.at(1.0).probs[:, 0])
+    alone = average_teachers([teacher, other], [1.0, 0.0], space)
+    torch.testing.assert_close(alone.at(1.0).probs, teacher.at(1.0).probs)
+
+
+@pytest.mark.parametrize("space", ["probability", "logit"])
+def test_a_mixture_of_completed_teachers_is_that_of_their_whole_answers(space):
+    whole = Completion.of(fit_statistics(logits(400)))
+    members = [SparseTeacher.from_logits(logits(seed=seed), k, whole) for seed, k in ((1, 8), (2, 4))]
+    mixture = average_teachers(members, [1.0, 3.0], space)
+    p, q = (m.logits.log_softmax(1) for m in members)
+    mixed = (0.25 * p + 0.75 * q).softmax(1) if space == "logit" else 0.25 * p.exp() + 0.75 * q.exp()
+    torch.testing.assert_close(mixture.at(1.0).probs, mixed)
+    torch.testing.assert_close(mixture.at(4.0).log_probs, (mixed.log() / 4).log_softmax(1))
+    assert mixture.is_whole
+    assert mixture.k == 8
 
 
 def test_an_ensemble_that_cannot_be_is_refused():
