@@ -108,5 +108,6 @@ def read_some_logits(source: CacheReader, seeds: Sequence[int], count: int) -> T
     for seed, shard in chosen:
         teacher = decode_shard(source, seed, shard)
         teacher = teacher[~teacher.top.isnan()]
-        parts.append(teacher[slice(None, None, max(1, -(-len(teacher) // each)))].logits)
+        rows = torch.linspace(0, len(teacher) - 1, min(each, len(teacher))).long()
+        parts.append(teacher[rows].logits)
     return torch.cat(parts)[:count]

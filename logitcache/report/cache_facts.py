@@ -18,6 +18,7 @@ from logitcache.format.spec import Spec
 from logitcache.report.charts import take_evenly
 from logitcache.store import CacheReader, seed_list
 from logitcache.store.derive import derive_spec, reduce_shard
+from logitcache.teacher.completion import Completion
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.images import Images
 
@@ -119,14 +120,17 @@ def _compare_numbers_of_logits(
     reader: CacheReader, seeds: Sequence[int]
 ) -> tuple[tuple[FirstLogits, ...], int]:
     """Compare caches of fewer logits with this one, on some of its views; returns the number of these too."""
-    spec = reader.spec
+    spec, statistics = reader.spec, reader.statistics()
+    completion = None if statistics is None else Completion.of(statistics)
     ks = sorted({k for p in range(32) for k in (1 << p, 3 << p) if k < spec.k} | {spec.k})
     sums, views = torch.zeros(len(ks), 2, len(TEMPERATURES), dtype=torch.float64), 0
     for arrays in _read_samples(reader, seeds):
-        full = _teacher(reduce_shard(arrays, spec, spec), spec)
+        full = _teacher(reduce_shard(arrays, spec, spec), spec, completion)
         views += len(full)
         for number, k in enumerate(ks):
-            fewer = full if k == spec.k else _teacher(reduce_shard(arrays, spec, _of_fewer(spec, k)), spec)
+            fewer = full
+            if k < spec.k:
+                fewer = _teacher(reduce_shard(arrays, spec, _of_fewer(spec, k)), spec, completion)
             for at, temperature in enumerate(TEMPERATURES):
                 sums[number, 0, at] += full.listed_at(temperature).probs[:, :k].sum()
                 sums[number, 1, at] += _kl(full, fewer, temperature).sum()
@@ -153,7 +157,7 @@ def _of_fewer(spec: CacheSpec, k: int) -> CacheSpec:
     return derive_spec(spec, k, "default" if spec.profile.name == "exact" else None)
 
 
-def _teacher(arrays: Arrays, spec: CacheSpec) -> SparseTeacher:
+def _teacher(arrays: Arrays, spec: CacheSpec, completion: Completion | None) -> SparseTeacher:
     def column(name: str) -> Tensor | None:
         return torch.from_numpy(arrays[name].astype(np.float64)) if name in arrays else None
 
@@ -162,11 +166,14 @@ def _teacher(arrays: Arrays, spec: CacheSpec) -> SparseTeacher:
     assert top is not None
     ids = torch.from_numpy(arrays["ids"].astype(np.int64))
     tail = (column("tail_lse"), column("tail_mean"), column("tail_var"))
-    return SparseTeacher(ids, gap, top, *tail, spec.dataset.num_classes)
+    return SparseTeacher(ids, gap, top, *tail, spec.dataset.num_classes, completion)
 
 
 def _kl(full: SparseTeacher, fewer: SparseTeacher, temperature: float) -> Tensor:
-    """(B,) KL(full ‖ fewer) in nats; `fewer` lists the first classes of `full`, tails spread evenly."""
+    """(B,) KL(full ‖ fewer) in nats; `fewer` lists the first classes of `full`, tails completed or spread evenly."""
+    if full.completion is not None:
+        log_p, log_q = full.at(temperature).log_probs, fewer.at(temperature).log_probs
+        return (log_p.exp() * (log_p - log_q)).sum(1).clamp(min=0)
     p, q = full.listed_at(temperature), fewer.listed_at(temperature)
     share = q.log_tail_share[:, None].expand(-1, full.k - fewer.k)
     kl = (p.log_probs.exp() * (p.log_probs - torch.cat([q.log_probs, share], 1))).sum(1)

@@ -38,6 +38,8 @@ def arrays_of(cache: Path) -> dict[tuple[int, int, str], np.ndarray]:
 
 
 def assert_same(cache: Path, other: Path) -> None:
+    statistics, others = CacheReader(cache).statistics(), CacheReader(other).statistics()
+    assert (statistics and statistics.digest) == (others and others.digest)
     mine, theirs = arrays_of(cache), arrays_of(other)
     assert mine.keys() == theirs.keys()
     for key, values in mine.items():

@@ -1,0 +1,265 @@
+"""A new cache is calibrated before it exists: the same bytes whatever was interrupted, and none where none help."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command import fails, succeeds
+from dumping import RECIPE, a_teacher, assert_same, dump_digits
+from small import few_digits
+
+from logitcache.dump.calibration import (
+    CALIBRATION_SEED,
+    LEAST_VIEWS,
+    VIEWS,
+    choose_count,
+    try_statistics,
+)
+from logitcache.dump.job import DumpConfig, load_calibrator
+from logitcache.dump.late_calibration import calibrate_cache, calibrate_derived
+from logitcache.errors import MismatchError, NonFiniteError, OptionError
+from logitcache.store import CacheReader
+from logitcache.store.derive import derive_cache
+from logitcache.stream.stream import Stream
+from logitcache.teacher.completion import fit_statistics
+from logitcache.teacher.sparse import SparseTeacher
+
+
+def related(rows: int, classes: int = 60, seed: int = 0) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return 3 * torch.randn(rows, 5, generator=g) @ torch.randn(5, classes, generator=g)
+
+
+def test_a_dump_without_options_of_many_classes_is_calibrated_and_says_so(tmp_path: Path) -> None:
+    report = dump_digits(tmp_path / "cache")
+    reader = CacheReader(tmp_path / "cache")
+    statistics = reader.statistics()
+    assert report.calibration is not None
+    assert report.calibration.kept
+    assert report.calibration.views == LEAST_VIEWS
+    assert statistics is not None
+    assert statistics.factors.shape == (10, report.calibration.factors)
+    assert reader.spec.calibrated
+    assert "tail_var" not in {a.name for a in reader.spec.arrays()}
+    assert all(a <= b for a, b in zip(report.calibration.completed, report.calibration.even, strict=True))
+
+
+def test_statistics_are_those_of_the_sample_under_a_seed_of_its_own(tmp_path: Path) -> None:
+    dump_digits(tmp_path / "cache", calibration=40)
+    reader = CacheReader(tmp_path / "cache")
+    config = DumpConfig(workers=0, batch_size=24)
+    calibrator = load_calibrator(reader.spec, few_digits(300), RECIPE, a_teacher(), config)
+    logits = calibrator.logits(40)
+    assert logits.shape == (40, 10)
+    statistics = reader.statistics()
+    assert statistics is not None
+    assert statistics.digest == fit_statistics(logits).digest
+    assert CALIBRATION_SEED not in reader.seeds()
+
+
+def test_more_views_than_images_take_more_seeds() -> None:
+    config = DumpConfig(workers=0, batch_size=7)
+    calibrator = load_calibrator(_spec(), few_digits(9), RECIPE, a_teacher(), config)
+    logits = calibrator.logits(23)
+    assert len(logits) == 23
+    assert len({tuple(row) for row in logits.tolist()}) > 18  # views of one image differ by their seed
+    torch.testing.assert_close(calibrator.logits(9), logits[:9])
+
+
+def _spec():
+    from specs import small_cache
+
+    return small_cache()
+
+
+@pytest.mark.parametrize(
+    ("n", "seeds", "classes", "expected"),
+    [
+        (1000, 1, 1000, LEAST_VIEWS),
+        (50_000, 1, 1000, 2500),
+        (1_281_167, 10, 1000, VIEWS),
+        (1_281_167, 10, 21_841, 3072),
+        (10, 1, 1 << 30, 8),
+    ],
+)
+def test_a_sample_is_a_small_share_of_the_dump(n, seeds, classes, expected) -> None:
+    assert choose_count(n, seeds, classes) == expected
+    assert choose_count(n, seeds, classes, asked=99) == 99
+
+
+def test_no_calibration_is_asked_for_or_of_use(tmp_path: Path) -> None:
+    assert dump_digits(tmp_path / "none", calibration=0).calibration is None
+    assert CacheReader(tmp_path / "none").statistics() is None
+    assert not CacheReader(tmp_path / "none").spec.calibrated
+    assert dump_digits(tmp_path / "all", top_k=10).calibration is None
+    with pytest.raises(OptionError, match="all 10 logits has nothing to complete"):
+        dump_digits(tmp_path / "both", top_k=10, calibration=50)
+    with pytest.raises(OptionError, match="calibration must be 0 for none, or 8 to"):
+        dump_digits(tmp_path / "few", calibration=7)
+    assert not (tmp_path / "both").exists()
+    assert not (tmp_path / "few").exists()
+
+
+@pytest.mark.parametrize("k", [1, 8, 30])
+@pytest.mark.parametrize(
+    "logits",
+    [
+        torch.randn(400, 60, generator=torch.Generator().manual_seed(0)) * 3,
+        torch.zeros(400, 60),
+        torch.eye(60).repeat(7, 1)[:400] * 1e3,
+        related(32),
+        related(10),
+    ],
+    ids=["unrelated", "all equal", "one-hot", "32 views", "10 views"],
+)
+def test_what_is_kept_is_never_farther_from_the_teacher_than_an_even_tail(logits, k) -> None:
+    calibration, statistics = try_statistics(logits, k)
+    worse = any(a > b for a, b in zip(calibration.completed, calibration.even, strict=True))
+    assert calibration.kept == (not worse and len(logits) >= 16)
+    assert statistics.views == len(logits)
+
+
+def test_a_teacher_of_unrelated_classes_gets_an_even_tail() -> None:
+    unrelated = torch.randn(400, 60, generator=torch.Generator().manual_seed(0)) * 3
+    assert not try_statistics(unrelated, 8).calibration.kept
+    assert try_statistics(related(400), 8).calibration.kept
+
+
+def test_of_two_classes_what_one_logit_leaves_is_known(tmp_path: Path) -> None:
+    x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+    teacher = SparseTeacher.from_logits(x, 1)
+    calibration, _ = try_statistics(x, 1)
+    assert max(calibration.completed) < 1e-6
+    torch.testing.assert_close(teacher.logits, x)
+
+
+class _NaN(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(images), 10), float("nan"))
+
+
+def test_logits_that_are_not_finite_leave_no_cache(tmp_path: Path) -> None:
+    teacher = dataclasses.replace(a_teacher(), module=_NaN())
+    with pytest.raises(NonFiniteError, match="on a view of the calibration"):
+        dump_digits(tmp_path / "cache", teacher=teacher)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_dump_killed_while_it_calibrates_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys; sys.path[:0] = {path!r}\n"
+        "from dumping import dump_digits; from logitcache.dump import calibration\n"
+        "calibration.fit_statistics = lambda logits: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from pathlib import Path; dump_digits(Path({out!r}))\n"
+    )
+    out = tmp_path / "killed"
+    text = program.format(path=[p for p in sys.path if "support" in p], out=str(out))
+    killed = subprocess.run([sys.executable, "-c", text], check=False, env=os.environ)
+    assert killed.returncode == -signal.SIGKILL
+    assert not out.exists()
+    dump_digits(out)
+    dump_digits(tmp_path / "whole")
+    assert_same(out, tmp_path / "whole")
+
+
+def test_going_on_takes_the_statistics_that_are_there(tmp_path: Path) -> None:
+    dump_digits(tmp_path / "cache", seeds=(0,), calibration=64)
+    before = CacheReader(tmp_path / "cache").statistics()
+    report = dump_digits(tmp_path / "cache", seeds=(0, 1))
+    after = CacheReader(tmp_path / "cache").statistics()
+    assert report.calibration is None
+    assert before is not None
+    assert after is not None
+    assert before.digest == after.digest
+
+
+# Later ----------------------------------------------------------------------------------------------------
+
+
+def test_calibrating_later_changes_nothing_else_and_completes_what_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "cache"
+    dump_digits(path, calibration=0)
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    found = calibrate_cache(path, few_digits(300), a_teacher(), DumpConfig(workers=0, batch_size=24))
+    assert found.kept
+    for file, data in before.items():
+        assert file.read_bytes() == data, file
+    dump_digits(tmp_path / "at once")
+    late, early = CacheReader(path).statistics(), CacheReader(tmp_path / "at once").statistics()
+    assert late is not None
+    assert early is not None
+    assert late.digest == early.digest
+    stream = Stream.from_cache(path, few_digits(300), batch_size=32, device="cpu", workers=0)
+    assert next(stream.epoch(0)).teacher.is_whole
+    with pytest.raises(OptionError, match="has class statistics already"):
+        calibrate_cache(path, few_digits(300), a_teacher(), DumpConfig(workers=0))
+
+
+def test_calibrating_with_another_teacher_or_an_exact_cache_is_refused(tmp_path: Path) -> None:
+    dump_digits(tmp_path / "cache", calibration=0)
+    with pytest.raises(MismatchError, match="another teacher"):
+        calibrate_cache(tmp_path / "cache", few_digits(300), a_teacher(1), DumpConfig(workers=0))
+    assert CacheReader(tmp_path / "cache").statistics() is None
+    dump_digits(tmp_path / "exact", top_k=None, profile="exact")
+    with pytest.raises(OptionError, match="keeps all 10 logits: there is nothing to complete"):
+        calibrate_cache(tmp_path / "exact", few_digits(300), a_teacher(), DumpConfig(workers=0))
+
+
+def test_a_cache_derived_from_all_logits_is_calibrated_by_them(tmp_path: Path) -> None:
+    dump_digits(tmp_path / "exact", top_k=None, profile="exact")
+    derive_cache(tmp_path / "exact", tmp_path / "small", top_k=4, profile="default")
+    source = CacheReader(tmp_path / "exact")
+    found = calibrate_derived(source, tmp_path / "small")
+    assert found is not None
+    assert found.kept
+    statistics = CacheReader(tmp_path / "small").statistics()
+    assert statistics is not None
+    assert 0.9 * LEAST_VIEWS <= statistics.views <= LEAST_VIEWS
+    assert calibrate_derived(source, tmp_path / "small") is None
+    with pytest.raises(OptionError, match="keeps the top 4 logits, which tell no class statistics"):
+        calibrate_derived(CacheReader(tmp_path / "small"), tmp_path / "small")
+
+
+def test_the_completed_teacher_of_a_cache_is_that_of_the_live_one(tmp_path: Path) -> None:
+    """Up to the rounding of what is stored, a cache completes as the unrounded row would be."""
+    from logitcache.models.forward import ViewModel
+    from logitcache.teacher.completion import Completion
+
+    dump_digits(tmp_path / "cache")
+    reader = CacheReader(tmp_path / "cache")
+    statistics = reader.statistics()
+    assert statistics is not None
+    model = ViewModel(a_teacher()).eval()
+    for batch in Stream.from_cache(reader, few_digits(300), batch_size=64, device="cpu", workers=0).epoch(0):
+        with torch.inference_mode():
+            live = SparseTeacher.from_logits(model(batch.views), 4, Completion.of(statistics))
+        assert batch.teacher.logits.shape == (len(batch.views), 10)
+        torch.testing.assert_close(batch.teacher.logits, live.logits, atol=0.02, rtol=0)
+
+
+def test_the_commands(tmp_path: Path) -> None:
+    words = ["--data", "digits", "--seeds", "0", "--workers", "0", "--top-k", "4", "--weights", "random"]
+    dump = ["dump", "--teacher", "digits_small", *words]
+    text = succeeds(*dump, "--out", "new.zarr", cwd=tmp_path)
+    assert "class statistics" in text
+    assert "KL, T = 1 / 2 / 4" in text
+    report = json.loads(succeeds(*dump, "--out", "old.zarr", "--calibration", "0", "--json", cwd=tmp_path))
+    assert report["calibration"] is None
+    found = json.loads(succeeds("calibrate", "old.zarr", "--workers", "0", "--json", cwd=tmp_path))
+    assert found["kept"]
+    assert "has class statistics already" in fails("calibrate", "old.zarr", cwd=tmp_path)
+    mine, other = (CacheReader(tmp_path / name).statistics() for name in ("old.zarr", "new.zarr"))
+    assert mine is not None
+    assert other is not None
+    np.testing.assert_array_equal(mine.factors, other.factors)
+    succeeds(*dump, "--out", "exact.zarr", "--profile", "exact", "--top-k", "10", cwd=tmp_path)
+    text = succeeds("derive", "exact.zarr", "two.zarr", "--top-k", "2", "--profile", "default", cwd=tmp_path)
+    assert "class statistics" in text
+    assert CacheReader(tmp_path / "two.zarr").statistics() is not None
