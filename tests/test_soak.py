@@ -55,7 +55,7 @@ def test_whatever_is_done_to_files_numbers_are_right_or_refused(rng, damage, tru
 CRAFTED = [
     "a root and arrays that agree on 34 GB", "chunk: 3 GB", "commit: 3 GB", "canary: 3 GB unsaid",
     "chunk: Blosc past its end", "root text: deep", "seed-0/ids/c/0/0: a pipe", "zarr.json: /dev/zero",
-    "seed-0/ids/c/0/0: a terabyte of nothing",
+    "seed-0/ids/c/0/0: a terabyte of nothing", "a root and class statistics that agree on 34 GB", "statistics: 3 GB",
 ]  # fmt: skip
 
 

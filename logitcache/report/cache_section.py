@@ -130,10 +130,11 @@ def _chart_mass(ids: Ids, cache: CacheFacts) -> Element:
 
 
 def _chart_kl(ids: Ids, cache: CacheFacts) -> Element:
+    tail = "completed by the class statistics" if cache.about["class_statistics"] else "spread evenly"
     fewer = cache.kept[:-1]
     note = (
         f"KL in nats from what this cache holds to what one of fewer would (derive --top-k), "
-        f"the tail spread evenly; mean of {cache.tried:,} views, logarithmic scale."
+        f"the tail {tail}; mean of {cache.tried:,} views, logarithmic scale."
     )
     rows = tuple((str(first.k), *(f"{kl:.3g}" for kl in first.kl)) for first in fewer)
     curves = [

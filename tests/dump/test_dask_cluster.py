@@ -113,7 +113,17 @@ def test_an_error_on_a_worker_reads_as_in_one_process(
         (NonFiniteError, dataclasses.replace(INPUTS, teacher="small_teachers:infinite")),
         (DataError, pets),
     ]
-    config = dataclasses.replace(CONFIG, seeds=(0,), shard_samples=2048)  # one task, so one error is first
+    whole = dataclasses.replace(CONFIG, seeds=(0,), shard_samples=2048)  # one task, so one error is first
+    for kind, inputs in bad:
+        with pytest.raises(kind, match="calibration" if kind is NonFiniteError else "does not decode") as here:
+            alone(tmp_path / "one.zarr", inputs, dataclasses.replace(whole, top_k=1))
+        with pytest.raises(kind) as there:
+            dump_on_dask(
+                cluster.scheduler_address, tmp_path / "c.zarr", inputs, dataclasses.replace(whole, top_k=1)
+            )
+        assert (type(there.value), str(there.value)) == (type(here.value), str(here.value))
+        assert not (tmp_path / "c.zarr").exists()
+    config = dataclasses.replace(whole, calibration=0)
     for kind, inputs in bad:
         with pytest.raises(kind) as here:
             alone(tmp_path / "one.zarr", inputs, config)
@@ -228,7 +238,7 @@ def test_tasks_that_run_twice_at_once_write_each_shard_once(whole: Path, tmp_pat
 def test_a_second_writer_waits_for_the_first_and_leaves_its_shard_alone(whole: Path, tmp_path: Path) -> None:
     reader = CacheReader(whole)
     held = reader.read(0, 0)
-    writer = CacheWriter.open(tmp_path / "c.zarr", reader.spec)
+    writer = CacheWriter.open(tmp_path / "c.zarr", reader.spec, statistics=reader.statistics())
     with writer.seed(0) as owner:
         commits: list[int] = []
         other = {**held, "top": held["top"] + 1}
@@ -248,7 +258,7 @@ def test_on_object_storage_a_shard_written_twice_is_there_all_the_while(
 ) -> None:
     reader = CacheReader(whole)
     held, out = reader.read(0, 0), "memory://twice.zarr"
-    writer = CacheWriter.open(out, reader.spec)
+    writer = CacheWriter.open(out, reader.spec, statistics=reader.statistics())
     with writer.seed(0) as first:
         commit = first.write_if_missing(0, held)
         late = writer.unlocked(0)

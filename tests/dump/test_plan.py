@@ -16,6 +16,7 @@ from logitcache.dump.plan import Choice, Plan, PlanConfig, _choose, plan_cache
 from logitcache.errors import OptionError
 from logitcache.format.identity import PROFILES
 from logitcache.models.forward import ViewModel
+from logitcache.teacher.completion import Completion, fit_statistics
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.units import parse_size
 from logitcache.views.keyed_views import KeyedViews, check_batch
@@ -29,20 +30,23 @@ def found() -> Plan:
     return plan_cache(few_digits(), RECIPE, a_teacher(), CONFIG)
 
 
-def test_what_is_kept_is_what_a_sparse_teacher_keeps(found: Plan) -> None:
+def test_what_is_kept_is_what_a_completed_teacher_keeps(found: Plan) -> None:
     views = KeyedViews(few_digits(), RECIPE)
     pairs = [(i, s) for s in (0, 1) for i in range(300)]
     with torch.inference_mode():
         logits = ViewModel(a_teacher()).eval()(check_batch(views.__getitems__(pairs)).views)
+    held_out = torch.tensor([i % 4 == 0 for i, _ in pairs])
     choice = next(c for c in found.choices if (c.k, c.profile) == (4, "default"))
-    sparse = SparseTeacher.from_logits(logits, 4)
+    whole = Completion.of(fit_statistics(logits[~held_out]))
+    sparse = SparseTeacher.from_logits(logits[held_out], 4, whole)
+    assert choice.completed
     for number, temperature in enumerate((1.0, 2.0, 4.0)):
-        p, q = (logits / temperature).softmax(1), sparse.at(temperature).densify()
+        p, q = (logits[held_out] / temperature).softmax(1), sparse.at(temperature).probs
         kl = (p * (p / q).log()).sum(1).mean()
-        assert choice.kl[number] == pytest.approx(float(kl), rel=0.01)
+        assert choice.kl[number] == pytest.approx(float(kl), rel=0.05, abs=1e-6)
         r = torch.stack([torch.corrcoef(torch.stack([a, b]))[0, 1] for a, b in zip(p, q, strict=True)])
         assert choice.pearson[number] == pytest.approx(float(r.mean()), rel=1e-4)
-    assert choice.tail_mass == pytest.approx(float(sparse.at(1.0).tail_mass.mean()), rel=1e-3)
+    assert choice.tail_mass == pytest.approx(float(sparse.listed_at(1.0).tail_mass.mean()), rel=1e-3)
     assert 0.99 < choice.order <= 1
 
 
@@ -89,7 +93,7 @@ def test_nothing_is_beaten_that_has_anything_for_it(found: Plan) -> None:
 
 
 def choice(k: int, size: int, kl: float) -> Choice:
-    return Choice(k, "default", size / 100, size, (kl, kl, kl), (1.0, 1.0, 1.0), 1.0, 0.0)
+    return Choice(k, "default", True, size / 100, size, (kl, kl, kl), (1.0, 1.0, 1.0), 1.0, 0.0)
 
 
 @pytest.mark.parametrize(

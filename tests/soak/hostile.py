@@ -250,6 +250,63 @@ for _offset, _length in [
     _case(f"index: {_offset}, {_length}", _index(_offset, _length))
 
 
+# Class statistics -----------------------------------------------------------------------------------------
+
+_STATISTICS = "class_statistics"
+
+
+def _statistics(name: str, change: Callable[[dict[str, Any]], object]) -> Craft:
+    def craft(cache: Path) -> None:
+        file = cache / _STATISTICS / name
+        about = json.loads(file.read_bytes())
+        change(about)
+        file.write_text(json.dumps(about))
+
+    return craft
+
+
+def _of_shape(*shape: int) -> Callable[[dict[str, Any]], object]:
+    grid = {"name": "regular", "configuration": {"chunk_shape": shape}}
+    return lambda about: about.update(shape=shape, chunk_grid=grid)
+
+
+for _field, _value in [
+    ("noise", 0), ("noise", float("nan")), ("noise", 10**400), ("views", 0), ("views", 10**400), ("views", 1.0),
+    ("digest", "a\nb"), ("digest", "x" * 1_000_000), ("digest", 7), ("more", {}),
+]:  # fmt: skip
+    _case(
+        f"statistics: {_field} = {str(_value)[:20]!r}",
+        _statistics("zarr.json", lambda about, f=_field, v=_value: about["attributes"].update({f: v})),  # type: ignore[misc]
+    )
+for _name, _shape in [
+    ("mean", (1 << 60,)), ("mean", (0,)), ("factors", (1 << 60, 2)), ("factors", (10, 1 << 60)),
+    ("factors", (10, 11)), ("factors", (10, 0)), ("factors", (10,)),
+]:  # fmt: skip
+    _case(f"statistics: {_name} of {_shape}", _statistics(f"{_name}/zarr.json", _of_shape(*_shape)))
+
+
+def _many_classes(cache: Path) -> None:
+    """Make a root and class statistics that agree with each other on 34 GB of factors."""
+    _root("dataset.num_classes", 1 << 21)(cache)
+    for name, shape in (("mean", (1 << 21,)), ("factors", (1 << 21, 4096))):
+        _statistics(f"{name}/zarr.json", _of_shape(*shape))(cache)
+        for file in (cache / _STATISTICS / name / "c").rglob("0"):
+            if file.is_file():
+                file.unlink()
+
+
+_case("a root and class statistics that agree on 34 GB", _many_classes)
+for _name, _frame in {
+    "3 GB": bomb(3 << 30),
+    "3 GB unsaid": bomb(3 << 30, told=False),
+    "nothing": b"",
+}.items():
+    _case(
+        f"statistics: {_name}",
+        lambda cache, frame=_frame: (cache / _STATISTICS / "factors/c/0/0").write_bytes(checked(frame)),
+    )
+
+
 # Files ----------------------------------------------------------------------------------------------------
 
 
@@ -273,6 +330,8 @@ for _name in (
     "seed-0/zarr.json",
     "seed-0/ids/zarr.json",
     "seed-0/commit/zarr.json",
+    f"{_STATISTICS}/zarr.json",
+    f"{_STATISTICS}/mean/c/0",
     _SHARD,
     _COMMIT,
 ):

@@ -65,7 +65,7 @@ def killed(rng: random.Random, work: Callable[..., None], *args: Any) -> tuple[s
             until = time.monotonic() + rng.uniform(0, 0.35)
             while not done and told.poll(max(0.0, until - time.monotonic())):
                 done = _heard(told.recv(), promised)
-        os.kill(child.pid, signal.SIGKILL)
+        child.kill()
         child.join(LONGEST)
         with suppress(EOFError):
             while told.poll():

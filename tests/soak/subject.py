@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from dumping import a_teacher
 from small import few_digits
+from small_caches import statistics_of
 
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import LogitCacheError
 from logitcache.format.schema import CacheSpec, RowLayout
-from logitcache.store import CacheReader, SeedWriter
+from logitcache.store import CacheReader, CacheWriter, SeedWriter
 from logitcache.stream.stream import Stream
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import open_spool
@@ -86,6 +87,9 @@ class Truth:
         self.path = path
         reader = CacheReader(path)
         self.spec: CacheSpec = reader.spec
+        self.statistics = statistics_of(reader.spec)
+        if reader.statistics() is None:
+            CacheWriter.open(path, reader.spec).write_statistics(self.statistics)
         self.about = _about(reader)
         self.layout = RowLayout.of(reader.spec)
         self.shards = {(s, j): reader.read(s, j) for s in SEEDS for j in range(reader.spec.layout.shards)}
@@ -128,6 +132,12 @@ class Truth:
                 if not torch.equal(getattr(batch.teacher, name), getattr(expected, name)):
                     raise WrongNumberError(f"{name} of a batch of seed {seed}")
 
+    def require_statistics(self, reader: CacheReader) -> None:
+        """Read the class statistics; there are none, or the right ones."""
+        found = reader.statistics()
+        if found is not None and found.digest != self.statistics.digest:
+            raise WrongNumberError("class statistics")
+
     def require_canaries(self, reader: CacheReader, seed: int) -> None:
         """Read canaries; those of whole shards must be right, of a shard that is refused they are nobody's."""
         for sample, crc in reader.canaries(seed).items():
@@ -153,6 +163,7 @@ class Truth:
         except LogitCacheError as error:
             return [f"{type(error).__name__}: {error}"]
         attempts: list[Callable[[], Any]] = [partial(self.require_about, reader)] if about else []
+        attempts.append(partial(self.require_statistics, reader))
         for seed in SEEDS:
             attempts += [
                 partial(self.require_canaries, reader, seed),
@@ -197,6 +208,6 @@ class Truth:
 
 
 def _about(reader: CacheReader) -> dict[str, Any]:
-    unsteady = ("path", "seeds", "bytes_on_disk", "bytes_per_sample_view")
+    unsteady = ("path", "seeds", "bytes_on_disk", "bytes_per_sample_view", "class_statistics")
     about = {key: value for key, value in reader.info().items() if key not in unsteady}
     return {**about, "spec": reader.spec.to_dict()}
