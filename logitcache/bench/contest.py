@@ -127,7 +127,7 @@ class Contest:
     ) -> None:
         self.out, self.task, self.images, self.config = out, task, images, config
         self.evaluation = Evaluation(scored, recipe_named(task.recipe.evaluation))
-        self.teacher = self._network(task.teacher, 0)
+        self.teacher = self.network(task.teacher, 0)
         run = Run(out / "teacher", self.teacher, Objective.parse("ce"), TrainConfig(config.teacher_epochs))
         stream = Stream.plain(images, task.recipe, batch_size=64, seeds=tuple(range(config.teacher_epochs)))
         self.teacher_top1 = train([run], stream, self.evaluation)[0].top1
@@ -147,7 +147,8 @@ class Contest:
         live = LiveTeacher(ViewModel(self.teacher), len(self.images), stream.num_classes, stream.num_classes)
         return Stream(stream.views, live, stream.config)
 
-    def _network(self, name: str, seed: int) -> Model:
+    def network(self, name: str, seed: int) -> Model:
+        """Build an untrained network for the task."""
         side = self.images.images.shape[-1]
         classes = self.images.num_classes or 0
         return build_model(name, num_classes=classes, view_size=side, weights="random", seed=seed)
@@ -159,7 +160,7 @@ class Contest:
             runs = [
                 Run(
                     Path(folder) / f"{number}",
-                    self._network(self.task.student, seed),
+                    self.network(self.task.student, seed),
                     Objective.parse(entry.expression),
                     TrainConfig(self.config.epochs, lr=entry.lr, seed=seed),
                 )

@@ -115,7 +115,9 @@ def test_an_error_on_a_worker_reads_as_in_one_process(
     ]
     whole = dataclasses.replace(CONFIG, seeds=(0,), shard_samples=2048)  # one task, so one error is first
     for kind, inputs in bad:
-        with pytest.raises(kind, match="calibration" if kind is NonFiniteError else "does not decode") as here:
+        with pytest.raises(
+            kind, match="calibration" if kind is NonFiniteError else "does not decode"
+        ) as here:
             alone(tmp_path / "one.zarr", inputs, dataclasses.replace(whole, top_k=1))
         with pytest.raises(kind) as there:
             dump_on_dask(

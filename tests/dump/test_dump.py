@@ -373,7 +373,13 @@ def test_classes_past_65536_keep_their_numbers(tmp_path: Path) -> None:
     teacher = dataclasses.replace(a_teacher(), module=Wide(), num_classes=70_000)
     few = few_digits(5)
     images = ArrayImages("few", "train", few.images, few.labels, 70_000, "digits")
-    dump(tmp_path / "c.zarr", images, RECIPE, teacher, DumpConfig((0,), 3, calibration=0, workers=0, device="cpu"))
+    dump(
+        tmp_path / "c.zarr",
+        images,
+        RECIPE,
+        teacher,
+        DumpConfig((0,), 3, calibration=0, workers=0, device="cpu"),
+    )
     stream = Stream.from_cache(tmp_path / "c.zarr", images, batch_size=1, device="cpu", workers=0)
     for batch in stream.epoch(0):
         assert batch.teacher is not None

@@ -43,7 +43,7 @@ def test_what_is_kept_is_what_a_completed_teacher_keeps(found: Plan) -> None:
     for number, temperature in enumerate((1.0, 2.0, 4.0)):
         p, q = (logits[held_out] / temperature).softmax(1), sparse.at(temperature).probs
         kl = (p * (p / q).log()).sum(1).mean()
-        assert choice.kl[number] == pytest.approx(float(kl), rel=0.05, abs=1e-6)
+        assert choice.kl[number] == pytest.approx(float(kl), rel=0.05, abs=5e-6)
         r = torch.stack([torch.corrcoef(torch.stack([a, b]))[0, 1] for a, b in zip(p, q, strict=True)])
         assert choice.pearson[number] == pytest.approx(float(r.mean()), rel=1e-4)
     assert choice.tail_mass == pytest.approx(float(sparse.listed_at(1.0).tail_mass.mean()), rel=1e-3)

@@ -1,0 +1,205 @@
+"""What else the same bytes could keep of a teacher: the table of docs/losses.md.
+
+    python -m logitcache.bench.anchors
+
+On the letters (`glyphs`), with the contest's teacher and student: how far each record is from the teacher, how far
+the gradient of KD from it is from that with all logits, and what a student learns from it. Bytes are counted before
+compression, of ids as 2 bytes, and of numbers as 2 but for those that are said to be int8.
+"""
+
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from logitcache.bench.contest import CONTESTS, Contest, Entry, glyphs_task
+from logitcache.bench.table import markdown
+from logitcache.dump.calibration import TEMPERATURES
+from logitcache.dump.job import DumpConfig, cache_spec, load_calibrator
+from logitcache.losses.objective import Objective
+from logitcache.models.forward import ViewModel
+from logitcache.stream.stream import Stream
+from logitcache.teacher.completion import Completion, fit_statistics
+from logitcache.teacher.live import LiveTeacher
+from logitcache.teacher.sparse import SparseTeacher
+from logitcache.train.config import TrainConfig
+from logitcache.train.learner import Run
+from logitcache.train.loop import train
+
+CALIBRATION, HELD_OUT, SEEDS = 4096, 1024, 5
+KD = Entry("kd", 1.0, 1.6)  # what validation chose for KD on the letters, at T = 4
+SPREAD = 1e-6  # mass spread evenly where a record leaves none
+
+Rebuild = Callable[[Tensor, float], Tensor]  # (B, C) logits and a temperature: (B, C) log-probabilities at it
+
+
+@dataclass(frozen=True)
+class Record:
+    """A kind of record: its name, its bytes per view, and what can be told from it."""
+
+    name: str
+    size: float
+    rebuild: Rebuild
+
+
+def records(calibration: Tensor) -> list[Record]:
+    """Return the records to compare; those that learn from other views do so from `calibration`, (N, C) logits."""
+    completion = Completion.of(fit_statistics(calibration))
+    classes = calibration.shape[1]
+    scalars = 6  # top, and two numbers of the tail
+    draws = 20
+    sampled = statistics.fmean(_count_sampled(calibration[:512], draws).tolist())
+    return [
+        Record("all logits", 2 * classes, lambda z, t: (z / t).log_softmax(1)),
+        Record("top 8, completed", 4 * 8 + scalars, _listed(8, completion)),
+        Record("top 4, completed", 4 * 4 + scalars, _listed(4, completion)),
+        Record("top 8, even tail", 4 * 8 + scalars + 2, _listed(8, None)),
+        Record("top 16, even tail", 4 * 16 + scalars + 2, _listed(16, None)),
+        Record(f"{draws} draws", 5 * sampled, _sampled(draws)),
+        Record("polynomial of top 16", 2 * 16 + 2 * 3, _polynomial(16, 2)),
+        Record("principal components, int8", 36 + 2, _principal(calibration, 36)),
+    ]
+
+
+def _listed(k: int, completion: Completion | None) -> Rebuild:
+    return lambda z, t: SparseTeacher.from_logits(z, k, completion).at(t).log_probs
+
+
+def _count_sampled(logits: Tensor, draws: int) -> Tensor:
+    """(B,) number of different classes among so many draws."""
+    drawn = logits.softmax(1).multinomial(draws, True, generator=torch.Generator().manual_seed(0))
+    return torch.zeros_like(logits).scatter(1, drawn, 1.0).sum(1)
+
+
+def _sampled(draws: int) -> Rebuild:
+    """Classes drawn from the teacher at T = 1, with their counts and probabilities; at other T they are reweighted.
+
+    Source: Anshumann et al. 2025, random sampling KD (arXiv 2503.16870).
+    """
+
+    def rebuild(z: Tensor, t: float) -> Tensor:
+        log_p = z.log_softmax(1)
+        drawn = log_p.exp().multinomial(draws, True, generator=torch.Generator().manual_seed(0))
+        weight = (log_p.gather(1, drawn) * (1 / t - 1)).exp()
+        p = torch.zeros_like(z).scatter_add(1, drawn, weight)
+        return (p / p.sum(1, keepdim=True) * (1 - SPREAD) + SPREAD / z.shape[1]).log()
+
+    return rebuild
+
+
+def _polynomial(k: int, degree: int) -> Rebuild:
+    """The k largest by their ids, their log-probabilities by a polynomial in log(1 + rank), nothing of the others.
+
+    Source: DistillKit (arcee-ai), compression of sorted log-probabilities.
+    """
+    powers: Tensor = torch.arange(1.0, k + 1).log()[:, None] ** torch.arange(degree + 1)
+    fit: Tensor = torch.linalg.pinv(powers)
+
+    def rebuild(z: Tensor, t: float) -> Tensor:
+        values, ids = z.log_softmax(1).topk(k, 1)
+        fitted = (values @ fit.T) @ powers.T
+        rest = ((1 - fitted.exp().sum(1)).clamp(min=SPREAD) / (z.shape[1] - k)).log()
+        dense: Tensor = (rest[:, None].repeat(1, z.shape[1]).scatter(1, ids, fitted) / t).log_softmax(1)
+        return dense
+
+    return rebuild
+
+
+def _principal(calibration: Tensor, count: int) -> Rebuild:
+    """Coefficients of centred logits along the strongest directions of other views, each a byte, and their scale."""
+    centred = calibration - calibration.mean(1, keepdim=True)
+    mean = centred.mean(0)
+    directions: Tensor = torch.linalg.svd(centred - mean, full_matrices=False).Vh[:count]
+
+    def rebuild(z: Tensor, t: float) -> Tensor:
+        along = (z - z.mean(1, keepdim=True) - mean) @ directions.T
+        step = along.abs().amax(1, keepdim=True) / 127
+        rounded: Tensor = (along / step).round() * step
+        return ((mean + rounded @ directions) / t).log_softmax(1)
+
+    return rebuild
+
+
+class _Rebuilt(LiveTeacher):
+    """The teacher as a record tells it, for a loss at temperature T."""
+
+    def __init__(
+        self, model: nn.Module, n: int, num_classes: int, record: Record, temperature: float
+    ) -> None:
+        super().__init__(model, n, num_classes, num_classes)
+        self.record, self.temperature = record, temperature
+
+    @torch.no_grad()
+    def answer(self, views: Tensor, samples: Tensor, seeds: Tensor) -> SparseTeacher:
+        log_probs = self.record.rebuild(self.model(views), self.temperature)
+        return SparseTeacher.from_logits(log_probs * self.temperature, self.num_classes)
+
+
+def measure(record: Record, logits: Tensor, student: Tensor) -> tuple[tuple[float, ...], float, float]:
+    """Return mean KL at each temperature, 1 − Pearson at T = 2, and the cosine of KD's gradient at T = 4."""
+    kl = []
+    for t in TEMPERATURES:
+        p, q = (logits / t).log_softmax(1), record.rebuild(logits, t)
+        kl.append((p.exp() * (p - q)).sum(1).mean().item())
+    p, q = (logits / 2).softmax(1), record.rebuild(logits, 2.0).exp()
+    pearson = F.cosine_similarity(p - p.mean(1, keepdim=True), q - q.mean(1, keepdim=True), dim=1)
+    of_student = (student / 4).softmax(1)
+    true, found = of_student - (logits / 4).softmax(1), of_student - record.rebuild(logits, 4.0).exp()
+    return tuple(kl), 1 - pearson.mean().item(), F.cosine_similarity(true, found, dim=1).mean().item()
+
+
+def _teach(contest: Contest, record: Record, seed: int) -> float:
+    """Train a student by KD from a record; return its accuracy on the test images."""
+    images, config = contest.images, contest.config
+    model = ViewModel(contest.teacher)
+    live = _Rebuilt(model, len(images), contest.teacher.num_classes, record, 4.0)
+    plain = Stream.plain(
+        images, contest.task.recipe, batch_size=64, seeds=tuple(range(config.cached)), order=seed
+    )
+    with tempfile.TemporaryDirectory(dir=contest.out) as folder:
+        run = Run(
+            Path(folder) / "student",
+            contest.network(contest.task.student, seed),
+            Objective.parse(KD.expression),
+            TrainConfig(config.epochs, lr=KD.lr, seed=seed),
+        )
+        return train([run], Stream(plain.views, live, plain.config), contest.evaluation)[0].top1 or 0.0
+
+
+def anchors_table(out: Path, seeds: Sequence[int] = range(SEEDS)) -> str:
+    """Measure every record on the letters; return a Markdown table."""
+    task, (_, config) = glyphs_task(), CONTESTS["glyphs"]
+    contest = Contest(out, task, task.train, task.test, replace(config, losses=()))
+    options = DumpConfig(precision="float32", batch_size=256, device="cpu", workers=0)
+    spec = cache_spec(task.train, task.recipe, contest.teacher, options)
+    calibrator = load_calibrator(spec, task.train, task.recipe, contest.teacher, options)
+    logits = calibrator.logits(CALIBRATION + HELD_OUT)
+    calibration, held_out = logits[:CALIBRATION], logits[CALIBRATION:]
+    rough = held_out + 2 * torch.randn(held_out.shape, generator=torch.Generator().manual_seed(0))
+    rows = []
+    for record in records(calibration):
+        kl, pearson, cosine = measure(record, held_out, rough)
+        top1 = [100 * _teach(contest, record, seed) for seed in seeds]
+        scores = f"{statistics.fmean(top1):.1f} ± {statistics.stdev(top1):.1f}"
+        print(record.name, scores, file=sys.stderr, flush=True)
+        numbers = [f"{record.size:.0f}", *(f"{x:.3f}" for x in kl), f"{pearson:.3f}", f"{cosine:.3f}", scores]
+        rows.append([record.name, *numbers])
+    columns = ["record", "bytes", "KL at T = 1", "2", "4", "1 − r", "cosine", "student"]
+    return markdown(columns, rows)
+
+
+def main() -> None:
+    """Print the table."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        print(anchors_table(Path(folder)))
+
+
+if __name__ == "__main__":
+    main()
