@@ -4,7 +4,6 @@ import errno
 import multiprocessing
 import os
 import random
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress

@@ -482,6 +482,43 @@ def test_rewriting_that_fails_at_any_file_operation_leaves_the_old_none_or_the_n
     assert set(seen) == {"old", "none", "new"}
 
 
+def test_old_ones_are_durably_gone_before_new_ones_come_and_these_are_on_the_disk_before_they_count(
+    held: Path, monkeypatch
+):
+    """Record what is flushed, renamed and deleted, in order: a power cut may lose anything after the last flush."""
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc to tell a descriptor's file")
+    happened: list[tuple[str, str]] = []
+    replace, unlink = os.replace, os.unlink
+
+    def renamed(source, target, **options):
+        happened.append(("name", str(target)))
+        replace(source, target, **options)
+
+    def deleted(path, **options):
+        happened.append(("delete", str(path)))
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "fsync", lambda d: happened.append(("flush", os.readlink(f"/proc/self/fd/{d}"))))
+    monkeypatch.setattr(os, "replace", renamed)
+    monkeypatch.setattr(os, "unlink", deleted)
+    calibrate(held, statistics_of(PLAIN, 1))
+    monkeypatch.undo()
+    group, (*others, commit) = str(held / GROUP), [str(held / name) for name in STATISTICS_FILES]
+    gone = happened.index(("flush", group))
+    assert [each for each in happened[:gone] if each[0] != "flush"] == [("delete", commit)]
+    counts = happened.index(("name", commit))
+    for file in others:
+        named = happened.index(("name", file))
+        assert gone < happened.index(("delete", file)) < named < counts
+        assert ("flush", f"{file}.partial") in happened[gone:named]
+        for path in Path(file).parents:
+            if str(path).startswith(group):
+                assert ("flush", str(path)) in happened[named:counts]
+    assert ("flush", f"{commit}.partial") in happened[:counts]
+    assert ("flush", group) in happened[counts:]
+
+
 @pytest.mark.parametrize(
     "other",
     [PLAIN, CALIBRATED, spec_of(weights="ef", calibrated=True)],
