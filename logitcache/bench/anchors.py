@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from logitcache.bench.contest import CONTESTS, Contest, Entry, glyphs_task
+from logitcache.bench.contest import CONTESTS, Contest, Entry, Task, glyphs_task, rare_glyphs_task
+from logitcache.bench.synthetic import RecordedLogits, SyntheticLogits, TeacherLogits
 from logitcache.bench.table import markdown
 from logitcache.dump.calibration import TEMPERATURES
 from logitcache.dump.job import DumpConfig, cache_spec, load_calibrator
@@ -32,7 +33,7 @@ from logitcache.train.config import TrainConfig
 from logitcache.train.learner import Run
 from logitcache.train.loop import train
 
-CALIBRATION, HELD_OUT, SEEDS = 4096, 1024, 5
+VIEWS, SEEDS = 5120, 5
 KD = Entry("kd", 1.0, 1.6)  # what validation chose for KD on the letters, at T = 4
 SPREAD = 1e-6  # mass spread evenly where a record leaves none
 
@@ -172,33 +173,55 @@ def _teach(contest: Contest, record: Record, seed: int) -> float:
         return train([run], Stream(plain.views, live, plain.config), contest.evaluation)[0].top1 or 0.0
 
 
-def anchors_table(out: Path, seeds: Sequence[int] = range(SEEDS)) -> str:
-    """Measure every record on the letters; return a Markdown table."""
-    task, (_, config) = glyphs_task(), CONTESTS["glyphs"]
-    contest = Contest(out, task, task.train, task.test, replace(config, losses=()))
+def fidelity_table(logits: Tensor, teach: Callable[[Record], Sequence[float]] | None = None) -> str:
+    """Compare records on (N, C) logits, of which the last fifth is held out, in a Markdown table.
+
+    Args:
+        logits: of one teacher, in any order.
+        teach: accuracies of students taught from a record, by seed; None leaves them out.
+    """
+    held_out = len(logits) // 5
+    calibration, rest = logits[:-held_out], logits[-held_out:]
+    rough = rest + rest.std() / 2 * torch.randn(rest.shape, generator=torch.Generator().manual_seed(0))
+    rows = []
+    for record in records(calibration):
+        kl, pearson, cosine = measure(record, rest, rough)
+        row = [record.name, f"{record.size:.0f}", *(f"{x:.3f}" for x in (*kl, pearson, cosine))]
+        if teach:
+            top1 = [100 * score for score in teach(record)]
+            row.append(f"{statistics.fmean(top1):.1f} ± {statistics.stdev(top1):.1f}")
+        print(*row, file=sys.stderr, flush=True)
+        rows.append(row)
+    students = ["student"] if teach else []
+    return markdown(["record", "bytes", "KL at T = 1", "2", "4", "1 − r", "cosine", *students], rows)
+
+
+def open_contest(out: Path, task: Task) -> tuple[Contest, Tensor]:
+    """Train a task's teacher; return the contest, and (N, C) logits of views under a seed that no cache has."""
+    config = replace(CONTESTS["glyphs"][1], losses=())
+    contest = Contest(out, task, task.train, task.test, config)
     options = DumpConfig(precision="float32", batch_size=256, device="cpu", workers=0)
     spec = cache_spec(task.train, task.recipe, contest.teacher, options)
     calibrator = load_calibrator(spec, task.train, task.recipe, contest.teacher, options)
-    logits = calibrator.logits(CALIBRATION + HELD_OUT)
-    calibration, held_out = logits[:CALIBRATION], logits[CALIBRATION:]
-    rough = held_out + 2 * torch.randn(held_out.shape, generator=torch.Generator().manual_seed(0))
-    rows = []
-    for record in records(calibration):
-        kl, pearson, cosine = measure(record, held_out, rough)
-        top1 = [100 * _teach(contest, record, seed) for seed in seeds]
-        scores = f"{statistics.fmean(top1):.1f} ± {statistics.stdev(top1):.1f}"
-        print(record.name, scores, file=sys.stderr, flush=True)
-        numbers = [f"{record.size:.0f}", *(f"{x:.3f}" for x in kl), f"{pearson:.3f}", f"{cosine:.3f}", scores]
-        rows.append([record.name, *numbers])
-    columns = ["record", "bytes", "KL at T = 1", "2", "4", "1 − r", "cosine", "student"]
-    return markdown(columns, rows)
+    logits = calibrator.logits(VIEWS)
+    return contest, logits[torch.randperm(len(logits), generator=torch.Generator().manual_seed(0))]
 
 
 def main() -> None:
-    """Print the table."""
+    """Print a table for each teacher: of both kinds of letters, a made-up one, and of any files of logits named."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        print(anchors_table(Path(folder)))
+        contest, logits = open_contest(Path(folder) / "letters", glyphs_task())
+        table = fidelity_table(
+            logits, lambda record: [_teach(contest, record, seed) for seed in range(SEEDS)]
+        )
+        print(f"\n200 letters\n\n{table}", flush=True)
+        _, logits = open_contest(Path(folder) / "rare", rare_glyphs_task())
+        print(f"\n151 rare letters\n\n{fidelity_table(logits)}", flush=True)
+    sources: list[TeacherLogits] = [SyntheticLogits(VIEWS, "shuffled")]
+    sources += [RecordedLogits(Path(name), "shuffled") for name in sys.argv[1:]]
+    for source in sources:
+        print(f"\n{source.about}\n\n{fidelity_table(torch.cat(list(source.blocks())))}", flush=True)
 
 
 if __name__ == "__main__":
