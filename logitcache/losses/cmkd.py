@@ -62,25 +62,34 @@ def cmkd(
     Source: a reconstruction of Niu et al. 2024 (arXiv 2410.06561).
     """
     _check(operator, strength, support, balance, intra)
-    s, soft = upcast(student_logits), teacher.at(temperature)
+    s = upcast(student_logits)
+    p = teacher.at(temperature).log_probs.exp()
     q = (s / temperature).softmax(1)
     if values == "probabilities":
-        rho = probability_pearson(soft.probs, q)
+        linear = probability_pearson(p, q)
     else:
         warn_of_even_tail(teacher, "cmkd(values=logits)")
-        rho = pearson(s, teacher.logits, FLAT * teacher.num_classes**0.5)
+        linear = pearson(s, teacher.logits, FLAT * teacher.num_classes**0.5)
     h = _difficulty(s, teacher, target, difficulty, balance)
     w_rank = h if hard == "spearman" else 1 - h
-    loss = (1 - w_rank) * (1 - rho)
-    if support == "listed":
-        s, t = s.gather(1, teacher.ids), -teacher.gap
-    else:
-        warn_of_even_tail(teacher, "cmkd(support=all)")
-        t = teacher.logits
-    if t.shape[1] > 1:
-        loss = loss + w_rank * (1 - soft_spearman(s, t, strength, operator))
+    loss = (1 - w_rank) * (1 - linear)
+    if difficulty != "fixed" or balance != (0.0 if hard == "spearman" else 1.0):
+        loss = loss + w_rank * (1 - _spearman(s, teacher, support, strength, operator))
     total = loss.mean()
-    return total + intra * intra_class(soft.probs, q) if intra else total
+    return total + intra * intra_class(p, q) if intra else total
+
+
+def _spearman(
+    s: Tensor,
+    teacher: SparseTeacher,
+    support: Literal["all", "listed"],
+    strength: float,
+    operator: RankOperator,
+) -> Tensor:
+    if support == "listed":
+        return soft_spearman(s.gather(1, teacher.ids), -teacher.gap, strength, operator)
+    warn_of_even_tail(teacher, "cmkd(support=all)")
+    return soft_spearman(s, teacher.logits, strength, operator)
 
 
 def _difficulty(
@@ -91,11 +100,10 @@ def _difficulty(
     if difficulty == "fixed":
         return torch.full_like(teacher.top, balance)
     if difficulty == "teacher_entropy":
-        return (teacher.at(1.0).entropy() / chance).clamp(0.0, 1.0)
+        return (_entropy(teacher.at(1.0).log_probs) / chance).clamp(0.0, 1.0)
     with torch.no_grad():
         if difficulty == "student_entropy":
-            log_q = s.log_softmax(1)
-            return (-(log_q.exp() * log_q).sum(1) / chance).clamp(0.0, 1.0)
+            return (_entropy(s.log_softmax(1)) / chance).clamp(0.0, 1.0)
         if target is None:
             raise OptionError(f"difficulty {difficulty} needs labels; give a target")
         label = target.clamp(min=0)
@@ -104,6 +112,10 @@ def _difficulty(
         else:
             h = F.cross_entropy(s, label, reduction="none") / chance
         return torch.where(target >= 0, h.clamp(0.0, 1.0), balance)
+
+
+def _entropy(log_p: Tensor) -> Tensor:
+    return -(log_p.exp() * log_p).sum(1)
 
 
 def _check(operator: str, strength: float, support: str, balance: float, intra: float) -> None:

@@ -1,12 +1,17 @@
-"""At k = C every loss is its plain dense formula, in value and gradient; below, its gradient is its value's."""
+"""Every loss is its plain dense formula on the teacher's logits, and its gradient is that of its value."""
 
+import functools
 import math
 
 import dense
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from logitcache.losses import LOSSES
+from logitcache.losses.correlation import FLAT
+from logitcache.teacher.completion import Completion, fit_statistics
 from logitcache.teacher.sparse import SparseTeacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*of which the teacher lists:UserWarning")
@@ -42,39 +47,88 @@ CASES = [
 ]
 
 
-def made(name, **options):
-    return dense.batch(heads=LOSSES[name].heads, **options)
+@functools.cache
+def completion(classes):
+    """Class statistics of a teacher whose classes go together."""
+    generator = torch.Generator().manual_seed(classes)
+    factors = torch.randn(classes, 4, generator=generator)
+    logits = torch.randn(60, 4, generator=generator) @ factors.T
+    return Completion.of(fit_statistics(3 * logits + torch.randn(60, classes, generator=generator)))
+
+
+def made(name, *, b=6, c=20, k=None, dtype=torch.float64, told=True):
+    """Student logits, a teacher that lists k of its logits and is told the others or spreads them evenly, labels."""
+    s, t, _, y = dense.batch(b, c, dtype=dtype, heads=LOSSES[name].heads)
+    return s, SparseTeacher.from_logits(t, k or c, completion(c) if told else None), y
+
+
+def has_flat_columns(logits, temperature):
+    p = (logits / temperature).softmax(1)
+    return (p.std(0, correction=0) < 2 * FLAT * p.square().mean(0).sqrt()).any()
+
+
+def assert_equal(value, expected, s, tolerance):
+    (gradient,), (expected_gradient,) = torch.autograd.grad(value, s), torch.autograd.grad(expected, s)
+    assert value.item() == pytest.approx(expected.item(), rel=tolerance, abs=tolerance)
+    assert (gradient - expected_gradient).norm() <= tolerance * (expected_gradient.norm() + 1e-3)
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_equals_the_dense_loss(name, options, dtype):
-    s, t, teacher, y = made(name, dtype=dtype)
+@given(st.integers(3, 30), st.integers(2, 9), st.data())
+@settings(max_examples=15, deadline=None)
+def test_equals_the_dense_loss(name, options, classes, rows, data):
+    """All classes listed, or the others completed: what is listed makes no difference, but to `kendall`."""
+    k = classes if name == "kendall" else data.draw(st.integers(1, classes))
+    torch.manual_seed(data.draw(st.integers(0, 1000)))
+    s, teacher, y = made(name, b=rows, c=classes, k=k)
+    if name == "dist" or "intra" in options:
+        assume(not any(has_flat_columns(x, options.get("temperature", 1.0)) for x in (s, teacher.logits)))
     value = LOSSES[name].function(s, teacher, y, **options)
-    expected = getattr(dense, name)(s, t, y, **options)
-    (gradient,) = torch.autograd.grad(value, s)
-    (expected_gradient,) = torch.autograd.grad(expected, s)
-    tolerance = 1e-9 if dtype == torch.float64 else 1e-5
-    assert value.item() == pytest.approx(expected.item(), rel=tolerance)
-    assert (gradient - expected_gradient).norm() <= tolerance * expected_gradient.norm()
+    assert_equal(value, getattr(dense, name)(s, teacher.logits, y, **options), s, 1e-7)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_equals_the_dense_loss_in_float32(name, options):
+    s, teacher, y = made(name, dtype=torch.float32)
+    value = LOSSES[name].function(s, teacher, y, **options)
+    assert_equal(value, getattr(dense, name)(s, teacher.logits, y, **options), s, 1e-5)
 
 
 def test_every_loss_is_compared():
     assert {name for name, _ in CASES} == set(LOSSES)
 
 
+SOFT = ["kd", "reverse_kl", "js", "ttm", "dist", "dkd", "taid", "sinkd", "dho"]
+
+
+@pytest.mark.parametrize(("name", "temperature"), [*((name, 3.0) for name in SOFT), ("nkd", 1.0)])
+@pytest.mark.parametrize("k", [1, 5, 19])
+def test_with_an_even_tail_equals_the_dense_loss_of_its_probabilities(name, temperature, k):
+    s, teacher, y = made(name, k=k, told=False)
+    value = LOSSES[name].function(s, teacher, y, temperature=temperature)
+    t = temperature * teacher.at(temperature).log_probs
+    assert_equal(value, getattr(dense, name)(s, t, y, temperature=temperature), s, 1e-9)
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_wttm_weighs_by_the_power_sum_at_any_k(k):
+    s, teacher, _ = made("wttm", k=k, told=False)
+    warm, sharp = teacher.listed_at(2.0), teacher.listed_at(1.0)
+    rows = dense.kl(teacher.at(2.0).probs, s.softmax(1))
+    expected = ((warm.lse - sharp.lse / 2).exp() * rows).mean()
+    assert_equal(LOSSES["wttm"].function(s, teacher, temperature=2.0), expected, s, 1e-9)
+
+
 @pytest.mark.parametrize(("name", "options"), CASES)
-@pytest.mark.parametrize("k", [1, 4, 10])
-def test_gradcheck(name, options, k):
-    s, _, teacher, y = made(name, b=3, c=10, k=k)
+@pytest.mark.parametrize(("k", "told"), [(10, True), (4, True), (1, True), (4, False), (1, False)])
+def test_gradcheck(name, options, k, told):
+    s, teacher, y = made(name, b=3, c=10, k=k, told=told)
     fixed = {"start": 1.0} if name == "taid" else {}  # below 1 its target moves with the student, by design
 
     def loss(s):
         return LOSSES[name].function(s, teacher, y, **(options | fixed))
 
-    if name == "mse" and options and k == 1:
-        assert loss(s) == 0
-    elif name == "kendall" and k == 1:
+    if name == "kendall" and k == 1:
         assert loss(s) == 1
     else:
         assert torch.autograd.gradcheck(loss, (s,))
@@ -106,81 +160,44 @@ def test_cmkd_weights_carry_no_gradient(difficulty):
     torch.testing.assert_close(*(torch.autograd.grad(x, s)[0] for x in (value, expected)))
 
 
-def test_cmkd_can_rank_all_classes_with_the_tail_as_one_tie():
-    s, t, teacher, _ = dense.batch(k=5)
-    flat = torch.full_like(t, -100.0).scatter(1, teacher.ids, teacher.logits)
-    for row, ids in zip(flat, teacher.ids, strict=True):
-        row[ids] = 15 + dense.ranks(dense.z(row[ids][None]), 0.25)[0]
-        row[row == -100.0] = 8.0
-    spearman = dense.pearson(dense.ranks(dense.z(s), 0.25), flat)
-    value = LOSSES["cmkd"].function(s, teacher, support="topk+tail", difficulty="fixed", balance=1.0)
-    torch.testing.assert_close(value, (1 - spearman).mean())
-    assert torch.autograd.gradcheck(lambda s: LOSSES["cmkd"].function(s, teacher, support="topk+tail"), (s,))
+@pytest.mark.parametrize("k", [2, 5, 20])
+def test_cmkd_can_rank_the_listed_classes_among_themselves(k):
+    s, t, _, _ = dense.batch()
+    teacher = SparseTeacher.from_logits(t, k, completion(20))
+    x, y = s.gather(1, teacher.ids), teacher.listed
+    spearman = dense.pearson(dense.ranks(dense.z(x), 0.25), dense.ranks(dense.z(y), 0.25))
+    value = LOSSES["cmkd"].function(s, teacher, support="listed", difficulty="fixed", balance=1.0)
+    assert_equal(value, (1 - spearman).mean(), s, 1e-9)
 
 
-# Tail policies ------------------------------------------------------------------------------------------
+def test_one_listed_class_alone_has_no_order():
+    s, t, _, _ = dense.batch()
+    options = {"support": "listed", "difficulty": "fixed", "balance": 1.0}
+    value = LOSSES["cmkd"].function(s, SparseTeacher.from_logits(t, 1), **options)
+    value.backward()
+    assert value == 1
+    assert s.grad.eq(0).all()
 
 
-def under_policy(s, teacher, tail, temperature):
-    """Teacher's and student's distributions as a tail policy sees them, densely."""
-    p, q = teacher.at(temperature).densify(), (s / temperature).softmax(1)
-    outside = torch.ones_like(s, dtype=torch.bool).scatter(1, teacher.ids, False)
-    if tail == "ghost":
-        return tuple(torch.cat([x.gather(1, teacher.ids), (x * outside).sum(1, True)], 1) for x in (p, q))
-    if tail == "renorm":
-        p = p.masked_fill(outside, 0.0)
-        p = p / p.sum(1, True)
-    return p, q
+def test_cmkd_takes_an_even_tail_for_tied():
+    """Its classes share their mean rank, below those that are listed."""
+    s, teacher, _ = made("cmkd", k=5, told=False)
+    ranks = torch.full_like(s, 8.0).scatter(
+        1, teacher.ids, torch.arange(20.0, 15.0, -1).double().expand(6, 5)
+    )
+    found = LOSSES["cmkd"].function(s, teacher, difficulty="fixed", balance=1.0, strength=1e-3)
+    expected = (1 - dense.pearson(dense.ranks(dense.z(s), 1e-3), ranks.detach())).mean()
+    torch.testing.assert_close(found, expected)
 
 
-FORMULAS = {
-    "kd": lambda p, q: 4 * (torch.xlogy(p, p) - p * q.log()).sum(1).mean(),
-    "reverse_kl": lambda p, q: 4 * dense.kl(q, p).mean(),
-    "js": lambda p, q: (
-        2 * (2 * dense.entropy((p + q) / 2) + torch.xlogy(p, p).sum(1) - dense.entropy(q)).mean()
-    ),
-    "dist": lambda p, q: 4 * (1 - dense.pearson(p, q)).mean(),
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "tail"),
-    [
-        *((name, tail) for name in ("kd", "js") for tail in ("uniform", "ghost", "renorm")),
-        *(("reverse_kl", tail) for tail in ("uniform", "ghost")),
-        *(("dist", tail) for tail in ("uniform", "renorm")),
-    ],
-)
-@pytest.mark.parametrize("k", [1, 5, 19])
-def test_tail_policies(name, tail, k):
-    s, _, teacher, _ = dense.batch(k=k)
-    options = {"temperature": 2.0, "tail": tail} | ({"gamma": 0.0} if name == "dist" else {})
-
-    def loss(s):
-        return LOSSES[name].function(s, teacher, **options)
-
-    value, expected = loss(s), FORMULAS[name](*under_policy(s, teacher, tail, 2.0))
-    torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(*(torch.autograd.grad(x, s)[0] for x in (value, expected)))
-
-
-def test_the_tail_of_the_other_losses_is_spread_evenly():
-    """Where the true tail is flat, nothing is lost: the sparse loss is the dense one."""
-    s, t, _, y = dense.batch(c=20)
-    threshold = t.topk(5, 1).values[:, -1:]
-    flat = torch.where(t >= threshold, t, threshold - 2)
-    teacher = SparseTeacher.from_logits(flat, 5)
-    for name, options in [
-        ("ttm", {}),
-        ("wttm", {}),
-        ("dkd", {}),
-        ("nkd", {"temperature": 2.0}),
-        ("logit_std", {}),
-        ("taid", {"progress": 0.3}),
-        ("dist", {"gamma": 0.0}),
-    ]:
-        value = LOSSES[name].function(s, teacher, y, **options)
-        expected = getattr(dense, name)(s, flat, y, **options)
-        assert value.item() == pytest.approx(expected.item(), rel=1e-9), name
-        (gradient,), (wanted,) = torch.autograd.grad(value, s), torch.autograd.grad(expected, s)
-        torch.testing.assert_close(gradient, wanted, msg=name)
+def test_dist_takes_a_class_that_never_changes_for_flat():
+    """Its column has no correlation: the loss counts it as 1, and it has no gradient."""
+    s, t = torch.randn(2, 6, 5)
+    t[:, 3] = t[:, :3].logsumexp(1)  # of the first four it has half
+    t[:, 4] = -100.0
+    s.requires_grad_()
+    columns = {"temperature": 1.0, "beta": 0.0}
+    value = LOSSES["dist"].function(s, SparseTeacher.from_logits(t, 5), **columns)
+    p, q = t.softmax(1), s.softmax(1)
+    expected = (3 - dense.pearson(p.T, q.T)[:3].sum() + 2) / 5
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=0)

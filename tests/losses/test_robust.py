@@ -1,5 +1,8 @@
 """Extreme inputs, half precision, invariances: no loss may turn into NaN, anywhere."""
 
+import functools
+import warnings
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,22 +12,21 @@ from scipy.stats import kendalltau
 from logitcache.errors import OptionError
 from logitcache.losses import LOSSES, Objective
 from logitcache.losses.kendall import kendall
+from logitcache.teacher.completion import Completion, fit_statistics
 from logitcache.teacher.sparse import SparseTeacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*of which the teacher lists:UserWarning")
 
 VARIANTS = [
     *((name, {}) for name in LOSSES),
-    *((name, {"temperature": 1.0, "tail": tail}) for name in ("kd", "js") for tail in ("ghost", "renorm")),
-    ("reverse_kl", {"temperature": 1.0, "tail": "ghost"}),
-    ("dist", {"tail": "renorm"}),
-    ("pld", {"tail": "renorm"}),
-    ("sinkd", {"tail": "renorm"}),
+    *((name, {"temperature": 1.0}) for name in ("kd", "reverse_kl", "js", "ttm", "dkd", "sinkd")),
+    ("mse", {"centred": True}),
     ("taid", {"progress": 1.0}),
+    ("logit_std", {"loss": Objective.parse("pld").terms[0][0]}),
     ("cmkd", {"temperature": 1.0, "operator": "blondel", "intra": 1.0}),
-    ("cmkd", {"values": "logits", "support": "topk+tail", "difficulty": "student_ce"}),
+    ("cmkd", {"values": "logits", "difficulty": "student_ce"}),
     ("cmkd", {"difficulty": "student_entropy", "hard": "pearson"}),
-    ("cmkd", {"tail": "renorm", "difficulty": "teacher_error"}),
+    ("cmkd", {"support": "listed", "difficulty": "teacher_error"}),
 ]
 
 
@@ -37,10 +39,16 @@ def extreme(kind, b, c):
         return 1.0 + torch.randn(b, c) * 1e-6
     if kind == "one_hot":
         return torch.zeros(b, c).scatter(1, torch.randint(c, (b, 1)), 100.0)
-    return torch.randn(b, c).sign() * 60000
+    return torch.randn(b, c).sign() * (10000 if kind == "large" else 60000)
 
 
-KINDS = ["random", "equal", "nearly_equal", "one_hot", "huge"]
+KINDS = ["random", "equal", "nearly_equal", "one_hot", "large", "huge"]
+
+
+@functools.cache
+def completion(classes):
+    generator = torch.Generator().manual_seed(classes)
+    return Completion.of(fit_statistics(torch.randn(20, classes, generator=generator)))
 
 
 def check(name, options, s, teacher, y):
@@ -63,18 +71,27 @@ def test_nothing_is_ever_nan(name, options, student, teacher, classes, seed, dat
     k = data.draw(st.integers(1, classes))
     y = torch.tensor(data.draw(st.lists(st.integers(-1, classes - 1), min_size=3, max_size=3)))
     s, t = extreme(student, 3, classes), extreme(teacher, 3, classes)
-    check(name, options, s, SparseTeacher.from_logits(t, k), y)
+    told = data.draw(st.sampled_from([completion(classes), None]))
+    check(name, options, s, SparseTeacher.from_logits(t, k, told), y)
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("k", [1, 3, 8])
-def test_half_precision_logits_under_autocast(name, options, dtype, k):
-    y = torch.tensor([0, -1, 7, 2])
+@pytest.mark.parametrize(("k", "classes"), [(1, 8), (3, 8), (8, 8), (1, 2)])
+@pytest.mark.parametrize("told", [True, False])
+def test_half_precision_logits_under_autocast(name, options, dtype, k, classes, told):
+    y = torch.tensor([0, -1, classes - 1, -1])
     with torch.autocast("cpu", dtype):
-        for kind in KINDS:
-            s, t = (extreme(kind, 4, 8).to(dtype) for _ in range(2))
-            check(name, options, s, SparseTeacher.from_logits(t, k), y)
+        for student in KINDS:
+            for kind in KINDS:
+                s, t = extreme(student, 4, classes).to(dtype), extreme(kind, 4, classes).to(dtype)
+                check(
+                    name,
+                    options,
+                    s,
+                    SparseTeacher.from_logits(t, k, completion(classes) if told else None),
+                    y,
+                )
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -83,14 +100,14 @@ def test_half_precision_logits_give_the_loss_of_the_same_numbers(name):
     y = torch.randint(30, (6,))
     if LOSSES[name].heads == 2:
         s = torch.stack([s, s.flip(0)], 1)
-    teacher = SparseTeacher.from_logits(t, 8)
+    teacher = SparseTeacher.from_logits(t, 8, completion(30))
     with torch.autocast("cpu", torch.bfloat16):
         value = LOSSES[name].function(s, teacher, y)
     torch.testing.assert_close(value, LOSSES[name].function(s.float(), teacher, y), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"values": "logits"}, {"operator": "blondel"}, {"support": "topk+tail"}]
+    "options", [{}, {"values": "logits"}, {"operator": "blondel"}, {"support": "listed"}]
 )
 def test_cmkd_does_not_see_the_students_offset(options):
     s, t = torch.randn(2, 5, 40, dtype=torch.float64)
@@ -149,34 +166,52 @@ def test_losses_with_labels_ask_for_them_and_skip_rows_without(name):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("logit_std", {}), ("dhkd", {}), ("cmkd", {"values": "logits"}), ("cmkd", {"support": "topk+tail"})],
+    [
+        *((name, {}) for name in ("mse", "logit_std", "dhkd", "pld", "cmkd")),
+        ("cmkd", {"support": "listed", "values": "logits"}),
+    ],
 )
-def test_losses_of_single_logits_warn_of_a_teacher_that_lists_few(name, options):
-    t = torch.randn(4, 10)
+def test_losses_of_single_logits_warn_of_an_even_tail(name, options):
+    t, y = torch.randn(4, 10), torch.zeros(4, dtype=torch.int64)
     s = torch.stack([t, t], 1) if LOSSES[name].heads == 2 else t
-    LOSSES[name].function(s, SparseTeacher.from_logits(t, 10), **options)
-    with pytest.warns(UserWarning, match="10 classes, of which the teacher lists 4"):
-        LOSSES[name].function(s, SparseTeacher.from_logits(t, 4), **options)
+    even = SparseTeacher.from_logits(t, 4)
+    for whole in (SparseTeacher.from_logits(t, 10), SparseTeacher.from_logits(t, 4, completion(10))):
+        LOSSES[name].function(s, whole, y, **options)
+    with pytest.warns(UserWarning, match="10 classes, of which the teacher lists 4") as warned:
+        LOSSES[name].function(s, even, y, **options)
+    (text,) = {str(warning.message) for warning in warned}
+    assert "logitcache calibrate CACHE --teacher NAME" in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in ("kd", "reverse_kl", "js", "ttm", "wttm", "dkd", "nkd", "taid", "dist")),
+        *((name, {}) for name in ("sinkd", "kendall", "dho")),
+        ("cmkd", {"support": "listed"}),
+        ("cmkd", {"difficulty": "fixed", "balance": 0.0}),
+    ],
+)
+def test_losses_of_probabilities_do_not_warn(name, options):
+    t, y = torch.randn(4, 10), torch.zeros(4, dtype=torch.int64)
+    s = torch.stack([t, t], 1) if LOSSES[name].heads == 2 else t
+    with warnings.catch_warnings(action="error"):
+        LOSSES[name].function(s, SparseTeacher.from_logits(t, 4), y, **options)
 
 
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("kd", {"tail": "long"}, "tail must be"),
         ("kd", {"temperature": -1.0}, "temperature must be"),
-        ("reverse_kl", {"tail": "renorm"}, "uniform or ghost"),
-        ("dist", {"tail": "ghost"}, "uniform or renorm"),
         ("dist", {"gamma": -1.0}, "beta and gamma"),
-        ("cmkd", {"tail": "ghost"}, "uniform or renorm"),
         ("cmkd", {"operator": "sort"}, "laplace or blondel"),
-        ("cmkd", {"support": "all"}, "topk"),
+        ("cmkd", {"support": "topk"}, "all or listed"),
         ("cmkd", {"balance": 2.0}, "balance"),
         ("cmkd", {"intra": -1.0}, "intra"),
         ("cmkd", {"difficulty": "teacher_error"}, "needs labels"),
         ("cmkd", {"difficulty": "student_ce"}, "needs labels"),
         ("dkd", {"beta": -1.0}, "beta must be"),
-        ("pld", {"tail": "ghost"}, "uniform or renorm"),
-        ("sinkd", {"tail": "uniform"}, "ghost or renorm"),
         ("sinkd", {"iterations": 0}, "iterations"),
         ("taid", {"start": 0.9, "end": 0.5}, "start and end"),
         ("taid", {"progress": 1.5}, "progress"),
@@ -197,7 +232,8 @@ def test_options_out_of_range_are_refused(name, options, says):
 def test_the_default_losses_compile_whole(expression, backend):
     objective = Objective.parse(expression)
     s, t = torch.randn(2, 8, 50)
-    teacher, y = SparseTeacher.from_logits(t, 10), torch.randint(50, (8,))
+    teacher, y = SparseTeacher.from_logits(t, 10, completion(50)), torch.randint(50, (8,))
+    assert teacher.logits.shape == (8, 50)  # completed before: that is no part of the graph
     whole = torch.compile(lambda s: objective(s, teacher, y)[0], fullgraph=True, backend=backend)
     results = []
     for function in (whole, lambda s: objective(s, teacher, y)[0]):

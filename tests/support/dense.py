@@ -1,4 +1,4 @@
-"""Every loss once more, on dense (B, C) teacher logits, written plainly: what the sparse ones must equal."""
+"""Every loss once more, on dense (B, C) teacher logits, written plainly: what ours must equal."""
 
 import math
 
