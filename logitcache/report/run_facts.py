@@ -16,7 +16,7 @@ from logitcache.format.spec import Spec
 from logitcache.losses.objective import Objective
 from logitcache.models.weights import count_weights
 from logitcache.store import seed_list
-from logitcache.train.calibration import Reliability
+from logitcache.train.confidence import Reliability
 from logitcache.train.run_folder import RunFolder
 
 Setting = str | int | float | bool | None

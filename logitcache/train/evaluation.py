@@ -20,7 +20,7 @@ from logitcache.store import CacheReader
 from logitcache.stream.sampler import SwitchableSampler
 from logitcache.stream.stream import Stream
 from logitcache.teacher.cached import CachedTeacher
-from logitcache.train.calibration import Reliability
+from logitcache.train.confidence import Reliability
 from logitcache.train.cost import count_flops, time_forward
 from logitcache.train.score_meter import Confusion, ScoreMeter, classes_differ
 from logitcache.views.alignment import align_images

@@ -19,7 +19,7 @@ from logitcache.models.build import Model
 from logitcache.models.forward import ViewModel, choose_precision
 from logitcache.models.nets import TwoHeads
 from logitcache.stream.stream import Batch, Stream
-from logitcache.train.calibration import Reliability
+from logitcache.train.confidence import Reliability
 from logitcache.train.config import TrainConfig
 from logitcache.train.epoch_meter import EpochMeter
 from logitcache.train.optim import MovingAverage, build_optimizer, learning_rate

@@ -32,7 +32,7 @@ from logitcache.errors import (
 from logitcache.files import replacing, require_folder
 from logitcache.models.build import Model, save_weights
 from logitcache.models.weights import first_line
-from logitcache.train.calibration import Reliability
+from logitcache.train.confidence import Reliability
 from logitcache.versions import library_versions
 
 

@@ -15,7 +15,7 @@ from logitcache.losses.kd import kl_rows
 from logitcache.models.forward import ViewModel
 from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.sparse import SparseTeacher
-from logitcache.train.calibration import BINS, Reliability
+from logitcache.train.confidence import BINS, Reliability
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import ViewBatch
 

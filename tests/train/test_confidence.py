@@ -19,7 +19,7 @@ from logitcache.models.build import build_model
 from logitcache.models.forward import ViewModel
 from logitcache.report.page import report
 from logitcache.stream.stream import Stream
-from logitcache.train.calibration import BINS, Reliability
+from logitcache.train.confidence import BINS, Reliability
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.loop import Run, train
 from logitcache.train.run_folder import RunFolder
