@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from logitcache.losses.inputs import upcast
+from logitcache.losses.arguments import upcast
 from logitcache.views.mixing import MixedLabels
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import OptionError
-from logitcache.losses.inputs import upcast
+from logitcache.losses.arguments import upcast
 from logitcache.losses.kd import kl_rows
 from logitcache.teacher.sparse import SparseTeacher
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from logitcache.errors import OptionError
 from logitcache.losses.correlation import FLAT, probability_pearson
-from logitcache.losses.inputs import upcast
+from logitcache.losses.arguments import upcast
 from logitcache.teacher.sparse import SparseTeacher
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from logitcache.losses.inputs import upcast
+from logitcache.losses.arguments import upcast
 from logitcache.teacher.sparse import SparseTeacher
 
 

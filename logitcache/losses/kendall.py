@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from logitcache.errors import OptionError
-from logitcache.losses.inputs import upcast
+from logitcache.losses.arguments import upcast
 from logitcache.losses.soft_ranks import floored_std
 from logitcache.teacher.sparse import SparseTeacher
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from logitcache.losses.inputs import upcast, warn_of_even_tail
+from logitcache.losses.arguments import upcast, warn_of_even_tail
 from logitcache.teacher.sparse import SparseTeacher
 
 

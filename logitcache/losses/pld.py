@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import OptionError
-from logitcache.losses.inputs import upcast, warn_of_even_tail
+from logitcache.losses.arguments import upcast, warn_of_even_tail
 from logitcache.losses.soft_ranks import sort_rows
 from logitcache.teacher.sparse import SparseTeacher
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from logitcache.losses.inputs import upcast
+from logitcache.losses.arguments import upcast
 from logitcache.losses.kd import kl_rows
 from logitcache.teacher.sparse import SparseTeacher
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from logitcache.errors import OptionError
-from logitcache.losses.inputs import upcast, warn_of_even_tail
+from logitcache.losses.arguments import upcast, warn_of_even_tail
 from logitcache.losses.kd import kd
 from logitcache.losses.soft_ranks import floored_std
 from logitcache.teacher.sparse import SparseTeacher
