@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from logitcache.errors import OptionError
+from logitcache.losses.arguments import upcast, warn_of_even_tail
 from logitcache.losses.correlation import FLAT, pearson, probability_pearson
 from logitcache.losses.dist import intra_class
-from logitcache.losses.arguments import upcast, warn_of_even_tail
 from logitcache.losses.soft_ranks import RANKS, RankOperator, soft_spearman
 from logitcache.teacher.sparse import SparseTeacher
 

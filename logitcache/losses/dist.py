@@ -5,8 +5,8 @@ import math
 from torch import Tensor
 
 from logitcache.errors import OptionError
-from logitcache.losses.correlation import FLAT, probability_pearson
 from logitcache.losses.arguments import upcast
+from logitcache.losses.correlation import FLAT, probability_pearson
 from logitcache.teacher.sparse import SparseTeacher
 
 
