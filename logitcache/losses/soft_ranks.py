@@ -100,20 +100,21 @@ def rank_floor(n: int) -> float:
     return 1e-3 * math.sqrt(n)
 
 
-def sort_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, n) values in rising order, and where each was.
+def sort_rows(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """(B, n) values in rising order, in a dtype, and where each was.
 
     On the CPU NumPy sorts, with vector instructions, which torch lacks. A float32 as float64 ends in 29 zero bits:
     there goes its place, so that what is sorted are plain numbers.
     """
+    dtype = dtype or x.dtype
     if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
         y, order = x.sort(1)
-        return y, order
+        return y.to(dtype, copy=True), order
     both = x.numpy().astype(np.float64)
     bits = both.view(np.int64)
     bits |= np.arange(x.shape[1])
     both.sort(1)
-    return torch.from_numpy(both.astype(np.float32)), torch.from_numpy(bits & (2**29 - 1))
+    return torch.from_numpy(both).to(dtype), torch.from_numpy(bits & (2**29 - 1))
 
 
 def _std(x: Tensor) -> Tensor:
@@ -134,8 +135,9 @@ class _Laplace(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, reach: float) -> Tensor:
-        y, order = sort_rows(x.detach())
-        ranks, kernel, weight = _laplace(y, reach)
+        y, order = sort_rows(x.detach(), _dtype_for(x, reach))
+        kernel = _kernel(y, reach)
+        ranks, weight = _laplace(kernel, y)
         ctx.save_for_backward(order, *kernel, weight)
         ranks = ranks.add_((x.shape[1] + 1) / 2).to(x.dtype)
         return torch.empty_like(x).scatter_(1, order, ranks)
@@ -144,7 +146,7 @@ class _Laplace(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         order, *kernel, weight = ctx.saved_tensors
-        g = _laplace_backward(grad.gather(1, order), kernel, weight)
+        g = _laplace_backward(grad.gather(1, order).to(weight.dtype), kernel, weight).div_(2)
         return torch.empty_like(grad).scatter_(1, order, g.to(grad.dtype)), None
 
 
@@ -173,33 +175,37 @@ class _LaplaceSpearman(torch.autograd.Function):
 
 def _laplace_spearman(x: Tensor, y: Tensor, strength: float, grad: Tensor | None) -> Tensor:
     """(B,) correlations of soft ranks; their gradient with respect to x is written to `grad`."""
-    rows, n = x.shape
-    reach = _reach(n, strength)
-    both = torch.cat([x, y])
-    both -= both.mean(1, keepdim=True)
-    std = torch.linalg.vector_norm(both, dim=1, keepdim=True).div_(math.sqrt(n)).clamp_(min=1e-6)
-    scale = std.clamp(min=FLAT).mul_(strength)
-    both /= scale
-    both, order = sort_rows(both)
-    ranks, kernel, weight = _laplace(both, reach)
-    norm = torch.linalg.vector_norm(ranks, dim=1, keepdim=True).clamp_(min=rank_floor(n))
-    ranks /= norm
-    x_ranks, y_ranks = ranks[:rows], ranks[rows:]
-    y_ranks = torch.empty_like(y_ranks).scatter_(1, order[rows:], y_ranks).gather(1, order[:rows])
-    rho = (x_ranks * y_ranks).sum(1, keepdim=True)
-    std, scale, z = std[:rows], scale[:rows], both[:rows]
+    n = x.shape[1]
+    y_ranks, y_norm, y_order, *_ = _ranks_of_rows(y, strength)
+    ranks, norm, order, kernel, weight, z, std, scale = _ranks_of_rows(x, strength)
+    y_ranks = torch.empty_like(y_ranks).scatter_(1, y_order, y_ranks).gather(1, order)
+    rho = (ranks * y_ranks).sum(1, keepdim=True).div_(norm * y_norm)
     steep = (std / FLAT).clamp_(max=1.0)
     if grad is not None:
-        g = torch.addcmul(y_ranks, rho, x_ranks, value=-1).mul_(steep / norm[:rows])
-        kernel = [_rows_of(part, rows) for part in kernel]
-        g = _laplace_backward(g, kernel, weight[:rows]).div_(scale)
+        factor = steep / (2 * norm * scale)
+        g = y_ranks.mul_(factor / y_norm).addcmul_(ranks, -rho * factor / norm)
+        g = _laplace_backward(g, kernel, weight)
         # Through x / std, and through the steepness where a row is flat; g sums to zero over a row.
-        along = (g * z).sum(1, keepdim=True).mul_(strength**2 / n)
+        along = torch.mul(g, z, out=ranks).sum(1, keepdim=True).mul_(strength**2 / n)
         along = torch.where(std < FLAT, rho * (-strength / n) / std, along).masked_fill_(std <= 1e-6, 0.0)
-        g.addcmul_(z, along, value=-1)
-        grad.scatter_(1, order[:rows], g.to(grad.dtype))
+        grad.scatter_(1, order, g.addcmul_(z, -along).to(grad.dtype))
     damped: Tensor = rho * steep
-    return damped[:, 0]
+    return damped[:, 0].to(x.dtype)
+
+
+def _ranks_of_rows(x: Tensor, strength: float) -> tuple[Any, ...]:
+    """In sorted order: ranks less their mean, their norm, the order, what the backward needs; values, their scale."""
+    n = x.shape[1]
+    reach = _reach(n, strength)
+    z, order = sort_rows(x, _dtype_for(x, reach))
+    z -= z.mean(1, keepdim=True)
+    std = torch.linalg.vector_norm(z, dim=1, keepdim=True).div_(math.sqrt(n)).clamp_(min=1e-6)
+    scale = std.clamp(min=FLAT).mul_(strength)
+    z /= scale
+    kernel = _kernel(z, reach)
+    ranks, weight = _laplace(kernel, z)
+    norm = torch.linalg.vector_norm(ranks, dim=1, keepdim=True).clamp_(min=rank_floor(n))
+    return ranks, norm, order, kernel, weight, z, std, scale
 
 
 BLOCK = (
@@ -215,19 +221,19 @@ def _blocks(x: Tensor) -> list[slice]:
     return [slice(at, at + size) for at in range(0, len(x), size)]
 
 
-def _laplace(y: Tensor, reach: float) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Ranks less their mean of sorted (B, n) rows, and for the backward the kernel and its sum for each value."""
-    kernel = _kernel(y, reach)
+def _laplace(kernel: list[Tensor], y: Tensor) -> tuple[Tensor, Tensor]:
+    """Ranks less their mean of sorted (B, n) rows, and for the backward the kernel's sum for each value."""
     n = y.shape[1]
-    left, right = _sums(y.new_ones(()).expand_as(y), kernel)
+    left, right = _sums(None, kernel, y)
     hard = torch.arange(n, dtype=y.dtype, device=y.device) - (n - 1) / 2
-    return torch.add(hard, right - left, alpha=0.5), kernel, left + right
+    weight = left + right
+    return right.sub_(left).div_(2).add_(hard), weight
 
 
 def _laplace_backward(g: Tensor, kernel: list[Tensor], weight: Tensor) -> Tensor:
-    # dr_i/dx_j = −e^−|x_i − x_j| / 2 for i ≠ j, so each x_m gets Σ_j (g_m − g_j) e^−|x_m − x_j| / 2.
-    left, right = _sums(g, kernel)
-    return (g * weight).sub_(left).sub_(right).div_(2)
+    # dr_i/dx_j = −e^−|x_i − x_j| / 2 for i ≠ j, so each x_m gets Σ_j (g_m − g_j) e^−|x_m − x_j| / 2; here twice that.
+    left, right = _sums(g, kernel, g)
+    return (g * weight).sub_(left).sub_(right)
 
 
 # Sums that decay from either end, Σ_{j≤i} v_j e^−(y_i − y_j) and the same over j ≥ i. Where no value lies further
@@ -242,28 +248,28 @@ def _reach(n: int, strength: float) -> float:
     return math.sqrt(max(1, n - 1)) / strength
 
 
+def _dtype_for(x: Tensor, reach: float) -> torch.dtype:
+    wide = reach > NEAR[torch.float32] and x.device.type != "mps"  # Metal has no float64
+    return torch.float64 if wide else x.dtype
+
+
 def _kernel(y: Tensor, reach: float) -> list[Tensor]:
     """What `_sums` needs of sorted (B, n) rows."""
-    if y.device.type != "mps" and NEAR[y.dtype] < reach <= NEAR[torch.float64]:
-        y = y.double()
     if reach <= NEAR[y.dtype]:
-        return [y.exp(), y.neg().exp_()]
+        up = y.exp()
+        return [up, up.reciprocal()]
     y = y.t().contiguous()
     return list(_chains((y[:-1] - y[1:]).exp_()))
 
 
-def _rows_of(kernel: Tensor, rows: int) -> Tensor:
-    return kernel[:rows] if kernel.dim() == 2 else kernel[..., :rows]
-
-
-def _sums(v: Tensor, kernel: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """(B, n) sums from the left and from the right, each value itself included."""
+def _sums(v: Tensor | None, kernel: list[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, n) sums from the left and from the right, each value itself included; v of None is of ones."""
     up, down = kernel
     if up.dim() > 2:
-        left, right = _from_both_sides(v.t().contiguous(), up, down)
+        left, right = _from_both_sides((torch.ones_like(like) if v is None else v).t().contiguous(), up, down)
         return left.t(), right.t()
-    left = (v * up).cumsum(1).mul_(down)
-    right = (v * down).flip(1).cumsum(1).flip(1).mul_(up)
+    left = (up if v is None else v * up).cumsum(1).mul_(down)
+    right = (down if v is None else v * down).flip(1).cumsum(1).flip(1).mul_(up)
     return left, right
 
 
