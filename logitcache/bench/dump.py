@@ -50,6 +50,7 @@ def measure(
             config = DumpConfig(
                 seeds=tuple(range(seeds)),
                 top_k=TOP_K,
+                calibration=0,
                 seeds_per_pass=per_pass,
                 workers=workers,
                 device=str(device),

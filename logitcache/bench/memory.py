@@ -76,7 +76,9 @@ def _dump(path: Path, seeds: int, samples: int) -> None:
     few = load_digits("train")
     repeated = np.arange(samples) % len(few)
     images = ArrayImages("digits", "train", few.images[repeated], few.labels[repeated], 10, "digits")
-    config = DumpConfig(tuple(range(seeds)), 4, workers=0, shard_samples=SHARD_SAMPLES, device="cpu")
+    config = DumpConfig(
+        tuple(range(seeds)), 4, calibration=0, workers=0, shard_samples=SHARD_SAMPLES, device="cpu"
+    )
     teacher = build_model("digits_tiny", num_classes=10, view_size=8, weights="random")
     dump(path, images, recipe_named("digits"), teacher, config)
 

@@ -220,7 +220,7 @@ class _Bench:
         if live:
             teacher = build_model(self._teacher, num_classes=CLASSES, view_size=224, weights="random")
             model = ViewModel(teacher, choose_precision("auto", self.device)).on(self.device)
-            return Stream(stream.views, LiveTeacher(model, len(self.images), TOP_K, CLASSES), stream.config)
+            return Stream(stream.views, LiveTeacher(model, len(self.images), CLASSES, CLASSES), stream.config)
         return stream
 
     def train_steps(self, stream: Stream, loss: str, count: int) -> Round:

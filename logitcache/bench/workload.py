@@ -14,7 +14,7 @@ from logitcache.models.build import Model
 from logitcache.views.datasets import open_images
 from logitcache.views.images import Images
 
-CLASSES, TOP_K = 1000, 16
+CLASSES, TOP_K = 1000, 8
 
 
 def make_pictures(root: Path, count: int) -> Images:
