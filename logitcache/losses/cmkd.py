@@ -66,17 +66,18 @@ def cmkd(
     p = teacher.at(temperature).log_probs.exp()
     q = (s / temperature).softmax(1)
     if values == "probabilities":
-        linear = probability_pearson(p, q)
+        linear = probability_pearson(q, p)
     else:
         warn_of_even_tail(teacher, "cmkd(values=logits)")
-        linear = pearson(s, teacher.logits, FLAT * teacher.num_classes**0.5)
+        floor = FLAT * teacher.num_classes**0.5
+        linear = pearson(s, teacher.logits, floor, floor)
     h = _difficulty(s, teacher, target, difficulty, balance)
     w_rank = h if hard == "spearman" else 1 - h
     loss = (1 - w_rank) * (1 - linear)
     if difficulty != "fixed" or balance != (0.0 if hard == "spearman" else 1.0):
         loss = loss + w_rank * (1 - _spearman(s, teacher, support, strength, operator))
     total = loss.mean()
-    return total + intra * intra_class(p, q) if intra else total
+    return total + intra * intra_class(q, p) if intra else total
 
 
 def _spearman(

@@ -2,11 +2,12 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 from logitcache.errors import OptionError
 from logitcache.losses.arguments import upcast
-from logitcache.losses.correlation import FLAT, probability_pearson
+from logitcache.losses.correlation import FLAT, pearson, probability_pearson
 from logitcache.teacher.sparse import SparseTeacher
 
 
@@ -41,23 +42,20 @@ def dist(
         raise OptionError(f"beta and gamma must be 0 or more, found {beta} and {gamma}")
     p = teacher.at(temperature).probs
     q = (upcast(student_logits) / temperature).softmax(1)
-    loss = beta * (1 - probability_pearson(p, q)).mean()
+    loss = beta * (1 - probability_pearson(q, p)).mean()
     if gamma:
-        loss = loss + gamma * intra_class(p, q)
+        loss = loss + gamma * intra_class(q, p)
     return loss * temperature**2
 
 
-def intra_class(p: Tensor, q: Tensor) -> Tensor:
+def intra_class(q: Tensor, p: Tensor) -> Tensor:
     """Mean over the classes of 1 − Pearson(p_·c, q_·c) over the B samples, of (B, C) probabilities.
 
     A class whose probabilities spread by less than `FLAT`, relative to their size, counts as flat.
     """
-    p, q = _standardise(p), _standardise(q)
-    return 1 - (p * q).sum(0).mean()
+    return 1 - pearson(q, p, _floor(q.detach()), _floor(p), dim=0).mean()
 
 
-def _standardise(p: Tensor) -> Tensor:
-    """(B, C) columns less their means, of norm 1; of less where they are flat."""
-    centred = p - p.mean(0)
-    least = p.detach().square().sum(0) * FLAT**2
-    return centred / centred.square().sum(0).maximum(least).clamp(min=1e-30).sqrt()
+def _floor(p: Tensor) -> Tensor:
+    floor: Tensor = FLAT * torch.linalg.vector_norm(p, dim=0, keepdim=True)
+    return floor.clamp(min=1e-15)

@@ -81,8 +81,8 @@ def soft_spearman(x: Tensor, y: Tensor, strength: float, operator: RankOperator 
     if operator == "laplace":
         rho: Tensor = _LaplaceSpearman.apply(x, y, _positive(strength))
         return rho
-    rank = RANKS[operator]
-    return pearson(rank(x, strength), rank(y, strength), rank_floor(x.shape[1])) * steepness(x)[:, 0]
+    rank, floor = RANKS[operator], rank_floor(x.shape[1])
+    return pearson(rank(x, strength), rank(y, strength), floor, floor) * steepness(x)[:, 0]
 
 
 def floored_std(x: Tensor) -> Tensor:
@@ -201,16 +201,16 @@ def _ranks_of_rows(x: Tensor, strength: float) -> tuple[Any, ...]:
     z -= z.mean(1, keepdim=True)
     std = torch.linalg.vector_norm(z, dim=1, keepdim=True).div_(math.sqrt(n)).clamp_(min=1e-6)
     scale = std.clamp(min=FLAT).mul_(strength)
-    z /= scale
+    z *= scale.reciprocal()
     kernel = _kernel(z, reach)
     ranks, weight = _laplace(kernel, z)
     norm = torch.linalg.vector_norm(ranks, dim=1, keepdim=True).clamp_(min=rank_floor(n))
     return ranks, norm, order, kernel, weight, z, std, scale
 
 
-BLOCK = (
-    1 << 16
-)  # numbers of rows that are ranked at once on the CPU: all that is made of them stays in its cache
+# Numbers that are ranked at once on the CPU: what is made of them stays in its cache, and in one thread (torch shares
+# larger tensors among threads, which wait for each other where loader workers take the cores).
+BLOCK = 1 << 15
 
 
 def _blocks(x: Tensor) -> list[slice]:
@@ -227,7 +227,7 @@ def _laplace(kernel: list[Tensor], y: Tensor) -> tuple[Tensor, Tensor]:
     left, right = _sums(None, kernel, y)
     hard = torch.arange(n, dtype=y.dtype, device=y.device) - (n - 1) / 2
     weight = left + right
-    return right.sub_(left).div_(2).add_(hard), weight
+    return torch.add(hard, right.sub_(left), alpha=0.5), weight
 
 
 def _laplace_backward(g: Tensor, kernel: list[Tensor], weight: Tensor) -> Tensor:
@@ -268,8 +268,8 @@ def _sums(v: Tensor | None, kernel: list[Tensor], like: Tensor) -> tuple[Tensor,
     if up.dim() > 2:
         left, right = _from_both_sides((torch.ones_like(like) if v is None else v).t().contiguous(), up, down)
         return left.t(), right.t()
-    left = (up if v is None else v * up).cumsum(1).mul_(down)
-    right = (down if v is None else v * down).flip(1).cumsum(1).flip(1).mul_(up)
+    left = (up.cumsum(1) if v is None else (v * up).cumsum_(1)).mul_(down)
+    right = (down if v is None else v * down).flip(1).cumsum_(1).flip(1).mul_(up)
     return left, right
 
 

@@ -149,6 +149,22 @@ def test_the_fused_correlation_is_the_correlation_of_the_ranks(n, scale, strengt
     torch.testing.assert_close(*(torch.autograd.grad(r, x, weights)[0] for r in (fused, composed)))
 
 
+@pytest.mark.parametrize("strength", [0.25, 0.03])
+def test_many_rows_are_correlated_as_each_alone(strength):
+    """Whatever rows are taken at once, and however the sums are made: exponentials in float64, or a recurrence."""
+    x, y = torch.randn(2, 70, 1000)
+    x.requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    fused = soft_spearman(x, y, strength)
+    ranks = (laplace_ranks(values, strength) for values in (wide, y.double()))
+    composed = dense.pearson(*ranks)
+    torch.testing.assert_close(fused, composed.float(), rtol=1e-5, atol=1e-6)
+    weights = torch.randn(70)
+    (mine,) = torch.autograd.grad(fused, x, weights)
+    (expected,) = torch.autograd.grad(composed, wide, weights.double())
+    assert (mine - expected).norm() <= 1e-4 * expected.norm()
+
+
 @pytest.mark.parametrize("operator", RANKS)
 def test_a_flat_row_has_no_correlation_and_a_bounded_gradient(operator):
     y = torch.randn(3, 16)
