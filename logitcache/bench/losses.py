@@ -17,6 +17,7 @@ from logitcache.teacher.sparse import SparseTeacher
 
 TEMPERATURE = 4.0
 STRENGTH = 0.25  # of the soft ranks
+SEEN, FACTORS = 128, 32  # views that class statistics are of, and how many ways their classes vary in
 WANTED = {"kd": 1.3, "cmkd": None, "rank term": None}  # times of dense KD, at most
 
 
@@ -46,10 +47,11 @@ def measure(
     generator = torch.Generator().manual_seed(0)
     for c in classes:
         student = (torch.randn(batch, c, generator=generator) * 2).to(device)
-        logits = (torch.randn(batch, c, generator=generator) * 3).to(device)
+        answers = _teacher_logits(SEEN + batch, c, generator)
+        completion = Completion.of(fit_statistics(answers[:SEEN])).to(device)
+        logits = answers[SEEN:].to(device)
         log_p = (logits / TEMPERATURE).log_softmax(1)
         whole = SparseTeacher.from_logits(logits, c)
-        completion = Completion.of(fit_statistics(logits)).to(device)
         sparse = {k: SparseTeacher.from_logits(logits, k, completion) for k in ks}
         times = time_interleaved(
             {
@@ -77,6 +79,12 @@ def measure(
     rows.append(_row(times, "laplace", "plain laplace", ranked, 0.5))
     rows.append(_row(times, "laplace", "blondel", ranked, 1.0))
     return rows
+
+
+def _teacher_logits(rows: int, classes: int, generator: torch.Generator) -> Tensor:
+    factors = torch.randn(FACTORS, classes, generator=generator) / FACTORS**0.5
+    related = torch.randn(rows, FACTORS, generator=generator) @ factors
+    return 3 * related + torch.randn(rows, classes, generator=generator)
 
 
 def _dense_kd(student: Tensor, log_p: Tensor) -> Tensor:
