@@ -84,7 +84,8 @@ def measure(
 def _teacher_logits(rows: int, classes: int, generator: torch.Generator) -> Tensor:
     factors = torch.randn(FACTORS, classes, generator=generator) / FACTORS**0.5
     related = torch.randn(rows, FACTORS, generator=generator) @ factors
-    return 3 * related + torch.randn(rows, classes, generator=generator)
+    logits: Tensor = 3 * related + torch.randn(rows, classes, generator=generator)
+    return logits
 
 
 def _dense_kd(student: Tensor, log_p: Tensor) -> Tensor:
