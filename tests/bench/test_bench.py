@@ -312,8 +312,8 @@ def test_bench_store_by_command_fits_a_terminal(small: None) -> None:
 
 def test_the_made_up_teacher_has_the_means_of_a_vit() -> None:
     teacher = SparseTeacher.from_logits(torch.cat(list(open_logits(4096, "shuffled").blocks())), 16)
-    assert 0.65 < teacher.at(1.0).probs[:, 0].mean() < 0.75
-    assert 0.05 < teacher.at(1.0).tail_mass.mean() < 0.1
+    assert 0.65 < teacher.listed_at(1.0).probs[:, 0].mean() < 0.75
+    assert 0.05 < teacher.listed_at(1.0).tail_mass.mean() < 0.1
     assert 2 < teacher.gap[:, 1].median() < 3
     assert 6 < teacher.gap[:, -1].mean() < 8
 
