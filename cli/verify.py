@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from logitcache.audit.checkup import CheckupReport
 
 LINES = 20
+_MENDED = {"class_statistics": "class statistics, estimated by the teacher again"}
 
 
 def _teacher_option(text: str) -> Any:
@@ -25,7 +26,9 @@ def verify(
     context: typer.Context,
     cache: Cache,
     seeds: Annotated[str | None, typer.Option(help="Augmentation seeds; all by default.")] = None,
-    repair: Annotated[bool, typer.Option("--repair", help="Dump damaged shards again.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what is damaged; dump damaged shards again.")
+    ] = False,
     replay: Annotated[int, typer.Option(help="Run the teacher again on so many random views.")] = 0,
     teacher: Annotated[
         str | None, _teacher_option("The cache's teacher, if its name is another here.")
@@ -45,7 +48,8 @@ def verify(
 ) -> None:
     """Check every checksum, digest and number of a cache; exit code 0 says that it is clean, 1 that it is not.
 
-    With --repair, damaged shards are dumped again; with --replay, the teacher is asked again and compared.
+    With --repair, damaged shards are dumped again, damaged class statistics estimated again; with --replay, the
+    teacher is asked again and compared.
 
     Example: logitcache verify caches/vit_l-digits.zarr
 
@@ -73,9 +77,10 @@ def _rows(report: "CheckupReport") -> list[tuple[str, str]]:
     if len(found.problems) > LINES:
         rows.append(("", f"and {len(found.problems) - LINES:,} more; --json lists all"))
     if repaired := report.repair:
-        rows += [("mended", name) for name in repaired.mended]
-        same = f"{repaired.identical:,} of them to the digest they had"
-        rows.append(("repaired", f"{len(repaired.redumped):,} shards dumped again, {same}"))
+        rows += [("mended", _MENDED.get(name, name)) for name in repaired.mended]
+        if repaired.redumped or not repaired.mended:
+            same = f"{repaired.identical:,} of them to the digest they had"
+            rows.append(("repaired", f"{len(repaired.redumped):,} shards dumped again, {same}"))
     if replayed := report.replay:
         most, mean = figures(replayed.max_error, 2), figures(replayed.mean_error, 2)
         error = f"logits off by {most} at most, {mean} on average"

@@ -1,4 +1,4 @@
-"""Repair a cache: damaged shards are deleted and dumped again, by the same teacher from the same views."""
+"""Repair a cache: damaged shards and class statistics are made again, by the same teacher from the same views."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
@@ -6,13 +6,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from logitcache.audit.verify import KEYS, UNREADABLE, VerifyReport, verify_cache
+from logitcache.audit.verify import KEYS, STATISTICS, UNREADABLE, VerifyReport, verify_cache
 from logitcache.dump.filler import ViewsDone
 from logitcache.dump.job import DumpConfig, cache_spec, dump
+from logitcache.dump.late_calibration import calibrate_cache
 from logitcache.errors import FormatError, MismatchError, OptionError, StorageError
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.models.build import Model
+from logitcache.store.place import CLASS_STATISTICS
 from logitcache.store.reader import CacheReader
 from logitcache.store.writer import CacheWriter
 from logitcache.teacher.live import require_same_teacher
@@ -27,7 +29,8 @@ class RepairReport(Spec):
     """What a repair did.
 
     Attributes:
-        mended: metadata files that were rewritten, such as "seed-7/ids/zarr.json".
+        mended: metadata files that were rewritten, such as "seed-7/ids/zarr.json", and "class_statistics" where these
+            were estimated anew.
         redumped: (seed, shard) of the shards that were dumped again.
         identical: how many of these have the commit digest that they had before.
         after: what a verification of the repaired seeds finds now.
@@ -50,8 +53,8 @@ def repair_cache(
 
     Metadata is rewritten from the spec, sample keys from the images. If shards are damaged too, teacher, images,
     recipe and views are first proved to be those of the cache; only then are the shards deleted and dumped again. If
-    that is interrupted, the `dump` that made the cache finishes it. Class statistics stay as they are: a copy of the
-    cache, or a new calibration, brings them back.
+    that is interrupted, the `dump` that made the cache finishes it. Class statistics come last, estimated by the
+    teacher from the views that they were made of.
 
     Args:
         path: of the cache.
@@ -104,6 +107,11 @@ def repair_cache(
                 on_progress(views.done, views.total)
 
         dump(path, images, reader.spec.recipe, model, config, on_views, only=bad)
+    if any(problem.kind == STATISTICS for problem in found.problems):
+        images, model = teacher()
+        calibration = calibrate_cache(path, images, model, config)
+        if calibration.kept or reader.spec.calibrated:
+            rewritten.append(CLASS_STATISTICS)
     redumped = [(seed, shard) for seed, shards in sorted(bad.items()) for shard in sorted(shards)]
     return RepairReport(
         mended=tuple(rewritten),

@@ -25,6 +25,7 @@ from logitcache.views.loader import iterate_batches, report_worker_deaths, view_
 CALIBRATION_SEED = (1 << 63) - 1  # and, where there are more views than images, those below
 VIEWS = 4096
 LEAST_VIEWS = 256
+MOST_VIEWS = 1 << 24  # that can be asked for
 SHARE = 20  # a sample is at most one in so many views of the dump, unless that is below `LEAST_VIEWS`
 NUMBERS = 1 << 26  # logits of a sample, at most: a few times 512 MiB while they are looked at
 TEMPERATURES = (1.0, 2.0, 4.0)
@@ -109,9 +110,10 @@ class Calibrator:
             logits = self.model(batch.views.to(self.device, non_blocking=True)).cpu()
             if (wrong := batch.valid & ~logits.isfinite().all(1)).any():
                 sample = int(batch.samples[wrong][0])
+                half = self.model.model.dtype is not torch.float32
                 raise NonFiniteError(
                     f"the teacher's logits for {self.views.images.describe(sample)} are not finite, on a view of "
-                    "the calibration; check the weights, or try --precision float32"
+                    f"the calibration; {'try --precision float32, or ' if half else ''}check the weights"
                 )
             parts.append(logits[batch.valid])
         return torch.cat(parts).clone()

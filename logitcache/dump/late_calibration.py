@@ -3,17 +3,27 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from logitcache.dump.calibration import Calibration, choose_count, try_statistics
+from logitcache.dump.calibration import (
+    MOST_VIEWS,
+    Calibrated,
+    Calibration,
+    Calibrator,
+    choose_count,
+    try_statistics,
+)
 from logitcache.dump.job import DumpConfig, calibration_views, load_calibrator
 from logitcache.errors import FormatError, OptionError
 from logitcache.models.build import Model
 from logitcache.store import CacheReader, CacheWriter
+from logitcache.store.statistics import fetch_attributes, statistics_digest
+from logitcache.teacher.completion import FEWEST
 from logitcache.teacher.live import require_same_teacher
 from logitcache.teacher.spool import decode_shard
-from logitcache.views.alignment import align_images
+from logitcache.views.alignment import OrderedImages, align_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.replay import prove_replay
@@ -32,13 +42,15 @@ def calibrate_cache(
     """Add class statistics to a cache that has none, or whose own are damaged; its shards stay as they are.
 
     Nothing is added where an even tail is nearer to the teacher (`Calibration.kept`), unless the cache began with
-    statistics and has lost them.
+    statistics and has lost them. Those are estimated as they were at first: of the images that the cache began with,
+    and of as many views as their damaged files tell.
 
     Args:
         path: path or URL of the cache.
         images: those that it was made of.
         teacher: its teacher.
-        config: `calibration` is how many views to take, and device, batch size, workers, bad images are as in `dump`.
+        config: `calibration` is how many views to take, if not as many as fit; device, batch size, workers and bad
+            images are as in `dump`.
         on_note: called with a line for people.
 
     Raises:
@@ -65,12 +77,35 @@ def calibrate_cache(
     require_same_teacher(reader, teacher)
     views = KeyedViews(images, spec.recipe, config.on_bad_image)
     prove_replay(reader, views, [seed for seed in reader.seeds() if reader.commits(seed).any()])
-    count = calibration_views(spec, len(reader.seeds()), config.calibration or None)
+    first = spec
+    if spec.calibrated and spec.parts:
+        first = spec.history()[0]
+        images = OrderedImages(images, np.arange(first.dataset.n), [first.dataset.n])
+    count = calibration_views(first, len(reader.seeds()), config.calibration or None)
     calibrator = load_calibrator(spec, images, spec.recipe, teacher, config, on_note)
-    calibration, statistics = calibrator.calibrate(count, spec.k)
+    if config.calibration:
+        calibration, statistics = calibrator.calibrate(count, spec.k)
+    else:
+        calibration, statistics = _calibrate_again(reader, calibrator, count)
     if calibration.kept or spec.calibrated:
         CacheWriter(reader.place, spec).write_statistics(statistics)
     return calibration
+
+
+def _calibrate_again(reader: CacheReader, calibrator: Calibrator, count: int) -> Calibrated:
+    """Estimate the statistics that the cache had, as far as their damaged files tell; else those of `count` views.
+
+    The number of views that is recorded may be damaged itself: the digest beside it tells.
+    """
+    recorded = fetch_attributes(reader.place)
+    if recorded is None or not FEWEST <= recorded.views <= MOST_VIEWS:
+        return calibrator.calibrate(count, reader.spec.k)
+    found = []
+    for views in dict.fromkeys((recorded.views, count)):
+        found.append(calibrator.calibrate(views, reader.spec.k))
+        if statistics_digest(reader.spec, found[-1].statistics) == recorded.digest:
+            return found[-1]
+    return found[0]
 
 
 def calibrate_derived(source: CacheReader, path: str | Path) -> Calibration | None:

@@ -126,6 +126,21 @@ def fetch_statistics(place: Place, spec: CacheSpec) -> dict[str, bytes]:
     return {f"{CLASS_STATISTICS}/{name}": data for name, data in files.items()}
 
 
+def fetch_attributes(place: Place) -> StatisticsGroup | None:
+    """Read what the group's zarr.json tells of class statistics, be the rest damaged; None if it tells nothing.
+
+    Raises:
+        StorageError: the disk or the host said no.
+    """
+    own = place.at(CLASS_STATISTICS)
+    try:
+        with _reading(own):
+            files = own.fetch(["zarr.json"])
+            return StatisticsGroup.from_dict(open_group(files).attrs.asdict()) if files else None
+    except FormatError:
+        return None
+
+
 def unpack_statistics(files: Mapping[str, bytes], spec: CacheSpec, where: object) -> ClassStatistics:
     """Unpack the files of class statistics, and check them against their digest.
 

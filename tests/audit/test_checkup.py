@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -73,7 +72,8 @@ def test_a_summary_has_the_means_of_the_distribution_that_the_cache_describes(ca
 def test_the_summary_of_a_damaged_or_empty_cache_says_so(cache: Path, tmp_path: Path) -> None:
     flip(cache / "seed-0/gap/c/0/0", 0.4)
     assert "seed 0, shard 0: damaged" in summarize(CacheReader(cache))["damaged"]
-    CacheWriter.open(tmp_path / "empty.zarr", CacheReader(cache).spec)
+    spec = CacheReader(cache).spec
+    CacheWriter.open(tmp_path / "empty.zarr", spec, statistics=statistics_of(spec))
     found = summarize(CacheReader(tmp_path / "empty.zarr"))
     assert (found["confidence"], found["damaged"], found["complete"]) == (None, None, "no seed")
 
@@ -136,21 +136,26 @@ def test_verify_by_command_says_clean_or_not_by_its_exit_code(tmp_path: Path) ->
     assert json.loads(succeeds("verify", "c.zarr", "--repair", "--json", cwd=tmp_path))["repair"] is None
 
 
-def test_class_statistics_by_command(whole: Path, tmp_path: Path) -> None:
-    shutil.copytree(whole, tmp_path / "c.zarr")
-    assert "class statistics" not in succeeds("info", "c.zarr", cwd=tmp_path)
-    spec = CacheReader(tmp_path / "c.zarr").spec
-    CacheWriter.open(tmp_path / "c.zarr", spec).write_statistics(statistics_of(spec, factors=3))
+def test_class_statistics_by_command(tmp_path: Path) -> None:
+    words = ("dump", "--teacher", "digits_tiny", "--seeds", "0", "--top-k", 3, "--out")
+    succeeds(*words, "even.zarr", "--calibration", 0, cwd=tmp_path)
+    assert "class statistics" not in succeeds("info", "even.zarr", cwd=tmp_path)
+    succeeds(*words, "c.zarr", cwd=tmp_path)
     text = succeeds("info", "c.zarr", cwd=tmp_path)
-    assert re.search(r"^class statistics +of 1,000 views, 3 factors$", text, re.MULTILINE)
-    assert json.loads(succeeds("info", "c.zarr", "--json", cwd=tmp_path))["class_statistics"]["views"] == 1000
+    assert re.search(r"^class statistics +of 256 views, \d factors?$", text, re.MULTILINE)
+    assert json.loads(succeeds("info", "c.zarr", "--json", cwd=tmp_path))["class_statistics"]["views"] == 256
     assert "clean" in succeeds("verify", "c.zarr", cwd=tmp_path)
+    before = files_of(tmp_path / "c.zarr")
     flip(tmp_path / "c.zarr" / STATISTICS_FILES[0], 0.5)
-    ended = logitcache("verify", "c.zarr", "--repair", cwd=tmp_path)
+    assert "class_statistics: damaged" in fails("info", "c.zarr", cwd=tmp_path)
+    ended = logitcache("verify", "c.zarr", cwd=tmp_path)
     assert ended.exit_code == 1
     assert "the class statistics are damaged" in ended.stdout
     assert ended.stdout.rstrip().endswith("not clean")
-    assert "class_statistics: damaged" in fails("info", "c.zarr", cwd=tmp_path)
+    text = succeeds("verify", "c.zarr", "--repair", "--workers", 0, cwd=tmp_path)
+    assert re.search(r"^mended +class statistics, estimated by the teacher again$", text, re.MULTILINE)
+    assert "shards dumped again" not in text
+    assert files_of(tmp_path / "c.zarr") == before
 
 
 def test_a_checkup_refuses_options_that_cannot_be(whole: Path) -> None:

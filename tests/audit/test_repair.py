@@ -2,19 +2,21 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from breaking import SPEED, N, flip, rewrite
-from dumping import a_teacher
+from dumping import a_teacher, dump_digits
+from growing import NEW, OLD, dump_folder, folder_images, folder_teacher, paint
 from small import Pixels, few_digits
-from small_caches import files_of, statistics_of
+from small_caches import files_of
 
 from logitcache.audit.repair import repair_cache
 from logitcache.audit.verify import verify_cache
+from logitcache.dump.calibration import LEAST_VIEWS
 from logitcache.errors import BusyError, DriftError, MismatchError, StorageError
 from logitcache.store import CacheReader, CacheWriter
-from logitcache.store.copy import copy_cache
 from logitcache.store.statistics import STATISTICS_FILES
 
 
@@ -35,9 +37,9 @@ FAULTS = {
     "a flipped bit": ("seed-0/gap/c/1/0", lambda f: flip(f, 0.4), (0, 1, "damaged")),
     "a flipped bit of an index": ("seed-1/top/c/2", lambda f: flip(f, 1.0), (1, 2, "damaged")),
     "a truncated file": ("seed-0/ids/c/2/0", lambda f: os.truncate(f, 40), (0, 2, "damaged")),
-    "an empty file": ("seed-0/tail_var/c/2", lambda f: os.truncate(f, 0), (0, 2, "damaged")),
+    "an empty file": ("seed-0/tail_lse/c/2", lambda f: os.truncate(f, 0), (0, 2, "damaged")),
     "random bytes": ("seed-0/ids/c/2/0", lambda f: f.write_bytes(os.urandom(999)), (0, 2, "damaged")),
-    "a deleted file": ("seed-1/tail_lse/c/2", lambda f: f.unlink(), (1, 2, "digest")),
+    "a deleted file": ("seed-1/tail_mean/c/2", lambda f: f.unlink(), (1, 2, "digest")),
     "another shard's file": (
         "seed-1/top/c/0",
         lambda f: f.write_bytes(f.with_name("1").read_bytes()),
@@ -104,21 +106,69 @@ def test_many_faults_at_once_are_mended_and_sound_shards_are_not_written(whole: 
 
 
 def _wide(shards) -> set[str]:
-    return {f"seed-{s}/{a}/c/{j}" for s, j in shards for a in ("ids", "gap", "canary", "tail_var")}
+    return {f"seed-{s}/{a}/c/{j}" for s, j in shards for a in ("ids", "gap", "canary")}
 
 
-def test_class_statistics_are_left_to_a_copy_and_all_else_is_mended(whole: Path, cache: Path) -> None:
-    spec = CacheReader(cache).spec
-    CacheWriter.open(cache, spec).write_statistics(statistics_of(spec))
-    replica = Path(shutil.copytree(cache, cache.with_name("replica.zarr")))
+DAMAGE = {"flipped": lambda f: flip(f, 0.6), "cut": lambda f: os.truncate(f, 3), "gone": Path.unlink}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", STATISTICS_FILES)
+def test_class_statistics_are_mended_to_the_same_bits(
+    name: str, damage: str, whole: Path, cache: Path
+) -> None:
+    DAMAGE[damage](cache / name)
     flip(cache / "seed-0/gap/c/1/0", 0.4)
-    flip(cache / STATISTICS_FILES[0], 0.4)
     done = mend(cache)
+    assert done.after.clean
     assert done.redumped == ((0, 1),)
-    assert [problem.kind for problem in done.after.problems] == ["statistics"]
-    copy_cache(replica, cache)
-    assert verify_cache(CacheReader(cache)).clean
-    assert files_of(cache) == files_of(replica)
+    assert done.mended == ("class_statistics",)
+    assert files_of(cache) == files_of(whole)
+
+
+def test_class_statistics_are_of_the_views_that_they_were_of(tmp_path: Path) -> None:
+    """Of as many as were asked for, though seeds came later; even where that number is what is damaged."""
+    path = tmp_path / "c.zarr"
+    dump_digits(path, N, seeds=(0,), calibration=40)
+    dump_digits(path, N, seeds=(1, 2))
+    before = files_of(path)
+    for name in STATISTICS_FILES[:4]:
+        flip(path / name, 0.6)
+        assert mend(path).mended == ("class_statistics",)
+        assert files_of(path) == before
+    shutil.rmtree(path)
+    dump_digits(path, N)
+    before = files_of(path)
+    root = path / STATISTICS_FILES[-1]
+    text = root.read_text()
+    root.write_text(text.replace(f'"views": {LEAST_VIEWS}', f'"views": {LEAST_VIEWS - 1}'))
+    assert root.read_text() != text
+    assert mend(path).mended == ("class_statistics",)
+    assert files_of(path) == before
+
+
+def test_class_statistics_of_a_cache_that_grew_are_of_the_images_that_it_began_with(tmp_path: Path) -> None:
+    path, pets = tmp_path / "c.zarr", tmp_path / "pets"
+    dump_folder(path, folder_images(paint(pets, OLD)), calibration=20)
+    assert CacheReader(path).spec.calibrated
+    images = folder_images(paint(pets, NEW))
+    dump_folder(path, images, grow=True)
+    before = files_of(path)
+    flip(path / STATISTICS_FILES[1], 0.5)
+    found = verify_cache(CacheReader(path))
+    done = repair_cache(path, found, replace(SPEED, batch_size=1), lambda: (images, folder_teacher()))
+    assert done.after.clean
+    assert files_of(path) == before
+
+
+@pytest.mark.parametrize("who", ["teacher", "images"])
+def test_class_statistics_of_another_teacher_or_of_other_images_are_refused(who: str, cache: Path) -> None:
+    flip(cache / STATISTICS_FILES[0], 0.4)
+    before = files_of(cache)
+    images, teacher = few_digits(N - (who == "images")), a_teacher(int(who == "teacher"))
+    with pytest.raises(MismatchError):
+        repair_cache(cache, verify_cache(CacheReader(cache)), SPEED, lambda: (images, teacher))
+    assert files_of(cache) == before
 
 
 def test_metadata_alone_is_mended_without_a_teacher(whole: Path, cache: Path) -> None:

@@ -41,7 +41,7 @@ def test_statistics_are_those_of_a_plain_reading(cache: CacheReader) -> None:
         assert (one.seed, one.views) == (seed, 300)
         assert one.top1 == pytest.approx(float((teacher.ids[:, 0] == labels).double().mean()))
         assert one.top5 is None  # of four classes a view
-        soft = teacher.at(1.0)
+        soft = teacher.listed_at(1.0)
         assert one.confidence == pytest.approx(float(soft.probs[:, 0].mean()), rel=1e-5)
         assert one.entropy == pytest.approx(float(soft.entropy().mean()), rel=1e-5)
         assert one.tail_mass == pytest.approx(float(soft.tail_mass.mean()), rel=1e-5)
@@ -49,19 +49,19 @@ def test_statistics_are_those_of_a_plain_reading(cache: CacheReader) -> None:
     agreeing = torch.cat([first == second, second == last]).double().mean()
     assert found.agreement == pytest.approx(float(agreeing))
 
-    entropy = torch.cat([teacher.at(1.0).entropy() for teacher in taken.values()]).numpy()
+    entropy = torch.cat([teacher.listed_at(1.0).entropy() for teacher in taken.values()]).numpy()
     assert list(found.entropy_bins) == np.histogram(entropy, BINS, (0, np.log(10)))[0].tolist()
-    tail = torch.cat([teacher.at(1.0).tail_mass for teacher in taken.values()]).numpy()
+    tail = torch.cat([teacher.listed_at(1.0).tail_mass for teacher in taken.values()]).numpy()
     assert list(found.tail_bins) == np.histogram(np.log10(tail.clip(1e-10)), BINS, (-10, 0))[0].tolist()
 
-    own = torch.stack([teacher.at(1.0).prob_of(labels) for teacher in taken.values()]).double().mean(0)
+    own = torch.stack([teacher.listed_at(1.0).prob_of(labels) for teacher in taken.values()]).double().mean(0)
     assert [hard.sample for hard in found.hardest] == own.argsort()[:10].tolist()
     assert [hard.probability for hard in found.hardest] == pytest.approx(own.sort().values[:10].tolist())
     assert all(hard.label == labels[hard.sample] for hard in found.hardest)
 
     sums = torch.zeros(10, 10, dtype=torch.float64)
     for teacher in taken.values():
-        probs = teacher.at(1.0).probs.double()
+        probs = teacher.listed_at(1.0).probs.double()
         for row in range(300):
             sums[labels[row], teacher.ids[row]] += probs[row]
     mean = sums / (3 * torch.bincount(labels, minlength=10))[:, None]
@@ -78,7 +78,9 @@ def test_without_labels_the_top_class_stands_for_the_label(cache: CacheReader) -
     teacher = CachedTeacher(cache).take(torch.arange(300), 1)
     assert found.seeds[0].top1 is None
     assert found.agreement is None
-    assert [hard.sample for hard in found.hardest] == teacher.at(1.0).probs[:, 0].argsort()[:5].tolist()
+    assert [hard.sample for hard in found.hardest] == teacher.listed_at(1.0).probs[:, 0].argsort()[
+        :5
+    ].tolist()
     assert all(hard.label == -1 for hard in found.hardest)
 
 
@@ -95,7 +97,9 @@ def test_samples_without_a_teacher_do_not_count(tmp_path: Path) -> None:
     answered = CachedTeacher(CacheReader(tmp_path / "c.zarr")).take(
         torch.tensor([sample for sample in range(len(images)) if sample != 3]), 0
     )
-    assert found.seeds[0].confidence == pytest.approx(float(answered.at(1.0).probs[:, 0].mean()), rel=1e-5)
+    assert found.seeds[0].confidence == pytest.approx(
+        float(answered.listed_at(1.0).probs[:, 0].mean()), rel=1e-5
+    )
 
 
 def test_other_images_and_missing_seeds_are_refused(cache: CacheReader) -> None:

@@ -173,7 +173,7 @@ def test_init_writes_a_file_that_reads_back(tmp_path: Path) -> None:
     assert "is there already" in fails("init", cwd=tmp_path)
     lines = [line.removeprefix("# ") if " = " in line else line for line in file.read_text().splitlines()]
     every = tomllib.loads("\n".join(lines))
-    assert every["dump"]["top-k"] == 16
+    assert every["dump"]["top-k"] == 8
     assert every["train"]["lr"] == 0.05
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from small_caches import SMALL, fill
 
 from logitcache.dump.job import DumpConfig, dump
-from logitcache.models.build import build_model
+from logitcache.models.build import Model, build_model
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.views.datasets import open_images
 from logitcache.views.images import Images
@@ -49,11 +49,14 @@ def folder_images(root: Path) -> Images:
     return open_images(f"imagefolder:{root}")
 
 
+def folder_teacher() -> Model:
+    return build_model("digits_small", num_classes=2, view_size=8, weights="random")
+
+
 def dump_folder(out: Path, images: Images, recipe: str = "center@8", **options: Any) -> None:
     """Batches of one, so that a sample's numbers are its own whatever shard it is in."""
-    teacher = build_model("digits_small", num_classes=2, view_size=8, weights="random")
     settings = {"seeds": (0, 1), "top_k": 1, "batch_size": 1, "shard_samples": 4, "workers": 0, **options}
-    dump(out, images, recipe_named(recipe), teacher, DumpConfig(**settings))
+    dump(out, images, recipe_named(recipe), folder_teacher(), DumpConfig(**settings))
 
 
 def by_key(cache: Path) -> dict[tuple[int, int, str], bytes]:
