@@ -242,14 +242,15 @@ class SoftTargets:
 
     log_probs: Tensor
 
-    @functools.cached_property
+    @property
     def probs(self) -> Tensor:
         """(B, C) probabilities."""
         return self.log_probs.exp()
 
     def entropy(self) -> Tensor:
         """(B,) entropy in nats."""
-        return -torch.xlogy(self.probs, self.probs).sum(1)
+        p = self.probs
+        return -torch.xlogy(p, p).sum(1)
 
     def prob_of(self, classes: Tensor) -> Tensor:
         """(B,) probability of one class per row, (B,) int64."""
