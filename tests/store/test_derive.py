@@ -46,12 +46,22 @@ def dumped(tmp_path_factory: pytest.TempPathFactory):
     few = few_digits(100)
     images = OneBad("digits", "train", few.images, few.labels, 10, "digits")
 
-    def get(k: int, profile: str) -> Path:
-        if (k, profile) not in made:
-            made[k, profile] = folder / f"{k}-{profile}.zarr"
-            config = DumpConfig((0, 1), k, profile, 50, workers=0, shard_samples=48, on_bad_image="skip")
-            dump(made[k, profile], images, RECIPE, a_teacher(), config)
-        return made[k, profile]
+    def get(k: int, profile: str, *, calibration: int | None = None) -> Path:
+        name = f"{k}-{profile}-{calibration}.zarr"
+        if name not in made:
+            made[name] = folder / name
+            config = DumpConfig(
+                (0, 1),
+                k,
+                profile,
+                50,
+                workers=0,
+                shard_samples=48,
+                on_bad_image="skip",
+                calibration=calibration,
+            )
+            dump(made[name], images, RECIPE, a_teacher(), config)
+        return made[name]
 
     return get
 
@@ -75,7 +85,7 @@ def test_from_an_exact_cache_comes_what_a_dump_stores(dumped, k: int, profile: s
     report = derive_cache(dumped(10, "exact"), tmp_path / "d.zarr", top_k=k, profile=profile)
     assert (report.k, report.profile, report.views, report.shards_written) == (k, profile, 200, 6)
     one_rounding = 2.0 ** -PROFILES[profile].scalar_bits  # sums of another order may fall on its other side
-    assert_as_dumped(tmp_path / "d.zarr", dumped(k, profile), tail=one_rounding)
+    assert_as_dumped(tmp_path / "d.zarr", dumped(k, profile, calibration=0), tail=one_rounding)
 
 
 def test_from_a_default_cache_come_its_own_gaps_and_a_tail_within_float16(dumped, tmp_path: Path) -> None:
@@ -127,7 +137,7 @@ def test_a_derived_tail_is_that_of_the_logits_themselves(dumped, data: st.DataOb
     values = st.floats(-200, 200, width=32)
     logits = np.array(data.draw(st.lists(values, min_size=classes, max_size=classes)), np.float32)
     relative = np.sort(logits)[::-1].astype(np.float64)[None] - float(logits.max())
-    base = CacheReader(dumped(6, "default")).spec
+    base = CacheReader(dumped(6, "default", calibration=0)).spec
     source = spec_like(base, classes, old_k, "exact" if old_k == classes else "default")
     target = spec_like(base, classes, new_k, "default")
 
