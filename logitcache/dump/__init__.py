@@ -8,6 +8,8 @@
 - `defaults`: what a command leaves open, from the cache that it goes on with
 - `torchrun`, `dask_cluster`: one dump by several processes
 - `helper`: a process that fills shards under the locks of another
+- `calibration`: class statistics from a sample of views, before a cache's first shard
+- `late_calibration`: the same for a cache that is there
 - `plan`: what a cache will cost and keep, measured on a sample before the dump
 """
 
@@ -17,7 +19,8 @@ from logitcache.lazy import lazy
 
 if TYPE_CHECKING:
     from logitcache.dump.job import DumpConfig, DumpReport, dump
+    from logitcache.dump.late_calibration import calibrate_cache
 
-__all__ = ["DumpConfig", "DumpReport", "dump"]
+__all__ = ["DumpConfig", "DumpReport", "calibrate_cache", "dump"]
 
-__getattr__ = lazy(__name__, {"job": "DumpConfig DumpReport dump"})
+__getattr__ = lazy(__name__, {"job": "DumpConfig DumpReport dump", "late_calibration": "calibrate_cache"})
