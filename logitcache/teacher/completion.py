@@ -10,9 +10,10 @@ logit. All three hold exactly in what is returned: the tail is written as distan
 
     last − t_j = c · u_j^β,
 
-u_j > 0 being the distance that the posterior expects. The scale c makes the mean right, and β the log-sum-exp, by one
-equation in one unknown: from β → 0, where all distances are equal, to β → ∞, where one class has all of the distance,
-it takes every value that a tail of that mean can have. Where the model is good, β is near 1.
+u_j > 0 being the distance that the posterior expects, softened where that is none. The scale c makes the mean right,
+and β the log-sum-exp, by one equation in one unknown: from β → 0, where all distances are equal, to β → ∞, where one
+class has all of the distance, it takes every value that a tail of that mean can have. Where the model is good, β is
+near 1.
 """
 
 import math
@@ -28,11 +29,11 @@ from torch import Tensor
 from logitcache.errors import OptionError
 from logitcache.format.class_statistics import ClassStatistics
 
-SOFTENING = 0.5  # of the posterior's deviation: a distance of 0 or less becomes about that
+SOFTENING = 0.5  # of the posterior's deviation: a distance of 0 becomes that
 LEAST = 1e-6  # distance, and what a log-sum-exp may differ from its least
 FIRST_STEPS = 3  # of Newton's method, over about FIRST_CLASSES of the classes
 FIRST_CLASSES = 200
-STEPS = 3  # after them, over all classes
+STEPS = 2  # after them, over all classes
 MORE_STEPS = (
     14  # of rows whose last step was larger than CLOSE; on a GPU, which is not to wait, 5 of all rows
 )
@@ -54,16 +55,14 @@ class Completion:
     Attributes:
         mean: (C,) float.
         factors: (C, r) float.
-        weighed: (C, r) float, the factors times FᵀF.
-        gram: (r, r) float, FᵀF.
         noise: variance outside the factors.
+        spectrum: (r,) falling eigenvalues of F Fᵀ.
     """
 
     mean: Tensor
     factors: Tensor
-    weighed: Tensor
-    gram: Tensor
     noise: float
+    spectrum: tuple[float, ...]
 
     @classmethod
     def of(cls, statistics: ClassStatistics) -> Self:
@@ -73,22 +72,24 @@ class Completion:
             for array in (statistics.mean, statistics.factors)
         )
         wide = factors.double()
-        gram = wide.T @ wide
-        return cls(mean, factors, (wide @ gram).float(), gram.float(), statistics.noise)
+        spectrum = torch.linalg.eigvalsh(wide.T @ wide).flip(0).clamp(min=0.0)
+        return cls(mean, factors, statistics.noise, tuple(spectrum.tolist()))
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
         """Move to a device, or to another dtype."""
         if torch.device(device) == self.mean.device and dtype in (None, self.mean.dtype):
             return self
         mean, factors = self.mean.to(device, dtype), self.factors.to(device, dtype)
-        return type(self)(
-            mean, factors, self.weighed.to(device, dtype), self.gram.to(device, dtype), self.noise
-        )
+        return type(self)(mean, factors, self.noise, self.spectrum)
 
     @property
     def num_classes(self) -> int:
         """C."""
         return self.mean.shape[0]
+
+    def variance_left(self, k: int) -> float:
+        """Return the least variance of a class, a mean over all, that k logits can leave: of all directions but k."""
+        return self.noise + sum(self.spectrum[k:]) / self.num_classes
 
     @torch.no_grad()
     def complete(self, ids: Tensor, gap: Tensor, tail_lse: Tensor, tail_mean: Tensor) -> Tensor:
@@ -118,10 +119,10 @@ class Completion:
         size = classes - k
         row_mean = (size * tail_mean - gap.sum(1)) / classes
         last = -gap[:, -1:]
-        x, variance = self._posterior(ids, -gap - row_mean[:, None])
+        x = self._factors_of(ids, -gap - row_mean[:, None])
         torch.addmm(self.mean, x, self.factors.T, out=out)
         below = out.sub_(last - row_mean[:, None]).neg_()
-        softening = (2 * SOFTENING) ** 2 * variance[:, None]
+        softening = (2 * SOFTENING) ** 2 * self.variance_left(k)
         distance = below.square().add_(softening).sqrt_().add_(below).clamp_(min=2 * LEAST)
         log_distance = distance.scatter_(1, ids, LEAST).div_(distance.amax(1, keepdim=True)).log_()
         log_distance.scatter_(1, ids, 0.0)
@@ -132,30 +133,19 @@ class Completion:
         torch.mul(log_distance, beta[:, None], out=out).exp_().scatter_(1, ids, 0.0)
         out.mul_((-size * mean / out.sum(1))[:, None]).add_(last).scatter_(1, ids, -gap)
 
-    def _posterior(self, ids: Tensor, listed: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (B, r) the factors' posterior mean; (B,) a class's variance under it, a mean over all classes.
+    def _factors_of(self, ids: Tensor, listed: Tensor) -> Tensor:
+        """Return (B, r) the factors' posterior mean, given (B, k) centred logits of the listed classes.
 
         By the smaller of two systems, k × k or r × r, which are the same by Woodbury's identity.
         """
         k, rank = ids.shape[1], self.factors.shape[1]
         factors = self.factors[ids]
-        beyond = listed - self.mean[ids]
-        if k <= rank:
-            system = factors @ factors.mT
-            system.diagonal(dim1=1, dim2=2).add_(self.noise)
-            right = torch.cat([beyond[:, :, None], factors @ self.weighed[ids].mT], 2)
-            solved = torch.cholesky_solve(right, torch.linalg.cholesky_ex(system)[0])
-            x = (factors * solved[:, :, :1]).sum(1)
-            explained = solved[:, :, 1:].diagonal(dim1=1, dim2=2).sum(1)
-            left = self.gram.trace() - explained
-        else:
-            system = factors.mT @ factors
-            system.diagonal(dim1=1, dim2=2).add_(self.noise)
-            right = torch.cat([factors.mT @ beyond[:, :, None], self.gram.expand(len(ids), -1, -1)], 2)
-            solved = torch.cholesky_solve(right, torch.linalg.cholesky_ex(system)[0])
-            x = solved[:, :, 0]
-            left = self.noise * solved[:, :, 1:].diagonal(dim1=1, dim2=2).sum(1)
-        return x, (left / self.num_classes).clamp(min=0.0) + self.noise
+        beyond = (listed - self.mean[ids])[:, :, None]
+        system = factors @ factors.mT if k <= rank else factors.mT @ factors
+        system.diagonal(dim1=1, dim2=2).add_(self.noise)
+        right = beyond if k <= rank else factors.mT @ beyond
+        solved = torch.cholesky_solve(right, torch.linalg.cholesky_ex(system)[0])
+        return ((factors.mT @ solved) if k <= rank else solved)[:, :, 0]
 
 
 def _solve(log_distance: Tensor, ids: Tensor, mean: Tensor, goal: Tensor) -> Tensor:
@@ -219,7 +209,7 @@ def _newton(
 
 # The statistics -----------------------------------------------------------------------------------------
 
-RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # numbers of factors to choose from
+RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # numbers of factors to choose from
 ENOUGH = 2e-3  # nats per class of held-out likelihood that twice as many factors must be worth
 FLATTENING = 0.5  # power of the factors' variances
 HELD_OUT = 4  # one in so many rows

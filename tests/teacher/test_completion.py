@@ -120,49 +120,30 @@ def test_a_large_batch_is_completed_in_blocks_that_say_the_same(monkeypatch):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_both_systems_of_the_posterior_give_one_answer():
-    # By k × k equations where fewer classes are listed than there are factors, else by r × r.
-    statistics = draw_statistics(1, 60, 12)
-    teacher = SparseTeacher.from_logits(related_logits(10, 60).double(), 12)
-    whole = Completion.of(statistics).to("cpu", torch.float64)
-    extended = Completion(
-        whole.mean,
-        torch.cat([whole.factors, torch.zeros(60, 1, dtype=torch.float64)], 1),
-        torch.cat([whole.weighed, torch.zeros(60, 1, dtype=torch.float64)], 1),
-        torch.nn.functional.pad(whole.gram, (0, 1, 0, 1)),
-        whole.noise,
-    )
-    small = whole.complete(teacher.ids, teacher.gap, teacher.tail_lse, teacher.tail_mean)
-    fewer = SparseTeacher.from_logits(related_logits(10, 60).double(), 13)
-    torch.testing.assert_close(
-        whole.complete(fewer.ids, fewer.gap, fewer.tail_lse, fewer.tail_mean),
-        extended.complete(fewer.ids, fewer.gap, fewer.tail_lse, fewer.tail_mean),
-        rtol=1e-6,
-        atol=1e-6,
-    )
-    torch.testing.assert_close(
-        small,
-        extended.complete(teacher.ids, teacher.gap, teacher.tail_lse, teacher.tail_mean),
-        rtol=1e-6,
-        atol=1e-6,
-    )
-
-
-def test_the_posterior_is_that_of_the_normal_model():
-    # Against the textbook's conditional mean and covariance of a joint normal, written with dense matrices.
-    statistics = draw_statistics(3, 14, 4)
-    whole = Completion.of(statistics).to("cpu", torch.float64)
+@pytest.mark.parametrize("k", [3, 5, 9])
+def test_the_posterior_is_that_of_the_normal_model(k):
+    """Against the textbook's conditional mean of a joint normal; by k × k equations up to 5 listed, then by 5 × 5."""
+    whole = Completion.of(draw_statistics(3, 14, 5)).to("cpu", torch.float64)
     logits = related_logits(1, 14, seed=3).double()
-    teacher = SparseTeacher.from_logits(logits, 5)
     centred = (logits - logits.mean(1, keepdim=True))[0]
+    ids = SparseTeacher.from_logits(logits, k).ids[0]
     covariance = whole.factors @ whole.factors.T
-    ids = teacher.ids[0]
-    gain = covariance[:, ids] @ torch.linalg.inv(covariance[ids][:, ids] + whole.noise * torch.eye(5))
-    expected = whole.mean + gain @ (centred[ids] - whole.mean[ids])
-    x, variance = whole._posterior(teacher.ids, centred[ids][None])
-    torch.testing.assert_close(whole.mean + whole.factors @ x[0], expected)
-    left = (covariance - gain @ covariance[ids]).trace() / 14 + whole.noise
-    torch.testing.assert_close(variance[0], left)
+    gain = covariance[:, ids] @ torch.linalg.inv(covariance[ids][:, ids] + whole.noise * torch.eye(k))
+    x = whole._factors_of(ids[None], centred[ids][None])
+    torch.testing.assert_close(whole.factors @ x[0], gain @ (centred[ids] - whole.mean[ids]))
+
+
+def test_the_variance_left_is_the_least_that_so_many_logits_can_leave():
+    whole = Completion.of(draw_statistics(3, 14, 5))
+    covariance = (whole.factors @ whole.factors.T).double()
+    assert whole.variance_left(0) == pytest.approx(float(covariance.trace()) / 14 + whole.noise, rel=1e-5)
+    assert whole.variance_left(5) == pytest.approx(whole.noise)
+    for k in (1, 3):
+        for seed in range(20):
+            ids = torch.randperm(14, generator=torch.Generator().manual_seed(seed))[:k]
+            gain = covariance[:, ids] @ torch.linalg.pinv(covariance[ids][:, ids])
+            left = (covariance - gain @ covariance[ids]).trace() / 14 + whole.noise
+            assert whole.variance_left(k) <= float(left) * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("k", [1, 4, 8])
