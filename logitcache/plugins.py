@@ -70,6 +70,13 @@ def _installed(package: str) -> bool:
         return True  # whatever it is, it has no file of the user's own
     if spec is None:
         return False  # in the working directory, or nowhere
-    paths = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
+    paths = [
+        Path(path).resolve()
+        for path in ([spec.origin] if spec.origin else spec.submodule_search_locations or ())
+    ]
     libraries = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
-    return any(Path(path).resolve().is_relative_to(library) for path in paths for library in libraries)
+    return any(
+        {"site-packages", "dist-packages"} & {*path.parts} or path.is_relative_to(library)
+        for path in paths
+        for library in libraries
+    )

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from dumping import a_teacher
 from small import few_digits
-from small_caches import statistics_of
 
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import LogitCacheError
 from logitcache.format.schema import CacheSpec, RowLayout
-from logitcache.store import CacheReader, CacheWriter, SeedWriter
+from logitcache.store import CacheReader, SeedWriter
 from logitcache.stream.stream import Stream
+from logitcache.teacher.completion import Completion
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import open_spool
 from logitcache.views.datasets import ArrayImages
@@ -87,9 +87,9 @@ class Truth:
         self.path = path
         reader = CacheReader(path)
         self.spec: CacheSpec = reader.spec
-        self.statistics = statistics_of(reader.spec)
-        if reader.statistics() is None:
-            CacheWriter.open(path, reader.spec).write_statistics(self.statistics)
+        statistics = reader.statistics()
+        assert statistics is not None
+        self.statistics, self.completion = statistics, Completion.of(statistics)
         self.about = _about(reader)
         self.layout = RowLayout.of(reader.spec)
         self.shards = {(s, j): reader.read(s, j) for s in SEEDS for j in range(reader.spec.layout.shards)}
@@ -126,16 +126,16 @@ class Truth:
             batch = next(iter(stream.epoch(epoch)))
             (seed,) = set(batch.seeds.tolist())
             rows = torch.from_numpy(self.rows[seed][batch.samples.numpy()])
-            expected = SparseTeacher.unpack(rows, self.layout)
+            expected = SparseTeacher.unpack(rows, self.layout, self.completion)
             assert batch.teacher is not None
-            for name in ("ids", "gap", "top", "tail_lse", "tail_mean", "tail_var"):
+            for name in ("ids", "gap", "top", "tail_lse", "tail_mean", "logits"):
                 if not torch.equal(getattr(batch.teacher, name), getattr(expected, name)):
                     raise WrongNumberError(f"{name} of a batch of seed {seed}")
 
     def require_statistics(self, reader: CacheReader) -> None:
-        """Read the class statistics; there are none, or the right ones."""
+        """Read the class statistics, and insist on the right ones."""
         found = reader.statistics()
-        if found is not None and found.digest != self.statistics.digest:
+        if found is None or found.digest != self.statistics.digest:
             raise WrongNumberError("class statistics")
 
     def require_canaries(self, reader: CacheReader, seed: int) -> None:

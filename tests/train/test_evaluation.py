@@ -27,6 +27,8 @@ from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
+from logitcache.teacher.completion import Completion
+from logitcache.teacher.sparse import SparseTeacher
 from logitcache.train.cost import count_flops
 from logitcache.train.evaluation import Evaluation, evaluate
 from logitcache.views.datasets import ArrayImages, wrap_images
@@ -211,7 +213,8 @@ def test_what_cannot_be_evaluated_is_refused() -> None:
 def test_agreement_and_kl_are_those_with_the_teacher_itself(tmp_path: Path) -> None:
     images, student = few_digits(70, "test"), ViewModel(a_teacher(seed=3)).eval()
     with torch.no_grad():
-        p = ViewModel(a_teacher()).eval()(images.images).double().log_softmax(1)
+        logits = ViewModel(a_teacher()).eval()(images.images).double()
+        p = logits.log_softmax(1)
         q = student(images.images).double().log_softmax(1)
     whole = nn.functional.kl_div(q, p, reduction="batchmean", log_target=True)
     exact = (
@@ -222,13 +225,16 @@ def test_agreement_and_kl_are_those_with_the_teacher_itself(tmp_path: Path) -> N
     assert exact["agreement"] == (p.argmax(1) == q.argmax(1)).double().mean()
     assert exact["kl"] == pytest.approx(float(whole), rel=1e-5)
 
-    few = taught(tmp_path / "few.zarr", images, profile="default", top_k=3)
-    sparse = Evaluation(images, IDENTITY, few, batch_size=32).run([student])[0].scores()
-    top = p.exp().topk(3, dim=1)
-    even = (1 - top.values.sum(1, keepdim=True)).expand(-1, 10) / 7
-    even = even.scatter(1, top.indices, top.values)
-    assert sparse["kl"] == pytest.approx(float((even * (even.log() - q)).sum(1).mean()), rel=1e-3)
-    assert {**sparse, "kl": 0} == {**exact, "kl": 0}
+    for name, calibration in (("even", 0), ("completed", 40)):
+        few = taught(tmp_path / name, images, profile="default", top_k=3, calibration=calibration)
+        scores = Evaluation(images, IDENTITY, few, batch_size=32).run([student])[0].scores()
+        statistics = few.statistics()
+        assert (statistics is None) == (name == "even")
+        completion = statistics and Completion.of(statistics).to("cpu", torch.float64)
+        told = SparseTeacher.from_logits(logits, 3, completion).at(1.0).log_probs
+        expected = nn.functional.kl_div(q, told, reduction="batchmean", log_target=True)
+        assert scores["kl"] == pytest.approx(float(expected), rel=0.02)  # gaps are rounded to float16
+        assert {**scores, "kl": 0} == {**exact, "kl": 0}
 
     unlabelled = ArrayImages("digits", "test", images.images, np.full(70, -1), 10, "digits")
     alone = taught(tmp_path / "unlabelled.zarr", unlabelled)
