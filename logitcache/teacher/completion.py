@@ -38,7 +38,7 @@ MORE_STEPS = (
     14  # of rows whose last step was larger than CLOSE; on a GPU, which is not to wait, 5 of all rows
 )
 MORE_STEPS_ON_DEVICE = 5
-CLOSE = 5e-3
+CLOSE, STILL = 5e-3, 1e-4
 FARTHEST = (
     60.0  # distance that counts: e^−60 is nothing beside the others, and no subnormal number, which are slow
 )
@@ -105,7 +105,7 @@ class Completion:
         """
         on_cpu = gap.device.type == "cpu"
         most = BLOCK if on_cpu else BLOCK_ON_DEVICE
-        widest = max(self.num_classes, ids.shape[1] * self.factors.shape[1])
+        widest = max(self.num_classes, ids.shape[1] * self.factors.shape[1] // 4)
         rows = max(1, most // widest)
         result = gap.new_empty(len(ids), self.num_classes)
         with torch.autocast(gap.device.type, enabled=False):
@@ -204,6 +204,8 @@ def _newton(
         excess = (total.log() - shortest - least).clamp(min=LEAST / 10)
         step = ((goal / excess).log() * excess / slope.clamp(min=1e-9)).clamp(-1.0, 1.0)
         beta = beta * step.exp()
+        if beta.device.type == "cpu" and bool((step.abs() < STILL).all()):
+            break
     return beta, step
 
 
