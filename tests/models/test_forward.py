@@ -66,7 +66,9 @@ def test_a_dump_whose_batches_do_not_fit_says_so_and_stores_the_same(tmp_path: P
     short, whole = (CachedTeacher(CacheReader(tmp_path / name)) for name in ("short", "whole"))
     samples = torch.arange(300)
     mine, theirs = short.take(samples, 0), whole.take(samples, 0)
-    torch.testing.assert_close(mine.listed_at(1.0).log_probs, theirs.listed_at(1.0).log_probs, rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(
+        mine.listed_at(1.0).log_probs, theirs.listed_at(1.0).log_probs, rtol=1e-3, atol=1e-2
+    )
 
 
 def test_a_teacher_of_other_classes_than_the_images_is_refused(tmp_path: Path) -> None:
