@@ -116,7 +116,7 @@ class CacheSpec(Spec):
             UnknownNameError: no profile of that name.
         """
         if k < 1:
-            raise OptionError(f"top-k must be at least 1, found {k}; 16 is a good start for 1,000 classes")
+            raise OptionError(f"top-k must be at least 1, found {k}; 8 is a good start")
         if shard_samples is not None and not 1 <= shard_samples <= 1 << 24:
             raise OptionError(f"shard size must be 1 to 2^24 samples, found {shard_samples}")
         spec = cls(

@@ -58,6 +58,7 @@ HERE = {
     r"dump …|dump --teacher …": "dump --teacher digits_tiny --weights random --data small:dozen",
     r"dump --grow": "dump --grow --teacher digits_small --data small:dozen --profile exact --out exact.zarr",
     r"train …": "train --student digits_tiny --cache exact.zarr --batch-size 4 --workers 0",
+    r"calibrate CACHE --teacher NAME": "calibrate even.zarr --workers 0",
     r"verify --repair$": "verify --repair exact.zarr",
 }
 NAME = re.compile(r"logitcache (\w+|--[\w-]+)")
@@ -67,6 +68,7 @@ NOT_RUN = {
     "logitcache bench dump": "likewise",
     "logitcache bench scale": "likewise",
     "python -m logitcache.bench.contest": "takes an hour; tests/bench run a contest of one epoch",
+    "python -m logitcache.bench.anchors": "takes minutes",
     "python -m logitcache.bench.truncation": "takes minutes; tests/bench measure the same on less",
     "make": "sets up an environment of its own",
     "pip install": "downloads",
@@ -130,6 +132,8 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     student = ("--student", "digits_tiny", "--cache", "exact.zarr", "--epochs", 1)
     succeeds("train", *student, "--out", "runs/one", cwd=folder)
     few = ("--profile", "default", "--top-k", 4, "--out", "cache.zarr")
+    succeeds("dump", "--teacher", "digits_small", "--weights", "random", *digits, *few, cwd=folder)
+    few = ("--profile", "default", "--top-k", 4, "--calibration", 0, "--out", "even.zarr")
     succeeds("dump", "--teacher", "digits_small", "--weights", "random", *digits, *few, cwd=folder)
     with pytest.MonkeyPatch.context() as patch:
         write_cifar(folder / "data", "cifar100", patch)
