@@ -327,7 +327,11 @@ def calibration_views(spec: CacheSpec, seeds: int, asked: int | None) -> int:
         raise OptionError(f"calibration must be 0 for none, or {FEWEST} to 2^24 views, found {asked}")
     if not spec.tail_size and asked:
         raise OptionError(f"a cache of all {spec.k} logits has nothing to complete: leave calibration out")
-    return choose_count(spec.dataset.n, seeds, spec.dataset.num_classes, asked) if spec.tail_size else 0
+    if spec.tail_size == 0 or (
+        spec.tail_size == 1 and asked is None
+    ):  # one class follows from the tail's mass
+        return 0
+    return choose_count(spec.dataset.n, seeds, spec.dataset.num_classes, asked)
 
 
 def cache_spec(

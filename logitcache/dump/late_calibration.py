@@ -124,7 +124,7 @@ def calibrate_derived(source: CacheReader, path: str | Path) -> Calibration | No
         raise OptionError(
             f"{source.path} keeps the top {source.spec.k} logits, which tell no class statistics"
         )
-    if not reader.spec.tail_size or reader.statistics() is not None:
+    if reader.spec.tail_size <= 1 or reader.statistics() is not None:
         return None
     seeds = source.complete()
     count = choose_count(source.spec.dataset.n, len(seeds), source.spec.dataset.num_classes)

@@ -132,7 +132,7 @@ class SparseTeacher:
     @property
     def is_whole(self) -> bool:
         """Whether single logits of the tail are known or can be told: `logits` is then no even fill."""
-        return not self.tail_size or self.known is not None or self.completion is not None
+        return self.tail_size <= 1 or self.known is not None or self.completion is not None
 
     @functools.cached_property
     def logits(self) -> Tensor:

@@ -103,6 +103,11 @@ def test_no_calibration_is_asked_for_or_of_use(tmp_path: Path) -> None:
         dump_digits(tmp_path / "both", top_k=10, calibration=50)
     with pytest.raises(OptionError, match="calibration must be 0 for none, or 8 to"):
         dump_digits(tmp_path / "few", calibration=7)
+    assert dump_digits(tmp_path / "nine", top_k=9).calibration is None
+    batch = next(
+        Stream.from_cache(tmp_path / "nine", few_digits(300), batch_size=8, device="cpu", workers=0).epoch(0)
+    )
+    assert batch.teacher.is_whole
     assert not (tmp_path / "both").exists()
     assert not (tmp_path / "few").exists()
 
