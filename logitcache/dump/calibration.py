@@ -25,7 +25,7 @@ from logitcache.views.loader import iterate_batches, report_worker_deaths, view_
 CALIBRATION_SEED = (1 << 63) - 1  # and, where there are more views than images, those below
 VIEWS = 4096
 LEAST_VIEWS = 256
-MOST_VIEWS = 1 << 24  # that can be asked for
+MOST_NUMBERS = 1 << 30  # logits of a sample that can be asked for: they are held in memory
 SHARE = 20  # a sample is at most one in so many views of the dump, unless that is below `LEAST_VIEWS`
 NUMBERS = 1 << 26  # logits of a sample, at most: a few times 512 MiB while they are looked at
 TEMPERATURES = (1.0, 2.0, 4.0)
@@ -136,6 +136,11 @@ def try_statistics(logits: Tensor, k: int) -> Calibrated:
     return Calibrated(
         Calibration(len(logits), statistics.factors.shape[1], even, completed, kept), statistics
     )
+
+
+def most_views(num_classes: int) -> int:
+    """Return how many views can be asked for."""
+    return max(FEWEST, MOST_NUMBERS // num_classes)
 
 
 def choose_count(n: int, seeds: int, num_classes: int, asked: int | None = None) -> int:

@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from logitcache.dump.calibration import MOST_VIEWS, Calibrate, Calibration, Calibrator, choose_count
+from logitcache.dump.calibration import Calibrate, Calibration, Calibrator, choose_count, most_views
 from logitcache.dump.filler import Filler, OnViewsDone, ShardReport, ShardTask
 from logitcache.errors import BusyError, Difference, MismatchError, OptionError
 from logitcache.format.identity import RecipeSpec, TeacherSpec
@@ -323,8 +323,9 @@ def calibration_views(spec: CacheSpec, seeds: int, asked: int | None) -> int:
     Raises:
         OptionError: so many cannot be, or the cache keeps every logit.
     """
-    if asked is not None and not (asked == 0 or FEWEST <= asked <= MOST_VIEWS):
-        raise OptionError(f"calibration must be 0 for none, or {FEWEST} to 2^24 views, found {asked}")
+    most = most_views(spec.dataset.num_classes)
+    if asked is not None and not (asked == 0 or FEWEST <= asked <= most):
+        raise OptionError(f"calibration must be 0 for none, or {FEWEST} to {most:,} views, found {asked:,}")
     if not spec.tail_size and asked:
         raise OptionError(f"a cache of all {spec.k} logits has nothing to complete: leave calibration out")
     if spec.tail_size == 0 or (

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from logitcache.dump.calibration import (
-    MOST_VIEWS,
     Calibrated,
     Calibration,
     Calibrator,
     choose_count,
+    most_views,
     try_statistics,
 )
 from logitcache.dump.job import DumpConfig, calibration_views, load_calibrator
@@ -65,6 +65,10 @@ def calibrate_cache(
     spec = reader.spec
     if not spec.tail_size:
         raise OptionError(f"{path} keeps all {spec.k} logits: there is nothing to complete")
+    if config.calibration == 0:
+        raise OptionError(
+            f"calibration of 0 views adds nothing to {path}: give more, or leave the number out"
+        )
     if not reader.place.writable:
         raise OptionError(f"{path} is for reading; calibrate the copy that it is served from")
     try:
@@ -81,7 +85,9 @@ def calibrate_cache(
     if spec.calibrated and spec.parts:
         first = spec.history()[0]
         images = OrderedImages(images, np.arange(first.dataset.n), [first.dataset.n])
-    count = calibration_views(first, len(reader.seeds()), config.calibration or None)
+    seeds = len(reader.seeds())
+    count = calibration_views(first, seeds, config.calibration)
+    count = count or choose_count(first.dataset.n, seeds, first.dataset.num_classes)
     calibrator = load_calibrator(spec, images, spec.recipe, teacher, config, on_note)
     if config.calibration:
         calibration, statistics = calibrator.calibrate(count, spec.k)
@@ -95,28 +101,31 @@ def calibrate_cache(
 def _calibrate_again(reader: CacheReader, calibrator: Calibrator, count: int) -> Calibrated:
     """Estimate the statistics that the cache had, as far as their damaged files tell; else those of `count` views.
 
-    The number of views that is recorded may be damaged itself: the digest beside it tells.
+    The number of views that is recorded may be damaged itself, so the usual one is tried first: the digest tells.
     """
     recorded = fetch_attributes(reader.place)
-    if recorded is None or not FEWEST <= recorded.views <= MOST_VIEWS:
-        return calibrator.calibrate(count, reader.spec.k)
-    found = []
-    for views in dict.fromkeys((recorded.views, count)):
-        found.append(calibrator.calibrate(views, reader.spec.k))
-        if statistics_digest(reader.spec, found[-1].statistics) == recorded.digest:
-            return found[-1]
-    return found[0]
+    calibrated = calibrator.calibrate(count, reader.spec.k)
+    if (
+        recorded is None
+        or recorded.views == count
+        or statistics_digest(reader.spec, calibrated.statistics) == recorded.digest
+        or not FEWEST <= recorded.views <= most_views(reader.spec.dataset.num_classes)
+    ):
+        return calibrated
+    return calibrator.calibrate(recorded.views, reader.spec.k)
 
 
 def calibrate_derived(source: CacheReader, path: str | Path) -> Calibration | None:
-    """Add class statistics to a cache derived from one of all logits, estimated from these; None where it has some.
+    """Add class statistics to a cache derived from one of all logits, estimated from these.
+
+    Returns None where it has some, or there are too few views.
 
     Args:
         source: the cache of all logits.
         path: of the cache that keeps fewer of them.
 
     Raises:
-        OptionError: the source does not keep all logits, or there are too few views.
+        OptionError: the source does not keep all logits.
         StorageError: the disk said no.
     """
     reader = CacheReader(path)
@@ -128,7 +137,10 @@ def calibrate_derived(source: CacheReader, path: str | Path) -> Calibration | No
         return None
     seeds = source.complete()
     count = choose_count(source.spec.dataset.n, len(seeds), source.spec.dataset.num_classes)
-    calibration, statistics = try_statistics(read_some_logits(source, seeds, count), reader.spec.k)
+    logits = read_some_logits(source, seeds, count)
+    if len(logits) < FEWEST:
+        return None
+    calibration, statistics = try_statistics(logits, reader.spec.k)
     if calibration.kept:
         CacheWriter(reader.place, reader.spec).write_statistics(statistics)
     return calibration

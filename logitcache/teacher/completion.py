@@ -34,18 +34,14 @@ LEAST = 1e-6  # distance, and what a log-sum-exp may differ from its least
 FIRST_STEPS = 3  # of Newton's method, over about FIRST_CLASSES of the classes
 FIRST_CLASSES = 200
 STEPS = 2  # after them, over all classes
-MORE_STEPS = (
-    14  # of rows whose last step was larger than CLOSE; on a GPU, which is not to wait, 5 of all rows
-)
-MORE_STEPS_ON_DEVICE = 5
+MORE_STEPS = 14  # of rows whose last step was larger than CLOSE
+MORE_STEPS_ON_DEVICE = 5  # of all rows, on a GPU, which is not to wait for an answer
 CLOSE, STILL = 5e-3, 1e-4
 FARTHEST = (
-    60.0  # distance that counts: e^−60 is nothing beside the others, and no subnormal number, which are slow
+    60.0  # distance that counts: e^−60 is nothing beside the others, and not yet subnormal, which is slow
 )
 BLOCK = 1 << 18  # numbers of a (rows, C) block that is completed at once on the CPU: they stay in its cache
 BLOCK_ON_DEVICE = 1 << 26
-
-Held = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, eq=False)

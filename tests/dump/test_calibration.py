@@ -103,6 +103,8 @@ def test_no_calibration_is_asked_for_or_of_use(tmp_path: Path) -> None:
         dump_digits(tmp_path / "both", top_k=10, calibration=50)
     with pytest.raises(OptionError, match="calibration must be 0 for none, or 8 to"):
         dump_digits(tmp_path / "few", calibration=7)
+    with pytest.raises(OptionError, match="or 8 to 107,374,182 views, found 1,000,000,000"):
+        dump_digits(tmp_path / "few", calibration=10**9)
     assert dump_digits(tmp_path / "nine", top_k=9).calibration is None
     batch = next(
         Stream.from_cache(tmp_path / "nine", few_digits(300), batch_size=8, device="cpu", workers=0).epoch(0)
@@ -212,6 +214,10 @@ def test_calibrating_with_another_teacher_or_an_exact_cache_is_refused(tmp_path:
     with pytest.raises(MismatchError, match="another teacher"):
         calibrate_cache(tmp_path / "cache", few_digits(300), a_teacher(1), DumpConfig(workers=0))
     assert CacheReader(tmp_path / "cache").statistics() is None
+    with pytest.raises(OptionError, match="calibration of 0 views adds nothing"):
+        calibrate_cache(
+            tmp_path / "cache", few_digits(300), a_teacher(), DumpConfig(calibration=0, workers=0)
+        )
     dump_digits(tmp_path / "exact", top_k=None, profile="exact")
     with pytest.raises(OptionError, match="keeps all 10 logits: there is nothing to complete"):
         calibrate_cache(tmp_path / "exact", few_digits(300), a_teacher(), DumpConfig(workers=0))
@@ -230,6 +236,13 @@ def test_a_cache_derived_from_all_logits_is_calibrated_by_them(tmp_path: Path) -
     assert calibrate_derived(source, tmp_path / "small") is None
     with pytest.raises(OptionError, match="keeps the top 4 logits, which tell no class statistics"):
         calibrate_derived(CacheReader(tmp_path / "small"), tmp_path / "small")
+
+
+def test_of_a_handful_of_views_no_statistics_are_derived(tmp_path: Path) -> None:
+    dump_digits(tmp_path / "exact", n=5, seeds=(0,), top_k=None, profile="exact")
+    derive_cache(tmp_path / "exact", tmp_path / "small", top_k=4, profile="default")
+    assert calibrate_derived(CacheReader(tmp_path / "exact"), tmp_path / "small") is None
+    assert CacheReader(tmp_path / "small").statistics() is None
 
 
 def test_the_completed_teacher_of_a_cache_is_that_of_the_live_one(tmp_path: Path) -> None:
