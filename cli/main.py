@@ -1,5 +1,6 @@
 """The application: its commands, its defaults from logitcache.toml, and how it ends."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -82,4 +83,7 @@ def main(
 def run() -> None:
     """Run the application; the console script of the package."""
     print_on_sigterm()
+    warnings.formatwarning = lambda message, *_: (
+        f"warning: {message}\n"
+    )  # not the line of code that it came from
     app()

@@ -5,8 +5,7 @@ blurs the ratios less.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -43,7 +42,7 @@ def measure(*, rounds: int = 20) -> list[Comparison]:
     pixels = torch.randint(0, 256, (10_000, 3, 32, 32), dtype=torch.uint8, generator=generator)
     cifar = ArrayImages("random", "train", pixels, np.zeros(len(pixels), np.int64), 10, "cifar")
     rows = []
-    with _one_thread():
+    with on_one_thread():
         for images in (load_digits(), cifar):
             rows += _compare_small(images, rounds)
         rows += _compare_large("imagenet", generator, rounds)
@@ -125,13 +124,3 @@ def _time_rounds(
 def _row(recipe: str, name: str, against: str, times: dict[str, Seconds], wanted: float | None) -> Comparison:
     of = {"made": name, "recipe": recipe}
     return Comparison.between(of, against, times[name], times[against], wanted, views=1)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -238,7 +238,7 @@ def fit_statistics(logits: Tensor) -> ClassStatistics:
     rows = logits.double().cpu()
     rows = rows - rows.mean(1, keepdim=True)
     held_out = torch.arange(len(rows)) % HELD_OUT == HELD_OUT - 1
-    with _on_one_thread():
+    with on_one_thread():
         rank, noise = _choose_rank(rows[~held_out], rows[held_out])
         mean, variances, directions = _principal(rows, rank)
     flat = variances**FLATTENING
@@ -248,8 +248,8 @@ def fit_statistics(logits: Tensor) -> ClassStatistics:
 
 
 @contextmanager
-def _on_one_thread() -> Iterator[None]:
-    """Linear algebra on several threads differs in the last bits by their number."""
+def on_one_thread() -> Iterator[None]:
+    """Have torch use one thread meanwhile: linear algebra differs in the last bits by their number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -262,6 +262,31 @@ def test_the_completed_teacher_of_a_cache_is_that_of_the_live_one(tmp_path: Path
         torch.testing.assert_close(batch.teacher.logits, live.logits, atol=0.02, rtol=0)
 
 
+def test_a_loss_that_needs_an_order_says_in_one_line_that_a_cache_has_none(tmp_path: Path) -> None:
+    dump_digits(tmp_path / "even", n=60, seeds=(0,), calibration=0)
+    train = ["train", "--student", "digits_tiny", "--cache", "even", "--data", "small:few_digits"]
+    train = [
+        sys.executable,
+        "-m",
+        "logitcache_cli",
+        *train,
+        "--epochs",
+        "1",
+        "--workers",
+        "0",
+        "--out",
+        "run",
+    ]
+    paths = os.pathsep.join(p for p in sys.path if "support" in p)
+    ended = subprocess.run(
+        [word.replace("small:few_digits", "digits") for word in train],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    (line,) = (line for line in ended.stderr.splitlines() if "logitcache calibrate" in line)
+    assert line.startswith("warning: cmkd(support=all) compares single logits of all 10 classes")
+    assert "cmkd.py" not in ended.stderr
+
+
 def test_the_commands(tmp_path: Path) -> None:
     words = ["--data", "digits", "--seeds", "0", "--workers", "0", "--top-k", "4", "--weights", "random"]
     dump = ["dump", "--teacher", "digits_small", *words]
