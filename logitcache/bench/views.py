@@ -13,6 +13,7 @@ from torch import Tensor
 
 from logitcache.bench.compare import Comparison, Seconds, time_interleaved
 from logitcache.errors import LogitCacheError
+from logitcache.teacher.completion import on_one_thread
 from logitcache.views.datasets import ArrayImages, load_digits
 from logitcache.views.keyed_views import KeyedViews, Pair
 from logitcache.views.keys import key

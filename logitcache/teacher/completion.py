@@ -224,7 +224,7 @@ def fit_statistics(logits: Tensor) -> ClassStatistics:
 
     The factors' variances are flattened to their square roots, of the same sum. The model takes the listed classes
     for any classes; but they are listed for being the largest, and the strongest factors would then explain too much.
-    On every teacher tried that took a tenth to a third off the divergence (docs/losses.md).
+    On every teacher tried that took a tenth to a third off the divergence (docs/completion.md).
 
     Raises:
         OptionError: there are fewer than 8 rows or 2 classes, or they are not finite.
