@@ -2,9 +2,11 @@
 
     python -m logitcache.bench.contest                  # every loss on the digits
     python -m logitcache.bench.contest glyphs           # some, on letters, by what the cache keeps
-    python -m logitcache.bench.contest glyphs-k16       # tuned with 16 logits of 200
-    python -m logitcache.bench.contest glyphs-weak      # with a teacher that learnt less
+    python -m logitcache.bench.contest glyphs-k8        # tuned with 8 logits of 200
+    python -m logitcache.bench.contest glyphs-weak      # so, with a teacher that learnt less
     python -m logitcache.bench.contest glyphs-strong    # with one that learnt more
+    python -m logitcache.bench.contest rare-glyphs      # other letters, and a teacher of another kind
+    python -m logitcache.bench.contest glyphs-k8 kd "cmkd(temperature=4.0)"   # these losses instead
 
 The same contest is held twice. To tune, the teacher, its cache and all students see four fifths of the training
 images and are scored on the last fifth, a keyed choice: first every weight and learning rate under a few seeds, then
@@ -24,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from logitcache.bench.glyphs import CLASSES, glyphs, rare_glyphs, shifted
+from logitcache.bench.glyphs import CLASSES, RARE_CLASSES, glyphs, rare_glyphs, shifted
 from logitcache.bench.table import markdown
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import NonFiniteError, StudentsError
@@ -240,19 +242,20 @@ def rare_glyphs_task() -> Task:
     return Task(rare_glyphs("train"), rare_glyphs("test"), shifted(), "resnet8", "digits_small")
 
 
+_LOSSES = ("kd", "dist", "cmkd", "cmkd(difficulty=fixed)", "cmkd(difficulty=fixed,balance=0.0)")
 _LETTERS = ContestConfig(
-    weights=(1.0, 4.0), rates=(0.4, 0.8, 1.6), epochs=10, teacher_epochs=20, top_k=CLASSES,
-    heat_seeds=2, finalists=1, tuning_seeds=2, seeds=5,
+    losses=_LOSSES, weights=(1.0, 2.0, 4.0), rates=(0.4, 0.8, 1.6), epochs=10, teacher_epochs=20, top_k=8,
+    heat_seeds=2, finalists=3, tuning_seeds=4, seeds=8,
 )  # fmt: skip
-_SOME = ("kd", "dist", "cmkd", "cmkd(difficulty=fixed)", "cmkd(difficulty=fixed,balance=0.0)")
-_MORE = ("dkd", "pld", "cmkd(hard=pearson)", "cmkd(support=listed)")
+_BY_K = replace(_LETTERS, losses=(*_LOSSES, "dkd", "pld"), others=(16, 8, 4))
 
 CONTESTS: dict[str, tuple[Callable[[], Task], ContestConfig]] = {
     "digits": (digits_task, ContestConfig()),
-    "glyphs": (glyphs_task, replace(_LETTERS, losses=(*_SOME, *_MORE), others=(0, 32, 16, 8))),
-    "glyphs-k16": (glyphs_task, replace(_LETTERS, losses=(*_SOME, *_MORE), top_k=16)),
-    "glyphs-weak": (glyphs_task, replace(_LETTERS, losses=_SOME, teacher_epochs=10)),
-    "glyphs-strong": (glyphs_task, replace(_LETTERS, losses=_SOME, teacher_epochs=60)),
+    "glyphs": (glyphs_task, replace(_BY_K, top_k=CLASSES)),
+    "glyphs-k8": (glyphs_task, replace(_LETTERS, losses=_BY_K.losses)),
+    "glyphs-weak": (glyphs_task, replace(_LETTERS, teacher_epochs=10)),
+    "glyphs-strong": (glyphs_task, replace(_LETTERS, teacher_epochs=60)),
+    "rare-glyphs": (rare_glyphs_task, replace(_BY_K, top_k=RARE_CLASSES)),
 }
 
 
@@ -300,12 +303,13 @@ def _log(text: str) -> None:
 
 
 def main() -> None:
-    """Print the table of a contest."""
+    """Print the table of a contest, with its own losses or those that are named."""
     torch.set_num_threads(1)  # these networks are so small that threads only get in each other's way
-    (name,) = sys.argv[1:] or ["digits"]
+    name, *losses = sys.argv[1:] or ["digits"]
     if name not in CONTESTS:
         sys.exit(f"no contest {name!r}; there are {', '.join(CONTESTS)}")
     task, config = CONTESTS[name]
+    config = replace(config, losses=tuple(losses) or config.losses)
     with tempfile.TemporaryDirectory() as folder:
         standings, teacher_top1 = hold_contest(Path(folder), task(), config)
     print(f"Teacher: {100 * teacher_top1:.1f}\n\n{standings_table(standings)}")
