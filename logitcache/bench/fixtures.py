@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 
 from logitcache.bench.synthetic import BLOCK, TeacherLogits, open_logits
+from logitcache.format.class_statistics import ClassStatistics
 from logitcache.format.identity import PROFILES, AdapterSpec, DatasetSpec, RecipeSpec, TeacherSpec
 from logitcache.format.schema import SHARD_SAMPLES, CacheSpec
 from logitcache.store import CacheWriter
+from logitcache.teacher.completion import fit_statistics
 from logitcache.teacher.sparse import SparseTeacher
 
 Arrays = dict[str, npt.NDArray[Any]]
 Records = npt.NDArray[np.void]
-FULL_BLOCKS = 8  # blocks of logits, evenly spaced, that are kept whole, to compare distributions with
-FIELDS = ("ids", "gap", "top", "tail_lse", "tail_mean", "tail_var")
+FULL_BLOCKS = 8  # blocks of logits, evenly spaced, of whose views some are kept whole
+APART = 8  # one in so many is, to compare distributions with, and another for the class statistics
+FIELDS = ("ids", "gap", "top", "tail_lse", "tail_mean")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class CacheContents:
     Attributes:
         spec: of the caches that hold it.
         about: whose logits these are, in words.
+        statistics: how the classes vary together, from views that are not among `rows`; None when k = C.
         shards: arrays of each shard, as `SeedWriter.write` takes them.
         records: (n,) the same as TinyViT saves it: a seed, k ids, k float16 probabilities.
         logits: (rows, C) of some samples.
@@ -38,6 +42,7 @@ class CacheContents:
 
     spec: CacheSpec
     about: str
+    statistics: ClassStatistics | None
     shards: list[Arrays]
     records: Records
     logits: Tensor
@@ -55,12 +60,13 @@ class CacheContents:
         """Keep k logits of each view."""
         spec = synthetic_spec(logits.n, logits.num_classes, k, shard_samples=min(logits.n, SHARD_SAMPLES))
         parts: list[SparseTeacher] = []
-        full, rows, start = [], [], 0
+        compared, seen, rows, start = [], [], [], 0
         for number, block in enumerate(logits.blocks()):
             parts.append(SparseTeacher.from_logits(block, spec.k))
             if number % max(1, logits.n // BLOCK // FULL_BLOCKS) == 0:
-                full.append(block)
-                rows.append(np.arange(start, start + len(block)))
+                compared.append(block[::APART])
+                seen.append(block[APART // 2 :: APART])
+                rows.append(np.arange(start, start + len(block), APART))
             start += len(block)
         arrays = join_arrays(parts)
         soft = [part.listed_at(1.0) for part in parts]
@@ -68,9 +74,10 @@ class CacheContents:
         return cls(
             spec,
             logits.about,
+            fit_statistics(torch.cat(seen)) if spec.calibrated else None,
             [shard_arrays(arrays, spec, number) for number in range(spec.layout.shards)],
             _tinyvit_records(arrays["ids"], p.numpy(), logits.num_classes),
-            torch.cat(full),
+            torch.cat(compared),
             np.concatenate(rows),
             float(p[:, 0].mean()),
             float(tail.mean()),
@@ -79,7 +86,7 @@ class CacheContents:
     def write(self, path: Path, profile: str) -> None:
         """Write a cache of one seed."""
         spec = dataclasses.replace(self.spec, profile=PROFILES[profile])
-        with CacheWriter.open(path, spec).seed(0) as seed_writer:
+        with CacheWriter.open(path, spec, statistics=self.statistics).seed(0) as seed_writer:
             for shard, arrays in enumerate(self.shards):
                 seed_writer.write(shard, arrays)
 
@@ -90,11 +97,14 @@ def write_cache(path: Path, n: int, k: int) -> None:
 
 
 def synthetic_spec(n: int, num_classes: int, k: int, shard_samples: int | None = None) -> CacheSpec:
-    """Describe a cache of made-up logits; by default its shards are as large as `dump` makes them."""
+    """Describe a calibrated cache of made-up logits; by default its shards are as large as `dump` makes them."""
     teacher = TeacherSpec("made-up", "none", "0" * 64, "float32", AdapterSpec(3, 224, (0.5,) * 3, (0.5,) * 3))
     data = DatasetSpec("made-up", "train", n, num_classes, "0" * 64)
     recipe = RecipeSpec("none", 1, ())
-    return CacheSpec.new(teacher, data, recipe, k=k, versions={}, shard_samples=shard_samples)
+    calibrated = k < num_classes
+    return CacheSpec.new(
+        teacher, data, recipe, k=k, versions={}, shard_samples=shard_samples, calibrated=calibrated
+    )
 
 
 def join_arrays(parts: list[SparseTeacher]) -> Arrays:

@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,21 +25,25 @@ from logitcache.bench.sizes import disk_usage
 from logitcache.bench.synthetic import SyntheticLogits
 from logitcache.bench.table import brief
 from logitcache.errors import OptionError, StorageError
+from logitcache.format.class_statistics import ClassStatistics
 from logitcache.format.schema import SHARD_SAMPLES, CacheSpec, RowLayout
 from logitcache.format.spec import Spec
 from logitcache.store import CacheReader, CacheWriter
+from logitcache.store.place import CLASS_STATISTICS
+from logitcache.teacher.completion import fit_statistics
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import open_spool
 
 LEAST, MOST = 10_000, 10_000_000  # samples
 SEEDS = (1, 10, 100, 300)
 MANY_SEEDS = 100  # so many are measured once, whatever the rounds
-KS = (4, 16, 64, 200)
-K, CLASSES = 16, 1000
+KS = (4, 8, 16, 64, 200)
+K, CLASSES = 8, 1000
 BLOCK = SHARD_SAMPLES  # views of made-up logits
 SEEDS_SAMPLES, K_SAMPLES = 8192, 65_536  # samples of the points by seeds and by k
 IMAGES_21K, CLASSES_21K, SEEDS_21K = 14_197_122, 21_841, 300
 SAMPLES_21K = 16_384  # of the point with as many classes
+SEEN = 1024  # views that the class statistics are of
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,8 @@ class Point(Spec):
         shards: of each seed.
         write, decode, verify: microseconds per view; verify on as many threads as there are cores.
         open_ms: to open the cache and list its seeds.
-        bytes_per_view: of all its files.
+        bytes_per_view: of all its files but the class statistics, which are there once.
+        statistics_bytes: of these.
         files: how many.
         peak_mb: the most by which anonymous memory rose since the process began that makes the points of this row;
             None where it is not known.
@@ -68,6 +74,7 @@ class Point(Spec):
     verify: float
     open_ms: float
     bytes_per_view: float
+    statistics_bytes: int
     files: int
     peak_mb: float | None
 
@@ -133,17 +140,17 @@ def measure(*, n: int = MOST, rounds: int = 3, folder: Path | None = None) -> Sc
 
 
 def _measure_rows(work: Path, n: int, rounds: int) -> Iterator[Point]:
-    (block,) = _save_block(work, SyntheticLogits(min(BLOCK, max(n, SEEDS_SAMPLES))), [K])
+    (block,) = _make_blocks(work, SyntheticLogits(min(BLOCK, max(n, SEEDS_SAMPLES))), [K])
     specs = [synthetic_spec(samples, CLASSES, K) for samples in _samples(n)]
     yield from measure_in_process([Trial("samples", block, spec, 1, rounds) for spec in specs])
     spec = synthetic_spec(SEEDS_SAMPLES, CLASSES, K, shard_samples=SEEDS_SAMPLES)
     yield from measure_in_process(
         [Trial("seeds", block, spec, seeds, rounds if seeds < MANY_SEEDS else 1) for seeds in SEEDS]
     )
-    blocks = _save_block(work, SyntheticLogits(K_SAMPLES), KS)
+    blocks = _make_blocks(work, SyntheticLogits(K_SAMPLES), KS)
     specs = [synthetic_spec(K_SAMPLES, CLASSES, k, shard_samples=K_SAMPLES) for k in KS]
     logits_21k = SyntheticLogits(SAMPLES_21K, num_classes=CLASSES_21K, images=IMAGES_21K)
-    (block_21k,) = _save_block(work, logits_21k, [K])
+    (block_21k,) = _make_blocks(work, logits_21k, [K])
     spec_21k = synthetic_spec(SAMPLES_21K, CLASSES_21K, K, shard_samples=SAMPLES_21K)
     yield from measure_in_process(
         [
@@ -158,19 +165,27 @@ def _samples(n: int) -> list[int]:
     return [*(power for power in powers if power < n), n]
 
 
-def _save_block(work: Path, logits: SyntheticLogits, ks: Sequence[int]) -> list[Path]:
-    """Make logits up, and save the arrays of a cache of them for every k; return the folders."""
+class Block(NamedTuple):
+    """Made-up answers: a folder with the arrays of a cache of them, and how the classes vary together."""
+
+    folder: Path
+    statistics: ClassStatistics
+
+
+def _make_blocks(work: Path, logits: SyntheticLogits, ks: Sequence[int]) -> list[Block]:
+    """Make logits up, and save the arrays of a cache of them for every k."""
     parts: list[list[SparseTeacher]] = [[] for _ in ks]
+    statistics = fit_statistics(next(logits.blocks())[:SEEN])
     for block in logits.blocks():
         for k, part in zip(ks, parts, strict=True):
             part.append(SparseTeacher.from_logits(block, k))
-    folders = []
+    blocks = []
     for k, part in zip(ks, parts, strict=True):
-        folders.append(work / f"logits-{logits.num_classes}-{logits.n}-{k}")
-        folders[-1].mkdir()
+        blocks.append(Block(work / f"logits-{logits.num_classes}-{logits.n}-{k}", statistics))
+        blocks[-1].folder.mkdir()
         for name, values in join_arrays(part).items():
-            np.save(folders[-1] / f"{name}.npy", values)
-    return folders
+            np.save(blocks[-1].folder / f"{name}.npy", values)
+    return blocks
 
 
 # One row of points ----------------------------------------------------------------------------------------
@@ -178,10 +193,10 @@ def _save_block(work: Path, logits: SyntheticLogits, ks: Sequence[int]) -> list[
 
 @dataclass(frozen=True)
 class Trial:
-    """A cache to write, decode and verify: of the arrays in a folder, under so many seeds, so many times."""
+    """A cache to write, decode and verify: of made-up answers, under so many seeds, so many times."""
 
     grows: str
-    block: Path
+    block: Block
     spec: CacheSpec
     seeds: int
     rounds: int
@@ -206,9 +221,9 @@ def measure_row(trials: Sequence[Trial]) -> list[Point]:
 
 def _measure_point(trial: Trial, before: float) -> Point:
     """Write, open, decode and verify a cache, and watch memory, which was `before` MB when the process began."""
-    arrays = {name: np.load(trial.block / f"{name}.npy", mmap_mode="r") for name in FIELDS}
+    arrays = {name: np.load(trial.block.folder / f"{name}.npy", mmap_mode="r") for name in FIELDS}
     times: dict[str, list[float]] = {"write": [], "open": [], "decode": [], "verify": []}
-    path, spool = trial.block.parent / "c.zarr", trial.block.parent / "spool"
+    path, spool = trial.block.folder.parent / "c.zarr", trial.block.folder.parent / "spool"
 
     def run_rounds() -> None:
         for _ in range(trial.rounds):
@@ -225,7 +240,8 @@ def _measure_point(trial: Trial, before: float) -> Point:
         peak = risen + peak_of(run_rounds)
     else:
         run_rounds()
-    size, files = disk_usage(path)[0], sum(file.is_file() for file in path.rglob("*"))
+    once = disk_usage(path / CLASS_STATISTICS)[0]
+    size, files = disk_usage(path)[0] - once, sum(file.is_file() for file in path.rglob("*"))
     shutil.rmtree(path)
     per_view = {name: 1e6 * median(seconds) / trial.views for name, seconds in times.items()}
     return Point(
@@ -240,6 +256,7 @@ def _measure_point(trial: Trial, before: float) -> Point:
         verify=per_view["verify"],
         open_ms=1e3 * median(times["open"]),
         bytes_per_view=size / trial.views,
+        statistics_bytes=once,
         files=files,
         peak_mb=peak,
     )
@@ -247,7 +264,7 @@ def _measure_point(trial: Trial, before: float) -> Point:
 
 def _steps(trial: Trial, arrays: Arrays, path: Path, spool: Path) -> dict[str, Callable[[], object]]:
     def write() -> None:
-        writer = CacheWriter.open(path, trial.spec)
+        writer = CacheWriter.open(path, trial.spec, statistics=trial.block.statistics)
         for seed in range(trial.seeds):
             with writer.seed(seed) as seed_writer:
                 for shard in range(trial.spec.layout.shards):
@@ -286,6 +303,8 @@ def _extrapolate(points: Sequence[Point]) -> Iterator[Estimate]:
     yield Estimate(
         "bytes", f"views × {of_21k.bytes_per_view:.1f} (C = {CLASSES_21K:,})", f"{size / 1e9:,.0f} GB"
     )
+    once = of_21k.statistics_bytes
+    yield Estimate("class statistics", f"as measured, C = {CLASSES_21K:,}", f"{once / 1e6:.0f} MB")
     of_seed = f"{per_seed:.0f} + {per_shard:.0f} × ({spec.layout.shards} shards − 1)"
     yield Estimate("files", f"seeds × ({of_seed})", f"{files:,.0f}")
     at = f"(at {large.samples:,} samples)"

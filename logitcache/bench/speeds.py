@@ -131,7 +131,7 @@ def time_lookups(
 def time_opening(work: Path, rounds: int) -> Speed:
     """Open a cache of 300 seeds, and list them."""
     path = work / "seeds.zarr"
-    CacheContents.of(open_logits(256, "folder"), 16).write(path, "default")
+    CacheContents.of(open_logits(256, "folder"), 8).write(path, "default")
     for seed in range(1, SEEDS):
         shutil.copytree(path / "seed-0", path / f"seed-{seed}")
     times = time_interleaved({"open": lambda _: CacheReader(path).seeds()}, rounds, time.perf_counter)["open"]

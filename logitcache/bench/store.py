@@ -8,27 +8,39 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from logitcache.bench.baselines import Lookup, installed_lookups
+from logitcache.bench.baselines import Lookup, SeekAndRead, installed_lookups
 from logitcache.bench.fixtures import CacheContents
 from logitcache.bench.memory import MemoryPeak, measure_peaks
-from logitcache.bench.sizes import RecordSize, measure_sizes
+from logitcache.bench.sizes import (
+    RecordSize,
+    cache_path,
+    disk_usage,
+    measure_caches,
+    measure_lookups,
+    measure_others,
+)
 from logitcache.bench.speeds import Speed, time_lookups, time_opening, time_whole_seeds
 from logitcache.bench.synthetic import open_logits
 from logitcache.format.schema import SHARD_SAMPLES
 from logitcache.format.spec import Spec
+from logitcache.store.place import CLASS_STATISTICS
 
 VIEWS = 2 * SHARD_SAMPLES
-SHUFFLED_VIEWS = SHARD_SAMPLES // 2
-BATCH = 1024
+FEWER_VIEWS = SHARD_SAMPLES // 2  # shuffled, and of twice k
+K, BATCH = 8, 1024
 
 
 @dataclass(frozen=True)
 class StoreReport(Spec):
-    """What was measured, and on what: `views` of a teacher that `about` names, k logits of each."""
+    """What was measured, and on what: `views` of a teacher that `about` names, k logits of each.
+
+    `statistics_bytes` are those of the class statistics, which a cache has once.
+    """
 
     about: str
     views: int
     k: int
+    statistics_bytes: int
     top1_probability: float
     tail_mass: float
     sizes: tuple[RecordSize, ...]
@@ -39,7 +51,7 @@ class StoreReport(Spec):
 def measure(
     *,
     n: int = VIEWS,
-    k: int = 16,
+    k: int = K,
     batch: int = BATCH,
     rounds: int = 8,
     logits: Path | None = None,
@@ -48,7 +60,8 @@ def measure(
     """Write, decode and look up `n` views in every profile and alternative.
 
     Args:
-        n: views, made up in the order of an image folder; as many again, at most half a shard, are shuffled.
+        n: views, made up in the order of an image folder; as many again, at most half a shard, are shuffled, and as
+            many have twice k logits.
         k: logits kept.
         batch: random samples of one look-up.
         rounds: how often look-ups are timed; whole seeds are written and decoded half as often (3 at least).
@@ -67,12 +80,19 @@ def measure(
             kind.name: stack.enter_context(closing(kind(work / "others" / kind.name, contents.records)))
             for kind in installed_lookups()
         }
-        sizes = [*measure_sizes(work, contents, "folder", lookups)]
-        shuffled = CacheContents.of(open_logits(min(n, SHUFFLED_VIEWS), "shuffled", logits), k)
-        sizes += measure_sizes(work, shuffled, "shuffled", {})
-        cache = work / "default-folder.zarr"
-        if not cache.exists():
+        sizes = [*measure_caches(work, contents, "folder")]
+        cache = cache_path(work, "default", "folder", k)
+        if not cache.exists():  # all logits are kept
             contents.write(cache, "default")
+        sizes += measure_lookups(contents, lookups.values())
+        sizes += measure_others(work, contents)
+        fewer = min(n, FEWER_VIEWS)
+        sizes += measure_caches(work, CacheContents.of(open_logits(fewer, "shuffled", logits), k), "shuffled")
+        if 2 * k < contents.spec.dataset.num_classes:
+            twice = CacheContents.of(open_logits(fewer, "folder", logits), 2 * k)
+            sizes += measure_caches(work, twice, "folder", ["default"])
+            with closing(SeekAndRead(work / "others" / "twice", twice.records)) as tinyvit:
+                sizes += measure_lookups(twice, [tinyvit])
         speeds = [
             *time_whole_seeds(work, contents, cache, max(3, rounds // 2)),
             *time_lookups(work, cache, lookups, batch, rounds),
@@ -82,6 +102,7 @@ def measure(
             contents.about,
             contents.n,
             k,
+            disk_usage(cache / CLASS_STATISTICS)[0],
             contents.top1_probability,
             contents.tail_mass,
             tuple(sizes),

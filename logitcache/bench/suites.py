@@ -150,7 +150,7 @@ def _store(config: BenchConfig, device: torch.device) -> _TablesAndValues:
         folder=config.folder,
     )
     tables: _Tables = {
-        f"{report.views:,} views, k = {report.k}, {report.about}": report.sizes,
+        f"{report.views:,} views of {report.about}; KL at T, over all classes": report.sizes,
         f"speed, {batch:,} views a take": report.speeds,
         "memory": report.peaks,
     }
@@ -163,7 +163,7 @@ def _scale(config: BenchConfig, device: torch.device) -> _TablesAndValues:
         plot.draw(report, config.plot)
     tables: _Tables = {
         "a view: µs of each step, bytes; ms to open, files, peak MB of memory": report.points,
-        "not measured: ImageNet-21k under 300 seeds, k = 16": report.estimates,
+        "not measured: ImageNet-21k under 300 seeds, k = 8": report.estimates,
     }
     return tables, report.to_dict()
 

@@ -30,7 +30,7 @@ from logitcache.bench.contest import (
     split_images,
     standings_table,
 )
-from logitcache.bench.divergence import kl_divergence, spread_log_probs, true_log_probs
+from logitcache.bench.divergence import kl_divergence, log_probs_of, merge_tail, spread_log_probs
 from logitcache.bench.memory import TASKS, measure_shared_spool, memory_is_known, peak_of
 from logitcache.bench.scale import ScaleReport
 from logitcache.bench.store import StoreReport
@@ -178,7 +178,7 @@ def test_bench_train_compares_with_labels_alone_and_with_a_live_teacher(
 
 @pytest.mark.skipif(not memory_is_known(), reason="needs a system that tells what memory is mapped")
 def test_a_spool_is_in_memory_once_for_all_processes(tmp_path: Path) -> None:
-    fixtures.write_cache(tmp_path / "c.zarr", 16_000, 4)
+    fixtures.write_cache(tmp_path / "c.zarr", 20_000, 4)
     two = measure_shared_spool(2, tmp_path / "c.zarr", tmp_path / "spool")
     assert two.spool_mb > 0.5
     assert two.seen_alone_mb == pytest.approx(two.spool_mb, rel=0.1)
@@ -283,19 +283,23 @@ def test_bench_store_measures_every_profile_and_alternative(small: None) -> None
     found = StoreReport.from_dict(
         {field.name: values[field.name] for field in dataclasses.fields(StoreReport)}
     )
-    assert (found.views, found.k, found.peaks) == (1500, 16, ())
-    sizes = {(row.record, row.order): row for row in found.sizes}
+    assert (found.views, found.k, found.peaks) == (1500, 8, ())
+    assert found.statistics_bytes > 0
+    *rows, twice, tinyvit_twice = found.sizes
+    assert [(row.record, row.k) for row in (twice, tinyvit_twice)] == [("default", 16), ("TinyViT's", 16)]
+    sizes = {(row.record, row.order): row for row in rows}
     ours = {(name, order) for name in ("default", "compact", "archive") for order in ("folder", "shuffled")}
-    others = {kind.record for kind in installed_lookups()} | {"FKD's, k = 5", "file each, all"}
+    others = {kind.record for kind in installed_lookups()} | {"FKD's"}
     assert set(sizes) == ours | {(record, "folder") for record in others}
     tinyvit = sizes["TinyViT's", "folder"]
-    assert tinyvit.bytes_per_view == 4 + 16 * (2 + 2)  # a seed, and per class an id and a probability
+    assert tinyvit.bytes_per_view == 4 + 8 * (2 + 2)  # a seed, and per class an id and a probability
     for row in (sizes[one] for one in ours):
-        assert row.wanted_kl is not None
-        assert 0 <= row.kl[0] <= row.wanted_kl
-        assert row.kl[1] < tinyvit.kl[1]
-    assert sizes["file each, all", "folder"].kl == (0, 0, 0)
-    assert sizes["FKD's, k = 5", "folder"].kl > tinyvit.kl
+        assert row.wanted_rounding is not None
+        assert 0 <= row.rounding <= row.wanted_rounding
+        assert all(mine < theirs for mine, theirs in zip(row.kl, tinyvit.kl, strict=True))
+    assert all(a < b for a, b in zip(twice.kl, sizes["default", "folder"].kl, strict=True))
+    assert (rows[-4].record, rows[-4].k, rows[-4].kl) == ("file each", 1000, (0, 0, 0))
+    assert sizes["FKD's", "folder"].kl > tinyvit.kl
     for row in sizes.values():
         assert row.blocks_per_view >= 0.9 * row.bytes_per_view > 0
     names = {kind.name for kind in installed_lookups()}
@@ -305,7 +309,7 @@ def test_bench_store_measures_every_profile_and_alternative(small: None) -> None
 def test_bench_store_by_command_fits_a_terminal(small: None) -> None:
     words = ["bench", "store", "--n", "300", "--rounds", "1", "--batch", "8"]
     text = CliRunner().invoke(app, words, env={"COLUMNS": "80"}).stdout
-    assert "300 views, k = 16" in text
+    assert "300 views of a made-up ViT" in text
     assert "…" not in text
     assert fits(text)
 
@@ -350,7 +354,7 @@ def test_bench_scale_measures_caches_of_every_size_and_says_what_it_extrapolates
     assert [point.samples for point in found.along("samples")] == [600, 6000, 6001]
     assert [point.seeds for point in found.along("seeds")] == [1, 3]
     assert [point.k for point in found.along("k")] == [4, 16]
-    per_shard = 9  # eight arrays, and the lock of those who write it
+    per_shard = 8  # seven arrays, and the lock of those who write it
     first, *_, last = found.along("samples")
     assert last.files - first.files == per_shard * (last.shards - first.shards)
     one, three = found.along("seeds")
@@ -378,7 +382,7 @@ def test_bench_scale_fits_a_terminal(few: None, tmp_path: Path) -> None:
 
 def test_a_point_of_many_samples_fits_a_terminal() -> None:
     point = scale.Point(
-        "samples", 10_000_000, 300, 200, 21_841, 77, 107.0, 43.2, 36.1, 34.0, 469.53, 5701, 322.0
+        "samples", 10_000_000, 300, 200, 21_841, 77, 107.0, 43.2, 36.1, 34.0, 469.53, 10**6, 5701, 322.0
     )
     with console.capture() as shown:
         console.print(_table("points", [point.cells()]), width=80)
@@ -419,19 +423,17 @@ def test_alternatives_whose_packages_are_missing_are_left_out(monkeypatch: pytes
 
 def test_what_a_record_of_probabilities_lacks_is_spread_evenly() -> None:
     logits = torch.randn(20, 50, generator=torch.Generator().manual_seed(0)) * 3
-    ids = logits.topk(5).indices
-    p = logits.softmax(1).gather(1, ids)
+    p, ids = logits.softmax(1).topk(5)
     for temperature in (1.0, 2.0):
-        for k in (3, 5):
-            told = spread_log_probs(p[:, :k].half(), 5, 50, temperature)
-            torch.testing.assert_close(told.exp().sum(1), torch.ones(20).double())
-    truth = true_log_probs(logits, ids, 1.0)
+        told = spread_log_probs(ids, p.half(), 50, temperature)
+        torch.testing.assert_close(told.exp().sum(1), torch.ones(20).double())
+        assert (told.scatter(1, ids, torch.inf).amin(1) == told.amin(1)).all()  # one value for all others
+        assert (told.scatter(1, ids, -torch.inf).amax(1) == told.amin(1)).all()
+    merged, truth = (
+        merge_tail(x, ids) for x in (spread_log_probs(ids, p.half(), 50, 1.0), log_probs_of(logits, 1.0))
+    )
     torch.testing.assert_close(truth.exp().sum(1), torch.ones(20).double())
-    assert 0 <= float(kl_divergence(truth, spread_log_probs(p.half(), 5, 50, 1.0)).mean()) < 1e-5
-    even = torch.cat([logits.gather(1, ids[:, :3]), torch.full((20, 47), 2.0)], 1)  # its guess is right
-    first = torch.arange(5).expand(20, 5)
-    told = spread_log_probs(even.softmax(1)[:, :3], 5, 50, 3.0)
-    assert float(kl_divergence(true_log_probs(even, first, 3.0), told).mean()) < 1e-4
+    assert 0 <= float(kl_divergence(truth, merged).mean()) < 1e-5
 
 
 @pytest.mark.skipif(not memory_is_known(), reason="needs a system that tells anonymous memory")

@@ -20,5 +20,5 @@ def test_errors_shrink_as_more_classes_are_listed_and_as_the_tail_is_completed()
             assert all(r.completed.cosine > r.even.cosine for r in found if r.temperature == 4.0)
     assert len([r for r in rows if r.name == "pld"]) == 2 * 3
     table = truncation_table(rows)
-    assert table.count("\n") == 1 + 2 + 2 + 1
+    assert table.count("\n") == 1 + 3 * 2
     assert f"| {rows[0].even} | {rows[0].completed} |" in table
