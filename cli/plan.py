@@ -67,7 +67,19 @@ def plan(
 def _table(plan: "Plan") -> Table:
     title = f"{plan.n:,} images under {plan.seeds} seeds, measured on {plan.views:,} views"
     table = Table(title=title, box=SIMPLE_HEAD, padding=0, pad_edge=False)
-    for name in ("k", "profile", "B/view", "in all", "KL T=1", "T=2", "T=4", "1 − r", "order", "tail"):
+    for name in (
+        "k",
+        "profile",
+        "B/view",
+        "in all",
+        "KL T=1",
+        "T=2",
+        "T=4",
+        "lost",
+        "1 − r",
+        "order",
+        "tail",
+    ):
         table.add_column(name, justify="left" if name == "profile" else "right", no_wrap=True)
     for choice in plan.choices:
         if choice.beaten:
@@ -77,7 +89,9 @@ def _table(plan: "Plan") -> Table:
             choice.profile,
             f"{choice.bytes_per_view:.1f}",
             size(choice.bytes_in_all),
-            *map(_small, (*choice.kl, 1 - min(choice.pearson))),
+            *map(_small, choice.kl),
+            f"{choice.lost:.1%}",
+            _small(1 - min(choice.pearson)),
             f"{choice.order:.3f}",
             _small(choice.tail_mass),
             style="bold" if choice == plan.chosen else None,

@@ -134,14 +134,18 @@ class Contest:
         stream = Stream.plain(images, task.recipe, batch_size=64, seeds=tuple(range(config.teacher_epochs)))
         self.teacher_top1 = train([run], stream, self.evaluation)[0].top1
 
-    def stream(self, k: int, seed: int) -> Stream:
+    def stream(self, k: int, seed: int, *, completed: bool = True) -> Stream:
         """Open a cache of k logits, dumped when it is first asked for; of 0, the teacher live with all of them."""
         top_k = k or self.teacher.num_classes
-        path = self.out / f"{top_k}.zarr"
+        path = self.out / f"{top_k}{'' if completed else '-even'}.zarr"
         if not path.exists():
-            profile = "exact" if top_k == self.teacher.num_classes else "default"
-            seeds = tuple(range(self.config.cached))
-            options = DumpConfig(seeds=seeds, top_k=top_k, profile=profile, precision="float32")
+            options = DumpConfig(
+                seeds=tuple(range(self.config.cached)),
+                top_k=top_k,
+                profile="exact" if top_k == self.teacher.num_classes else "default",
+                precision="float32",
+                calibration=None if completed else 0,
+            )
             dump(path, self.images, self.task.recipe, self.teacher, options)
         stream = Stream.from_cache(path, self.images, batch_size=64, order=seed)
         if k:
@@ -155,7 +159,9 @@ class Contest:
         classes = self.images.num_classes or 0
         return build_model(name, num_classes=classes, view_size=side, weights="random", seed=seed)
 
-    def top1(self, entries: Sequence[Entry], seed: int, k: int | None = None) -> list[float]:
+    def top1(
+        self, entries: Sequence[Entry], seed: int, k: int | None = None, *, completed: bool = True
+    ) -> list[float]:
         """Train a student by each entry, side by side; return the accuracy of each, 0 where its loss became NaN."""
         k = self.config.top_k if k is None else k
         with tempfile.TemporaryDirectory(dir=self.out) as folder:
@@ -168,7 +174,7 @@ class Contest:
                 )
                 for number, entry in enumerate(entries)
             ]
-            stream = self.stream(k, seed)
+            stream = self.stream(k, seed, completed=completed)
             try:
                 reports = train(runs, stream, self.evaluation)
             except StudentsError as error:
@@ -267,21 +273,23 @@ def standings_table(standings: Sequence[Standing]) -> str:
     others = {s.entry.loss: s.test for s in standings if s.entry.loss in ("ce", "kd")}
     for s in sorted(standings, key=lambda s: -statistics.fmean(s.test)):
         minus = [
-            "–" if s.entry.loss == name or name not in others else _mean_difference(s.test, others[name])
+            "–" if s.entry.loss == name or name not in others else mean_difference(s.test, others[name])
             for name in ("ce", "kd")
         ]
         weight = "–" if s.entry.loss == "ce" else f"{s.entry.weight:g}"
-        by_source = [_mean_and_std(scores) for scores in s.others.values()] or ["–"] * len(sources)
-        scores = [f"{100 * s.validation:.1f}", _mean_and_std(s.test)]
+        by_source = [mean_and_std(scores) for scores in s.others.values()] or ["–"] * len(sources)
+        scores = [f"{100 * s.validation:.1f}", mean_and_std(s.test)]
         rows.append([f"`{s.entry.loss}`", weight, f"{s.entry.lr:g}", *scores, *minus, *by_source])
     return markdown(columns, rows)
 
 
-def _mean_and_std(scores: Sequence[float]) -> str:
+def mean_and_std(scores: Sequence[float]) -> str:
+    """Write accuracies by seed in percent, as mean ± standard deviation."""
     return f"{100 * statistics.fmean(scores):.1f} ± {100 * statistics.stdev(scores):.1f}"
 
 
-def _mean_difference(mine: Sequence[float], theirs: Sequence[float]) -> str:
+def mean_difference(mine: Sequence[float], theirs: Sequence[float]) -> str:
+    """Write differences of accuracies by seed in points of percent, as mean ± its standard error."""
     pairs = [100 * (a - b) for a, b in zip(mine, theirs, strict=True)]
     return f"{statistics.fmean(pairs):+.1f} ± {statistics.stdev(pairs) / len(pairs) ** 0.5:.1f}"
 

@@ -4,6 +4,7 @@ The sample is a keyed choice of the images under a seed that no dump takes. So t
 statistics, whatever was interrupted, and however many processes dump it: one of them calibrates, before it exists.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -169,4 +170,14 @@ def measure_divergence(logits: Tensor, k: int, completion: Completion | None) ->
         for number, temperature in enumerate(TEMPERATURES):
             p = (rows.double() / temperature).log_softmax(1)
             sums[number] += (p.exp() * (p - kept.at(temperature).log_probs.double())).sum()
+    return tuple((sums / len(logits)).clamp(min=0.0).tolist())
+
+
+def measure_information(logits: Tensor) -> tuple[float, ...]:
+    """Return what (N, C) logits tell: mean KL in nats of their distribution from an even one, at each temperature."""
+    sums = torch.zeros(len(TEMPERATURES), dtype=torch.float64)
+    for at in range(0, len(logits), ROWS):
+        for number, temperature in enumerate(TEMPERATURES):
+            log_p = (logits[at : at + ROWS].double() / temperature).log_softmax(1)
+            sums[number] += (log_p.exp() * (log_p + math.log(logits.shape[1]))).sum()
     return tuple((sums / len(logits)).clamp(min=0.0).tolist())

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitcache.dump.calibration import ROWS, TEMPERATURES
+from logitcache.dump.calibration import ROWS, TEMPERATURES, measure_information
 from logitcache.dump.filler import OnViewsDone, ViewsDone
 from logitcache.dump.job import DumpConfig, dump
 from logitcache.errors import OptionError
@@ -34,9 +34,7 @@ from logitcache.views.images import Images
 from logitcache.views.keys import permutation
 
 KS = (4, 8, 16, 32, 64, 128)
-NEAR = (
-    0.05  # nats of KL at each temperature: students are then as good as with all logits (docs/completion.md)
-)
+NEAR = 0.05  # share of what a teacher tells that a cache may lose: students don't notice (docs/results.md)
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,7 @@ class Choice(Spec):
         bytes_per_view: of its shard files.
         bytes_in_all: for all images and seeds.
         kl: mean KL(p ‖ p̂) in nats at T = 1, 2, 4; p from all logits, p̂ from the cache.
+        lost: the same as a share of what the teacher tells (`Plan.information`), the most of the three.
         pearson: mean correlation of p and p̂ over the classes, at the same temperatures.
         order: share of the pairs of listed classes that the stored gaps still put in the right order.
         tail_mass: mean probability at T = 1 outside the k classes.
@@ -87,6 +86,7 @@ class Choice(Spec):
     bytes_per_view: float
     bytes_in_all: int
     kl: tuple[float, ...]
+    lost: float
     pearson: tuple[float, ...]
     order: float
     tail_mass: float
@@ -109,11 +109,12 @@ class Plan(Spec):
 
     Attributes:
         views: that were tried.
+        information: what the teacher tells: mean KL in nats of its distribution from an even one, at T = 1, 2, 4.
         n: images of the whole data set.
         seeds, epochs: planned for.
         choices: every k and profile, by falling error; of equals the smaller last.
         chosen: of the choices within the budget, the one that keeps most, None where none fits; without a budget the
-            smallest whose KL is below `NEAR` at each temperature, where there is none the one that keeps most.
+            smallest that loses less than `NEAR`, where there is none the one that keeps most.
         reason: which of these it is.
         views_per_second: of the dump on this device, once it runs.
         hours: to dump all seeds, by number of devices like this one.
@@ -122,6 +123,7 @@ class Plan(Spec):
     """
 
     views: int
+    information: tuple[float, ...]
     n: int
     seeds: int
     epochs: int
@@ -166,7 +168,7 @@ def plan_cache(
         logits = torch.cat([teacher.logits for _, teacher in _decode_shards(exact)])
         held_out = torch.cat([rows for rows, _ in _decode_shards(exact)])
         completion = Completion.of(fit_statistics(logits[~held_out])) if _can_fit(held_out) else None
-        views, choices = len(logits), []
+        views, told, choices = len(logits), measure_information(logits[held_out]), []
         for k, profile in _kinds(exact.spec.dataset.num_classes, config.ks):
             reader = exact
             if profile != "exact":
@@ -183,13 +185,15 @@ def plan_cache(
             per_view = _shard_bytes(Path(reader.path), without="tail_var" if completed else "") / views
             total = math.ceil(per_view * len(images) * config.seeds)
             fidelity = found if completed else even
-            choices.append(Choice(k, profile, completed, per_view, total, *fidelity))
+            lost = share_lost(fidelity.kl, told)
+            choices.append(Choice(k, profile, completed, per_view, total, fidelity.kl, lost, *fidelity[1:]))
     choices = [replace(c, beaten=any(other.beats(c) for other in choices)) for c in choices]
     choices.sort(key=lambda choice: (-choice.error, -choice.bytes_in_all))
     chosen, reason = _choose(choices, config.budget)
     hours = len(images) * config.seeds / rate / 3600
     return Plan(
         views=views,
+        information=told,
         n=len(images),
         seeds=config.seeds,
         epochs=config.epochs,
@@ -204,6 +208,11 @@ def plan_cache(
     )
 
 
+def share_lost(kl: Sequence[float], information: Sequence[float]) -> float:
+    """Return KL as a share of what the teacher tells, the most over the temperatures; of one that tells nothing 0."""
+    return max(x / told if told > 0 else 0.0 for x, told in zip(kl, information, strict=True))
+
+
 def _choose(choices: Sequence[Choice], budget: int | None) -> tuple[Choice | None, str]:
     """Choose from `choices`, ordered by falling error and of equals the smaller last; return the choice and why."""
     if budget is not None:
@@ -211,9 +220,9 @@ def _choose(choices: Sequence[Choice], budget: int | None) -> tuple[Choice | Non
         if fitting:
             return fitting[-1], f"keeps most of what fits {size(budget)}"
         return None, f"nothing fits {size(budget)}: take fewer seeds, or fewer logits"
-    if near := [c for c in choices if max(c.kl) < NEAR]:
-        return min(near, key=lambda c: c.bytes_in_all), f"the smallest whose KL stays below {NEAR:g}"
-    return choices[-1], f"keeps most; none has a KL below {NEAR:g}"
+    if near := [c for c in choices if c.lost < NEAR]:
+        return min(near, key=lambda c: c.bytes_in_all), f"the smallest that loses less than {NEAR:.0%}"
+    return choices[-1], f"keeps most; none loses less than {NEAR:.0%}"
 
 
 class _Sample(Images):

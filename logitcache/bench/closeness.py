@@ -1,0 +1,72 @@
+"""How much worse students get as caches lose more of the teacher: what `plan` advises by, tables of docs/results.md.
+
+    python -m logitcache.bench.closeness
+
+On both kinds of letters, with the contest's teachers and students: caches of few and of many logits, their tails
+completed and even. What a cache loses is its KL, of views that no statistics saw, as a share of what the teacher
+tells; what students make of it is measured in pairs with the same students taught from all logits.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from logitcache.bench.anchors import open_contest
+from logitcache.bench.contest import Entry, Task, glyphs_task, mean_and_std, mean_difference, rare_glyphs_task
+from logitcache.bench.table import markdown
+from logitcache.dump.calibration import TEMPERATURES, measure_divergence, measure_information
+from logitcache.teacher.completion import Completion, fit_statistics
+
+KS, EVEN_KS, SEEDS = (1, 2, 4, 8, 16, 32), (4, 8, 16, 32), 5
+TASKS: dict[
+    str, tuple[Callable[[], Task], Sequence[Entry]]
+] = {  # weights and rates as the contest's validation chose
+    "200 letters": (glyphs_task, (Entry("kd", 1.0, 1.6), Entry("cmkd", 16.0, 0.8))),
+    "151 rare letters": (rare_glyphs_task, (Entry("kd", 1.0, 1.6), Entry("cmkd", 16.0, 0.8))),
+}
+
+
+def closeness_table(out: Path, task: Task, entries: Sequence[Entry], seeds: int = SEEDS) -> str:
+    """Train students from caches of every kind, and compare with those from all logits, in a Markdown table.
+
+    Args:
+        out: a folder to work in.
+        task: what is learnt.
+        entries: losses, with their weights and rates.
+        seeds: students of each.
+    """
+    contest, logits = open_contest(out, task)
+    held_out = len(logits) // 5
+    completion = Completion.of(fit_statistics(logits[:-held_out]))
+    told = measure_information(logits[-held_out:])
+    scores_of_all: list[list[float]] = []
+    rows = []
+    kinds = [(k, True) for k in KS] + [(k, False) for k in EVEN_KS]
+    for k, completed in [(logits.shape[1], True), *kinds]:
+        whole = k == logits.shape[1]
+        kl = measure_divergence(logits[-held_out:], k, completion if completed and not whole else None)
+        scores = [contest.top1(entries, seed, k, completed=completed) for seed in range(seeds)]
+        scores_of_all = scores_of_all or scores
+        name = "all logits" if whole else f"top {k}, {'completed' if completed else 'even tail'}"
+        row = [name, *(f"{100 * x / of:.1f}" for x, of in zip(kl, told, strict=True))]
+        for mine, theirs in zip(zip(*scores, strict=True), zip(*scores_of_all, strict=True), strict=True):
+            row += [mean_and_std(mine), "–" if whole else mean_difference(mine, theirs)]
+        print(*row, file=sys.stderr, flush=True)
+        rows.append(row)
+    columns = [name for entry in entries for name in (f"`{entry.loss}`", "minus all")]
+    return markdown(["cache", *(f"lost at T = {t:g}, %" for t in TEMPERATURES), *columns], rows)
+
+
+def main() -> None:
+    """Print a table for each task."""
+    torch.set_num_threads(1)
+    for name, (task, entries) in TASKS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            print(f"\n{name}\n\n{closeness_table(Path(folder), task(), entries)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
