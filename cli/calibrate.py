@@ -45,7 +45,7 @@ def calibrate(
         progress(f"calibrate {cache}", "views", first="loading images and teacher"),
     ):
         from logitcache.audit.checkup import open_teacher
-        from logitcache.dump.job import DumpConfig
+        from logitcache.dump.config import DumpConfig
         from logitcache.dump.late_calibration import calibrate_cache
         from logitcache.store import CacheReader
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from logitcache.audit.verify import KEYS, STATISTICS, UNREADABLE, VerifyReport, verify_cache
+from logitcache.dump.config import DumpConfig
 from logitcache.dump.filler import ViewsDone
-from logitcache.dump.job import DumpConfig, cache_spec, dump
+from logitcache.dump.job import cache_spec, dump
 from logitcache.dump.late_calibration import calibrate_cache
 from logitcache.errors import FormatError, MismatchError, OptionError, StorageError
 from logitcache.format.schema import CacheSpec

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from logitcache.bench.contest import CONTESTS, Contest, Entry, Task, glyphs_task, rare_glyphs_task
 from logitcache.bench.synthetic import RecordedLogits, SyntheticLogits, TeacherLogits
 from logitcache.bench.table import markdown
-from logitcache.dump.calibration import TEMPERATURES
-from logitcache.dump.job import DumpConfig, cache_spec, load_calibrator
+from logitcache.dump.calibration import TEMPERATURES, sample_logits
+from logitcache.dump.config import DumpConfig
+from logitcache.dump.pipeline import load_pipeline
 from logitcache.losses.objective import Objective
 from logitcache.models.forward import ViewModel
 from logitcache.stream.stream import Stream
@@ -32,6 +33,7 @@ from logitcache.teacher.sparse import SparseTeacher
 from logitcache.train.config import TrainConfig
 from logitcache.train.learner import Run
 from logitcache.train.loop import train
+from logitcache.views.keyed_views import KeyedViews
 
 VIEWS, SEEDS = 5120, 5
 KD = Entry("kd", 1.0, 1.6)  # what validation chose for KD on the letters, at T = 4
@@ -200,10 +202,9 @@ def open_contest(out: Path, task: Task) -> tuple[Contest, Tensor]:
     """Train a task's teacher; return the contest, and (N, C) logits of views under a seed that no cache has."""
     config = replace(CONTESTS["glyphs"][1], losses=())
     contest = Contest(out, task, task.train, task.test, config)
-    options = DumpConfig(precision="float32", batch_size=256, device="cpu", workers=0)
-    spec = cache_spec(task.train, task.recipe, contest.teacher, options)
-    calibrator = load_calibrator(spec, task.train, task.recipe, contest.teacher, options)
-    logits = calibrator.logits(VIEWS)
+    options = DumpConfig(batch_size=256, device="cpu", workers=0)
+    pipeline = load_pipeline(KeyedViews(task.train, task.recipe), contest.teacher, "float32", options)
+    logits = sample_logits(pipeline, VIEWS)
     return contest, logits[torch.randperm(len(logits), generator=torch.Generator().manual_seed(0))]
 
 

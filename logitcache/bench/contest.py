@@ -28,7 +28,8 @@ import torch
 
 from logitcache.bench.glyphs import CLASSES, RARE_CLASSES, glyphs, rare_glyphs, shifted
 from logitcache.bench.table import markdown
-from logitcache.dump.job import DumpConfig, dump
+from logitcache.dump.config import DumpConfig
+from logitcache.dump.job import dump
 from logitcache.errors import NonFiniteError, StudentsError
 from logitcache.format.identity import RecipeSpec
 from logitcache.format.spec import Spec

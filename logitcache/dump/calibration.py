@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from logitcache.dump.pipeline import Pipeline
 from logitcache.errors import NonFiniteError, OptionError
 from logitcache.format.class_statistics import ClassStatistics
 from logitcache.format.spec import Spec
-from logitcache.models.forward import BatchHalver
 from logitcache.teacher.completion import FEWEST, HELD_OUT, Completion, fit_statistics
 from logitcache.teacher.sparse import SparseTeacher
-from logitcache.views.keyed_views import KeyedViews, Pair
+from logitcache.views.keyed_views import Pair
 from logitcache.views.keys import permutation
-from logitcache.views.loader import iterate_batches, report_worker_deaths, view_loader
+from logitcache.views.loader import report_worker_deaths
 
 CALIBRATION_SEED = (1 << 63) - 1  # and, where there are more views than images, those below
 VIEWS = 4096
@@ -61,63 +61,38 @@ class Calibrated(NamedTuple):
     statistics: ClassStatistics
 
 
-@dataclass(frozen=True, eq=False)
-class Calibrator:
-    """Runs a teacher on the sample and estimates statistics, with views and teacher loaded once.
+def calibrate_by(pipeline: Pipeline, count: int, k: int) -> Calibrated:
+    """Estimate class statistics from `count` views, and try them on some that were held out.
 
-    Attributes:
-        views: of the cache's images, in its order, by its recipe.
-        model: the teacher, on `device`.
-        device: where it runs.
-        batch_size: views per forward.
-        workers: as `loader.view_loader` takes them.
-        start_method: likewise.
+    Args:
+        pipeline: views and teacher.
+        count: views to take.
+        k: logits that the cache keeps.
+
+    Raises:
+        OptionError: there are too few views.
+        DataError: an image does not decode.
+        NonFiniteError: the teacher gave NaN or infinity.
     """
+    return try_statistics(sample_logits(pipeline, count), k)
 
-    views: KeyedViews
-    model: BatchHalver
-    device: torch.device
-    batch_size: int
-    workers: int = -1
-    start_method: str | None = None
 
-    def calibrate(self, count: int, k: int) -> Calibrated:
-        """Estimate class statistics from `count` views, and try them on some that were held out.
-
-        Args:
-            count: views to take.
-            k: logits that the cache keeps.
-
-        Raises:
-            OptionError: there are too few views.
-            DataError: an image does not decode.
-            NonFiniteError: the teacher gave NaN or infinity.
-        """
-        return try_statistics(self.logits(count), k)
-
-    @torch.inference_mode()
-    @report_worker_deaths()
-    def logits(self, count: int) -> Tensor:
-        """Return (N, C) float32 logits of the sample, on the CPU; views whose image does not decode are left out."""
-        loader = view_loader(
-            self.views,
-            list(_batches(len(self.views), count, self.batch_size)),
-            workers=self.workers,
-            device=self.device,
-            start_method=self.start_method,
-        )
-        parts = []
-        for batch in iterate_batches(loader):
-            logits = self.model(batch.views.to(self.device, non_blocking=True)).cpu()
-            if (wrong := batch.valid & ~logits.isfinite().all(1)).any():
-                sample = int(batch.samples[wrong][0])
-                half = self.model.model.dtype is not torch.float32
-                raise NonFiniteError(
-                    f"the teacher's logits for {self.views.images.describe(sample)} are not finite, on a view of "
-                    f"the calibration; {'try --precision float32, or ' if half else ''}check the weights"
-                )
-            parts.append(logits[batch.valid])
-        return torch.cat(parts).clone()
+@torch.inference_mode()
+@report_worker_deaths()
+def sample_logits(pipeline: Pipeline, count: int) -> Tensor:
+    """Return (N, C) float32 logits of `count` views, on the CPU; those whose image does not decode are left out."""
+    parts = []
+    for batch in pipeline.batches(list(_batches(len(pipeline.views), count, pipeline.batch_size))):
+        logits = pipeline.model(batch.views.to(pipeline.device, non_blocking=True)).cpu()
+        if (wrong := batch.valid & ~logits.isfinite().all(1)).any():
+            image = pipeline.views.images.describe(int(batch.samples[wrong][0]))
+            half = pipeline.model.model.dtype is not torch.float32
+            raise NonFiniteError(
+                f"the teacher's logits for {image} are not finite, on a view of the calibration; "
+                f"{'try --precision float32, or ' if half else ''}check the weights"
+            )
+        parts.append(logits[batch.valid])
+    return torch.cat(parts).clone()
 
 
 def try_statistics(logits: Tensor, k: int) -> Calibrated:

@@ -20,16 +20,19 @@ from pathlib import Path
 
 import torch
 
-from logitcache.dump.calibration import Calibrated
+from logitcache.dump.calibration import Calibrated, calibrate_by
+from logitcache.dump.config import DumpConfig
 from logitcache.dump.defaults import adopt_defaults
 from logitcache.dump.filler import OnViewsDone, ShardReport, ShardTask, ViewsDone, count_views
 from logitcache.dump.helper import DumpIdentity, Helper
 from logitcache.dump.inputs import DumpInputs
-from logitcache.dump.job import DumpConfig, DumpReport, cache_spec, load_calibrator, open_seeds
+from logitcache.dump.job import DumpReport, cache_spec, open_seeds
+from logitcache.dump.pipeline import load_pipeline
 from logitcache.errors import ClusterError, LogitCacheError, OptionError
 from logitcache.format.schema import CacheSpec
 from logitcache.models.forward import choose_device, choose_precision
 from logitcache.store import CacheWriter
+from logitcache.views.keyed_views import KeyedViews
 
 try:
     from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, get_worker, wait
@@ -139,7 +142,8 @@ def calibrate_here(
         config = _fit_worker(config, get_worker(), local=local)
         images, recipe, teacher = inputs.open()
         spec = cache_spec(images, recipe, teacher, config)
-        return load_calibrator(spec, images, recipe, teacher, config).calibrate(count, k)
+        views = KeyedViews(images, recipe, config.on_bad_image)
+        return calibrate_by(load_pipeline(views, teacher, spec.teacher.precision, config), count, k)
     except LogitCacheError as error:
         return error
 

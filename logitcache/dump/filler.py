@@ -11,22 +11,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from logitcache.dump.config import DumpConfig
+from logitcache.dump.pipeline import Pipeline, load_pipeline
 from logitcache.errors import NonFiniteError
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
+from logitcache.models.build import Model
 from logitcache.models.forward import BatchHalver
 from logitcache.store import SeedWriter
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, Pair, ViewBatch
-from logitcache.views.loader import iterate_batches, report_worker_deaths, view_loader
+from logitcache.views.loader import report_worker_deaths
 from logitcache.views.maker import digest
 
 
@@ -77,21 +80,24 @@ class Filler:
 
     Attributes:
         spec: of the cache.
-        views: of its images, in its order, by its recipe.
-        model: the teacher, on `device`.
-        device: where it runs.
-        batch_size: samples per forward.
-        workers: as `loader.view_loader` takes them.
-        start_method: likewise.
+        pipeline: its views, in its order, and its teacher.
     """
 
     spec: CacheSpec
-    views: KeyedViews
-    model: BatchHalver
-    device: torch.device
-    batch_size: int
-    workers: int = -1
-    start_method: str | None = None
+    pipeline: Pipeline
+
+    @classmethod
+    def load(
+        cls,
+        spec: CacheSpec,
+        views: KeyedViews,
+        teacher: Model,
+        config: DumpConfig,
+        on_note: Callable[[str], None] | None = None,
+    ) -> Self:
+        """Put the teacher on its device, ready to fill shards of the cache."""
+        precision = spec.teacher.precision
+        return cls(spec, load_pipeline(views, teacher, precision, config, on_note, compile=config.compile))
 
     @report_worker_deaths()
     def fill(
@@ -115,21 +121,16 @@ class Filler:
         """
         if not tasks:
             return []
-        loader = view_loader(
-            self.views,
-            _Batches(self.spec, tasks, self.batch_size),
-            workers=self.workers,
-            device=self.device,
-            start_method=self.start_method,
-        )
+        pipeline, device = self.pipeline, self.pipeline.device
+        batches = pipeline.batches(_Batches(self.spec, tasks, pipeline.batch_size))
         done, total = 0, count_views(self.spec, tasks)
         if on_progress:
             on_progress(ViewsDone(done, total))
         in_flight: deque[_InFlight] = deque()
-        on_device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
-        with on_device, _ShardBuilder(self.spec, writers, self.views) as builder:
-            for batch in iterate_batches(loader):
-                in_flight.append(_run_teacher(self.model, batch, self.spec.k, self.device))
+        on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with on_device, _ShardBuilder(self.spec, writers, pipeline.views) as builder:
+            for batch in batches:
+                in_flight.append(_run_teacher(pipeline.model, batch, self.spec.k, device))
                 done += len(batch.samples)
                 if len(in_flight) > 2:
                     builder.add(in_flight.popleft())

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from logitcache.dump.config import DumpConfig
 from logitcache.dump.filler import Filler, OnViewsDone, ShardReport, ShardTask, report_shard
 from logitcache.dump.inputs import DumpInputs
-from logitcache.dump.job import DumpConfig, DumpJob, cache_spec, load_filler
+from logitcache.dump.job import DumpJob, cache_spec
 from logitcache.errors import Difference, MismatchError
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
@@ -89,7 +90,7 @@ class Helper:
             dict(zip(samples, identity.views, strict=True)),
             dict(zip(samples, _digest_views(views, identity.seed), strict=True)),
         )
-        filler = load_filler(reader.spec, views, teacher, config)
+        filler = Filler.load(reader.spec, views, teacher, config)
         return cls(CacheWriter(reader.place, reader.spec), reader, filler)
 
     def fill(self, tasks: Sequence[ShardTask], on_progress: OnViewsDone | None = None) -> list[ShardReport]:
@@ -103,7 +104,7 @@ class Helper:
             commits = {seed: self.reader.commit(seed, task.shard) for seed in task.seeds}
             for seed, commit in commits.items():
                 if commit:
-                    arrays, images = self.reader.read(seed, task.shard), self.filler.views.images
+                    arrays, images = self.reader.read(seed, task.shard), self.filler.pipeline.views.images
                     reports.append(report_shard(self.reader.spec, images, seed, task.shard, commit, arrays))
             if seeds := tuple(seed for seed, commit in commits.items() if not commit):
                 missing.append(ShardTask(task.shard, seeds))

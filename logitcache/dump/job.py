@@ -9,84 +9,31 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Self
 
 import numpy as np
-import torch
 
-from logitcache.dump.calibration import Calibrate, Calibration, Calibrator, choose_count, most_views
+from logitcache.dump.calibration import Calibrate, Calibration, calibrate_by, choose_count, most_views
+from logitcache.dump.config import DumpConfig
 from logitcache.dump.filler import Filler, OnViewsDone, ShardReport, ShardTask
+from logitcache.dump.pipeline import load_pipeline
 from logitcache.errors import BusyError, Difference, MismatchError, OptionError
 from logitcache.format.identity import RecipeSpec, TeacherSpec
 from logitcache.format.schema import DATA, CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.models.build import Model
-from logitcache.models.forward import BatchHalver, ViewModel, choose_device, choose_precision
+from logitcache.models.forward import choose_device, choose_precision
 from logitcache.store import CacheReader, CacheWriter, SeedWriter
 from logitcache.teacher.completion import FEWEST
 from logitcache.versions import library_versions
 from logitcache.views.alignment import align_images, require_distinct_keys
 from logitcache.views.images import Images
-from logitcache.views.keyed_views import KeyedViews, OnBadImage
+from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.replay import prove_replay
 
 TOP_K = 8  # of a new cache
 ALL_UP_TO = 16  # classes of which a new cache keeps every one
-
-
-@dataclass(frozen=True)
-class DumpConfig(Spec):
-    """How stage one runs. What identifies the cache is k, profile, precision; the rest is only speed.
-
-    Attributes:
-        seeds: augmentation seeds to dump; None: 0 to 3, of a test split, whose views do not vary, 0.
-        top_k: logits to keep per view, capped at the class count; None: those of the cache, of a new one 8, or all
-            of up to 16 classes.
-        profile: "default", "compact", "archive" or "exact"; None: that of the cache, of a new one "default".
-        batch_size: views per forward; 0 takes 64 on the CPU and 256 on CUDA.
-        precision: "float32", "bfloat16" or "float16"; "auto": that of the cache, of a new one what fits the device.
-        device: "auto", "cpu", "cuda", "cuda:N".
-        compile: the teacher by `torch.compile`; its logits then differ as between devices, in the last bits.
-        workers: processes that make views, one by one; −1: as fits, 0: none (see `loader.view_loader`).
-        seeds_per_pass: seeds that share one decoding of each image.
-        on_bad_image: "error" stops; "skip" marks the sample as one without a teacher.
-        calibration: views that a new cache's class statistics are estimated from, before its first shard; 0: it gets
-            none. None: as `calibration.choose_count` says, none where every logit is kept.
-        shard_samples: samples per shard; 0 fits it to the data set, or takes that of the cache.
-        start_method: of the workers; None takes the platform's.
-        grow: append images that the cache has not yet; without, data that has grown is refused.
-    """
-
-    seeds: tuple[int, ...] | None = None
-    top_k: int | None = None
-    profile: str | None = None
-    batch_size: int = 0
-    precision: str = "auto"
-    device: str = "auto"
-    compile: bool = False
-    workers: int = -1
-    seeds_per_pass: int = 1
-    on_bad_image: OnBadImage = "error"
-    calibration: int | None = None
-    shard_samples: int = 0
-    start_method: str | None = None
-    grow: bool = False
-
-    def with_defaults_of(self, cache: CacheSpec) -> Self:
-        """Return these settings; those left open are as in the cache that the dump goes on with.
-
-        Its profile "exact" keeps every logit, so that one stays open where fewer are asked for.
-        """
-        exact = cache.profile.name == "exact"
-        fits = self.top_k is None or not exact or self.top_k >= cache.k
-        return dataclasses.replace(
-            self,
-            top_k=cache.k if self.top_k is None else self.top_k,
-            profile=self.profile or (cache.profile.name if fits else None),
-            precision=cache.teacher.precision if self.precision == "auto" else self.precision,
-            shard_samples=self.shard_samples or cache.shard_samples,
-        )
 
 
 @dataclass(frozen=True)
@@ -157,7 +104,7 @@ def dump(
     """
     cache = CacheWriter.find(out)
     with open_seeds(out, cache, images, recipe, teacher, config, on_note=on_note, only=only) as job:
-        filler = load_filler(job.writer.spec, job.views, teacher, config, on_note)
+        filler = Filler.load(job.writer.spec, job.views, teacher, config, on_note)
         return job.report(filler.fill(job.seed_writers, job.tasks, on_progress))
 
 
@@ -249,7 +196,9 @@ def open_seeds(
             if on_note:
                 on_note(f"{count:,} views of a seed of their own go through the teacher first, to calibrate")
             if calibrate is None:
-                calibrate = load_calibrator(spec, images, recipe, teacher, config, on_note).calibrate
+                views = KeyedViews(images, recipe, config.on_bad_image)
+                pipeline = load_pipeline(views, teacher, spec.teacher.precision, config, on_note)
+                calibrate = partial(calibrate_by, pipeline)
             calibration, found = calibrate(count, spec.k)
             if calibration.kept:
                 statistics = found
@@ -268,53 +217,6 @@ def open_seeds(
         reader = cache if cache and cache.spec == writer.spec else CacheReader(out)
         prove_replay(reader, views, [s for s in reader.seeds() if reader.commits(s).any()])
         yield DumpJob(writer, views, writers, skipped, tasks, began, calibration)
-
-
-def load_filler(
-    spec: CacheSpec,
-    views: KeyedViews,
-    teacher: Model,
-    config: DumpConfig,
-    on_note: Callable[[str], None] | None = None,
-) -> Filler:
-    """Put the teacher on its device, ready to fill shards of the cache."""
-    device = choose_device(config.device)
-    model = ViewModel(teacher, spec.teacher.precision).on(device).eval()
-    if config.compile:
-        model.compile()
-    return Filler(
-        spec=spec,
-        views=views,
-        model=BatchHalver(model, on_note),
-        device=device,
-        batch_size=config.batch_size or _default_batch_size(device),
-        workers=config.workers,
-        start_method=config.start_method,
-    )
-
-
-def load_calibrator(
-    spec: CacheSpec,
-    images: Images,
-    recipe: RecipeSpec,
-    teacher: Model,
-    config: DumpConfig,
-    on_note: Callable[[str], None] | None = None,
-) -> Calibrator:
-    """Put the teacher on its device, ready to calibrate the cache."""
-    device = choose_device(config.device)
-    return Calibrator(
-        views=KeyedViews(images, recipe, config.on_bad_image),
-        model=BatchHalver(ViewModel(teacher, spec.teacher.precision).on(device).eval(), on_note),
-        device=device,
-        batch_size=config.batch_size or _default_batch_size(device),
-        workers=config.workers,
-        start_method=config.start_method,
-    )
-
-
-def _default_batch_size(device: torch.device) -> int:
-    return 256 if device.type == "cuda" else 64
 
 
 def calibration_views(spec: CacheSpec, seeds: int, asked: int | None) -> int:

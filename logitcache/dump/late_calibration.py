@@ -10,12 +10,14 @@ from torch import Tensor
 from logitcache.dump.calibration import (
     Calibrated,
     Calibration,
-    Calibrator,
+    calibrate_by,
     choose_count,
     most_views,
     try_statistics,
 )
-from logitcache.dump.job import DumpConfig, calibration_views, load_calibrator
+from logitcache.dump.config import DumpConfig
+from logitcache.dump.job import calibration_views
+from logitcache.dump.pipeline import Pipeline, load_pipeline
 from logitcache.errors import FormatError, OptionError
 from logitcache.models.build import Model
 from logitcache.store import CacheReader, CacheWriter
@@ -88,23 +90,24 @@ def calibrate_cache(
     seeds = len(reader.seeds())
     count = calibration_views(first, seeds, config.calibration)
     count = count or choose_count(first.dataset.n, seeds, first.dataset.num_classes)
-    calibrator = load_calibrator(spec, images, spec.recipe, teacher, config, on_note)
+    views = KeyedViews(images, spec.recipe, config.on_bad_image)
+    pipeline = load_pipeline(views, teacher, spec.teacher.precision, config, on_note)
     if config.calibration:
-        calibration, statistics = calibrator.calibrate(count, spec.k)
+        calibration, statistics = calibrate_by(pipeline, count, spec.k)
     else:
-        calibration, statistics = _calibrate_again(reader, calibrator, count)
+        calibration, statistics = _calibrate_again(reader, pipeline, count)
     if calibration.kept or spec.calibrated:
         CacheWriter(reader.place, spec).write_statistics(statistics)
     return calibration
 
 
-def _calibrate_again(reader: CacheReader, calibrator: Calibrator, count: int) -> Calibrated:
+def _calibrate_again(reader: CacheReader, pipeline: Pipeline, count: int) -> Calibrated:
     """Estimate the statistics that the cache had, as far as their damaged files tell; else those of `count` views.
 
     The number of views that is recorded may be damaged itself, so the usual one is tried first: the digest tells.
     """
     recorded = fetch_attributes(reader.place)
-    calibrated = calibrator.calibrate(count, reader.spec.k)
+    calibrated = calibrate_by(pipeline, count, reader.spec.k)
     if (
         recorded is None
         or recorded.views == count
@@ -112,7 +115,7 @@ def _calibrate_again(reader: CacheReader, calibrator: Calibrator, count: int) ->
         or not FEWEST <= recorded.views <= most_views(reader.spec.dataset.num_classes)
     ):
         return calibrated
-    return calibrator.calibrate(recorded.views, reader.spec.k)
+    return calibrate_by(pipeline, recorded.views, reader.spec.k)
 
 
 def calibrate_derived(source: CacheReader, path: str | Path) -> Calibration | None:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from logitcache.distributed import World
+from logitcache.dump.config import DumpConfig
 from logitcache.dump.defaults import adopt_defaults
-from logitcache.dump.filler import OnViewsDone, ShardReport, ShardTask
+from logitcache.dump.filler import Filler, OnViewsDone, ShardReport, ShardTask
 from logitcache.dump.helper import DumpIdentity, Helper
 from logitcache.dump.inputs import DumpInputs
-from logitcache.dump.job import DumpConfig, DumpReport, load_filler, open_seeds
+from logitcache.dump.job import DumpReport, open_seeds
 from logitcache.errors import LogitCacheError
 from logitcache.format.spec import Spec
 from logitcache.store import CacheWriter
@@ -98,7 +99,7 @@ def _dump_as_rank_0(
         config = config.with_defaults_of(spec)
         if world.size > 1:
             world.broadcast(RankTasks(config, DumpIdentity.of(job), tuple(job.tasks)).to_dict())
-        filler = load_filler(spec, job.views, teacher, config, on_note)
+        filler = Filler.load(spec, job.views, teacher, config, on_note)
         shards = filler.fill(job.seed_writers, job.tasks[:: world.size], on_progress)
         gathered = world.all_gather(RankReport(tuple(shards)).to_dict())
         return job.report([shard for report in gathered for shard in RankReport.from_dict(report).shards])

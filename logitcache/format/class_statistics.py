@@ -1,6 +1,5 @@
 """How a teacher's classes vary together: what a cache knows of all its rows at once."""
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,12 +49,3 @@ class ClassStatistics:
             0 < self.noise < np.inf, f"class statistics: noise must be above 0 and finite, found {self.noise}"
         )
         require(self.views >= 1, f"class statistics: views must be at least 1, found {self.views}")
-
-    @property
-    def digest(self) -> str:
-        """16 hex digits that identify these numbers."""
-        text = f"{self.mean.shape[0]}/{self.factors.shape[1]}/{float(self.noise).hex()}/{self.views}/"
-        digest = hashlib.blake2b(text.encode(), digest_size=8)
-        for array in (self.mean, self.factors):
-            digest.update(np.ascontiguousarray(array, dtype="<f4").data)
-        return digest.hexdigest()

@@ -13,6 +13,7 @@ from torch import Tensor
 from logitcache.errors import IncompleteError, OptionError
 from logitcache.format.schema import RowLayout
 from logitcache.store.reader import CacheReader
+from logitcache.store.statistics import statistics_digest
 from logitcache.teacher.completion import Completion
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT, PackedRows, open_spool
@@ -38,7 +39,7 @@ class CachedTeacher:
         self.layout = RowLayout.of(reader.spec)
         self.num_classes = reader.spec.dataset.num_classes
         statistics = reader.statistics()
-        self._digest = None if statistics is None else statistics.digest
+        self._digest = None if statistics is None else statistics_digest(reader.spec, statistics)
         self._completion = None if statistics is None else Completion.of(statistics)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
         self._spools: dict[int, Future[PackedRows]] = {}

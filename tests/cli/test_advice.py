@@ -17,7 +17,8 @@ from training import a_run
 from typer.main import get_command
 
 from logitcache.audit.verify import verify_cache
-from logitcache.dump.job import DumpConfig, dump
+from logitcache.dump.config import DumpConfig
+from logitcache.dump.job import dump
 from logitcache.errors import NonFiniteError
 from logitcache.models.build import build_model
 from logitcache.models.forward import ViewModel

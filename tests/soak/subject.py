@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from dumping import a_teacher
 from small import few_digits
+from statistics_numbers import numbers_of
 
-from logitcache.dump.job import DumpConfig, dump
+from logitcache.dump.config import DumpConfig
+from logitcache.dump.job import dump
 from logitcache.errors import LogitCacheError
 from logitcache.format.schema import CacheSpec, RowLayout
 from logitcache.store import CacheReader, SeedWriter
@@ -135,7 +137,7 @@ class Truth:
     def require_statistics(self, reader: CacheReader) -> None:
         """Read the class statistics, and insist on the right ones."""
         found = reader.statistics()
-        if found is None or found.digest != self.statistics.digest:
+        if numbers_of(found) != numbers_of(self.statistics):
             raise WrongNumberError("class statistics")
 
     def require_canaries(self, reader: CacheReader, seed: int) -> None:
