@@ -45,8 +45,8 @@ def calibrate(
         progress(f"calibrate {cache}", "views", first="loading images and teacher"),
     ):
         from logitcache.audit.checkup import open_teacher
-        from logitcache.dump.config import DumpConfig
         from logitcache.dump.late_calibration import calibrate_cache
+        from logitcache.dump.settings import DumpConfig
         from logitcache.store import CacheReader
 
         images, model = open_teacher(CacheReader(cache).spec, teacher, weights, data)

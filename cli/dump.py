@@ -64,8 +64,8 @@ def dump(
         progress(f"dump {teacher}", "views", first=loading) as advance,
     ):
         from logitcache.distributed import World
-        from logitcache.dump.config import DumpConfig
         from logitcache.dump.inputs import DumpInputs
+        from logitcache.dump.settings import DumpConfig
         from logitcache.dump.torchrun import dump_under_torchrun
 
         def on_progress(views: "ViewsDone") -> None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.job import DumpReport, dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import OptionError, StorageError
 from logitcache.files import require_folder, writing
 from logitcache.format.spec import Spec

@@ -7,8 +7,8 @@ from functools import cache
 from logitcache.audit.recheck import RecheckReport, recheck_views
 from logitcache.audit.repair import RepairReport, repair_cache
 from logitcache.audit.verify import VerifyReport, verify_cache
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.inputs import recorded_weights
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import OptionError
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from logitcache.audit.verify import KEYS, STATISTICS, UNREADABLE, VerifyReport, verify_cache
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.filler import ViewsDone
 from logitcache.dump.job import cache_spec, dump
 from logitcache.dump.late_calibration import calibrate_cache
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import FormatError, MismatchError, OptionError, StorageError
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec

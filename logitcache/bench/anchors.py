@@ -22,8 +22,8 @@ from logitcache.bench.contest import CONTESTS, Contest, Entry, Task, glyphs_task
 from logitcache.bench.synthetic import RecordedLogits, SyntheticLogits, TeacherLogits
 from logitcache.bench.table import markdown
 from logitcache.dump.calibration import TEMPERATURES, sample_logits
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.pipeline import load_pipeline
+from logitcache.dump.settings import DumpConfig
 from logitcache.losses.objective import Objective
 from logitcache.models.forward import ViewModel
 from logitcache.stream.stream import Stream

@@ -28,8 +28,8 @@ import torch
 
 from logitcache.bench.glyphs import CLASSES, RARE_CLASSES, glyphs, rare_glyphs, shifted
 from logitcache.bench.table import markdown
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.job import dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import NonFiniteError, StudentsError
 from logitcache.format.identity import RecipeSpec
 from logitcache.format.spec import Spec

@@ -9,8 +9,8 @@ import torch
 
 from logitcache.bench.compare import Comparison, time_interleaved
 from logitcache.bench.workload import CLASSES, TOP_K, idle_teacher, make_pictures
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.job import dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.format.identity import RecipeSpec
 from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel, choose_precision

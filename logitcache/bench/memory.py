@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from logitcache.audit.verify import verify_cache
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.job import dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.format.spec import Spec
 from logitcache.models.build import build_model
 from logitcache.store import CacheReader

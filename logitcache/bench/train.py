@@ -20,8 +20,8 @@ from logitcache.bench.fixtures import write_cache
 from logitcache.bench.memory import SharedSpool, measure_shared_spool, memory_is_known, peak_in_process
 from logitcache.bench.table import at_most
 from logitcache.bench.workload import CLASSES, TOP_K, idle_teacher, make_pictures
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.job import dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.format.identity import RecipeSpec
 from logitcache.format.spec import Spec
 from logitcache.losses.objective import Objective

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from logitcache.lazy import lazy
 
 if TYPE_CHECKING:
-    from logitcache.dump.config import DumpConfig
     from logitcache.dump.job import DumpReport, dump
     from logitcache.dump.late_calibration import calibrate_cache
+    from logitcache.dump.settings import DumpConfig
 
 __all__ = ["DumpConfig", "DumpReport", "calibrate_cache", "dump"]
 

@@ -21,13 +21,13 @@ from pathlib import Path
 import torch
 
 from logitcache.dump.calibration import Calibrated, calibrate_by
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.defaults import adopt_defaults
 from logitcache.dump.filler import OnViewsDone, ShardReport, ShardTask, ViewsDone, count_views
 from logitcache.dump.helper import DumpIdentity, Helper
 from logitcache.dump.inputs import DumpInputs
 from logitcache.dump.job import DumpReport, cache_spec, open_seeds
 from logitcache.dump.pipeline import load_pipeline
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import ClusterError, LogitCacheError, OptionError
 from logitcache.format.schema import CacheSpec
 from logitcache.models.forward import choose_device, choose_precision

@@ -3,8 +3,8 @@
 import shlex
 from collections.abc import Callable
 
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.inputs import DumpInputs
+from logitcache.dump.settings import DumpConfig
 from logitcache.format.identity import RecipeSpec
 from logitcache.store import CacheReader
 

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.pipeline import Pipeline, load_pipeline
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import NonFiniteError
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.filler import Filler, OnViewsDone, ShardReport, ShardTask, report_shard
 from logitcache.dump.inputs import DumpInputs
 from logitcache.dump.job import DumpJob, cache_spec
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import Difference, MismatchError
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec

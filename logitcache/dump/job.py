@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from logitcache.dump.calibration import Calibrate, Calibration, calibrate_by, choose_count, most_views
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.filler import Filler, OnViewsDone, ShardReport, ShardTask
 from logitcache.dump.pipeline import load_pipeline
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import BusyError, Difference, MismatchError, OptionError
 from logitcache.format.identity import RecipeSpec, TeacherSpec
 from logitcache.format.schema import DATA, CacheSpec

@@ -15,9 +15,9 @@ from logitcache.dump.calibration import (
     most_views,
     try_statistics,
 )
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.job import calibration_views
 from logitcache.dump.pipeline import Pipeline, load_pipeline
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import FormatError, OptionError
 from logitcache.models.build import Model
 from logitcache.store import CacheReader, CacheWriter

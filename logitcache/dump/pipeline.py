@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from logitcache.dump.config import DumpConfig
+from logitcache.dump.settings import DumpConfig
 from logitcache.format.identity import Precision
 from logitcache.models.build import Model
 from logitcache.models.forward import BatchHalver, ViewModel, choose_device

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from logitcache.dump.calibration import ROWS, TEMPERATURES, measure_information
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.filler import OnViewsDone, ViewsDone
 from logitcache.dump.job import dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import OptionError
 from logitcache.format.identity import PROFILES, RecipeSpec
 from logitcache.format.spec import Spec

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from logitcache.distributed import World
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.defaults import adopt_defaults
 from logitcache.dump.filler import Filler, OnViewsDone, ShardReport, ShardTask
 from logitcache.dump.helper import DumpIdentity, Helper
 from logitcache.dump.inputs import DumpInputs
 from logitcache.dump.job import DumpReport, open_seeds
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import LogitCacheError
 from logitcache.format.spec import Spec
 from logitcache.store import CacheWriter

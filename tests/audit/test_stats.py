@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from logitcache.audit.pictures import draw_stats
 from logitcache.audit.stats import BINS, compute_stats
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.job import dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import IncompleteError, MismatchError
 from logitcache.models.build import build_model
 from logitcache.store import CacheReader

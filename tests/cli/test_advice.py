@@ -17,8 +17,8 @@ from training import a_run
 from typer.main import get_command
 
 from logitcache.audit.verify import verify_cache
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.job import dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import NonFiniteError
 from logitcache.models.build import build_model
 from logitcache.models.forward import ViewModel

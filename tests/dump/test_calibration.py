@@ -24,9 +24,9 @@ from logitcache.dump.calibration import (
     sample_logits,
     try_statistics,
 )
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.late_calibration import calibrate_cache, calibrate_derived
 from logitcache.dump.pipeline import Pipeline, load_pipeline
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import MismatchError, NonFiniteError, OptionError
 from logitcache.store import CacheReader
 from logitcache.store.derive import derive_cache

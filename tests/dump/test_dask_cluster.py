@@ -23,12 +23,12 @@ from pictures import picture_folder
 from small_teachers import FLAG
 
 from logitcache.distributed import World
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.dask_cluster import dump_on_dask
 from logitcache.dump.filler import ShardTask, ViewsDone
 from logitcache.dump.helper import DumpIdentity, Helper
 from logitcache.dump.inputs import DumpInputs
 from logitcache.dump.job import DumpReport, dump, open_seeds
+from logitcache.dump.settings import DumpConfig
 from logitcache.dump.torchrun import dump_under_torchrun
 from logitcache.errors import (
     ClusterError,

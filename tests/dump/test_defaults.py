@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from small import few_digits
 
 from logitcache.distributed import World
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.defaults import adopt_defaults
 from logitcache.dump.inputs import DumpInputs
 from logitcache.dump.job import dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.dump.torchrun import dump_under_torchrun
 from logitcache.errors import LogitCacheError, OptionError
 from logitcache.format.schema import CacheSpec

@@ -18,10 +18,10 @@ from pictures import picture_folder
 from small import few_digits
 
 from logitcache.audit.checkup import CheckupConfig, check_cache
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.filler import ViewsDone
 from logitcache.dump.inputs import DumpInputs
 from logitcache.dump.job import dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import (
     BusyError,
     DataError,

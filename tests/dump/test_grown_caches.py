@@ -16,7 +16,7 @@ from small_caches import assert_holds, fill
 from logitcache.audit.recheck import recheck_views
 from logitcache.audit.repair import repair_cache
 from logitcache.audit.verify import verify_cache
-from logitcache.dump.config import DumpConfig
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import IncompleteError
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.store.copy import copy_cache

@@ -14,9 +14,9 @@ from small import few_digits
 from small_caches import attributes as root_of
 from small_caches import files_of
 
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.filler import ViewsDone
 from logitcache.dump.job import dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import DataError, MismatchError
 from logitcache.models.build import build_model
 from logitcache.store import CacheReader

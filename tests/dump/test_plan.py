@@ -11,9 +11,9 @@ from dumping import RECIPE, a_teacher
 from small import few_digits
 from typer.testing import CliRunner
 
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.job import dump
 from logitcache.dump.plan import Choice, Plan, PlanConfig, _choose, plan_cache, share_lost
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import OptionError
 from logitcache.format.identity import PROFILES
 from logitcache.models.forward import ViewModel

@@ -8,8 +8,8 @@ import torch
 from dumping import RECIPE, a_teacher
 from small import few_digits
 
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.job import dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import DeviceMemoryError, MismatchError
 from logitcache.models.build import Model, build_model
 from logitcache.models.forward import BatchHalver, ViewModel

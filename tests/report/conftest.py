@@ -6,8 +6,8 @@ import pytest
 from dumping import RECIPE, a_teacher
 from reports import a_run, rows_of
 
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.job import dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.report.page import report
 from logitcache.views.datasets import load_digits
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from reports import Page, a_run, rows_of
 from small import few_digits
 
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.job import dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.report.cache_facts import read_cache
 from logitcache.report.charts import LEAST, Axis, Scale, thin_out
 from logitcache.report.page import report

@@ -13,8 +13,8 @@ from pictures import picture_folder
 from reports import EVIL, EVIL_CLASS, Page
 from small import few_digits
 
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.job import dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.models.build import build_model
 from logitcache.report.page import POLICY
 from logitcache.views.datasets import ArrayImages, open_images

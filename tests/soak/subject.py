@@ -15,8 +15,8 @@ from dumping import a_teacher
 from small import few_digits
 from statistics_numbers import numbers_of
 
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.job import dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import LogitCacheError
 from logitcache.format.schema import CacheSpec, RowLayout
 from logitcache.store import CacheReader, SeedWriter

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import few_digits
 
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.job import dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import BusyError, ImageError, IncompleteError, MismatchError, OptionError
 from logitcache.format.identity import PROFILES
 from logitcache.format.schema import CacheSpec

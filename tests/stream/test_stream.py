@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcache.distributed import World
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.job import dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import ImageError, IncompleteError, MismatchError, OptionError, StorageError
 from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel

@@ -17,8 +17,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.data import DataLoader, TensorDataset
 
 from logitcache import CachedTeacher, CachedViews, SparseTeacher, Stream, ViewSampler
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.job import dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import DataError, ImageError, IncompleteError, MismatchError, OptionError
 from logitcache.format.identity import RecipeSpec, StepSpec
 from logitcache.store import CacheReader

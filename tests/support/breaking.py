@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from logitcache.dump.config import DumpConfig
+from logitcache.dump.settings import DumpConfig
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.views.recipes import recipe_named
 

@@ -7,8 +7,8 @@ import numpy as np
 from small import few_digits
 from statistics_numbers import numbers_of
 
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.job import DumpReport, dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.format.identity import RecipeSpec
 from logitcache.models.build import Model, build_model
 from logitcache.store import CacheReader

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 from small_caches import SMALL, fill
 
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.job import dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.models.build import Model, build_model
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.views.datasets import open_images

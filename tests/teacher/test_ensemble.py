@@ -9,8 +9,8 @@ from command import fails, succeeds
 from dumping import a_teacher
 from small import few_digits
 
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.job import dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import IncompleteError, MismatchError, OptionError
 from logitcache.losses.kd import kd
 from logitcache.models.forward import ViewModel

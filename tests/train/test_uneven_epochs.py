@@ -7,8 +7,8 @@ from mixed import a_recipe
 from small import few_digits
 from torch import Tensor
 
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.job import dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import ImageError
 from logitcache.format.identity import StepSpec
 from logitcache.losses import Objective

@@ -14,8 +14,8 @@ from mixed import BOTH, CROP, a_recipe
 from small import few_digits
 from training import a_run, assert_same_weights, rows_of
 
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.job import dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import FormatError, OptionError
 from logitcache.format.identity import RecipeSpec, StepSpec
 from logitcache.losses.ce import ce

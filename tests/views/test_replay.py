@@ -8,8 +8,8 @@ import pytest
 import torch
 from small import Pixels
 
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.job import dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import DataError, DriftError, FormatError, MismatchError
 from logitcache.format.identity import StepSpec
 from logitcache.models.build import build_model

@@ -15,8 +15,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 import logitcache.views.loader
-from logitcache.dump.config import DumpConfig
 from logitcache.dump.job import dump
+from logitcache.dump.settings import DumpConfig
 from logitcache.errors import DataError, OptionError
 from logitcache.format.identity import RecipeSpec, StepSpec
 from logitcache.losses import Objective
