@@ -2,7 +2,8 @@
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import le
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,13 @@ from torch import Tensor
 from logitcache.audit.stats import StatsReport, compute_stats
 from logitcache.audit.summary import summarize
 from logitcache.errors import IncompleteError
+from logitcache.format.class_statistics import ClassStatistics
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.report.charts import take_evenly
 from logitcache.store import CacheReader, seed_list
 from logitcache.store.derive import derive_spec, reduce_shard
-from logitcache.teacher.completion import Completion
+from logitcache.teacher.completion import FEWEST, HELD_OUT, Completion, fit_statistics
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.images import Images
 
@@ -119,25 +121,48 @@ def read_cache(
 def _compare_numbers_of_logits(
     reader: CacheReader, seeds: Sequence[int]
 ) -> tuple[tuple[FirstLogits, ...], int]:
-    """Compare caches of fewer logits with this one, on some of its views; returns the number of these too."""
+    """Compare caches of fewer logits with this one, on some of its views; returns the number of these too.
+
+    From all logits `derive` makes class statistics: they are estimated from three quarters of the views, and tried on
+    the others.
+    """
     spec, statistics = reader.spec, reader.statistics()
+    samples = list(_read_samples(reader, seeds))
+    if not spec.tail_size:
+        statistics, samples = _hold_out(samples, spec)
     completion = None if statistics is None else Completion.of(statistics)
     ks = sorted({k for p in range(32) for k in (1 << p, 3 << p) if k < spec.k} | {spec.k})
-    sums, views = torch.zeros(len(ks), 2, len(TEMPERATURES), dtype=torch.float64), 0
-    for arrays in _read_samples(reader, seeds):
-        full = _teacher(reduce_shard(arrays, spec, spec), spec, completion)
+    sums, views = torch.zeros(len(ks), 3, len(TEMPERATURES), dtype=torch.float64), 0
+    for arrays in samples:
+        full = _teacher(reduce_shard(arrays, spec, spec), spec, completion if spec.tail_size else None)
         views += len(full)
         for number, k in enumerate(ks):
-            fewer = full
+            completed = even = full
             if k < spec.k:
-                fewer = _teacher(reduce_shard(arrays, spec, _of_fewer(spec, k)), spec, completion)
+                fewer = _of_fewer(spec, k)
+                completed = _teacher(reduce_shard(arrays, spec, fewer), fewer, completion)
+                even = replace(completed, completion=None) if not spec.tail_size else completed
             for at, temperature in enumerate(TEMPERATURES):
                 sums[number, 0, at] += full.listed_at(temperature).probs[:, :k].sum()
-                sums[number, 1, at] += _kl(full, fewer, temperature).sum()
+                sums[number, 1, at] += _kl(full, completed, temperature).sum()
+                sums[number, 2, at] += _kl(full, even, temperature).sum()
     means = (sums / max(1, views)).tolist()
     return tuple(
-        FirstLogits(k, tuple(mass), tuple(kl)) for k, (mass, kl) in zip(ks, means, strict=True)
+        FirstLogits(k, tuple(mass), tuple(completed if all(map(le, completed, even)) else even))
+        for k, (mass, completed, even) in zip(ks, means, strict=True)
     ), views
+
+
+def _hold_out(samples: Sequence[Arrays], spec: CacheSpec) -> tuple[ClassStatistics | None, list[Arrays]]:
+    """Return class statistics from three quarters of some rows with all logits, and the other rows."""
+    logits = torch.cat([_teacher(arrays, spec, None).logits for arrays in samples])
+    held_out = np.arange(len(logits)) % HELD_OUT == 0
+    if (~held_out).sum() < FEWEST:
+        return None, list(samples)
+    ends = np.cumsum([len(arrays["top"]) for arrays in samples])[:-1]
+    rows = np.split(held_out, ends)
+    others = [{name: a[r] for name, a in arrays.items()} for arrays, r in zip(samples, rows, strict=True)]
+    return fit_statistics(logits[torch.from_numpy(~held_out)]), others
 
 
 def _read_samples(reader: CacheReader, seeds: Sequence[int]) -> Iterator[Arrays]:
@@ -171,7 +196,7 @@ def _teacher(arrays: Arrays, spec: CacheSpec, completion: Completion | None) -> 
 
 def _kl(full: SparseTeacher, fewer: SparseTeacher, temperature: float) -> Tensor:
     """(B,) KL(full ‖ fewer) in nats; `fewer` lists the first classes of `full`, tails completed or spread evenly."""
-    if full.completion is not None:
+    if fewer.completion is not None:
         log_p, log_q = full.at(temperature).log_probs, fewer.at(temperature).log_probs
         return (log_p.exp() * (log_p - log_q)).sum(1).clamp(min=0)
     p, q = full.listed_at(temperature), fewer.listed_at(temperature)

@@ -130,7 +130,11 @@ def _chart_mass(ids: Ids, cache: CacheFacts) -> Element:
 
 
 def _chart_kl(ids: Ids, cache: CacheFacts) -> Element:
-    tail = "completed by the class statistics" if cache.about["class_statistics"] else "spread evenly"
+    tail = "spread evenly"
+    if cache.about["class_statistics"]:
+        tail = "completed by the class statistics"
+    elif cache.about["k"] == cache.about["num_classes"]:
+        tail = "completed by class statistics of other views, unless an even one is nearer"
     fewer = cache.kept[:-1]
     note = (
         f"KL in nats from what this cache holds to what one of fewer would (derive --top-k), "
