@@ -24,6 +24,7 @@ from typing import Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from logitcache.errors import OptionError
@@ -42,6 +43,7 @@ FARTHEST = (
 )
 BLOCK = 1 << 18  # numbers of a (rows, C) block that is completed at once on the CPU: they stay in its cache
 BLOCK_ON_DEVICE = 1 << 26
+COVARIANCE_CLASSES = 2048  # so many at most have their covariance in memory; of 1,000 it is 4 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +55,14 @@ class Completion:
         factors: (C, r) float.
         noise: variance outside the factors.
         spectrum: (r,) falling eigenvalues of F Fᵀ.
+        covariance: (C, C) float, F Fᵀ, by which few listed classes are quicker; None where C is too large.
     """
 
     mean: Tensor
     factors: Tensor
     noise: float
     spectrum: tuple[float, ...]
+    covariance: Tensor | None
 
     @classmethod
     def of(cls, statistics: ClassStatistics) -> Self:
@@ -68,15 +72,18 @@ class Completion:
             for array in (statistics.mean, statistics.factors)
         )
         wide = factors.double()
-        spectrum = torch.linalg.eigvalsh(wide.T @ wide).flip(0).clamp(min=0.0)
-        return cls(mean, factors, statistics.noise, tuple(spectrum.tolist()))
+        with on_one_thread():
+            spectrum = torch.linalg.eigvalsh(wide.T @ wide).flip(0).clamp(min=0.0)
+            covariance = (wide @ wide.T).float() if len(mean) <= COVARIANCE_CLASSES else None
+        return cls(mean, factors, statistics.noise, tuple(spectrum.tolist()), covariance)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
         """Move to a device, or to another dtype."""
         if torch.device(device) == self.mean.device and dtype in (None, self.mean.dtype):
             return self
         mean, factors = self.mean.to(device, dtype), self.factors.to(device, dtype)
-        return type(self)(mean, factors, self.noise, self.spectrum)
+        covariance = None if self.covariance is None else self.covariance.to(device, dtype)
+        return type(self)(mean, factors, self.noise, self.spectrum, covariance)
 
     @property
     def num_classes(self) -> int:
@@ -115,8 +122,7 @@ class Completion:
         size = classes - k
         row_mean = (size * tail_mean - gap.sum(1)) / classes
         last = -gap[:, -1:]
-        x = self._factors_of(ids, -gap - row_mean[:, None])
-        torch.addmm(self.mean, x, self.factors.T, out=out)
+        self._expect(out, ids, -gap - row_mean[:, None])
         below = out.sub_(last - row_mean[:, None]).neg_()
         softening = (2 * SOFTENING) ** 2 * self.variance_left(k)
         distance = below.square().add_(softening).sqrt_().add_(below).clamp_(min=2 * LEAST)
@@ -129,19 +135,29 @@ class Completion:
         torch.mul(log_distance, beta[:, None], out=out).exp_().scatter_(1, ids, 0.0)
         out.mul_((-size * mean / out.sum(1))[:, None]).add_(last).scatter_(1, ids, -gap)
 
-    def _factors_of(self, ids: Tensor, listed: Tensor) -> Tensor:
-        """Return (B, r) the factors' posterior mean, given (B, k) centred logits of the listed classes.
+    def _expect(self, out: Tensor, ids: Tensor, listed: Tensor) -> None:
+        """Write (B, C) expected centred logits to `out`, given (B, k) of the listed classes.
 
         By the smaller of two systems, k × k or r × r, which are the same by Woodbury's identity.
         """
-        k, rank = ids.shape[1], self.factors.shape[1]
-        factors = self.factors[ids]
         beyond = (listed - self.mean[ids])[:, :, None]
-        system = factors @ factors.mT if k <= rank else factors.mT @ factors
+        if ids.shape[1] > self.factors.shape[1]:
+            factors = self.factors[ids]
+            x = self._solve_system(factors.mT @ factors, factors.mT @ beyond)
+            torch.addmm(self.mean, x, self.factors.T, out=out)
+        elif self.covariance is None:
+            factors = self.factors[ids]
+            weights = self._solve_system(factors @ factors.mT, beyond)
+            torch.addmm(self.mean, (factors.mT @ weights[:, :, None])[:, :, 0], self.factors.T, out=out)
+        else:
+            weights = self._solve_system(self.covariance[ids[:, :, None], ids[:, None]], beyond)
+            told = F.embedding_bag(ids, self.covariance, per_sample_weights=weights, mode="sum")
+            torch.add(self.mean, told, out=out)
+
+    def _solve_system(self, system: Tensor, right: Tensor) -> Tensor:
+        """Return (B, n) solutions of (B, n, n) systems, the noise on their diagonals, and (B, n, 1) right sides."""
         system.diagonal(dim1=1, dim2=2).add_(self.noise)
-        right = beyond if k <= rank else factors.mT @ beyond
-        solved = torch.cholesky_solve(right, torch.linalg.cholesky_ex(system)[0])
-        return ((factors.mT @ solved) if k <= rank else solved)[:, :, 0]
+        return torch.cholesky_solve(right, torch.linalg.cholesky_ex(system)[0])[:, :, 0]
 
 
 def _solve(log_distance: Tensor, ids: Tensor, mean: Tensor, goal: Tensor) -> Tensor:
@@ -176,27 +192,26 @@ def _newton(
     size = log_distance.shape[1] - (0 if ids is None else ids.shape[1])
     least = math.log(size) - mean
     nearest = log_distance.amin(1)
-    distance, likelihood, product = (torch.empty_like(log_distance) for _ in range(3))
-
-    def dot(x: Tensor, y: Tensor) -> Tensor:
-        return torch.mul(x, y, out=product).sum(1)
-
+    distance, other = (
+        torch.empty_like(log_distance),
+        torch.empty_like(log_distance),
+    )  # few, to stay in the cache
     step = torch.zeros_like(beta)
     for _ in range(steps):
         torch.mul(log_distance, beta[:, None], out=distance).exp_()
         if ids is not None:
             distance.scatter_(1, ids, 0.0)
         total = distance.sum(1)
-        centre = dot(distance, log_distance) / total
+        centre = torch.mul(distance, log_distance, out=other).sum(1) / total
         scale = size * mean / total
         shortest = (nearest * beta).exp() * scale
         distance.mul_(scale[:, None])
-        torch.sub(shortest[:, None], distance, out=likelihood).clamp_(min=-FARTHEST).exp_()
+        likelihood = torch.sub(shortest[:, None], distance, out=other).clamp_(min=-FARTHEST).exp_()
         if ids is not None:
             likelihood.scatter_(1, ids, 0.0)
         total = likelihood.sum(1)
-        distance.mul_(likelihood)
-        slope = beta * (centre * distance.sum(1) - dot(distance, log_distance)) / total
+        expected = distance.mul_(likelihood).sum(1)
+        slope = beta * (centre * expected - distance.mul_(log_distance).sum(1)) / total
         excess = (total.log() - shortest - least).clamp(min=LEAST / 10)
         step = ((goal / excess).log() * excess / slope.clamp(min=1e-9)).clamp(-1.0, 1.0)
         beta = beta * step.exp()

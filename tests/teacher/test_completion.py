@@ -122,16 +122,26 @@ def test_a_large_batch_is_completed_in_blocks_that_say_the_same(monkeypatch):
 
 
 @pytest.mark.parametrize("k", [3, 5, 9])
-def test_the_posterior_is_that_of_the_normal_model(k):
-    """Against the textbook's conditional mean of a joint normal; by k × k equations up to 5 listed, then by 5 × 5."""
+@pytest.mark.parametrize("few_classes", [True, False])
+def test_the_posterior_is_that_of_the_normal_model(k, few_classes, monkeypatch):
+    """Against the textbook's conditional mean of a joint normal; by k × k equations up to 5 listed, then by 5 × 5.
+
+    Of many classes there is no covariance in memory.
+    """
+    if not few_classes:
+        monkeypatch.setattr(completion, "COVARIANCE_CLASSES", 13)
     whole = Completion.of(draw_statistics(3, 14, 5)).to("cpu", torch.float64)
+    assert (whole.covariance is not None) == few_classes
     logits = related_logits(1, 14, seed=3).double()
     centred = (logits - logits.mean(1, keepdim=True))[0]
     ids = SparseTeacher.from_logits(logits, k).ids[0]
     covariance = whole.factors @ whole.factors.T
     gain = covariance[:, ids] @ torch.linalg.inv(covariance[ids][:, ids] + whole.noise * torch.eye(k))
-    x = whole._factors_of(ids[None], centred[ids][None])
-    torch.testing.assert_close(whole.factors @ x[0], gain @ (centred[ids] - whole.mean[ids]))
+    found = torch.empty(1, 14, dtype=torch.float64)
+    whole._expect(found, ids[None], centred[ids][None])
+    tolerance = 1e-6  # the covariance is computed in float32
+    expected = whole.mean + gain @ (centred[ids] - whole.mean[ids])
+    torch.testing.assert_close(found[0], expected, rtol=tolerance, atol=tolerance)
 
 
 def test_the_variance_left_is_the_least_that_so_many_logits_can_leave():
