@@ -1,36 +1,41 @@
-"""How much a loss costs, against the plain dense one: forward and backward on the same student logits."""
+"""How much each loss costs, against plain dense KD: forward and backward on the same student logits."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from logitcache.bench.compare import Comparison, Seconds, device_clock, time_interleaved
-from logitcache.losses.cmkd import cmkd
-from logitcache.losses.kd import kd
-from logitcache.losses.soft_ranks import blondel_ranks, laplace_ranks, soft_spearman
-from logitcache.teacher.completion import Completion, fit_statistics
+from logitcache.format.class_statistics import ClassStatistics
+from logitcache.losses.objective import LOSSES
+from logitcache.losses.soft_ranks import blondel_ranks, laplace_ranks
+from logitcache.teacher.completion import Completion
 from logitcache.teacher.sparse import SparseTeacher
 
-TEMPERATURE = 4.0
+TEMPERATURE = 4.0  # of dense KD, and `kd`'s own
 STRENGTH = 0.25  # of the soft ranks
-SEEN, FACTORS = 128, 32  # views that class statistics are of, and how many ways their classes vary in
-WANTED = {"kd": 1.3, "cmkd": None, "rank term": None}  # times of dense KD, at most
+FACTORS, SCALE = 256, 3.0  # of the class statistics, as many as there can be
+WANTED = {("kd", 1000): 1.3, ("kd", 21841): 1.3, ("logits at k = 8", 1000): 3.0}  # times of dense KD, at most
+MOST_CLASSES = {"sinkd": 1000}  # it is O(B² C)
+
+
+Step = Callable[[int], object]
 
 
 def measure(
     *,
     batch: int = 256,
     classes: Sequence[int] = (1000, 21841),
-    ks: Sequence[int] = (16, 100),
+    ks: Sequence[int] = (8, 100),
     ranked: int = 1000,
     rounds: int = 20,
     device: torch.device | str = "cpu",
 ) -> list[Comparison]:
-    """Time the losses against dense KD, and the rank operators against each other, in interleaved rounds.
+    """Time every loss against dense KD, and the rank operators against each other, in interleaved rounds.
 
     The losses are given the teacher's logits; what it takes to complete them, once per batch, is measured apart.
 
@@ -47,25 +52,23 @@ def measure(
     generator = torch.Generator().manual_seed(0)
     for c in classes:
         student = (torch.randn(batch, c, generator=generator) * 2).to(device)
-        answers = _teacher_logits(SEEN + batch, c, generator)
-        completion = Completion.of(fit_statistics(answers[:SEEN])).to(device)
-        logits = answers[SEEN:].to(device)
-        log_p = (logits / TEMPERATURE).log_softmax(1)
-        whole = SparseTeacher.from_logits(logits, c)
-        sparse = {k: SparseTeacher.from_logits(logits, k, completion) for k in ks}
-        times = time_interleaved(
-            {
-                "dense kd": _step(partial(_dense_kd, log_p=log_p), student),
-                "kd": _step(partial(kd, teacher=whole, temperature=TEMPERATURE), student),
-                "cmkd": _step(partial(cmkd, teacher=whole), student),
-                "rank term": _step(partial(_rank_term, teacher=whole), student),
-                **{f"logits at k = {k}": partial(_complete, teacher) for k, teacher in sparse.items()},
-            },
-            rounds,
-            clock,
-        )
-        rows += [_row(times, name, "dense kd", c, wanted) for name, wanted in WANTED.items()]
-        rows += [_row(times, f"logits at k = {k}", "dense kd", c, None) for k in ks]
+        target = torch.randint(c, (batch,), generator=generator).to(device)
+        logits, completion = _made_up(batch, c, generator)
+        logits, completion = logits.to(device), completion.to(device)
+        sparse = {f"logits at k = {k}": SparseTeacher.from_logits(logits, k, completion) for k in ks}
+        teacher = next(iter(sparse.values()))
+        log_p = teacher.at(TEMPERATURE).log_probs
+        steps: dict[str, Step] = {"dense kd": _step(partial(_dense_kd, log_p=log_p), student)}
+        for name, loss in LOSSES.items():
+            if c <= MOST_CLASSES.get(name, c):
+                inputs = student if loss.heads == 1 else torch.stack([student, student], 1)
+                steps[name] = _step(partial(loss.function, teacher=teacher, target=target), inputs)
+        for name, one in sparse.items():
+            steps[name] = partial(_complete, one)
+        times = time_interleaved(steps, rounds, clock)
+        rows += [
+            _row(times, name, "dense kd", c, WANTED.get((name, c))) for name in steps if name != "dense kd"
+        ]
     values = torch.randn(batch, ranked, generator=generator).to(device)
     times = time_interleaved(
         {
@@ -81,21 +84,20 @@ def measure(
     return rows
 
 
-def _teacher_logits(rows: int, classes: int, generator: torch.Generator) -> Tensor:
-    factors = torch.randn(FACTORS, classes, generator=generator) / FACTORS**0.5
-    related = torch.randn(rows, FACTORS, generator=generator) @ factors
-    logits: Tensor = 3 * related + torch.randn(rows, classes, generator=generator)
-    return logits
+def _made_up(rows: int, classes: int, generator: torch.Generator) -> tuple[Tensor, Completion]:
+    """Draw (rows, C) logits from a normal model; return them, and what completes them."""
+    count = min(FACTORS, classes)
+    factors = SCALE * torch.randn(classes, count, generator=generator) / count**0.5
+    logits = torch.randn(rows, count, generator=generator) @ factors.T
+    logits = logits + torch.randn(rows, classes, generator=generator)
+    statistics = ClassStatistics(np.zeros(classes, np.float32), factors.numpy(), 1.0, 1)
+    return logits, Completion.of(statistics)
 
 
 def _dense_kd(student: Tensor, log_p: Tensor) -> Tensor:
     """Return plain KD; the dense teacher's softened log-probabilities are given, and not timed."""
     log_q = (student / TEMPERATURE).log_softmax(1)
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * TEMPERATURE**2
-
-
-def _rank_term(student: Tensor, teacher: SparseTeacher) -> Tensor:
-    return soft_spearman(student, teacher.logits, STRENGTH).mean()
 
 
 def _complete(teacher: SparseTeacher, _: int) -> Tensor:

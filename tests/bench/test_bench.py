@@ -36,6 +36,7 @@ from logitcache.bench.scale import ScaleReport
 from logitcache.bench.store import StoreReport
 from logitcache.bench.synthetic import open_logits
 from logitcache.errors import DataError, NotFoundError, OptionError
+from logitcache.losses.objective import LOSSES
 from logitcache.store import CacheReader
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.datasets import load_digits
@@ -61,7 +62,10 @@ def test_bench_losses_prints_ratios_that_fit_a_terminal(monkeypatch: pytest.Monk
     assert (found["suite"], found["threads"]) == ("losses", 1)
     assert {"torch", "logitcache"} <= set(found["versions"])
     compared = {(row["of"]["loss"], row["against"], row["of"]["C"]) for row in found["rows"]}
-    assert {("kd", "dense kd", "30"), ("cmkd", "dense kd", "21841"), ("laplace", "blondel", "30")} <= compared
+    assert {(name, "dense kd", "30") for name in LOSSES} <= compared
+    assert {("cmkd", "dense kd", "21841"), ("laplace", "blondel", "30")} <= compared
+    assert ("sinkd", "dense kd", "21841") not in compared
+    assert ("logits at k = 4", "dense kd", "21841") in compared
     text = CliRunner().invoke(app, words, env={"COLUMNS": "80"}).stdout
     assert "…" not in text
     assert fits(text)
