@@ -6,7 +6,8 @@
     python -m logitcache.bench.contest glyphs-weak      # so, with a teacher that learnt less
     python -m logitcache.bench.contest glyphs-strong    # with one that learnt more
     python -m logitcache.bench.contest rare-glyphs      # other letters, and a teacher of another kind
-    python -m logitcache.bench.contest glyphs-k8 kd "cmkd(temperature=4.0)"   # these losses instead
+    python -m logitcache.bench.contest rare-glyphs-k8   # tuned with 8 logits of 151
+    python -m logitcache.bench.contest glyphs-k8 --tune "cmkd(temperature=4.0)" …  # these losses, on validation alone
 
 The same contest is held twice. To tune, the teacher, its cache and all students see four fifths of the training
 images and are scored on the last fifth, a keyed choice: first every weight and learning rate under a few seeds, then
@@ -74,7 +75,7 @@ class ContestConfig(Spec):
         heat_seeds: students per weight and learning rate.
         finalists: entries of each loss that go on.
         tuning_seeds: students per finalist, those of the heat included.
-        seeds: students per loss at the end.
+        seeds: students per loss at the end; 0: nothing is scored on the test images.
     """
 
     losses: tuple[str, ...] = tuple(LOSSES)
@@ -192,7 +193,7 @@ def hold_contest(
     """Tune every loss on held-out training images, then score it on the test images.
 
     Returns:
-        Standings, cross-entropy first; the teacher's accuracy on the test images.
+        Standings, cross-entropy first; the teacher's accuracy on the images that they were scored on last.
     """
     task = task or digits_task()
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # that k < C breaks some is known
@@ -218,6 +219,8 @@ def hold_contest(
             _log(f"tuning: {seed + 1} of {config.tuning_seeds} seeds, {len(entries)} students")
         chosen = [best(name, 1)[0] for name in names]
         validation = {entry: statistics.fmean(scores[entry]) for entry in chosen}
+        if not config.seeds:
+            return [Standing(entry, validation[entry], ()) for entry in chosen], tuning.teacher_top1 or 0.0
         final = Contest(out / "final", task, task.train, task.test, config)
         tests: dict[int, list[list[float]]] = {}
         for k in (config.top_k, *config.others):
@@ -263,24 +266,29 @@ CONTESTS: dict[str, tuple[Callable[[], Task], ContestConfig]] = {
     "glyphs-weak": (glyphs_task, replace(_LETTERS, teacher_epochs=10)),
     "glyphs-strong": (glyphs_task, replace(_LETTERS, teacher_epochs=60)),
     "rare-glyphs": (rare_glyphs_task, replace(_BY_K, top_k=RARE_CLASSES)),
+    "rare-glyphs-k8": (rare_glyphs_task, replace(_LETTERS, losses=_BY_K.losses)),
 }
 
 
 def standings_table(standings: Sequence[Standing]) -> str:
     """Write standings as a Markdown table; differences are means over seeds of pairs, ± their standard error."""
     sources = ["live" if k == "0" else f"k = {k}" for k in standings[-1].others]
-    columns = ["loss", "weight", "lr", "validation", "test", "minus CE", "minus KD", *sources]
+    tested = bool(standings[0].test)
+    columns = ["loss", "weight", "lr", "validation"]
+    columns += ["test", "minus CE", "minus KD", *sources] if tested else []
     rows = []
     others = {s.entry.loss: s.test for s in standings if s.entry.loss in ("ce", "kd")}
-    for s in sorted(standings, key=lambda s: -statistics.fmean(s.test)):
-        minus = [
-            "–" if s.entry.loss == name or name not in others else mean_difference(s.test, others[name])
-            for name in ("ce", "kd")
-        ]
+    for s in sorted(standings, key=lambda s: -statistics.fmean(s.test or [s.validation])):
         weight = "–" if s.entry.loss == "ce" else f"{s.entry.weight:g}"
-        by_source = [mean_and_std(scores) for scores in s.others.values()] or ["–"] * len(sources)
-        scores = [f"{100 * s.validation:.1f}", mean_and_std(s.test)]
-        rows.append([f"`{s.entry.loss}`", weight, f"{s.entry.lr:g}", *scores, *minus, *by_source])
+        row = [f"`{s.entry.loss}`", weight, f"{s.entry.lr:g}", f"{100 * s.validation:.1f}"]
+        if tested:
+            minus = [
+                "–" if s.entry.loss == name or name not in others else mean_difference(s.test, others[name])
+                for name in ("ce", "kd")
+            ]
+            by_source = [mean_and_std(scores) for scores in s.others.values()] or ["–"] * len(sources)
+            row += [mean_and_std(s.test), *minus, *by_source]
+        rows.append(row)
     return markdown(columns, rows)
 
 
@@ -312,12 +320,15 @@ def _log(text: str) -> None:
 
 
 def main() -> None:
-    """Print the table of a contest, with its own losses or those that are named."""
+    """Print the table of a contest, with its own losses or those that are named; with --tune of validation alone."""
     torch.set_num_threads(1)  # these networks are so small that threads only get in each other's way
     name, *losses = sys.argv[1:] or ["digits"]
     if name not in CONTESTS:
         sys.exit(f"no contest {name!r}; there are {', '.join(CONTESTS)}")
     task, config = CONTESTS[name]
+    if "--tune" in losses:
+        losses.remove("--tune")
+        config = replace(config, seeds=0)
     config = replace(config, losses=tuple(losses) or config.losses)
     with tempfile.TemporaryDirectory() as folder:
         standings, teacher_top1 = hold_contest(Path(folder), task(), config)

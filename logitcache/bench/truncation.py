@@ -8,7 +8,7 @@ statistics are those of other views of the images that the teacher was trained o
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -196,17 +196,48 @@ def truncation_table(rows: list[Truncation]) -> str:
     return markdown(["loss", "T", *(f"k = {k}, {tail}" for k in ks for tail in ("even", "completed"))], lines)
 
 
+def gradient_sizes(students: Sequence[Tensor], teacher: Trained, k: int) -> dict[str, tuple[float, ...]]:
+    """Return each loss's gradient norm, at its default options and weight 1, over that of cross-entropy.
+
+    Args:
+        students: (B, C) logits of the teacher's images, of each student.
+        teacher: what it answers.
+        k: logits of it that are listed, its tail completed.
+    """
+    completion = Completion.of(fit_statistics(teacher.seen))
+    sparse = SparseTeacher.from_logits(teacher.logits, k, completion)
+    sizes: dict[str, list[float]] = {name: [] for name in LOSSES}
+    for student in students:
+        leaf = student.clone().requires_grad_()
+        (of_ce,) = torch.autograd.grad(F.cross_entropy(leaf, teacher.target), leaf)
+        for name in LOSSES:
+            _, gradient = _value_and_gradient(name, teacher.target, {})(student, sparse)
+            sizes[name].append((gradient.norm() / of_ce.norm()).item())
+    return {name: tuple(found) for name, found in sizes.items()}
+
+
 def main() -> None:
     """Print the tables for 100 and 1000 classes."""
     data = load_digits("train")
     images, labels = data.images.flatten(1) / 255, torch.from_numpy(data.labels)
+    sizes = []
     for places, steps in ((2, 1000), (3, 1500)):
         teacher = logits_of_trained(images, labels, places, width=512, steps=steps)
-        student = logits_of_trained(images, labels, places, width=64, steps=steps // 4, seed=1)
-        right = [(n.logits.argmax(1) == n.target).float().mean().item() for n in (teacher, student)]
-        print(f"\nC = {10**places}: teacher {right[0]:.1%} right, student {right[1]:.1%}\n")
+        half, whole = (
+            logits_of_trained(images, labels, places, width=64, steps=steps // part, seed=1)
+            for part in (4, 1)
+        )
+        right = [f"{(n.logits.argmax(1) == n.target).float().mean():.1%}" for n in (teacher, half, whole)]
+        print(
+            f"\nC = {10**places}: right are, of the teacher's answers, {right[0]}, of the student's {right[1]},"
+        )
+        print(f"and {right[2]} once it is trained.\n")
         few = Trained(teacher.logits[:ROWS], teacher.target[:ROWS], teacher.seen)
-        print(truncation_table(measure_truncation(student.logits[:ROWS], few, VARIANTS)))
+        print(truncation_table(measure_truncation(half.logits[:ROWS], few, VARIANTS)), flush=True)
+        sizes.append(gradient_sizes([half.logits[:ROWS], whole.logits[:ROWS]], few, KS[1]))
+    rows = [[f"`{name}`", *(f"{x:.2g}" for found in sizes for x in found[name])] for name in LOSSES]
+    columns = [f"C = {c}, {student}" for c in (100, 1000) for student in ("half-trained", "trained")]
+    print(f"\nGradient, of that of cross-entropy\n\n{markdown(['loss', *columns], rows)}")
 
 
 if __name__ == "__main__":

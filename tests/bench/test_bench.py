@@ -208,6 +208,9 @@ def test_a_contest_tunes_on_held_out_training_digits_and_scores_on_test_digits(t
     assert all(len(s.test) == 2 for s in standings)
     assert all(s.validation * 2 * 288 == pytest.approx(round(s.validation * 2 * 288)) for s in standings)
     assert all(x * 360 == pytest.approx(round(x * 360)) for s in standings for x in s.test)
+    tuned, _ = hold_contest(tmp_path / "tuned", None, dataclasses.replace(config, losses=("kd",), seeds=0))
+    assert [s.test for s in tuned] == [(), ()]
+    assert not (tmp_path / "tuned" / "final").exists()
     fit, held = split_images(load_digits("train"))
     assert (len(fit), len(held)) == (1149, 288)
     pixels = {image.numpy().tobytes() for image in load_digits("test").images}
@@ -240,6 +243,11 @@ def test_the_table_compares_seed_by_seed() -> None:
     lines = standings_table(standings).splitlines()
     assert lines[2] == "| `kd` | 1 | 0.4 | 93.0 | 93.0 ± 2.8 | +2.0 ± 1.0 | – |"
     assert lines[3] == "| `ce` | – | 0.8 | 90.0 | 91.0 ± 1.4 | – | -2.0 ± 1.0 |"
+    untested = [dataclasses.replace(one, test=()) for one in standings]
+    assert standings_table(untested).splitlines()[2:] == [
+        "| `kd` | 1 | 0.4 | 93.0 |",
+        "| `ce` | – | 0.8 | 90.0 |",
+    ]
     kd = dataclasses.replace(standings[1], others={"0": (0.9, 0.92), "8": (0.8, 0.82)})
     lines = standings_table([standings[0], kd]).splitlines()
     assert lines[0].endswith("| minus KD | live | k = 8 |")

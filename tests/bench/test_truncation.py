@@ -1,6 +1,15 @@
+import pytest
 import torch
 
-from logitcache.bench.truncation import logits_of_trained, measure_truncation, truncation_table
+from logitcache.bench.truncation import (
+    gradient_sizes,
+    logits_of_trained,
+    measure_truncation,
+    truncation_table,
+)
+from logitcache.losses.objective import LOSSES
+from logitcache.teacher.completion import Completion, fit_statistics
+from logitcache.teacher.sparse import SparseTeacher
 
 
 def test_errors_shrink_as_more_classes_are_listed_and_as_the_tail_is_completed():
@@ -22,3 +31,9 @@ def test_errors_shrink_as_more_classes_are_listed_and_as_the_tail_is_completed()
     table = truncation_table(rows)
     assert table.count("\n") == 1 + 3 * 2
     assert f"| {rows[0].even} | {rows[0].completed} |" in table
+    sizes = gradient_sizes([student.logits, teacher.logits], teacher, 4)
+    assert set(sizes) == set(LOSSES)
+    q, y = student.logits.softmax(1), torch.nn.functional.one_hot(teacher.target, 100)
+    of_ttm = SparseTeacher.from_logits(teacher.logits, 4, Completion.of(fit_statistics(teacher.seen))).at(4.0)
+    assert sizes["ttm"][0] == pytest.approx(float((q - of_ttm.probs).norm() / (q - y).norm()), rel=1e-3)
+    assert sizes["ttm"][1] != sizes["ttm"][0]
