@@ -5,7 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small_caches import SMALL, fill
+from small_caches import (
+    SMALL,
+    calibrate,
+    fill,
+    spec_of,
+    statistics_of,
+)
 
 
 @pytest.fixture
@@ -23,3 +29,12 @@ def written(tmp_path_factory):
 @pytest.fixture
 def cache(written, tmp_path):
     return Path(shutil.copytree(written, tmp_path / "c.zarr"))
+
+
+@pytest.fixture(params=[spec_of(), spec_of(calibrated=True)], ids=["version 1", "version 2"])
+def held(request, tmp_path: Path) -> Path:
+    """A cache with class statistics: given to it later, or begun with."""
+    path = fill(tmp_path / "held.zarr", request.param)
+    if not request.param.calibrated:
+        calibrate(path, statistics_of(request.param))
+    return path

@@ -1,5 +1,6 @@
 """Small caches that nobody's teacher made, what must be read from them, and faults of the disk."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -8,8 +9,9 @@ import os
 from pathlib import Path
 
 import numpy as np
+from statistics_numbers import numbers_of
 
-from logitcache.errors import LogitCacheError
+from logitcache.errors import FormatError, LogitCacheError, StorageError
 from logitcache.format.class_statistics import ClassStatistics
 from logitcache.format.identity import AdapterSpec, DatasetSpec, RecipeSpec, StepSpec, TeacherSpec
 from logitcache.format.quantize import code_gaps, decode_gaps, round_mantissa
@@ -84,14 +86,7 @@ def first_statistics(spec: CacheSpec) -> ClassStatistics | None:
 
 
 def assert_equal_statistics(found: ClassStatistics | None, expected: ClassStatistics | None) -> None:
-    if found is None or expected is None:
-        assert found is expected
-        return
-    assert (found.noise, found.views) == (expected.noise, expected.views)
-    for name in ("mean", "factors"):
-        mine, theirs = getattr(found, name), getattr(expected, name)
-        assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape)
-        assert mine.tobytes() == theirs.tobytes(), name
+    assert numbers_of(found) == numbers_of(expected)
 
 
 def fill(path: Path, spec: CacheSpec, seeds=(1,), shards=None) -> Path:
@@ -233,3 +228,28 @@ def assert_same_cache(reader: CacheReader, other: CacheReader) -> None:
             np.testing.assert_array_equal(array, expected[name])
         assert reader.identity(seed) == other.identity(seed)
         assert reader.canaries(seed) == other.canaries(seed)
+
+
+def calibrate(path: Path | str, statistics: ClassStatistics) -> None:
+    """Give a cache class statistics."""
+    CacheWriter.open(path, CacheReader(path).spec).write_statistics(statistics)
+
+
+def zeroed(statistics: ClassStatistics) -> ClassStatistics:
+    """The same with a mean of zeros, which has no file: one that is left over would be taken for it."""
+    return dataclasses.replace(statistics, mean=np.zeros_like(statistics.mean))
+
+
+def read_or_refuse(path: Path, *allowed: ClassStatistics | None) -> str | None:
+    """Reading them gives one of these, or an error of ours in one line that says what to do; return it."""
+    try:
+        found = CacheReader(path).statistics()
+    except (FormatError, StorageError) as error:
+        said = str(one_line(error))
+        assert said.endswith("or make them anew with `logitcache calibrate`")
+        assert str(path) in said
+        return said
+    assert numbers_of(found) in map(numbers_of, allowed), (
+        "other numbers than were written, and nobody said so"
+    )
+    return None
