@@ -36,6 +36,7 @@ from logitcache.train.loop import train
 from logitcache.views.keyed_views import KeyedViews
 
 VIEWS, SEEDS = 5120, 5
+FEWER = (64, 256, 1024)  # views that class statistics are estimated from as well
 KD = Entry("kd", 4.0, 0.4)  # what validation chose for KD on the letters, at T = 4
 SPREAD = 1e-6  # mass spread evenly where a record leaves none
 
@@ -53,7 +54,7 @@ class Record:
 
 def records(calibration: Tensor) -> list[Record]:
     """Return the records to compare; those that learn from other views do so from `calibration`, (N, C) logits."""
-    completion = Completion.of(fit_statistics(calibration))
+    completion = _completion(calibration)
     classes = calibration.shape[1]
     scalars = 6  # top, and two numbers of the tail
     draws = 20
@@ -62,12 +63,20 @@ def records(calibration: Tensor) -> list[Record]:
         Record("all logits", 2 * classes, lambda z, t: (z / t).log_softmax(1)),
         Record("top 8, completed", 4 * 8 + scalars, _listed(8, completion)),
         Record("top 4, completed", 4 * 4 + scalars, _listed(4, completion)),
+        *(
+            Record(f"top 8, of {n} views", 4 * 8 + scalars, _listed(8, _completion(calibration[:n])))
+            for n in FEWER
+        ),
         Record("top 8, even tail", 4 * 8 + scalars + 2, _listed(8, None)),
         Record("top 16, even tail", 4 * 16 + scalars + 2, _listed(16, None)),
         Record(f"{draws} draws", 3 * sampled, _sampled(draws)),
         Record("polynomial of top 16", 2 * 16 + 2 * 3, _polynomial(16, 2)),
         Record("principal components, int8", 36 + 2, _principal(calibration, 36)),
     ]
+
+
+def _completion(calibration: Tensor) -> Completion:
+    return Completion.of(fit_statistics(calibration))
 
 
 def _listed(k: int, completion: Completion | None) -> Rebuild:
