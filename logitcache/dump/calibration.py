@@ -5,7 +5,7 @@ statistics, whatever was interrupted, and however many processes dump it: one of
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -156,3 +156,12 @@ def measure_information(logits: Tensor) -> tuple[float, ...]:
             log_p = (logits[at : at + ROWS].double() / temperature).log_softmax(1)
             sums[number] += (log_p.exp() * (log_p + math.log(logits.shape[1]))).sum()
     return tuple((sums / len(logits)).clamp(min=0.0).tolist())
+
+
+def share_lost(kl: Sequence[float], information: Sequence[float]) -> float:
+    """Return KL at each temperature as a share of what the teacher tells: the sums of both, each weighed by T².
+
+    So KD weighs a temperature. A teacher that tells nothing has nothing to lose: 0.
+    """
+    lost, told = (sum(t**2 * x for t, x in zip(TEMPERATURES, xs, strict=True)) for xs in (kl, information))
+    return lost / told if told > 0 else 0.0

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitcache.dump.calibration import ROWS, TEMPERATURES, measure_information
+from logitcache.dump.calibration import ROWS, TEMPERATURES, measure_information, share_lost
 from logitcache.dump.filler import OnViewsDone, ViewsDone
 from logitcache.dump.job import dump
 from logitcache.dump.settings import DumpConfig
@@ -74,7 +74,7 @@ class Choice(Spec):
         bytes_per_view: of its shard files.
         bytes_in_all: for all images and seeds.
         kl: mean KL(p ‖ p̂) in nats at T = 1, 2, 4; p from all logits, p̂ from the cache.
-        lost: the same as a share of what the teacher tells (`Plan.information`), the most of the three.
+        lost: the same as a share of what the teacher tells, as `calibration.share_lost` weighs the temperatures.
         pearson: mean correlation of p and p̂ over the classes, at the same temperatures.
         order: share of the pairs of listed classes that the stored gaps still put in the right order.
         tail_mass: mean probability at T = 1 outside the k classes.
@@ -207,11 +207,6 @@ def plan_cache(
         live_hours=len(images) * config.epochs / rate / 3600,
         pays_from=config.seeds // config.epochs + 1,
     )
-
-
-def share_lost(kl: Sequence[float], information: Sequence[float]) -> float:
-    """Return KL as a share of what the teacher tells, the most over the temperatures; of one that tells nothing 0."""
-    return max(x / told if told > 0 else 0.0 for x, told in zip(kl, information, strict=True))
 
 
 def _choose(choices: Sequence[Choice], budget: int | None) -> tuple[Choice | None, str]:

@@ -11,8 +11,9 @@ from dumping import RECIPE, a_teacher
 from small import few_digits
 from typer.testing import CliRunner
 
+from logitcache.dump.calibration import share_lost
 from logitcache.dump.job import dump
-from logitcache.dump.plan import Choice, Plan, PlanConfig, _choose, plan_cache, share_lost
+from logitcache.dump.plan import Choice, Plan, PlanConfig, _choose, plan_cache
 from logitcache.dump.settings import DumpConfig
 from logitcache.errors import OptionError
 from logitcache.format.identity import PROFILES
@@ -54,9 +55,10 @@ def test_what_is_kept_is_what_a_completed_teacher_keeps(found: Plan) -> None:
         float(((p := (logits[held_out] / t).softmax(1)) * (p / even).log()).sum(1).mean()) for t in (1, 2, 4)
     ]
     assert found.information == pytest.approx(told, rel=1e-4)
-    assert choice.lost == pytest.approx(
-        max(kl / nats for kl, nats in zip(choice.kl, told, strict=True)), rel=1e-3
+    expected = sum(t**2 * x for t, x in zip((1, 2, 4), choice.kl, strict=True)) / (
+        told[0] + 4 * told[1] + 16 * told[2]
     )
+    assert choice.lost == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_teacher_that_tells_little_is_not_near_because_of_that() -> None:
@@ -73,8 +75,8 @@ def test_a_teacher_that_tells_little_is_not_near_because_of_that() -> None:
 
 
 def test_a_teacher_that_tells_nothing_loses_nothing() -> None:
-    assert share_lost((0.0, 0.0), (0.0, 0.0)) == 0
-    assert share_lost((0.1, 0.1), (1.0, 0.5)) == 0.2
+    assert share_lost((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)) == 0
+    assert share_lost((0.5, 0.25, 0.0), (1.0, 0.5, 0.25)) == 1.5 / 7
 
 
 def test_more_logits_and_finer_gaps_keep_more(found: Plan) -> None:
