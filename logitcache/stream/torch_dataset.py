@@ -24,6 +24,7 @@ from logitcache.store import CacheReader
 from logitcache.stream.sampler import SeedOrder, choose_samples, choose_seeds, require_seeds
 from logitcache.stream.worker_dataset import PackedViews
 from logitcache.teacher.cached import CachedTeacher
+from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT, spool_path
 from logitcache.views.datasets import wrap_images
 from logitcache.views.images import Images
@@ -34,6 +35,8 @@ from logitcache.views.replay import open_proved_views
 
 class CachedViews(PackedViews):
     """The views of a cache by (sample, seed), with labels and the teacher's answers, for any DataLoader.
+
+    In its process `decode` makes the teacher's answers of the rows of a batch, on whatever device these are by then.
 
     Args:
         images: what the cache was made of: `Images`, or a map-style data set of (image, label); None opens what the
@@ -89,6 +92,10 @@ class CachedViews(PackedViews):
     def num_classes(self) -> int:
         """Number of classes C that a student needs."""
         return self.teacher.num_classes
+
+    def decode(self, rows: Tensor) -> SparseTeacher:
+        """Return the teacher's answers that rows, (B, row_bytes) uint8, stand for; on the device that they are on."""
+        return self.teacher.decode(rows)
 
     def prepare(self, seeds: Sequence[int], then: Sequence[int] = ()) -> None:
         """Decode seeds, so that workers find them: these before it returns, those of `then` in the background."""

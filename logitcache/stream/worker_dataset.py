@@ -15,7 +15,6 @@ from torch.utils.data import Dataset
 
 from logitcache.errors import IncompleteError
 from logitcache.format.schema import RowLayout
-from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool_file import is_intact
 from logitcache.views.keyed_views import KeyedViews, Pair, check_batch
 
@@ -26,8 +25,7 @@ class PackedViews(Dataset[Item]):
     """Views of images by (sample, seed), each with its label and the teacher's answer as a row of bytes.
 
     ``data[sample, seed]`` is (view, label, row): the view (C, h, w) uint8, or what `transform` makes of it; the label
-    an int, −1 where there is none; the row (row_bytes,) uint8. The default collation makes batches of these, and
-    `decode` makes the teacher's answers of the rows, on whatever device these are by then.
+    an int, −1 where there is none; the row (row_bytes,) uint8. The default collation makes batches of these.
 
     Args:
         views: views of the images.
@@ -64,10 +62,6 @@ class PackedViews(Dataset[Item]):
         rows = self._rows(batch.samples.numpy(), batch.seeds.numpy())
         views = batch.views if self.transform is None else [self.transform(view) for view in batch.views]
         return list(zip(views, batch.labels.tolist(), rows, strict=True))
-
-    def decode(self, rows: Tensor) -> SparseTeacher:
-        """Return the teacher's answers that rows, (B, row_bytes) uint8, stand for; on their device."""
-        return SparseTeacher.unpack(rows, self.layout)
 
     def _rows(self, samples: npt.NDArray[np.int64], seeds: npt.NDArray[np.int64]) -> Tensor:
         rows = np.empty((len(samples), self.layout.row_bytes), dtype=np.uint8)

@@ -80,7 +80,7 @@ class CachedTeacher:
         """
         samples = torch.as_tensor(samples, dtype=torch.int64)
         seeds = torch.as_tensor(seed, dtype=torch.int64).expand(samples.shape)
-        teacher = SparseTeacher.unpack(self._take(samples, seeds), self.layout, self._completion)
+        teacher = self.decode(self._take(samples, seeds))
         _refuse_invalid(teacher, samples)
         return teacher
 
@@ -89,9 +89,13 @@ class CachedTeacher:
         rows = self._take(samples, seeds)
         if views.is_cuda:
             rows = rows.pin_memory()
+        return self.decode(rows.to(views.device, non_blocking=True))
+
+    def decode(self, rows: Tensor) -> SparseTeacher:
+        """Return the answers that rows, (B, row_bytes) uint8, stand for; on the device that they are on."""
         if self._completion is not None:
-            self._completion = self._completion.to(views.device)
-        return SparseTeacher.unpack(rows.to(views.device, non_blocking=True), self.layout, self._completion)
+            self._completion = self._completion.to(rows.device)
+        return SparseTeacher.unpack(rows, self.layout, self._completion)
 
     def _take(self, samples: Tensor, seeds: Tensor) -> Tensor:
         rows = torch.empty((len(samples), self.layout.row_bytes), dtype=torch.uint8)
