@@ -39,8 +39,8 @@ def bench(
 ) -> None:
     """Measure speed as ratios to a plain alternative, timed in turns so that both share the machine's load.
 
-    losses: forward and backward of kd and cmkd against the dense F.kl_div, of the rank term against a softmax
-    of the same logits, and of the soft ranks against plain autograd and Blondel's.
+    losses: forward and backward of every loss, and what completing a tail takes, against the dense F.kl_div; soft
+    ranks against plain autograd and Blondel's.
 
     views: keyed views against torchvision's own, and whole batches of small images against one by one, on one thread.
 

@@ -24,8 +24,8 @@ def derive(
 ) -> None:
     """Make a cache of fewer logits, or in a smaller profile, from another one: the teacher is not needed.
 
-    From an exact cache the result is what a dump would have stored, class statistics included. Started again, it
-    goes on where it was.
+    From an exact cache the rows are those that a dump would have stored; class statistics are estimated from some of
+    its views. Started again, it goes on where it was.
 
     Example: logitcache derive exact.zarr small.zarr --top-k 8 --profile compact
     """

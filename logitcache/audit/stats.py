@@ -14,10 +14,13 @@ import numpy.typing as npt
 import torch
 from dask.base import compute
 from dask.delayed import delayed
+from torch import Tensor
 
 from logitcache.errors import IncompleteError
 from logitcache.format.spec import Spec
 from logitcache.store.reader import CacheReader, seed_list
+from logitcache.teacher.completion import Completion
+from logitcache.teacher.sparse import ListedTargets, SparseTeacher
 from logitcache.teacher.spool import decode_shard
 from logitcache.views.alignment import align_images
 from logitcache.views.images import Images
@@ -26,6 +29,7 @@ Numbers = npt.NDArray[np.float64]
 
 BINS = 20
 LEAST_TAIL = 1e-10  # smaller tail masses are counted in the first bin
+COMPLETED, ROWS = 4096, 256  # rows of a shard whose tail is completed for their entropy, so many at a time
 MOST_PAIRS = 1 << 22  # of classes, the likeliest: 64 MB
 
 
@@ -35,7 +39,8 @@ class SeedStats(Spec):
 
     `top1` is the share of labelled views that the teacher gets right; `top5` the share with the label among its first
     five, None if the cache lists fewer. `confidence` is the top-1 probability, `entropy` is in nats, `tail_mass` the
-    probability outside the listed classes, all at T = 1.
+    probability outside the listed classes, all at T = 1. Where class statistics complete the tail, `entropy` is that
+    of some views, 4,096 of each shard.
     """
 
     seed: int
@@ -78,7 +83,7 @@ class StatsReport(Spec):
         path, num_classes, k: of the cache.
         seeds: one by one.
         agreement: share of samples with the same top class under two successive seeds; None for a single seed.
-        entropy_bins: counts of views in 20 bins of entropy from 0 to log C.
+        entropy_bins: counts of the views that `SeedStats.entropy` is of, in 20 bins of entropy from 0 to log C.
         tail_bins: counts of views in 20 bins of log10 tail mass from −10 (and less) to 0; empty when k = C.
         neighbours: the pairs of classes that the teacher confuses most, by falling probability.
         hardest: samples by rising probability.
@@ -126,13 +131,15 @@ def compute_stats(
         raise IncompleteError(f"{reader.path} has no complete seed (begun: {seed_list(reader.seeds())})")
     n, classes = reader.spec.dataset.n, reader.spec.dataset.num_classes
     labels = np.full(n, -1) if images is None else images.labels
+    statistics = reader.statistics()
+    completion = None if statistics is None else Completion.of(statistics)
     by_seed: list[SeedStats] = []
     entropy_bins, tail_bins = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
     probability, views, top = np.zeros(n), np.zeros(n, np.int64), np.full(n, -1)  # of each sample
     pairs, class_views = _Pairs(), np.zeros(classes, np.int64)
     agreeing, compared = 0, 0
     for number, seed in enumerate(chosen):
-        one = _Seed(reader, seed, labels)
+        one = _Seed(reader, seed, labels, completion)
         by_seed.append(one.stats)
         entropy_bins += one.entropy_bins
         tail_bins += one.tail_bins
@@ -177,9 +184,14 @@ TOP, PROBABILITY, TOP5, CONFIDENCE, ENTROPY, TAIL = range(6)  # columns of a vie
 class _Seed:
     """The statistics of one seed; `top`, `probability` and `valid` are (n,), by sample."""
 
-    def __init__(self, reader: CacheReader, seed: int, labels: npt.NDArray[Any]) -> None:
+    def __init__(
+        self, reader: CacheReader, seed: int, labels: npt.NDArray[Any], completion: Completion | None
+    ) -> None:
         spec = reader.spec
-        parts = [delayed(_read, nout=2)(reader, seed, shard, labels) for shard in range(spec.layout.shards)]
+        parts = [
+            delayed(_read, nout=2)(reader, seed, shard, labels, completion)
+            for shard in range(spec.layout.shards)
+        ]
 
         def block(shard: int) -> Any:
             shape = (6, len(spec.layout.samples_of(shard)))
@@ -221,9 +233,11 @@ def _histogram(values: Any, low: float, high: float) -> Any:
     return da.histogram(valid, bins=BINS, range=(low, high))[0]  # type: ignore[no-untyped-call]
 
 
-def _read(reader: CacheReader, seed: int, shard: int, labels: npt.NDArray[Any]) -> tuple[Numbers, "_Pairs"]:
+def _read(
+    reader: CacheReader, seed: int, shard: int, labels: npt.NDArray[Any], completion: Completion | None
+) -> tuple[Numbers, "_Pairs"]:
     """Decode a shard; return (6, rows) columns, and its pairs of classes."""
-    spec, teacher = reader.spec, decode_shard(reader, seed, shard)
+    spec, teacher = reader.spec, decode_shard(reader, seed, shard, completion)
     samples = spec.layout.samples_of(shard)
     valid = ~teacher.top.isnan().numpy()
     columns = np.full((6, len(valid)), np.nan)
@@ -233,14 +247,35 @@ def _read(reader: CacheReader, seed: int, shard: int, labels: npt.NDArray[Any]) 
     probs, tops = soft.probs, teacher.ids[:, 0]
     of = torch.where(label >= 0, label, tops)
     columns[TOP, valid] = tops.numpy()
-    columns[PROBABILITY, valid] = soft.prob_of(of).numpy()
+    columns[PROBABILITY, valid] = _prob_of(teacher, soft, of).numpy()
     columns[TOP5, valid] = (teacher.ids[:, :5] == of[:, None]).any(1).numpy()
     columns[CONFIDENCE, valid] = probs[:, 0].numpy()
-    columns[ENTROPY, valid] = soft.entropy().numpy()
+    columns[ENTROPY, valid] = _entropy(teacher, soft).numpy()
     columns[TAIL, valid] = soft.tail_mass.numpy()
     keys = (of[:, None] * spec.dataset.num_classes + teacher.ids)[teacher.ids != of[:, None]]
     weights = probs[teacher.ids != of[:, None]]
     return columns, _Pairs.of(keys.numpy(), weights.double().numpy(), spec.dataset.num_classes)
+
+
+def _prob_of(teacher: SparseTeacher, soft: ListedTargets, classes: Tensor) -> Tensor:
+    """(B,) probability of one class per row; of one that is not listed as the completed tail has it, if it can be."""
+    probs = soft.prob_of(classes)
+    if teacher.completion is not None:
+        others = (teacher.ids != classes[:, None]).all(1).nonzero()[:, 0]
+        for rows in others.split(ROWS):  # type: ignore[no-untyped-call]
+            probs[rows] = teacher[rows].at(1.0).prob_of(classes[rows])
+    return probs
+
+
+def _entropy(teacher: SparseTeacher, soft: ListedTargets) -> Tensor:
+    """(B,) entropy in nats; where the tail is to be completed, of some rows evenly spaced, and NaN of the others."""
+    if teacher.completion is None:
+        return soft.entropy()
+    entropy = torch.full_like(teacher.top, torch.nan)
+    some = torch.arange(0, len(entropy), -(-len(entropy) // COMPLETED) if len(entropy) else 1)
+    for rows in some.split(ROWS):  # type: ignore[no-untyped-call]
+        entropy[rows] = teacher[rows].at(1.0).entropy()
+    return entropy
 
 
 class _Pairs:

@@ -8,9 +8,12 @@ import numpy as np
 from logitcache.errors import FormatError
 from logitcache.format.identity import RecipeSpec
 from logitcache.store.reader import CacheReader, Commits, seed_list
+from logitcache.teacher.completion import Completion
+from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import decode_shard
 from logitcache.versions import library_versions
 
+COMPLETED = 1024  # rows of a shard whose tail is completed
 SEEDS = 3  # a shard of each is read: enough for two digits of a mean
 TEMPERATURES = (1.0, 4.0)
 
@@ -63,15 +66,26 @@ def view_size(recipe: RecipeSpec) -> int | None:
 def _confidence(reader: CacheReader, commits: Mapping[int, Commits]) -> dict[str, Any] | None:
     """Measure the first committed shard of at most `SEEDS` seeds, evenly spaced among those that have one."""
     first = [(seed, int(np.flatnonzero(digests)[0])) for seed, digests in commits.items() if digests.any()]
-    shards = [decode_shard(reader, *each) for each in first[:: max(1, -(-len(first) // SEEDS))]]
+    statistics = reader.statistics()
+    completion = None if statistics is None else Completion.of(statistics)
+    shards = [decode_shard(reader, *each, completion) for each in first[:: max(1, -(-len(first) // SEEDS))]]
     parts = [teacher[~teacher.top.isnan()] for teacher in shards]
     views = sum(len(part) for part in parts)
     if not views:
         return None
     top1 = sum(float(part.listed_at(1.0).probs[:, 0].double().sum()) for part in parts)
-    mass = {t: sum(float(part.listed_at(t).tail_mass.double().sum()) for part in parts) for t in TEMPERATURES}
+    mass = {t: sum(len(part) * _tail_mass(part, t) for part in parts) for t in TEMPERATURES}
     return {
         "views": views,
         "mean_top1_probability": top1 / views,
         "mean_tail_mass": {f"{t:g}": total / views for t, total in mass.items()},
     }
+
+
+def _tail_mass(teacher: SparseTeacher, temperature: float) -> float:
+    """Return the mean probability outside the listed classes; of some rows where the tail is to be completed."""
+    if not len(teacher) or teacher.completion is None or temperature == 1.0:
+        return float(teacher.listed_at(temperature).tail_mass.double().mean()) if len(teacher) else 0.0
+    some = teacher[slice(None, None, -(-len(teacher) // COMPLETED))]
+    listed = some.at(temperature).probs.gather(1, some.ids).double().sum(1)
+    return float((1 - listed).clamp(min=0.0).mean())

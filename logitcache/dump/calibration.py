@@ -6,7 +6,7 @@ statistics, whatever was interrupted, and however many processes dump it: one of
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,8 @@ from torch import Tensor
 from logitcache.dump.pipeline import Pipeline
 from logitcache.errors import NonFiniteError, OptionError
 from logitcache.format.class_statistics import ClassStatistics
+from logitcache.format.identity import Profile
+from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.teacher.completion import FEWEST, HELD_OUT, Completion, fit_statistics
 from logitcache.teacher.sparse import SparseTeacher
@@ -32,7 +34,7 @@ NUMBERS = 1 << 26  # logits of a sample, at most: a few times 512 MiB while they
 TEMPERATURES = (1.0, 2.0, 4.0)
 ROWS = 256  # at a time
 
-Calibrate = Callable[[int, int], "Calibrated"]  # of how many views, and of how many logits
+Calibrate = Callable[[int, CacheSpec], "Calibrated"]  # of how many views, for which cache
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Calibration(Spec):
     Attributes:
         views: of the sample, those without an image left out.
         factors: of the statistics.
-        even: mean KL(p ‖ p̂) in nats at T = 1, 2, 4, of views held out; p̂ from the listed logits, an even tail.
+        even: mean KL(p ‖ p̂) in nats at T = 1, 2, 4, of views held out; p̂ from rows as the cache stores them, their
+            tails even.
         completed: the same with the tail completed by statistics of the other views.
         kept: whether a cache is to keep them: only if completing is no farther from the teacher at any temperature.
     """
@@ -61,20 +64,21 @@ class Calibrated(NamedTuple):
     statistics: ClassStatistics
 
 
-def calibrate_by(pipeline: Pipeline, count: int, k: int) -> Calibrated:
+def calibrate_by(pipeline: Pipeline, count: int, spec: CacheSpec) -> Calibrated:
     """Estimate class statistics from `count` views, and try them on some that were held out.
 
     Args:
         pipeline: views and teacher.
         count: views to take.
-        k: logits that the cache keeps.
+        spec: of the cache, for its k and its profile.
 
     Raises:
         OptionError: there are too few views.
         DataError: an image does not decode.
         NonFiniteError: the teacher gave NaN or infinity.
     """
-    return try_statistics(sample_logits(pipeline, count), k)
+    calibration, statistics = try_statistics(sample_logits(pipeline, count), spec.k, spec.profile)
+    return Calibrated(calibration, replace(statistics, views=count))  # by which the sample is found again
 
 
 @torch.inference_mode()
@@ -92,11 +96,16 @@ def sample_logits(pipeline: Pipeline, count: int) -> Tensor:
                 f"{'try --precision float32, or ' if half else ''}check the weights"
             )
         parts.append(logits[batch.valid])
-    return torch.cat(parts).clone()
+    return torch.cat(parts)
 
 
-def try_statistics(logits: Tensor, k: int) -> Calibrated:
+def try_statistics(logits: Tensor, k: int, profile: Profile) -> Calibrated:
     """Estimate class statistics from (N, C) logits, and try them on some rows that were held out.
+
+    Args:
+        logits: of the views.
+        k: logits that the cache keeps.
+        profile: how it rounds them.
 
     Raises:
         OptionError: there are too few rows.
@@ -104,14 +113,19 @@ def try_statistics(logits: Tensor, k: int) -> Calibrated:
     if len(logits) < FEWEST:
         raise OptionError(f"class statistics need {FEWEST} views, found {len(logits)}; give more, or none")
     held_out = torch.arange(len(logits)) % HELD_OUT == 0
-    even = measure_divergence(logits[held_out], k, None)
+    even = measure_divergence(logits[held_out], k, None, profile)
     trial = Completion.of(fit_statistics(logits[~held_out])) if int((~held_out).sum()) >= FEWEST else None
-    completed = even if trial is None else measure_divergence(logits[held_out], k, trial)
+    completed = even if trial is None else measure_divergence(logits[held_out], k, trial, profile)
     statistics = fit_statistics(logits)
-    kept = trial is not None and all(a <= b for a, b in zip(completed, even, strict=True))
+    kept = trial is not None and is_no_farther(completed, even)
     return Calibrated(
         Calibration(len(logits), statistics.factors.shape[1], even, completed, kept), statistics
     )
+
+
+def is_no_farther(completed: Sequence[float], even: Sequence[float]) -> bool:
+    """Say whether completing is no farther from the teacher than an even tail at any temperature."""
+    return all(a <= b for a, b in zip(completed, even, strict=True))
 
 
 def most_views(num_classes: int) -> int:
@@ -136,12 +150,22 @@ def _batches(n: int, count: int, batch_size: int) -> Iterator[list[Pair]]:
             yield [(sample, CALIBRATION_SEED - number) for sample in samples[at : at + batch_size]]
 
 
-def measure_divergence(logits: Tensor, k: int, completion: Completion | None) -> tuple[float, ...]:
-    """Return mean KL(p ‖ p̂) at each temperature, p̂ from k logits with the tail completed, or even."""
+def measure_divergence(
+    logits: Tensor, k: int, completion: Completion | None, profile: Profile | None = None
+) -> tuple[float, ...]:
+    """Return mean KL(p ‖ p̂) at each temperature, p̂ from k logits with the tail completed, or even.
+
+    Args:
+        logits: (N, C).
+        k: logits kept.
+        completion: None for an even tail.
+        profile: how what is kept is rounded; None: not at all.
+    """
     sums = torch.zeros(len(TEMPERATURES), dtype=torch.float64)
     for at in range(0, len(logits), ROWS):
         rows = logits[at : at + ROWS]
         kept = SparseTeacher.from_logits(rows, k, completion)
+        kept = kept if profile is None else kept.rounded(profile)
         for number, temperature in enumerate(TEMPERATURES):
             p = (rows.double() / temperature).log_softmax(1)
             sums[number] += (p.exp() * (p - kept.at(temperature).log_probs.double())).sum()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from logitcache.dump.calibration import Calibrated, calibrate_by
+from logitcache.dump.calibration import CALIBRATION_SEED, Calibrated, calibrate_by
 from logitcache.dump.defaults import adopt_defaults
 from logitcache.dump.filler import OnViewsDone, ShardReport, ShardTask, ViewsDone, count_views
 from logitcache.dump.helper import DumpIdentity, Helper
@@ -78,7 +78,8 @@ def dump_on_dask(
             config = dataclasses.replace(config, precision=_precision_of_workers(client, config.device))
         images, recipe, teacher = inputs.open(on_note)
         local = address.startswith("local:")
-        calibrate = partial(_calibrate_on_worker, client, inputs, config, local)
+        views = KeyedViews(images, recipe, config.on_bad_image)
+        calibrate = partial(_calibrate_on_worker, client, inputs, config, views, local)
         with open_seeds(
             out, cache, images, recipe, teacher, config, on_note=on_note, calibrate=calibrate
         ) as job:
@@ -135,17 +136,23 @@ def _fit_worker(config: DumpConfig, worker: Worker, *, local: bool) -> DumpConfi
 
 
 def calibrate_here(
-    inputs: DumpInputs, config: DumpConfig, count: int, k: int, *, local: bool
+    inputs: DumpInputs, config: DumpConfig, identity: DumpIdentity, count: int, *, local: bool
 ) -> Calibrated | LogitCacheError:
-    """Calibrate a new cache on the worker that runs this; an error of ours is returned, as by `fill_shard`."""
+    """Calibrate a new cache on the worker that runs this, which first proves to be as the client is.
+
+    An error of ours is returned, as by `fill_shard`.
+    """
+    worker = get_worker()
     try:
-        config = _fit_worker(config, get_worker(), local=local)
+        identity.require_libraries()
+        config = _fit_worker(config, worker, local=local)
         images, recipe, teacher = inputs.open()
         spec = cache_spec(images, recipe, teacher, config)
         views = KeyedViews(images, recipe, config.on_bad_image)
-        return calibrate_by(load_pipeline(views, teacher, spec.teacher.precision, config), count, k)
+        identity.require(spec, views)
+        return calibrate_by(load_pipeline(views, teacher, spec.teacher.precision, config), count, spec)
     except LogitCacheError as error:
-        return error
+        return error.with_prefix(f"worker {worker.address}")
 
 
 def fill_shard(name: str, task: ShardTask) -> _Result:
@@ -260,11 +267,26 @@ def _precision_here(device: str) -> str:
 
 
 def _calibrate_on_worker(
-    client: Client, inputs: DumpInputs, config: DumpConfig, local: bool, count: int, k: int
+    client: Client,
+    inputs: DumpInputs,
+    config: DumpConfig,
+    views: KeyedViews,
+    local: bool,
+    count: int,
+    spec: CacheSpec,
 ) -> Calibrated:
     """Have one worker calibrate: the client may have no GPU."""
-    task = client.submit(calibrate_here, inputs, config, count, k, local=local, pure=False, retries=RETRIES)
-    result: Calibrated | LogitCacheError = task.result()
+    identity = DumpIdentity.of_new(spec, views, CALIBRATION_SEED)
+    task = client.submit(
+        calibrate_here, inputs, config, identity, count, local=local, pure=False, retries=RETRIES
+    )
+    try:
+        result: Calibrated | LogitCacheError = task.result()
+    except KilledWorker as error:
+        raise ClusterError(
+            f"{error.allowed_failures + 1} workers died one after another as they calibrated, the last being "
+            f"{error.last_worker.address}; mostly memory was short: use fewer --workers or a smaller --batch-size"
+        ) from error
     if isinstance(result, LogitCacheError):
         raise result
     return result

@@ -130,7 +130,7 @@ class Filler:
         on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
         with on_device, _ShardBuilder(self.spec, writers, pipeline.views) as builder:
             for batch in batches:
-                in_flight.append(_run_teacher(pipeline.model, batch, self.spec.k, device))
+                in_flight.append(_run_teacher(pipeline.model, batch, self.spec, device))
                 done += len(batch.samples)
                 if len(in_flight) > 2:
                     builder.add(in_flight.popleft())
@@ -192,21 +192,21 @@ class _InFlight(NamedTuple):
 
 
 @torch.inference_mode()
-def _run_teacher(model: BatchHalver, batch: ViewBatch, k: int, device: torch.device) -> _InFlight:
+def _run_teacher(model: BatchHalver, batch: ViewBatch, spec: CacheSpec, device: torch.device) -> _InFlight:
     """Run the teacher on a batch, seed by seed so that each forward is what a pass of one seed would run."""
     pieces = {}
     seeds = list(dict.fromkeys(batch.seeds.tolist()))  # pairs go sample by sample, each under every seed
     for number, seed in enumerate(seeds):
         views = batch.views[number :: len(seeds)] if len(seeds) > 1 else batch.views
         logits = model(views.to(device, non_blocking=True))
-        teacher = SparseTeacher.from_logits(logits, k)
+        teacher = SparseTeacher.from_logits(logits, spec.k)
         parts = {
             "ids": teacher.ids.int(),
             "gap": teacher.gap,
             "top": teacher.top,
             "tail_lse": teacher.tail_lse,
             "tail_mean": teacher.tail_mean,
-            "tail_var": teacher.tail_var,
+            "tail_var": None if spec.calibrated else teacher.tail_var,
             "finite": logits.isfinite().all(1),
         }
         pieces[seed] = {name: _to_host(part) for name, part in parts.items() if part is not None}

@@ -43,8 +43,35 @@ class DumpIdentity(Spec):
     @classmethod
     def of(cls, job: DumpJob) -> "DumpIdentity":
         """Return the lock holder's."""
-        seed = next(iter(job.seed_writers))
-        return cls(job.writer.spec, library_versions(), _digest_views(job.views, seed), seed)
+        return cls.of_new(job.writer.spec, job.views, next(iter(job.seed_writers)))
+
+    @classmethod
+    def of_new(cls, spec: CacheSpec, views: KeyedViews, seed: int) -> "DumpIdentity":
+        """Return that of a dump whose cache is not there yet."""
+        return cls(spec, library_versions(), _digest_views(views, seed), seed)
+
+    def require_libraries(self) -> None:
+        """Refuse other libraries than the lock holder's.
+
+        Raises:
+            MismatchError: `fields` says which.
+        """
+        _require_equal("libraries", _without_builds(self.versions), _without_builds(library_versions()))
+
+    def require(self, spec: CacheSpec, views: KeyedViews) -> None:
+        """Refuse another teacher, other data, another recipe or other views than the lock holder's.
+
+        Raises:
+            MismatchError: `fields` says which.
+        """
+        if fields := self.cache.differences(spec):
+            raise MismatchError("teacher, data or recipe are others here", fields, "give all the same files")
+        samples = _proof_samples(views)
+        _require_equal(
+            "views",
+            dict(zip(samples, self.views, strict=True)),
+            dict(zip(samples, _digest_views(views, self.seed), strict=True)),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +99,7 @@ class Helper:
             NotFoundError: the cache, the data or the weights are not there.
             LogitCacheError: whatever else opening them may raise.
         """
-        _require_equal("libraries", _without_builds(identity.versions), _without_builds(library_versions()))
+        identity.require_libraries()
         reader = CacheReader(out)
         if fields := identity.cache.differences(reader.spec):
             raise MismatchError(f"{out} is another cache here", fields, "name it by a path that all see")
@@ -81,15 +108,8 @@ class Helper:
         layout = {name: getattr(identity.cache, name) for name in ("parts", "shard_samples", "chunk_samples")}
         spec = cache_spec(images, recipe, teacher, config, calibrated=identity.cache.calibrated)
         spec = dataclasses.replace(spec, **layout)
-        if fields := identity.cache.differences(spec):
-            raise MismatchError("teacher, data or recipe are others here", fields, "give all the same files")
         views = KeyedViews(images, recipe, config.on_bad_image)
-        samples = _proof_samples(views)
-        _require_equal(
-            "views",
-            dict(zip(samples, identity.views, strict=True)),
-            dict(zip(samples, _digest_views(views, identity.seed), strict=True)),
-        )
+        identity.require(spec, views)
         filler = Filler.load(reader.spec, views, teacher, config)
         return cls(CacheWriter(reader.place, reader.spec), reader, filler)
 

@@ -199,7 +199,7 @@ def open_seeds(
                 views = KeyedViews(images, recipe, config.on_bad_image)
                 pipeline = load_pipeline(views, teacher, spec.teacher.precision, config, on_note)
                 calibrate = partial(calibrate_by, pipeline)
-            calibration, found = calibrate(count, spec.k)
+            calibration, found = calibrate(count, spec)
             if calibration.kept:
                 statistics = found
                 spec = cache_spec(images, recipe, teacher, config, calibrated=True)

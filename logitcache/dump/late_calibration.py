@@ -43,9 +43,9 @@ def calibrate_cache(
 ) -> Calibration:
     """Add class statistics to a cache that has none, or whose own are damaged; its shards stay as they are.
 
-    Nothing is added where an even tail is nearer to the teacher (`Calibration.kept`), unless the cache began with
-    statistics and has lost them. Those are estimated as they were at first: of the images that the cache began with,
-    and of as many views as their damaged files tell.
+    Where an even tail is nearer to the teacher (`Calibration.kept`) the cache has none afterwards, unless it began
+    with statistics and has lost them. Those are estimated as they were at first: of the images that the cache began
+    with, and of as many views as their damaged files tell.
 
     Args:
         path: path or URL of the cache.
@@ -93,11 +93,14 @@ def calibrate_cache(
     views = KeyedViews(images, spec.recipe, config.on_bad_image)
     pipeline = load_pipeline(views, teacher, spec.teacher.precision, config, on_note)
     if config.calibration:
-        calibration, statistics = calibrate_by(pipeline, count, spec.k)
+        calibration, statistics = calibrate_by(pipeline, count, spec)
     else:
         calibration, statistics = _calibrate_again(reader, pipeline, count)
+    writer = CacheWriter(reader.place, spec)
     if calibration.kept or spec.calibrated:
-        CacheWriter(reader.place, spec).write_statistics(statistics)
+        writer.write_statistics(statistics)
+    else:  # damaged ones would be refused by whoever reads the cache
+        writer.remove_statistics()
     return calibration
 
 
@@ -107,7 +110,7 @@ def _calibrate_again(reader: CacheReader, pipeline: Pipeline, count: int) -> Cal
     The number of views that is recorded may be damaged itself, so the usual one is tried first: the digest tells.
     """
     recorded = fetch_attributes(reader.place)
-    calibrated = calibrate_by(pipeline, count, reader.spec.k)
+    calibrated = calibrate_by(pipeline, count, reader.spec)
     if (
         recorded is None
         or recorded.views == count
@@ -115,7 +118,7 @@ def _calibrate_again(reader: CacheReader, pipeline: Pipeline, count: int) -> Cal
         or not FEWEST <= recorded.views <= most_views(reader.spec.dataset.num_classes)
     ):
         return calibrated
-    return calibrate_by(pipeline, recorded.views, reader.spec.k)
+    return calibrate_by(pipeline, recorded.views, reader.spec)
 
 
 def calibrate_derived(source: CacheReader, path: str | Path) -> Calibration | None:
@@ -143,7 +146,7 @@ def calibrate_derived(source: CacheReader, path: str | Path) -> Calibration | No
     logits = read_some_logits(source, seeds, count)
     if len(logits) < FEWEST:
         return None
-    calibration, statistics = try_statistics(logits, reader.spec.k)
+    calibration, statistics = try_statistics(logits, reader.spec.k, reader.spec.profile)
     if calibration.kept:
         CacheWriter(reader.place, reader.spec).write_statistics(statistics)
     return calibration

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from logitcache.dump.settings import DumpConfig
+from logitcache.errors import OptionError
 from logitcache.format.identity import Precision
 from logitcache.models.build import Model
 from logitcache.models.forward import BatchHalver, ViewModel, choose_device
@@ -59,7 +60,12 @@ def load_pipeline(
         config: device, batch size and workers.
         on_note: called with a line for people where a batch had to be halved.
         compile: the teacher by `torch.compile`.
+
+    Raises:
+        OptionError: the batch size is below 0, or there is no such device.
     """
+    if config.batch_size < 0:
+        raise OptionError(f"batch size must be at least 1, or 0 for what fits, found {config.batch_size}")
     device = choose_device(config.device)
     model = ViewModel(teacher, precision).on(device).eval()
     if compile:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitcache.dump.calibration import ROWS, TEMPERATURES, measure_information, share_lost
+from logitcache.dump.calibration import ROWS, TEMPERATURES, is_no_farther, measure_information, share_lost
 from logitcache.dump.filler import OnViewsDone, ViewsDone
 from logitcache.dump.job import dump
 from logitcache.dump.settings import DumpConfig
@@ -27,6 +27,7 @@ from logitcache.format.spec import Spec
 from logitcache.models.build import Model
 from logitcache.store import CacheReader
 from logitcache.store.derive import derive_cache
+from logitcache.store.statistics import pack_statistics
 from logitcache.teacher.completion import FEWEST, HELD_OUT, Completion, fit_statistics
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import decode_shard
@@ -35,6 +36,7 @@ from logitcache.views.images import Images
 from logitcache.views.keys import permutation
 
 KS = (4, 8, 16, 32, 64, 128)
+KEY_BYTES = 8  # of an image's key, once
 NEAR = 0.05  # share of what a teacher tells that a cache may lose: students don't notice (docs/results.md)
 
 
@@ -72,7 +74,7 @@ class Choice(Spec):
         k, profile: of the cache.
         completed: whether such a cache keeps class statistics; else an even tail is nearer to the teacher.
         bytes_per_view: of its shard files.
-        bytes_in_all: for all images and seeds.
+        bytes_in_all: for all images and seeds, with class statistics and sample keys.
         kl: mean KL(p ‖ p̂) in nats at T = 1, 2, 4; p from all logits, p̂ from the cache.
         lost: the same as a share of what the teacher tells, as `calibration.share_lost` weighs the temperatures.
         pearson: mean correlation of p and p̂ over the classes, at the same temperatures.
@@ -168,7 +170,8 @@ def plan_cache(
         exact = CacheReader(Path(folder) / "all")
         logits = torch.cat([teacher.logits for _, teacher in _decode_shards(exact)])
         held_out = torch.cat([rows for rows, _ in _decode_shards(exact)])
-        completion = Completion.of(fit_statistics(logits[~held_out])) if _can_fit(held_out) else None
+        statistics = fit_statistics(logits[~held_out]) if int((~held_out).sum()) >= FEWEST else None
+        completion = Completion.of(statistics) if statistics else None
         views, told, choices = len(logits), measure_information(logits[held_out]), []
         for k, profile in _kinds(exact.spec.dataset.num_classes, config.ks):
             reader = exact
@@ -179,12 +182,15 @@ def plan_cache(
             parts = [teacher[rows] for rows, teacher in _decode_shards(reader)]
             even = _measure_fidelity(logits[held_out], parts)
             parts = [replace(part, completion=completion) for part in parts]
-            found = (
-                _measure_fidelity(logits[held_out], parts) if completion and reader.spec.tail_size else even
-            )
-            completed = found is not even and all(a <= b for a, b in zip(found.kl, even.kl, strict=True))
+            found = even
+            if completion and reader.spec.tail_size > 1:  # of one class the tail's mass says all
+                found = _measure_fidelity(logits[held_out], parts)
+            completed = found is not even and is_no_farther(found.kl, even.kl)
             per_view = _shard_bytes(Path(reader.path), without="tail_var" if completed else "") / views
-            total = math.ceil(per_view * len(images) * config.seeds)
+            once = KEY_BYTES * len(images)
+            if completed and statistics:
+                once += sum(map(len, pack_statistics(reader.spec, statistics).values()))
+            total = math.ceil(per_view * len(images) * config.seeds) + once
             fidelity = found if completed else even
             lost = share_lost(fidelity.kl, told)
             choices.append(Choice(k, profile, completed, per_view, total, fidelity.kl, lost, *fidelity[1:]))
@@ -297,12 +303,8 @@ def _decode_shards(reader: CacheReader) -> Iterator[tuple[Tensor, SparseTeacher]
             yield samples % HELD_OUT == 0, decode_shard(reader, seed, shard)
 
 
-def _can_fit(held_out: Tensor) -> bool:
-    return int((~held_out).sum()) >= FEWEST
-
-
 def _shard_bytes(cache: Path, without: str) -> int:
-    """Count the bytes of the shard files but for one array; what is beside them does not grow with the data."""
+    """Count the bytes of the shard files but for one array; what is beside them a cache has once."""
     files = (
         file for array in cache.glob("seed-*/*") if array.name != without for file in array.glob("c/**/*")
     )

@@ -20,7 +20,7 @@ class ClassStatistics:
         mean: (C,) float32.
         factors: F, (C, r) float32, 1 ≤ r ≤ C.
         noise: variance of each class that the factors do not explain, > 0.
-        views: how many views it was estimated from.
+        views: how many views it was estimated from, those counted in whose image did not decode.
 
     Raises:
         FormatError: these are no such numbers.

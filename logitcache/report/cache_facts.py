@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from operator import le
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from logitcache.audit.stats import StatsReport, compute_stats
 from logitcache.audit.summary import summarize
+from logitcache.dump.calibration import is_no_farther
 from logitcache.errors import IncompleteError
 from logitcache.format.class_statistics import ClassStatistics
 from logitcache.format.schema import CacheSpec
@@ -148,7 +148,7 @@ def _compare_numbers_of_logits(
                 sums[number, 2, at] += _kl(full, even, temperature).sum()
     means = (sums / max(1, views)).tolist()
     return tuple(
-        FirstLogits(k, tuple(mass), tuple(completed if all(map(le, completed, even)) else even))
+        FirstLogits(k, tuple(mass), tuple(completed if is_no_farther(completed, even) else even))
         for k, (mass, completed, even) in zip(ks, means, strict=True)
     ), views
 

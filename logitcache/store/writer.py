@@ -204,6 +204,20 @@ class CacheWriter:
             self.place.put({name: files[name] for name in others if name in files})
             self.place.put({commit: files[commit]})
 
+    def remove_statistics(self) -> None:
+        """Take the class statistics away, sound or damaged, from a cache that did not begin with any.
+
+        Raises:
+            OptionError: it began with them.
+            StorageError: the disk or the host said no.
+        """
+        if self.spec.calibrated:
+            raise OptionError("a cache that began with class statistics has to keep some")
+        *others, commit = STATISTICS_FILES
+        with self.place.storing(), self.place.lock_root():
+            self.place.delete([commit])
+            self.place.delete(others)
+
     def _list_seeds(self, seed: int) -> None:
         """Write seeds.json, unless this writer has written it with this seed already."""
         if seed not in self._listed:

@@ -71,8 +71,8 @@ def average_teachers(
 
     probability: p ∝ Σ_m w_m p_m;  logit: log p = Σ_m w_m log p_m + const (the geometric mean), both over all C
     classes, each member's tail completed by its own class statistics (or, where it has none, spread evenly). The
-    mixture's logits are log-probabilities. It lists as many classes as the member that lists most. Where a member has
-    no class statistics, mean and spread of what no member lists, which rule the tail at other temperatures, are the
+    mixture's logits are log-probabilities. It lists as many classes as the member that lists most. Where no member
+    has class statistics, mean and spread of what no member lists, which rule the tail at other temperatures, are the
     members' averages.
 
     Args:
@@ -89,7 +89,7 @@ def average_teachers(
     share = [weight / sum(weights) for weight in weights]
     log_p = _average([t.at(1.0).log_probs for t in teachers], share, space).log_softmax(1)
     mixture = SparseTeacher.from_logits(log_p, max(t.k for t in teachers))
-    if all(t.is_whole for t in teachers):
+    if any(t.is_whole for t in teachers):
         return replace(mixture, known=log_p)
     return _spread_tail(mixture, log_p, teachers, share)
 

@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import OptionError
+from logitcache.format.identity import Profile
+from logitcache.format.quantize import code_gaps, decode_gaps, round_mantissa
 from logitcache.format.schema import RowLayout
 from logitcache.teacher.completion import Completion
 
@@ -147,12 +149,24 @@ class SparseTeacher:
         if self.tail_lse is None or self.tail_mean is None:
             return torch.empty_like(self.gap).scatter_(1, self.ids, self.listed)
         if self.completion is not None:
-            completion = self.completion.to(self.gap.device, self.gap.dtype)
-            return completion.complete(self.ids, self.gap, self.tail_lse, self.tail_mean).add_(
-                self.top[:, None]
-            )
+            dtype = torch.promote_types(self.gap.dtype, torch.float32)
+            completion = self.completion.to(self.gap.device, dtype)
+            row = (x.to(dtype) for x in (self.gap, self.tail_lse, self.tail_mean))
+            return completion.complete(self.ids, *row).add_(self.top[:, None]).to(self.gap.dtype)
         share = self.top + self.tail_lse - math.log(self.tail_size)
         return share[:, None].repeat(1, self.num_classes).scatter_(1, self.ids, self.listed)
+
+    def rounded(self, profile: Profile) -> Self:
+        """Return the answers as a cache of a profile gives them back, on the CPU, float32."""
+
+        def scalars(values: Tensor) -> Tensor:
+            return torch.from_numpy(round_mantissa(values.cpu().numpy(), profile.scalar_bits))
+
+        optional = (self.tail_lse, self.tail_mean, self.tail_var)
+        lse, mean, var = (t if t is None else scalars(t) for t in optional)
+        gap = torch.from_numpy(decode_gaps(code_gaps(self.gap.cpu().numpy(), profile), profile))
+        ids, top = self.ids.cpu(), scalars(self.top)
+        return type(self)(ids, gap, top, lse, mean, var, self.num_classes, self.completion)
 
     def standardise(self) -> Self:
         """Return the teacher whose logits are z-scored over all C classes: (logit − mean) / std."""
@@ -195,11 +209,15 @@ class SparseTeacher:
         return ListedTargets(self, temperature, lse, support - lse[:, None], tail - lse)
 
     def log_tail_sum(self, temperature: float) -> Tensor:
-        """(B,) log Σ exp((logit − top) / T) over the tail, by the cubic; −∞ when k = C.
+        """(B,) log Σ exp((logit − top) / T) over the tail; −∞ when k = C.
 
-        Held inside what is certain: with f as in the module's text, b·mean ≤ f(b) ≤ b·f(1) for b ≤ 1 (Jensen;
-        the power mean rises), and b·f(1) ≤ f(b) ≤ f(1) + (b − 1)·max t for b > 1.
+        Where the logits are not known, by the cubic, held inside what is certain: with f as in the module's text,
+        b·mean ≤ f(b) ≤ b·f(1) for b ≤ 1 (Jensen; the power mean rises), and b·f(1) ≤ f(b) ≤ f(1) + (b − 1)·max t for
+        b > 1.
         """
+        if self.known is not None and self.tail_size:
+            relative = (self.known - self.top[:, None]) / _positive(temperature)
+            return relative.scatter(1, self.ids, -math.inf).logsumexp(1)
         if self.tail_lse is None or self.tail_mean is None:
             return torch.full_like(self.top, -math.inf)
         if _positive(temperature) == 1.0:
@@ -229,7 +247,10 @@ class SparseTeacher:
         optional = (self.tail_lse, self.tail_mean, self.tail_var, self.known)
         lse, mean, var, known = (t if t is None else function(t) for t in optional)
         ids, gap, top = function(self.ids), function(self.gap), function(self.top)
-        return type(self)(ids, gap, top, lse, mean, var, self.num_classes, self.completion, known)
+        mapped = type(self)(ids, gap, top, lse, mean, var, self.num_classes, self.completion, known)
+        if "logits" in self.__dict__:  # completed once, whoever asks
+            mapped.__dict__["logits"] = function(self.logits)
+        return mapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -314,6 +335,8 @@ class ListedTargets:
         logit under its own softmax, and lies between the plain mean and the largest.
         """
         t, b = self.teacher, 1.0 / self.temperature
+        if t.known is not None:
+            return t.at(self.temperature).entropy()
         expected = (self.log_probs.exp() * t.gap).sum(1).mul(-b)
         if t.tail_lse is not None and t.tail_mean is not None:
             at_one, half_var = t.tail_lse - math.log(t.tail_size), t.half_tail_var()

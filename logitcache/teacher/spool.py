@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 from logitcache.errors import LogitCacheError, StorageError
 from logitcache.format.schema import CacheSpec, RowLayout
 from logitcache.store.reader import CacheReader
+from logitcache.teacher.completion import Completion
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool_file import CRC_BYTES, is_intact, start_crc
 
@@ -111,7 +112,9 @@ def pack_rows(spec: CacheSpec, layout: RowLayout, arrays: dict[str, npt.NDArray[
     return rows
 
 
-def decode_shard(reader: CacheReader, seed: int, shard: int) -> SparseTeacher:
+def decode_shard(
+    reader: CacheReader, seed: int, shard: int, completion: Completion | None = None
+) -> SparseTeacher:
     """Read one committed shard without a spool: the answers for its rows, on the CPU; top is NaN where there is none.
 
     Raises:
@@ -120,7 +123,7 @@ def decode_shard(reader: CacheReader, seed: int, shard: int) -> SparseTeacher:
     """
     layout = RowLayout.of(reader.spec)
     rows = pack_rows(reader.spec, layout, reader.read(seed, shard))
-    return SparseTeacher.unpack(torch.from_numpy(rows), layout)
+    return SparseTeacher.unpack(torch.from_numpy(rows), layout, completion)
 
 
 def _layout_digest(layout: RowLayout) -> str:
