@@ -28,7 +28,7 @@ from logitcache.dump.inputs import DumpInputs
 from logitcache.dump.job import DumpReport, cache_spec, open_seeds
 from logitcache.dump.pipeline import load_pipeline
 from logitcache.dump.settings import DumpConfig
-from logitcache.errors import ClusterError, LogitCacheError, OptionError
+from logitcache.errors import ClusterError, LogitCacheError, MismatchError, OptionError
 from logitcache.format.schema import CacheSpec
 from logitcache.models.forward import choose_device, choose_precision
 from logitcache.store import CacheWriter
@@ -144,15 +144,20 @@ def calibrate_here(
     """
     worker = get_worker()
     try:
-        identity.require_libraries()
         config = _fit_worker(config, worker, local=local)
         images, recipe, teacher = inputs.open()
-        spec = cache_spec(images, recipe, teacher, config)
-        views = KeyedViews(images, recipe, config.on_bad_image)
-        identity.require(spec, views)
+        spec, views = (
+            cache_spec(images, recipe, teacher, config),
+            KeyedViews(images, recipe, config.on_bad_image),
+        )
+        try:
+            identity.require_libraries()
+            identity.require(spec, views)
+        except MismatchError as error:
+            return error.with_prefix(f"worker {worker.address}")
         return calibrate_by(load_pipeline(views, teacher, spec.teacher.precision, config), count, spec)
     except LogitCacheError as error:
-        return error.with_prefix(f"worker {worker.address}")
+        return error
 
 
 def fill_shard(name: str, task: ShardTask) -> _Result:

@@ -21,13 +21,16 @@ from dumping import arrays_of, assert_same
 from in_ranks import free_port
 from pictures import picture_folder
 from small_teachers import FLAG
+from statistics_numbers import numbers_of
 
 from logitcache.distributed import World
-from logitcache.dump.dask_cluster import dump_on_dask
+from logitcache.dump.calibration import CALIBRATION_SEED, calibrate_by
+from logitcache.dump.dask_cluster import calibrate_here, dump_on_dask
 from logitcache.dump.filler import ShardTask, ViewsDone
 from logitcache.dump.helper import DumpIdentity, Helper
 from logitcache.dump.inputs import DumpInputs
-from logitcache.dump.job import DumpReport, dump, open_seeds
+from logitcache.dump.job import DumpReport, cache_spec, dump, open_seeds
+from logitcache.dump.pipeline import load_pipeline
 from logitcache.dump.settings import DumpConfig
 from logitcache.dump.torchrun import dump_under_torchrun
 from logitcache.errors import (
@@ -39,6 +42,7 @@ from logitcache.errors import (
     OptionError,
 )
 from logitcache.store import CacheReader, CacheWriter
+from logitcache.views.keyed_views import KeyedViews
 
 CONFIG = DumpConfig(seeds=(0, 1), top_k=4, shard_samples=256, batch_size=64, workers=0)
 INPUTS = DumpInputs("digits_small", weights="random")
@@ -159,7 +163,29 @@ def test_a_worker_with_another_torchvision_is_refused(
             assert [f.field for f in said.value.fields] == ["torchvision"]
         finally:
             client.run(_call_yourself, was, workers=[odd])
-    assert not any(CacheReader(tmp_path / "c.zarr").commits(0))
+    there = (tmp_path / "c.zarr").exists()  # not if that worker was to calibrate
+    assert not there or not any(CacheReader(tmp_path / "c.zarr").commits(0))
+
+
+def test_a_worker_proves_what_it_has_before_it_calibrates(
+    cluster: distributed.LocalCluster, tmp_path: Path
+) -> None:
+    images, recipe, teacher = INPUTS.open()
+    spec = cache_spec(images, recipe, teacher, CONFIG)
+    views = KeyedViews(images, recipe)
+    identity = DumpIdentity.of_new(spec, views, CALIBRATION_SEED)
+    other = dataclasses.replace(identity, cache=dataclasses.replace(spec, k=3))
+    drifted = dataclasses.replace(identity, views=(1, *identity.views[1:]))
+    with distributed.Client(cluster, set_as_default=False) as client:
+        for expected, field in ((other, "k"), (drifted, "view of sample 0 of digits")):
+            task = client.submit(calibrate_here, INPUTS, CONFIG, expected, 64, local=False, pure=False)
+            refusal = task.result()
+            assert isinstance(refusal, MismatchError)
+            assert [f.field for f in refusal.fields] == [field]
+            assert str(refusal).startswith("worker tcp://")
+        task = client.submit(calibrate_here, INPUTS, CONFIG, identity, 64, local=False, pure=False)
+        expected = calibrate_by(load_pipeline(views, teacher, "float32", CONFIG), 64, spec)
+        assert numbers_of(task.result().statistics) == numbers_of(expected.statistics)
 
 
 def test_a_shard_that_workers_die_of_ends_in_one_line(
@@ -167,9 +193,13 @@ def test_a_shard_that_workers_die_of_ends_in_one_line(
 ) -> None:
     cluster.scheduler.allowed_failures = 0
     deadly = dataclasses.replace(INPUTS, teacher="small_teachers:deadly")
-    with pytest.raises(ClusterError, match="1 workers died one after another of the same shard") as said:
-        dump_on_dask(cluster.scheduler_address, tmp_path / "c.zarr", deadly, CONFIG)
-    assert "\n" not in str(said.value)
+    for config, work in (
+        (dataclasses.replace(CONFIG, calibration=0), "of the same shard"),
+        (CONFIG, "as they calib"),
+    ):
+        with pytest.raises(ClusterError, match=f"1 workers died one after another {work}") as said:
+            dump_on_dask(cluster.scheduler_address, tmp_path / work / "c.zarr", deadly, config)
+        assert "\n" not in str(said.value)
 
 
 def test_a_scheduler_without_workers_is_not_waited_for_for_ever(

@@ -132,6 +132,26 @@ def test_a_class_of_the_tail_has_the_mean_share():
     torch.testing.assert_close(dense.gather(1, classes[:, 1:])[:, 0], soft.log_tail_share.exp())
 
 
+def test_what_is_known_of_every_class_is_told_of_those_outside_the_list():
+    teacher = SparseTeacher.from_logits(
+        logits(), 16, Completion.of(fit_statistics(logits(400)))
+    ).standardise()
+    for temperature in (0.5, 1.0, 4.0):
+        listed, whole = teacher.listed_at(temperature), teacher.at(temperature)
+        torch.testing.assert_close(listed.log_probs, whole.log_probs.gather(1, teacher.ids))
+        torch.testing.assert_close(listed.tail_mass, 1 - whole.probs.gather(1, teacher.ids).sum(1))
+        torch.testing.assert_close(listed.entropy(), whole.entropy())
+
+
+def test_what_is_completed_once_stays_so_in_parts_and_in_half_precision():
+    teacher = SparseTeacher.from_logits(logits().float(), 16, Completion.of(fit_statistics(logits(400))))
+    half = teacher.to("cpu", torch.float16).logits
+    assert half.dtype is torch.float16
+    torch.testing.assert_close(half.float(), teacher.logits, rtol=2e-2, atol=2e-2)
+    part = teacher[10:20]
+    assert torch.equal(vars(part)["logits"], teacher.logits[10:20])
+
+
 @pytest.mark.parametrize("k", [16, 200])
 def test_standardised_logits_have_mean_zero_and_deviation_one(k):
     x = logits()
@@ -275,6 +295,23 @@ def test_a_mixture_of_completed_teachers_is_that_of_their_whole_answers(space):
     torch.testing.assert_close(mixture.at(4.0).log_probs, (mixed.log() / 4).log_softmax(1))
     assert mixture.is_whole
     assert mixture.k == 8
+
+
+@pytest.mark.parametrize("space", ["probability", "logit"])
+def test_what_one_member_knows_of_the_tail_is_not_lost_by_another_that_does_not(space):
+    generator = torch.Generator().manual_seed(0)
+    x = 2 * torch.randn(400, 5, generator=generator) @ torch.randn(5, 200, generator=generator)
+    whole = SparseTeacher.from_logits(x[300:], 8, Completion.of(fit_statistics(x[:300])))
+    even = SparseTeacher.from_logits(x[300:], 8)
+
+    def divergence(teacher, temperature):
+        p = (x[300:] / temperature).log_softmax(1)
+        return (p.exp() * (p - teacher.at(temperature).log_probs)).sum(1).mean()
+
+    mixed, both_even = (average_teachers([one, even], None, space) for one in (whole, even))
+    for temperature in (1.0, 2.0, 4.0):
+        found, least = divergence(mixed, temperature), divergence(whole, temperature)
+        assert least < found < divergence(both_even, temperature)
 
 
 def test_an_ensemble_that_cannot_be_is_refused():
