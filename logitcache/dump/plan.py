@@ -37,7 +37,7 @@ from logitcache.views.keys import permutation
 
 KS = (4, 8, 16, 32, 64, 128)
 KEY_BYTES = 8  # of an image's key, once
-NEAR = 0.05  # share of what a teacher tells that a cache may lose: students don't notice (docs/results.md)
+NEAR = 0.03  # share of what a teacher tells that a cache may lose: students don't notice (docs/results.md)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The plan says before a dump what the dump then comes to."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -69,7 +68,7 @@ def test_a_teacher_that_tells_little_is_not_near_because_of_that() -> None:
     found = plan_cache(few_digits(), RECIPE, quiet, PlanConfig(images=64, ks=(1, 2), workers=0))
     assert max(found.information) < 0.05  # so that any cache has a smaller KL than that
     one = next(c for c in found.choices if (c.k, c.profile) == (1, "default"))
-    assert max(one.kl) < max(found.information) < 0.05 < one.lost
+    assert max(one.kl) < max(found.information) < 0.05 < 2 * one.lost
     assert found.chosen
     assert found.chosen.k > 1
 
@@ -96,7 +95,9 @@ def test_bytes_are_those_of_the_dump_that_follows(found: Plan, tmp_path: Path) -
     dump(tmp_path / "c.zarr", few_digits(), RECIPE, a_teacher(), config)
     files = [f for f in (tmp_path / "c.zarr").glob("seed-*/*/c/**/*") if f.is_file()]
     assert choice.bytes_per_view == pytest.approx(sum(f.stat().st_size for f in files) / 600, rel=0.02)
-    assert choice.bytes_in_all == math.ceil(choice.bytes_per_view * 300 * 3)
+    once = [f for f in (tmp_path / "c.zarr" / "class_statistics").glob("**/*") if f.is_file()]
+    expected = choice.bytes_per_view * 300 * 3 + 8 * 300 + sum(f.stat().st_size for f in once)
+    assert choice.bytes_in_all == pytest.approx(expected, rel=0.02)
 
 
 def test_the_budget_takes_what_keeps_most_of_what_fits(found: Plan) -> None:
@@ -129,8 +130,8 @@ def choice(k: int, size: int, kl: float) -> Choice:
 @pytest.mark.parametrize(
     ("sizes", "budget", "taken", "reason"),
     [
-        ({4: (10, 0.2), 8: (20, 0.08), 16: (30, 1e-5)}, None, 8, "the smallest that loses less than 5%"),
-        ({4: (10, 0.4), 8: (20, 0.12)}, None, 8, "keeps most; none loses less than 5%"),
+        ({4: (10, 0.2), 8: (20, 0.05), 16: (30, 1e-5)}, None, 8, "the smallest that loses less than 3%"),
+        ({4: (10, 0.4), 8: (20, 0.08)}, None, 8, "keeps most; none loses less than 3%"),
         ({4: (10, 0.1), 8: (20, 9e-4), 16: (30, 1e-5)}, 25, 8, "keeps most of what fits 25 B"),
         ({4: (10, 0.1), 8: (20, 9e-4), 16: (30, 1e-5)}, 99, 16, "keeps most of what fits 99 B"),
         ({4: (10, 0.1)}, 9, None, "nothing fits 9 B"),
