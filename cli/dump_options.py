@@ -27,7 +27,7 @@ Calibration = Annotated[
     int | None,
     _contents(
         "Views for the class statistics, which complete the tail; 0: none.",
-        default="a twentieth, at most 4096",
+        default="a twentieth, 256 to 4096",
     ),
 ]
 Profile = Annotated[

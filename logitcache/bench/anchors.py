@@ -1,4 +1,4 @@
-"""What else the same bytes could keep of a teacher: the table of docs/losses.md.
+"""What else the same bytes could keep of a teacher: the tables of docs/completion.md.
 
     python -m logitcache.bench.anchors
 

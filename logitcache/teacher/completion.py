@@ -30,7 +30,7 @@ from torch import Tensor
 from logitcache.errors import OptionError
 from logitcache.format.class_statistics import ClassStatistics
 
-SOFTENING = 0.5  # of the posterior's deviation: a distance of 0 becomes that
+SOFTENING = 0.5  # of the least deviation that k logits can leave: a distance of 0 becomes that
 LEAST = 1e-6  # distance, and what a log-sum-exp may differ from its least
 FIRST_STEPS = 3  # of Newton's method, over about FIRST_CLASSES of the classes
 FIRST_CLASSES = 200
