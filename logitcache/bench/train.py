@@ -80,7 +80,7 @@ def measure(
 ) -> TrainBenchReport:
     """Time training from labels, from a cache and with the teacher live; then measure memory.
 
-    The student is ResNet-18 of 1,000 classes, k = 16; at 64 pixels with ResNet-50 as the live teacher on the CPU, at
+    The student is ResNet-18 of 1,000 classes, k = 8; at 64 pixels with ResNet-50 as the live teacher on the CPU, at
     224 with ViT-L/16 on CUDA.
 
     Args:

@@ -37,7 +37,7 @@ FIRST_CLASSES = 200
 STEPS = 2  # after them, over all classes
 MORE_STEPS = 14  # of rows whose last step was larger than CLOSE
 MORE_STEPS_ON_DEVICE = 5  # of all rows, on a GPU, which is not to wait for an answer
-CLOSE, STILL = 5e-3, 1e-4
+CLOSE = 5e-3
 FARTHEST = (
     60.0  # distance that counts: e^−60 is nothing beside the others, and not yet subnormal, which is slow
 )
@@ -215,7 +215,7 @@ def _newton(
         excess = (total.log() - shortest - least).clamp(min=LEAST / 10)
         step = ((goal / excess).log() * excess / slope.clamp(min=1e-9)).clamp(-1.0, 1.0)
         beta = beta * step.exp()
-        if beta.device.type == "cpu" and bool((step.abs() < STILL).all()):
+        if beta.device.type == "cpu" and bool((step.abs() < CLOSE).all()):
             break
     return beta, step
 
