@@ -18,7 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from logitcache.bench.contest import CONTESTS, Contest, Entry, Task, glyphs_task, rare_glyphs_task
+from logitcache.bench.contest import (
+    CONTESTS,
+    Contest,
+    ContestConfig,
+    Entry,
+    Task,
+    glyphs_task,
+    rare_glyphs_task,
+)
 from logitcache.bench.synthetic import RecordedLogits, SyntheticLogits, TeacherLogits
 from logitcache.bench.table import markdown
 from logitcache.dump.calibration import TEMPERATURES, sample_logits
@@ -207,9 +215,11 @@ def fidelity_table(logits: Tensor, teach: Callable[[Record], Sequence[float]] | 
     return markdown(["record", "bytes", "KL at T = 1", "2", "4", "1 − r", "cosine", *students], rows)
 
 
-def open_contest(out: Path, task: Task) -> tuple[Contest, Tensor]:
+LETTERS = replace(CONTESTS["glyphs"][1], losses=())
+
+
+def open_contest(out: Path, task: Task, config: ContestConfig = LETTERS) -> tuple[Contest, Tensor]:
     """Train a task's teacher; return the contest, and (N, C) logits of views under a seed that no cache has."""
-    config = replace(CONTESTS["glyphs"][1], losses=())
     contest = Contest(out, task, task.train, task.test, config)
     options = DumpConfig(batch_size=256, device="cpu", workers=0)
     pipeline = load_pipeline(KeyedViews(task.train, task.recipe), contest.teacher, "float32", options)

@@ -15,8 +15,16 @@ from pathlib import Path
 
 import torch
 
-from logitcache.bench.anchors import open_contest
-from logitcache.bench.contest import Entry, Task, glyphs_task, mean_and_std, mean_difference, rare_glyphs_task
+from logitcache.bench.anchors import LETTERS, open_contest
+from logitcache.bench.contest import (
+    ContestConfig,
+    Entry,
+    Task,
+    glyphs_task,
+    mean_and_std,
+    mean_difference,
+    rare_glyphs_task,
+)
 from logitcache.bench.table import markdown
 from logitcache.dump.calibration import (
     TEMPERATURES,
@@ -26,14 +34,22 @@ from logitcache.dump.calibration import (
 )
 from logitcache.teacher.completion import Completion, fit_statistics
 
-KS, EVEN_KS, SEEDS = (1, 2, 4, 8, 16, 32), (4, 8, 16, 32), 5
+KINDS = (*((k, True) for k in (1, 2, 4, 8, 16, 32)), *((k, False) for k in (4, 8, 16, 32)))  # k, completed?
+SEEDS = 5
 TASKS: dict[str, tuple[Callable[[], Task], Sequence[Entry]]] = {  # with what validation chose in the contests
     "200 letters": (glyphs_task, (Entry("kd", 4.0, 0.4), Entry("cmkd", 16.0, 0.4))),
     "151 rare letters": (rare_glyphs_task, (Entry("kd", 1.0, 1.6), Entry("cmkd", 4.0, 0.8))),
 }
 
 
-def closeness_table(out: Path, task: Task, entries: Sequence[Entry], seeds: int = SEEDS) -> str:
+def closeness_table(
+    out: Path,
+    task: Task,
+    entries: Sequence[Entry],
+    seeds: int = SEEDS,
+    config: ContestConfig = LETTERS,
+    kinds: Sequence[tuple[int, bool]] = KINDS,
+) -> str:
     """Train students from caches of every kind, and compare with those from all logits, in a Markdown table.
 
     Args:
@@ -41,14 +57,15 @@ def closeness_table(out: Path, task: Task, entries: Sequence[Entry], seeds: int 
         task: what is learnt.
         entries: losses, with their weights and rates.
         seeds: students of each.
+        config: the budget.
+        kinds: numbers of logits, and whether their tail is completed.
     """
-    contest, logits = open_contest(out, task)
+    contest, logits = open_contest(out, task, config)
     held_out = len(logits) // 5
     completion = Completion.of(fit_statistics(logits[:-held_out]))
     told = measure_information(logits[-held_out:])
     scores_of_all: list[list[float]] = []
     rows = []
-    kinds = [(k, True) for k in KS] + [(k, False) for k in EVEN_KS]
     for k, completed in [(logits.shape[1], True), *kinds]:
         whole = k == logits.shape[1]
         kl = measure_divergence(logits[-held_out:], k, completion if completed and not whole else None)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from logitcache.bench import fixtures, memory, scale, speeds
+from logitcache.bench import anchors, closeness, fixtures, memory, scale, speeds
 from logitcache.bench.baselines import FilePerSample, Lookup, installed_lookups
 from logitcache.bench.compare import Comparison, time_interleaved
 from logitcache.bench.contest import (
@@ -253,6 +253,24 @@ def test_the_table_compares_seed_by_seed() -> None:
     assert lines[0].endswith("| minus KD | live | k = 8 |")
     assert lines[2].endswith("| – | 91.0 ± 1.4 | 81.0 ± 1.4 |")
     assert lines[3].endswith("| -2.0 ± 1.0 | – | – |")
+
+
+def test_what_a_cache_loses_stands_beside_what_students_make_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(anchors, "VIEWS", 200)
+    config = ContestConfig(losses=(), epochs=1, teacher_epochs=3, cached=1)
+    kinds = ((4, True), (1, False))
+    entries = [Entry("kd", 1.0, 0.4)]
+    table = closeness.closeness_table(tmp_path, digits_task(), entries, 2, config, kinds)
+    _, _, whole, four, one = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+    assert (whole[0], four[0], one[0]) == ("all logits", "top 4, completed", "top 1, even tail")
+    assert whole[1:5] == ["0.000", "0.000", "0.000", "0.0 %"]
+    lost = [float(row[4].removesuffix(" %")) for row in (whole, four, one)]
+    assert 0 == lost[0] < lost[1] < lost[2] < 100
+    assert all(0 < float(row[5].split(" ± ")[0]) < 100 for row in (whole, four, one))
+    assert whole[6] == "–"
+    assert " ± " in four[6]
 
 
 def test_glyphs_of_the_test_are_in_other_typefaces() -> None:

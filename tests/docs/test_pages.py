@@ -58,7 +58,7 @@ HERE = {
     r"dump …|dump --teacher …": "dump --teacher digits_tiny --weights random --data small:dozen",
     r"dump --grow": "dump --grow --teacher digits_small --data small:dozen --profile exact --out exact.zarr",
     r"train …": "train --student digits_tiny --cache exact.zarr --batch-size 4 --workers 0",
-    r"calibrate CACHE --teacher NAME": "calibrate even.zarr --workers 0",
+    r"calibrate CACHE": "calibrate even.zarr --workers 0",
     r"verify --repair$": "verify --repair exact.zarr",
 }
 NAME = re.compile(r"logitcache (\w+|--[\w-]+)")
@@ -70,6 +70,7 @@ NOT_RUN = {
     "python -m logitcache.bench.contest": "takes an hour; tests/bench run a contest of one epoch",
     "python -m logitcache.bench.anchors": "takes minutes",
     "python -m logitcache.bench.truncation": "takes minutes; tests/bench measure the same on less",
+    "python -m logitcache.bench.closeness": "takes half an hour; tests/bench measure one cache",
     "make": "sets up an environment of its own",
     "pip install": "downloads",
     "dask": "serves until it is stopped; the test has a scheduler and a worker of its own",
