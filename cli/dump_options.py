@@ -26,8 +26,9 @@ TopK = Annotated[int | None, _contents("Logits to keep per view; of up to 16 cla
 Calibration = Annotated[
     int | None,
     _contents(
-        "Views for the class statistics, which complete the tail; 0: none.",
-        default="a twentieth, 256 to 4096",
+        "Views for the class statistics, which complete the tail; if not given at most a fifth of the images, 256 "
+        "at least; 0: none.",
+        default="4096",
     ),
 ]
 Profile = Annotated[

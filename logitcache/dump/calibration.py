@@ -29,7 +29,7 @@ CALIBRATION_SEED = (1 << 63) - 1  # and, where there are more views than images,
 VIEWS = 4096
 LEAST_VIEWS = 256
 MOST_NUMBERS = 1 << 30  # logits of a sample that can be asked for: they are held in memory
-SHARE = 20  # a sample is at most one in so many views of the dump, unless that is below `LEAST_VIEWS`
+SHARE = 5  # a sample is one view for so many images, unless that is below `LEAST_VIEWS` or above `VIEWS`
 NUMBERS = 1 << 26  # logits of a sample, at most: a few times 512 MiB while they are looked at
 TEMPERATURES = (1.0, 2.0, 4.0)
 ROWS = 256  # at a time
@@ -133,11 +133,14 @@ def most_views(num_classes: int) -> int:
     return max(FEWEST, MOST_NUMBERS // num_classes)
 
 
-def choose_count(n: int, seeds: int, num_classes: int, asked: int | None = None) -> int:
-    """Return how many views to calibrate on: those asked for, or what suits a dump of so many images and seeds."""
+def choose_count(n: int, num_classes: int, asked: int | None = None) -> int:
+    """Return how many views to calibrate on: those asked for, or what suits so many images.
+
+    It does not depend on the seeds, of which a cache gains some: so statistics that are lost are found again.
+    """
     if asked is not None:
         return asked
-    count = min(VIEWS, max(LEAST_VIEWS, n * seeds // SHARE))
+    count = min(VIEWS, max(LEAST_VIEWS, n // SHARE))
     return max(FEWEST, min(count, NUMBERS // num_classes))
 
 

@@ -18,7 +18,7 @@ from logitcache.dump.calibration import Calibrate, Calibration, calibrate_by, ch
 from logitcache.dump.filler import Filler, OnViewsDone, ShardReport, ShardTask
 from logitcache.dump.pipeline import load_pipeline
 from logitcache.dump.settings import DumpConfig
-from logitcache.errors import BusyError, Difference, MismatchError, OptionError
+from logitcache.errors import BusyError, Difference, FormatError, MismatchError, OptionError
 from logitcache.format.identity import RecipeSpec, TeacherSpec
 from logitcache.format.schema import DATA, CacheSpec
 from logitcache.format.spec import Spec
@@ -192,7 +192,7 @@ def open_seeds(
     keys, calibration, statistics = require_distinct_keys(images), None, None
     if cache is None:
         spec = cache_spec(images, recipe, teacher, config)
-        if count := calibration_views(spec, len(set(seeds)), config.calibration):
+        if count := calibration_views(spec, config.calibration):
             if on_note:
                 on_note(f"{count:,} views of a seed of their own go through the teacher first, to calibrate")
             if calibrate is None:
@@ -206,8 +206,13 @@ def open_seeds(
     else:
         images, spec = _match_cache(cache, images, recipe, teacher, config)
         keys = require_distinct_keys(images)
-        if config.calibration is not None and on_note:
-            on_note(f"{cache.path} is there, so --calibration is left aside; see `logitcache calibrate`")
+        if on_note:
+            if config.calibration is not None:
+                on_note(f"{cache.path} is there, so --calibration is left aside: it keeps what it has")
+            try:
+                cache.statistics()
+            except FormatError as error:  # who reads the cache is refused; it can be dumped on all the same
+                on_note(str(error))
     writer = CacheWriter.open(out, spec, keys, statistics, grow=config.grow)
     views = KeyedViews(images, recipe, config.on_bad_image)
     began = time.perf_counter()
@@ -219,7 +224,7 @@ def open_seeds(
         yield DumpJob(writer, views, writers, skipped, tasks, began, calibration)
 
 
-def calibration_views(spec: CacheSpec, seeds: int, asked: int | None) -> int:
+def calibration_views(spec: CacheSpec, asked: int | None) -> int:
     """Return how many views a new cache is calibrated on; 0 for none.
 
     Raises:
@@ -234,7 +239,7 @@ def calibration_views(spec: CacheSpec, seeds: int, asked: int | None) -> int:
         spec.tail_size == 1 and asked is None
     ):  # one class follows from the tail's mass
         return 0
-    return choose_count(spec.dataset.n, seeds, spec.dataset.num_classes, asked)
+    return choose_count(spec.dataset.n, spec.dataset.num_classes, asked)
 
 
 def cache_spec(

@@ -87,9 +87,8 @@ def calibrate_cache(
     if spec.calibrated and spec.parts:
         first = spec.history()[0]
         images = OrderedImages(images, np.arange(first.dataset.n), [first.dataset.n])
-    seeds = len(reader.seeds())
-    count = calibration_views(first, seeds, config.calibration)
-    count = count or choose_count(first.dataset.n, seeds, first.dataset.num_classes)
+    count = calibration_views(first, config.calibration)
+    count = count or choose_count(first.dataset.n, first.dataset.num_classes)
     views = KeyedViews(images, spec.recipe, config.on_bad_image)
     pipeline = load_pipeline(views, teacher, spec.teacher.precision, config, on_note)
     if config.calibration:
@@ -142,7 +141,7 @@ def calibrate_derived(source: CacheReader, path: str | Path) -> Calibration | No
     if reader.spec.tail_size <= 1 or reader.statistics() is not None:
         return None
     seeds = source.complete()
-    count = choose_count(source.spec.dataset.n, len(seeds), source.spec.dataset.num_classes)
+    count = choose_count(source.spec.dataset.n, source.spec.dataset.num_classes)
     logits = read_some_logits(source, seeds, count)
     if len(logits) < FEWEST:
         return None

@@ -19,6 +19,6 @@ def warn_of_even_tail(teacher: SparseTeacher, loss: str) -> None:
         warnings.warn(
             f"{loss} compares single logits of all {teacher.num_classes} classes, of which the teacher lists "
             f"{teacher.k} and knows no order among the others (docs/losses.md); `logitcache calibrate CACHE` adds "
-            "that to a cache, but to one whose teacher an even tail is nearer to: there take kd or dist",
+            "that; where it keeps none, as an even tail is nearer to the teacher, take kd or dist",
             stacklevel=3,
         )

@@ -11,6 +11,7 @@ answers for them. In your own loop:
 
 import dataclasses
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,6 +249,15 @@ class Stream:
             )
         proved = [open_proved_views(reader, images, chosen, allow_drift=allow_drift) for reader in readers]
         teachers = [CachedTeacher(reader, spool_folder, spool_limit) for reader in readers]
+        without = [
+            str(reader.path) for reader in readers if reader.spec.tail_size and not reader.statistics()
+        ]
+        if 0 < len(without) < len(readers):
+            warnings.warn(
+                f"{', '.join(without)} has no class statistics, so its share of the ensemble has an even tail; "
+                "`logitcache calibrate` adds them",
+                stacklevel=2,
+            )
         drift = next((drift for _, _, drift in proved if drift), None)
         config = _configure(seeds=chosen, **options)
         return cls(proved[0][0], Ensemble(teachers, weights, space), config, drift)

@@ -180,7 +180,7 @@ def test_losses_of_single_logits_warn_of_an_even_tail(name, options):
     with pytest.warns(UserWarning, match="10 classes, of which the teacher lists 4") as warned:
         LOSSES[name].function(s, even, y, **options)
     (text,) = {str(warning.message) for warning in warned}
-    assert "`logitcache calibrate CACHE` adds" in text
+    assert "`logitcache calibrate CACHE` adds that" in text
     assert "\n" not in text
 
 

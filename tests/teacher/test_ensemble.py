@@ -83,6 +83,17 @@ def test_what_is_taught_does_not_depend_on_ranks_or_the_batch(caches: list[Path]
             assert (ids, loss) == (whole[sample][0], pytest.approx(whole[sample][1], rel=1e-5, abs=2e-6))
 
 
+def test_a_member_without_class_statistics_is_named_beside_one_that_has_some(tmp_path: Path) -> None:
+    for name, calibration in (("with.zarr", None), ("without.zarr", 0)):
+        config = DumpConfig(seeds=(0,), top_k=4, workers=0, precision="float32", calibration=calibration)
+        dump(tmp_path / name, few_digits(100), recipe_named("digits"), a_teacher(), config)
+    both = [tmp_path / "with.zarr", tmp_path / "without.zarr"]
+    with pytest.warns(UserWarning, match=r"without\.zarr has no class statistics, so its share .* even tail"):
+        stream(both)
+    stream([both[0], both[0]])  # warnings are errors
+    stream([both[1], both[1]])  # a loss that needs an order will say so
+
+
 def test_seeds_are_those_that_every_cache_has(caches: list[Path]) -> None:
     assert stream(caches).config.seeds == (1, 2)
     with pytest.raises(IncompleteError, match="seed"):
