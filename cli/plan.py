@@ -16,6 +16,7 @@ from .terminal import console, say, show
 if TYPE_CHECKING:
     from logitcache.dump.plan import Plan
 
+COLUMNS = ["k", "profile", "B/view", "in all", "KL T=1", "T=2", "T=4", "lost", "1 − r", "order", "tail"]
 ROUNDING = 1e-12  # what is less is 0
 
 
@@ -67,19 +68,7 @@ def plan(
 def _table(plan: "Plan") -> Table:
     title = f"{plan.n:,} images under {plan.seeds} seeds, measured on {plan.views:,} views"
     table = Table(title=title, box=SIMPLE_HEAD, padding=0, pad_edge=False)
-    for name in (
-        "k",
-        "profile",
-        "B/view",
-        "in all",
-        "KL T=1",
-        "T=2",
-        "T=4",
-        "lost",
-        "1 − r",
-        "order",
-        "tail",
-    ):
+    for name in COLUMNS:
         table.add_column(name, justify="left" if name == "profile" else "right", no_wrap=True)
     for choice in plan.choices:
         if choice.beaten:

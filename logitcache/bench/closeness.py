@@ -63,18 +63,18 @@ def closeness_table(
     contest, logits = open_contest(out, task, config)
     held_out = len(logits) // 5
     completion = Completion.of(fit_statistics(logits[:-held_out]))
-    told = measure_information(logits[-held_out:])
+    information = measure_information(logits[-held_out:])
     scores_of_all: list[list[float]] = []
     rows = []
     for k, completed in [(logits.shape[1], True), *kinds]:
-        whole = k == logits.shape[1]
-        kl = measure_divergence(logits[-held_out:], k, completion if completed and not whole else None)
+        all_listed = k == logits.shape[1]
+        kl = measure_divergence(logits[-held_out:], k, completion if completed and not all_listed else None)
         scores = [contest.top1(entries, seed, k, completed=completed) for seed in range(seeds)]
         scores_of_all = scores_of_all or scores
-        name = "all logits" if whole else f"top {k}, {'completed' if completed else 'even tail'}"
-        row = [name, *(f"{x:.3f}" for x in kl), f"{100 * share_lost(kl, told):.1f} %"]
+        name = "all logits" if all_listed else f"top {k}, {'completed' if completed else 'even tail'}"
+        row = [name, *(f"{x:.3f}" for x in kl), f"{100 * share_lost(kl, information):.1f} %"]
         for mine, theirs in zip(zip(*scores, strict=True), zip(*scores_of_all, strict=True), strict=True):
-            row += [mean_and_std(mine), "–" if whole else mean_difference(mine, theirs)]
+            row += [mean_and_std(mine), "–" if all_listed else mean_difference(mine, theirs)]
         print(*row, file=sys.stderr, flush=True)
         rows.append(row)
     columns = [name for entry in entries for name in (f"`{entry.loss}`", "minus all")]

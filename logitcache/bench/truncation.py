@@ -223,18 +223,20 @@ def main() -> None:
     sizes = []
     for places, steps in ((2, 1000), (3, 1500)):
         teacher = logits_of_trained(images, labels, places, width=512, steps=steps)
-        half, whole = (
+        half_trained, trained = (
             logits_of_trained(images, labels, places, width=64, steps=steps // part, seed=1)
             for part in (4, 1)
         )
-        right = [f"{(n.logits.argmax(1) == n.target).float().mean():.1%}" for n in (teacher, half, whole)]
+        right = [
+            f"{(n.logits.argmax(1) == n.target).float().mean():.1%}" for n in (teacher, half_trained, trained)
+        ]
         print(
             f"\nC = {10**places}: right are, of the teacher's answers, {right[0]}, of the student's {right[1]},"
         )
         print(f"and {right[2]} once it is trained.\n")
         few = Trained(teacher.logits[:ROWS], teacher.target[:ROWS], teacher.seen)
-        print(truncation_table(measure_truncation(half.logits[:ROWS], few, VARIANTS)), flush=True)
-        sizes.append(gradient_sizes([half.logits[:ROWS], whole.logits[:ROWS]], few, KS[1]))
+        print(truncation_table(measure_truncation(half_trained.logits[:ROWS], few, VARIANTS)), flush=True)
+        sizes.append(gradient_sizes([half_trained.logits[:ROWS], trained.logits[:ROWS]], few, KS[1]))
     rows = [[f"`{name}`", *(f"{x:.2g}" for found in sizes for x in found[name])] for name in LOSSES]
     columns = [f"C = {c}, {student}" for c in (100, 1000) for student in ("half-trained", "trained")]
     print(f"\nGradient, of that of cross-entropy\n\n{markdown(['loss', *columns], rows)}")

@@ -167,11 +167,12 @@ def measure_divergence(
     sums = torch.zeros(len(TEMPERATURES), dtype=torch.float64)
     for at in range(0, len(logits), ROWS):
         rows = logits[at : at + ROWS]
-        kept = SparseTeacher.from_logits(rows, k, completion)
-        kept = kept if profile is None else kept.rounded(profile)
+        teacher = SparseTeacher.from_logits(rows, k, completion)
+        if profile is not None:
+            teacher = teacher.rounded(profile)
         for number, temperature in enumerate(TEMPERATURES):
             p = (rows.double() / temperature).log_softmax(1)
-            sums[number] += (p.exp() * (p - kept.at(temperature).log_probs.double())).sum()
+            sums[number] += (p.exp() * (p - teacher.at(temperature).log_probs.double())).sum()
     return tuple((sums / len(logits)).clamp(min=0.0).tolist())
 
 
@@ -190,5 +191,7 @@ def share_lost(kl: Sequence[float], information: Sequence[float]) -> float:
 
     So KD weighs a temperature. A teacher that tells nothing has nothing to lose: 0.
     """
-    lost, told = (sum(t**2 * x for t, x in zip(TEMPERATURES, xs, strict=True)) for xs in (kl, information))
-    return lost / told if told > 0 else 0.0
+    lost, all_of_it = (
+        sum(t**2 * x for t, x in zip(TEMPERATURES, xs, strict=True)) for xs in (kl, information)
+    )
+    return lost / all_of_it if all_of_it > 0 else 0.0

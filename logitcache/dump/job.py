@@ -235,9 +235,8 @@ def calibration_views(spec: CacheSpec, asked: int | None) -> int:
         raise OptionError(f"calibration must be 0 for none, or {FEWEST} to {most:,} views, found {asked:,}")
     if not spec.tail_size and asked:
         raise OptionError(f"a cache of all {spec.k} logits has nothing to complete: leave calibration out")
-    if spec.tail_size == 0 or (
-        spec.tail_size == 1 and asked is None
-    ):  # one class follows from the tail's mass
+    follows = spec.tail_size == 1 and asked is None  # of one class the tail's mass says all
+    if not spec.tail_size or follows:
         return 0
     return choose_count(spec.dataset.n, spec.dataset.num_classes, asked)
 

@@ -172,7 +172,7 @@ def plan_cache(
         held_out = torch.cat([rows for rows, _ in _decode_shards(exact)])
         statistics = fit_statistics(logits[~held_out]) if int((~held_out).sum()) >= FEWEST else None
         completion = Completion.of(statistics) if statistics else None
-        views, told, choices = len(logits), measure_information(logits[held_out]), []
+        views, information, choices = len(logits), measure_information(logits[held_out]), []
         for k, profile in _kinds(exact.spec.dataset.num_classes, config.ks):
             reader = exact
             if profile != "exact":
@@ -192,7 +192,7 @@ def plan_cache(
                 once += sum(map(len, pack_statistics(reader.spec, statistics).values()))
             total = math.ceil(per_view * len(images) * config.seeds) + once
             fidelity = found if completed else even
-            lost = share_lost(fidelity.kl, told)
+            lost = share_lost(fidelity.kl, information)
             choices.append(Choice(k, profile, completed, per_view, total, fidelity.kl, lost, *fidelity[1:]))
     choices = [replace(c, beaten=any(other.beats(c) for other in choices)) for c in choices]
     choices.sort(key=lambda choice: (-choice.error, -choice.bytes_in_all))
@@ -200,7 +200,7 @@ def plan_cache(
     hours = len(images) * config.seeds / rate / 3600
     return Plan(
         views=views,
-        information=told,
+        information=information,
         n=len(images),
         seeds=config.seeds,
         epochs=config.epochs,

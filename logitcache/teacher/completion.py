@@ -151,8 +151,8 @@ class Completion:
             torch.addmm(self.mean, (factors.mT @ weights[:, :, None])[:, :, 0], self.factors.T, out=out)
         else:
             weights = self._solve_system(self.covariance[ids[:, :, None], ids[:, None]], beyond)
-            told = F.embedding_bag(ids, self.covariance, per_sample_weights=weights, mode="sum")
-            torch.add(self.mean, told, out=out)
+            posterior = F.embedding_bag(ids, self.covariance, per_sample_weights=weights, mode="sum")
+            torch.add(self.mean, posterior, out=out)
 
     def _solve_system(self, system: Tensor, right: Tensor) -> Tensor:
         """Return (B, n) solutions of (B, n, n) systems, the noise on their diagonals, and (B, n, 1) right sides."""
@@ -192,10 +192,7 @@ def _newton(
     size = log_distance.shape[1] - (0 if ids is None else ids.shape[1])
     least = math.log(size) - mean
     nearest = log_distance.amin(1)
-    distance, other = (
-        torch.empty_like(log_distance),
-        torch.empty_like(log_distance),
-    )  # few, to stay in the cache
+    distance, other = (torch.empty_like(log_distance) for _ in range(2))  # few, to stay in the cache
     step = torch.zeros_like(beta)
     for _ in range(steps):
         torch.mul(log_distance, beta[:, None], out=distance).exp_()

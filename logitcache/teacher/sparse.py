@@ -248,7 +248,7 @@ class SparseTeacher:
         lse, mean, var, known = (t if t is None else function(t) for t in optional)
         ids, gap, top = function(self.ids), function(self.gap), function(self.top)
         mapped = type(self)(ids, gap, top, lse, mean, var, self.num_classes, self.completion, known)
-        if "logits" in self.__dict__:  # completed once, whoever asks
+        if known is None and "logits" in self.__dict__:  # completed once, whoever asks
             mapped.__dict__["logits"] = function(self.logits)
         return mapped
 
