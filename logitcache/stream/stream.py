@@ -247,6 +247,13 @@ class Stream:
             raise IncompleteError(
                 f"no seed is complete in every cache ({held}); dump the same --seeds of each"
             )
+        if not seeds:
+            opened = {seed for reader in readers for seed in reader.opened_seeds()}
+            if others := sorted(opened.difference(chosen)):
+                warnings.warn(
+                    f"{seed_list(others)} left out, as not every cache has all of it; `logitcache dump` completes it",
+                    stacklevel=2,
+                )
         proved = [open_proved_views(reader, images, chosen, allow_drift=allow_drift) for reader in readers]
         teachers = [CachedTeacher(reader, spool_folder, spool_limit) for reader in readers]
         without = [
