@@ -59,7 +59,7 @@ def train(
     spool_folder: stream_options.SpoolFolder = None,
     spool_limit: stream_options.SpoolLimit = "50GB",
     teacher_cache: stream_options.TeacherCache = None,
-    protocol: train_options.ProtocolName = "digits",
+    protocol: train_options.ProtocolName = "auto",
     epochs: train_options.Epochs = None,
     batch_size: train_options.BatchSize = None,
     lr: train_options.Lr = None,
@@ -93,14 +93,11 @@ def train(
     Example: logitcache train --student resnet18 --cache caches/vit_l-digits.zarr --loss cmkd
     """
     from logitcache.distributed import World
-    from logitcache.train.config import protocol_named
     from logitcache.train.launch import TrainJob
     from logitcache.train.tensorboard import CurveWriter
 
-    settings = protocol_named(protocol)
-    variants = train_options.read_variants(context, settings.config)
-    needs_teacher = any(variant.build_objective().needs_teacher for variant in variants)
-    inputs = stream_options.read_inputs(context.params, needs_teacher, settings.batch_size)
+    variants = train_options.read_variants(context)
+    inputs = stream_options.read_inputs(context.params, variants.needs_teacher)
     job = TrainJob(
         tuple(student), variants, inputs, out, weights, input_size, teacher_cache, tuple(export or ())
     )

@@ -26,7 +26,14 @@ from logitcache.errors import (
 from logitcache.format.spec import Spec
 from logitcache.stream.stream import Batch, Stream
 from logitcache.train.evaluation import Evaluation
-from logitcache.train.events import EpochDone, OnTrainEvent, StepDone, StudentFailed, TrainEvent
+from logitcache.train.events import (
+    EpochDone,
+    OnTrainEvent,
+    StepDone,
+    StudentFailed,
+    TrainEvent,
+    TrainingBegun,
+)
 from logitcache.train.learner import Learner, Run
 from logitcache.train.run_folder import RunFolder
 from logitcache.train.score_meter import ScoreMeter
@@ -110,6 +117,7 @@ def train(
         cohort = _Cohort(_open_learners(runs, stream, world, resume), world, on_progress)
         checkpoints = _Checkpoints(cohort, checkpoint_every, should_stop)
         started = time.perf_counter()
+        cohort.emit(TrainingBegun(cohort.epochs.start, cohort.epochs.stop))
         for epoch in cohort.epochs:
             active = _train_epoch(epoch, stream, cohort, checkpoints)
             if checkpoints.stopped:
