@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from logitcache.errors import FormatError, StorageError, WeightsError
 from logitcache.files import writing
-from logitcache.format.identity import AdapterSpec
+from logitcache.format.identity import AdapterSpec, RecipeSpec
 from logitcache.format.spec import Spec
 
 StateDict = Mapping[str, Tensor]
@@ -31,12 +31,23 @@ _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
 @dataclass(frozen=True)
 class WeightsHeader(Spec):
-    """What a file written by `write_weights` says of itself: model name, class count, input, number of heads."""
+    """What a file written by `write_weights` says of itself.
+
+    Attributes:
+        name: of the model.
+        num_classes: C.
+        adapter: how it wants its input.
+        heads: 1 or 2.
+        class_names: of the classes, in order; empty where they have none.
+        evaluation: recipe of the views that it is to be shown; None where nobody said.
+    """
 
     name: str
     num_classes: int
     adapter: AdapterSpec
     heads: int = 1
+    class_names: tuple[str, ...] = ()
+    evaluation: RecipeSpec | None = None
 
 
 def read_header(path: Path) -> WeightsHeader | None:

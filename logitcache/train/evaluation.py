@@ -28,7 +28,6 @@ from logitcache.views.datasets import WrappedImages, open_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.loader import iterate_batches, view_loader
-from logitcache.views.recipes import recipe_named
 from logitcache.views.replay import prove_replay
 
 SEED = 0  # the only one: the views of an evaluation recipe are the same under every seed
@@ -86,7 +85,7 @@ class Evaluation:
         name = stream.views.images.name
         if stream.views.images.split == "test":
             raise DataError(f"{name}: its test split is what is trained on, so none is left to evaluate on")
-        recipe = recipe_named(stream.views.maker.recipe.evaluation)
+        recipe = stream.evaluation
         images, workers = open_images(name, "test"), stream.config.workers
         if (images.num_classes or 0) > stream.num_classes:
             raise classes_differ(images.num_classes, stream.num_classes, images)
