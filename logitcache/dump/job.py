@@ -17,7 +17,7 @@ import numpy as np
 from logitcache.dump.calibration import Calibrate, Calibration, calibrate_by, choose_count, most_views
 from logitcache.dump.filler import Filler, OnViewsDone, ShardReport, ShardTask
 from logitcache.dump.pipeline import load_pipeline
-from logitcache.dump.settings import DumpConfig
+from logitcache.dump.settings import DumpConfig, default_top_k
 from logitcache.errors import BusyError, Difference, FormatError, MismatchError, OptionError
 from logitcache.format.identity import RecipeSpec, TeacherSpec
 from logitcache.format.schema import DATA, CacheSpec
@@ -31,9 +31,6 @@ from logitcache.views.alignment import align_images, require_distinct_keys
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.replay import prove_replay
-
-TOP_K = 8  # of a new cache
-ALL_UP_TO = 16  # classes of which a new cache keeps every one
 
 
 @dataclass(frozen=True)
@@ -244,7 +241,6 @@ def cache_spec(
     images: Images, recipe: RecipeSpec, teacher: Model, config: DumpConfig, *, calibrated: bool = False
 ) -> CacheSpec:
     """Return what identifies the cache that such a dump makes."""
-    few = teacher.num_classes <= ALL_UP_TO
     return CacheSpec.new(
         TeacherSpec(
             name=teacher.name,
@@ -255,7 +251,7 @@ def cache_spec(
         ),
         images.spec(teacher.num_classes),
         recipe,
-        k=config.top_k if config.top_k is not None else teacher.num_classes if few else TOP_K,
+        k=default_top_k(teacher.num_classes) if config.top_k is None else config.top_k,
         profile=config.profile or "default",
         versions=library_versions(),
         shard_samples=config.shard_samples or None,
