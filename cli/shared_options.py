@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from logitcache.errors import NotFoundError, OptionError
+from logitcache.paths import expand_home
 
 CACHES = Path("caches")
 TEST_SUFFIX = ".test.zarr"
@@ -48,8 +49,9 @@ def parse_output_path(path: str | Path) -> Path:
 
     Raises:
         BadParameter: the path is empty.
+        OptionError: it begins with `~`, and there is no such home.
     """
-    return Path(parse_output_place(str(path)))
+    return expand_home(parse_output_place(str(path)))
 
 
 def parse_output_place(path: str) -> str:

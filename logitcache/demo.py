@@ -20,6 +20,7 @@ from logitcache.format.spec import Spec
 from logitcache.losses.objective import Objective
 from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel, choose_device
+from logitcache.paths import expand_home
 from logitcache.report.page import report
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
@@ -114,7 +115,7 @@ def demo(
         StorageError: it cannot be written.
     """
     on_stage = on_stage or (lambda line: None)
-    job = _Demo(_make_folder(Path(out)), config)
+    job = _Demo(_make_folder(expand_home(out)), config)
     on_stage(f"1. train a teacher, {TEACHER}, on {len(job.images):,} digits")
     trained = job.train_teacher()
     on_stage(f"2. dump its top {config.top_k} logits under {config.seeds} augmentation seeds")

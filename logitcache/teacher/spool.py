@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 
 from logitcache.errors import LogitCacheError, StorageError
 from logitcache.format.schema import CacheSpec, RowLayout
+from logitcache.paths import expand_home, read_variable, user_cache_folder
 from logitcache.store.reader import CacheReader
 from logitcache.teacher.completion import Completion
 from logitcache.teacher.sparse import SparseTeacher
@@ -41,15 +42,16 @@ DECODERS = 2  # threads; as many shards are in memory, and the one being written
 
 def default_spool_folder() -> Path:
     """Return where spools go: $LOGITCACHE_SPOOL, or logitcache/spool in the user's cache folder."""
-    if chosen := os.environ.get("LOGITCACHE_SPOOL"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "logitcache" / "spool"
+    if chosen := read_variable("LOGITCACHE_SPOOL"):
+        return expand_home(chosen)
+    return user_cache_folder() / "logitcache" / "spool"
 
 
 def spool_path(reader: CacheReader, seed: int, folder: Path | None = None) -> Path:
     """Return where `open_spool` keeps a complete seed."""
     layout = RowLayout.of(reader.spec)
-    return (folder or default_spool_folder()) / f"{reader.identity(seed)}-{_layout_digest(layout)}.spool"
+    folder = expand_home(folder) if folder else default_spool_folder()
+    return folder / f"{reader.identity(seed)}-{_layout_digest(layout)}.spool"
 
 
 def open_spool(
@@ -74,10 +76,10 @@ def open_spool(
         StorageError: the spool cannot be written.
     """
     reader.require([seed])
-    folder = folder or default_spool_folder()
     layout = RowLayout.of(reader.spec)
     shape = (reader.spec.dataset.n, layout.row_bytes)
     file = spool_path(reader, seed, folder)
+    folder = file.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
