@@ -15,7 +15,7 @@ from typing import Any
 from logitcache.dump.job import DumpReport, dump
 from logitcache.dump.settings import DumpConfig
 from logitcache.errors import OptionError, StorageError
-from logitcache.files import require_folder, writing
+from logitcache.files import is_stray, require_folder, writing
 from logitcache.format.spec import Spec
 from logitcache.losses.objective import Objective
 from logitcache.models.build import Model, build_model
@@ -241,7 +241,7 @@ def _build(name: str, seed: int, weights: str = "random") -> Model:
 def _make_folder(out: Path) -> Path:
     """Make an empty folder, in place of an earlier demo."""
     require_folder(out)
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and not all(is_stray(file.name) for file in out.iterdir()):
         if not (out / MARK).is_file():
             raise OptionError(f"{out} is not empty and holds no demo; choose another --out")
         try:

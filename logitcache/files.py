@@ -1,13 +1,26 @@
-"""Files written by a temporary file, then a rename; and whether a file or folder can be written at a path."""
+"""Files written by a temporary file, then a rename; whether one can be written; and those that nobody meant."""
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from logitcache.errors import LogitCacheError, OptionError, StorageError
+
+_STRAY = re.compile(
+    r"\.DS_Store|\._.*|\.AppleDouble|\.localized|\.Spotlight-V100|\.Trashes|\.fseventsd|\.TemporaryItems|__MACOSX"
+    r"|Thumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information"
+    r"|lost\+found|\.nfs[0-9a-f]+|\.fuse_hidden[0-9a-f]+|\.Trash-\d+|\.directory|\.snapshot|@eaDir|.*_\$folder\$",
+    re.IGNORECASE,
+)
+
+
+def is_stray(name: str) -> bool:
+    """Return whether a file or folder of that name is one that systems and file managers leave in any folder."""
+    return _STRAY.fullmatch(name) is not None
 
 
 def require_file(out: Path, example: str) -> None:

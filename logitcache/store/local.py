@@ -11,6 +11,7 @@ from typing import TypeVar
 from filelock import FileLock, Timeout
 
 from logitcache.errors import BusyError
+from logitcache.files import is_stray
 from logitcache.store.disk import (
     make_durable,
     make_folder,
@@ -46,20 +47,24 @@ class LocalPlace(Place):
         return [work(item) for item in items]
 
     def names(self) -> list[str]:
-        """List the names in this folder; none if it is not there."""
-        return os.listdir(self.path) if self.path.exists() else []
+        """List the names in this folder but for strays; none if it is not there."""
+        return [name for name in os.listdir(self.path) if not is_stray(name)] if self.path.exists() else []
 
     def vacant(self) -> bool:
         """Return whether this folder holds at most what is left of a cache that was never finished."""
         if not self.path.exists():
             return True
         unfinished = {".lock", ".new", KEYS, CLASS_STATISTICS}
-        return self.path.is_dir() and set(os.listdir(self.path)) <= unfinished
+        return self.path.is_dir() and set(self.names()) <= unfinished
 
     def files(self) -> set[str]:
-        """List every file below this folder."""
-        found = (Path(parent) / name for parent, _, names in os.walk(self.path) for name in names)
-        return {file.relative_to(self.path).as_posix() for file in found}
+        """List every file below this folder but for strays."""
+        found = (
+            (Path(parent) / name).relative_to(self.path)
+            for parent, _, names in os.walk(self.path)
+            for name in names
+        )
+        return {file.as_posix() for file in found if not any(map(is_stray, file.parts))}
 
     def nonempty(self, files: Iterable[str]) -> set[str]:
         """Return those of these files that exist and are not empty."""
