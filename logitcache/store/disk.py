@@ -78,6 +78,8 @@ def storing(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             room = shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
             free = f" ({size(room)} free); make room and run the same command again"
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            free = "; allow more open files (`ulimit -n`) and run the same command again"
         raise StorageError(
             f"cannot write {path}: {error.strerror or error}{free}; committed shards are safe"
         ) from error

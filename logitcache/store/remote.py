@@ -332,4 +332,4 @@ def _is_final(error: Exception) -> bool:
 def _reason(error: BaseException) -> str:
     """Return a file system's message in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text[:300]
+    return text[:300].rstrip(".")
