@@ -10,6 +10,7 @@ from typing import ParamSpec
 import typer
 
 from logitcache.errors import LogitCacheError, StoppedError
+from logitcache.paths import read_variable
 
 from .terminal import say
 
@@ -63,7 +64,7 @@ def print_on_sigterm() -> None:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    if "RANK" not in os.environ:
+    if read_variable("RANK") is None:
         signal.signal(signal.SIGTERM, handle)
 
 

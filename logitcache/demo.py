@@ -15,11 +15,12 @@ from typing import Any
 from logitcache.dump.job import DumpReport, dump
 from logitcache.dump.settings import DumpConfig
 from logitcache.errors import OptionError, StorageError
-from logitcache.files import require_folder, writing
+from logitcache.files import is_stray, require_folder, writing
 from logitcache.format.spec import Spec
 from logitcache.losses.objective import Objective
 from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel, choose_device
+from logitcache.paths import expand_home
 from logitcache.report.page import report
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
@@ -114,7 +115,7 @@ def demo(
         StorageError: it cannot be written.
     """
     on_stage = on_stage or (lambda line: None)
-    job = _Demo(_make_folder(Path(out)), config)
+    job = _Demo(_make_folder(expand_home(out)), config)
     on_stage(f"1. train a teacher, {TEACHER}, on {len(job.images):,} digits")
     trained = job.train_teacher()
     on_stage(f"2. dump its top {config.top_k} logits under {config.seeds} augmentation seeds")
@@ -240,7 +241,7 @@ def _build(name: str, seed: int, weights: str = "random") -> Model:
 def _make_folder(out: Path) -> Path:
     """Make an empty folder, in place of an earlier demo."""
     require_folder(out)
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and not all(is_stray(file.name) for file in out.iterdir()):
         if not (out / MARK).is_file():
             raise OptionError(f"{out} is not empty and holds no demo; choose another --out")
         try:

@@ -31,6 +31,7 @@ from logitcache.dump.settings import DumpConfig
 from logitcache.errors import ClusterError, LogitCacheError, MismatchError, OptionError
 from logitcache.format.schema import CacheSpec
 from logitcache.models.forward import choose_device, choose_precision
+from logitcache.paths import expand_home
 from logitcache.store import CacheWriter
 from logitcache.views.keyed_views import KeyedViews
 
@@ -85,7 +86,7 @@ def dump_on_dask(
         ) as job:
             del teacher
             spec, name = job.writer.spec, f"logitcache-{uuid.uuid4().hex}"
-            seen_by_workers = out if "://" in str(out) else Path(out).absolute()
+            seen_by_workers = out if "://" in str(out) else expand_home(out).absolute()
             plugin = HelperPlugin(
                 seen_by_workers,
                 inputs,

@@ -10,7 +10,6 @@ import math
 import os
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple, Self
 
 import torch
@@ -37,6 +36,7 @@ from logitcache.models.weights import (
     read_weights,
     write_weights,
 )
+from logitcache.paths import expand_home
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, what Pillow's "L" uses
 NEW_HEAD = " with a new head"  # how `Model.weights` ends where the head is not from these weights
@@ -182,7 +182,7 @@ def save_weights(path: str | os.PathLike[str], model: Model) -> None:
     header = WeightsHeader(
         model.name, model.num_classes, model.adapter, model.heads, model.class_names, model.evaluation
     )
-    write_weights(Path(path), model.module.state_dict(), header)
+    write_weights(expand_home(path), model.module.state_dict(), header)
 
 
 class InputAdapter(nn.Module):
@@ -251,7 +251,7 @@ def _find_pretrained(entry: ModelEntry, weights: str, num_classes: int, new_head
 
 
 def _read_file(entry: ModelEntry, weights: str, num_classes: int, new_head: bool) -> _Source:
-    path = Path(weights).expanduser()
+    path = expand_home(weights)
     if not path.is_file():
         if re.fullmatch(r"[A-Z0-9_]+", weights):
             raise UnknownNameError(f"weights of {entry.name}", weights, entry.pretrained)

@@ -4,6 +4,7 @@ Teachers (stage one, or live) and students run through the same few lines.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from logitcache.errors import DeviceMemoryError, OptionError
 from logitcache.format.identity import Precision
 from logitcache.models.build import InputAdapter, Model
+from logitcache.paths import name_user
 
 DTYPES: dict[Precision, torch.dtype] = {
     "float32": torch.float32,
@@ -48,6 +50,11 @@ class ViewModel(nn.Module):
         """Move to a device, and the weights into the memory format that the images will have."""
         self.to(device)
         return self.to(memory_format=torch.channels_last) if self._channels_last_on(device) else self
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile the forward by `torch.compile`, also for a user without a name."""
+        name_user()
+        super().compile(*args, **options)
 
     def _channels_last_on(self, device: torch.device) -> bool:
         return device.type == "cuda" if self.channels_last is None else self.channels_last

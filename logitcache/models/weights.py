@@ -23,6 +23,7 @@ from logitcache.errors import FormatError, StorageError, WeightsError
 from logitcache.files import writing
 from logitcache.format.identity import AdapterSpec, RecipeSpec
 from logitcache.format.spec import Spec
+from logitcache.paths import read_variable, user_cache_folder
 
 StateDict = Mapping[str, Tensor]
 WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
@@ -113,7 +114,7 @@ def download_weights(url: str, file: str) -> StateDict:
     Raises:
         WeightsError: they cannot be had; it says where to put the file.
     """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / file
+    path = _find_hub() / "checkpoints" / file
     if not path.exists():
         checksum = re.search(r"-([0-9a-f]{8,})\.", file)
         try:
@@ -125,6 +126,16 @@ def download_weights(url: str, file: str) -> StateDict:
             advice = f"put it into {path.parent} yourself, or give --weights FILE"
             raise WeightsError(f"cannot download {file} ({first_line(error)}); {advice}") from error
     return _read_torch(path)
+
+
+def _find_hub() -> Path:
+    """Return torch's hub folder; torch itself would make one here where $TORCH_HOME or $XDG_CACHE_HOME is empty."""
+    folder = Path(torch.hub.get_dir())
+    return (
+        folder
+        if folder.is_absolute() or read_variable("TORCH_HOME")
+        else user_cache_folder() / "torch" / "hub"
+    )
 
 
 def load_weights(

@@ -12,6 +12,7 @@ from logitcache.distributed import World
 from logitcache.errors import NotFoundError, OptionError
 from logitcache.format.identity import RecipeSpec
 from logitcache.store import CacheReader
+from logitcache.paths import expand_home
 from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.teacher.ensemble import AverageSpace
 from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT
@@ -156,6 +157,7 @@ def read_samples(file: Path) -> tuple[int, ...]:
         NotFoundError: the file cannot be read.
         OptionError: it does not hold whole numbers.
     """
+    file = expand_home(file)
     try:
         if file.suffix != ".npy":
             return tuple(map(int, file.read_text().split()))

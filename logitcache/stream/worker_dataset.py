@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from logitcache.errors import IncompleteError
 from logitcache.format.schema import RowLayout
-from logitcache.teacher.spool_file import is_intact
+from logitcache.teacher.spool_file import MOST_MAPPED, is_intact, map_rows
 from logitcache.views.keyed_views import KeyedViews, Pair, check_batch
 
 Item = tuple[Any, int, Tensor]
@@ -66,8 +66,10 @@ class PackedViews(Dataset[Item]):
     def _rows(self, samples: npt.NDArray[np.int64], seeds: npt.NDArray[np.int64]) -> Tensor:
         rows = np.empty((len(samples), self.layout.row_bytes), dtype=np.uint8)
         for seed in np.unique(seeds).tolist():
-            if seed not in self._mapped:
-                self._mapped[seed] = self._map(seed)
+            mapped = self._mapped.pop(seed, None)
+            self._mapped[seed] = self._map(seed) if mapped is None else mapped  # the last is the latest used
+            while len(self._mapped) > MOST_MAPPED:
+                del self._mapped[next(iter(self._mapped))]
             rows[seeds == seed] = self._mapped[seed][samples[seeds == seed]]
         valid = ~np.isnan(np.ascontiguousarray(rows[:, self.layout.top]).view(np.float32)[:, 0])
         if not valid.all():
@@ -85,4 +87,4 @@ class PackedViews(Dataset[Item]):
             raise IncompleteError(
                 f"seed {seed} is not decoded; iterate a ViewSampler, or call prepare([{seed}]) before the loader"
             )
-        return np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
+        return map_rows(file, shape)

@@ -32,6 +32,7 @@ from logitcache.errors import (
 from logitcache.files import replacing, require_folder
 from logitcache.models.build import Model, save_weights
 from logitcache.models.weights import first_line
+from logitcache.paths import expand_home
 from logitcache.train.confidence import Reliability
 from logitcache.versions import library_versions
 
@@ -50,7 +51,7 @@ class RunFolder:
     """The files of one run."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = expand_home(path)
 
     def has_run(self) -> bool:
         """Is there a run in it?"""

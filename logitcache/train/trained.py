@@ -8,6 +8,7 @@ from logitcache.errors import FormatError, NotFoundError, OptionError
 from logitcache.format.identity import RecipeSpec
 from logitcache.models.build import Model, build_model
 from logitcache.models.weights import read_header
+from logitcache.paths import expand_home
 from logitcache.plugins import require_own
 from logitcache.train.run_folder import RunFolder
 
@@ -44,7 +45,7 @@ class TrainedStudent:
             FormatError: the run's config.json is damaged.
             WeightsError: the weights' header is.
         """
-        path = Path(path).expanduser()
+        path = expand_home(path)
         if which not in ("best", "last"):
             raise OptionError(f"weights of a run are best or last, found {which!r}")
         if not path.is_dir():
