@@ -258,8 +258,9 @@ class Learner:
         meter = self.meter.over_ranks(self.world)
         options = ["a smaller --lr"]
         options += ["--clip-norm 1"] if self.run.config.clip_norm is None else []
-        options += ["--precision float32"] if self._precision != "float32" else []
-        meter.require_finite(not spoilt, f"try {join_alternatives(options)}")
+        half = ["--precision float32"] if self._precision != "float32" else []
+        at_once = f"{'try --precision float32, or ' if half else ''}check them, and the cache by `logitcache verify`"
+        meter.require_finite(not spoilt, f"try {join_alternatives(options + half)}", at_once)
         self.recent = meter.means()
         return meter
 
