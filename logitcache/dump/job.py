@@ -26,7 +26,7 @@ from logitcache.models.build import Model
 from logitcache.models.forward import choose_device, choose_precision
 from logitcache.store import CacheReader, CacheWriter, SeedWriter
 from logitcache.teacher.completion import FEWEST
-from logitcache.versions import library_versions
+from logitcache.versions import view_conditions
 from logitcache.views.alignment import align_images, require_distinct_keys
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
@@ -258,7 +258,7 @@ def cache_spec(
         recipe,
         k=config.top_k if config.top_k is not None else teacher.num_classes if few else TOP_K,
         profile=config.profile or "default",
-        versions=library_versions(),
+        versions=view_conditions(),
         shard_samples=config.shard_samples or None,
         calibrated=calibrated,
     )
