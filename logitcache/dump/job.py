@@ -30,6 +30,7 @@ from logitcache.versions import view_conditions
 from logitcache.views.alignment import align_images, require_distinct_keys
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
+from logitcache.views.repeatable import require_repeatable
 from logitcache.views.replay import prove_replay
 
 TOP_K = 8  # of a new cache
@@ -97,7 +98,8 @@ def dump(
         MismatchError: there is another cache at `out`.
         DriftError: the views made here are not those of the shards already there, of whatever seed.
         BusyError: other processes write all of the seeds.
-        DataError: an image does not decode (or, going on, no longer does).
+        DataError: an image does not decode (or, going on, no longer does), or data or recipe are random of
+            themselves.
         NonFiniteError: the teacher gave NaN or infinity.
         StorageError: the disk said no.
         LogitCacheError: a worker died.
@@ -190,6 +192,7 @@ def open_seeds(
             "give weights of as many classes, or view the images without theirs (folder:PATH)",
         )
     keys, calibration, statistics = require_distinct_keys(images), None, None
+    require_repeatable(KeyedViews(images, recipe))
     if cache is None:
         spec = cache_spec(images, recipe, teacher, config)
         if count := calibration_views(spec, config.calibration):
