@@ -1,4 +1,4 @@
-"""What `train` reports while it runs: a step taken, an epoch completed, a student that failed."""
+"""What `train` reports while it runs: a step taken, an epoch completed, a student that is odd, or failed."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -64,5 +64,18 @@ class StudentFailed:
     error: LogitCacheError
 
 
-TrainEvent = StepDone | EpochDone | StudentFailed
+@dataclass(frozen=True)
+class StudentNoted:
+    """What a user may not expect of a student, before its first step.
+
+    Attributes:
+        run: run folder.
+        note: a line for people.
+    """
+
+    run: Path
+    note: str
+
+
+TrainEvent = StepDone | EpochDone | StudentFailed | StudentNoted
 OnTrainEvent = Callable[[TrainEvent], None]
