@@ -308,6 +308,7 @@ def _prepare(run: Run, device: torch.device) -> tuple[Model, Rehearsal]:
         student = student.with_two_heads(run.config.seed)
     if run.config.grad_checkpointing:
         _enable_grad_checkpointing(student)
+    student.module.to(device)
     rehearsal = rehearse(student)
     if run.config.sync_batch_norm:
         student = _convert_sync_batch_norm(student, device)

@@ -54,7 +54,7 @@ def rehearse(student: Model) -> Rehearsal:
             )
             for parameter in parameters.values():
                 parameter.grad = None
-            logits.float().sum().backward()
+            logits.float().sum().backward()  # type: ignore[no-untyped-call]
         unused = [name for name, p in parameters.items() if p.requires_grad and p.grad is None]
     except LogitCacheError:
         raise

@@ -55,8 +55,8 @@ def require_repeatable(views: KeyedViews) -> None:
                 step = _name_random_step(views, sample)
                 raise DataError(
                     f"{step} of recipe {views.maker.recipe.name!r} makes another view of "
-                    f"{views.images.describe(sample)} when it is made again under the same seed; let it draw from the "
-                    "global generators of torch, random or numpy.random, which each view seeds, and keep no state"
+                    f"{views.images.describe(sample)} when it is made again under the same seed; let it draw from "
+                    "the global generators of torch, random or numpy.random, which each view seeds, and keep no state"
                 )
 
 
