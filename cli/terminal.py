@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from logitcache.format.spec import jsonable
+
 # Names and paths may hold anything: brackets and colons in them are no markup.
 console = Console(highlight=False, markup=False, emoji=False)
 stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -19,7 +21,7 @@ def say(text: str) -> None:
 def show(report: dict[str, Any], rows: list[tuple[str, str]], *, as_json: bool) -> None:
     """Print a result on stdout: as JSON, or as rows of a name and a value, wrapped on a terminal only."""
     if as_json:
-        print(json.dumps(report, indent=2))
+        print(json.dumps(jsonable(report), indent=2, allow_nan=False))
     elif console.is_terminal:
         table = Table(show_header=False, box=None, pad_edge=False)
         table.add_column(style="bold", no_wrap=True)

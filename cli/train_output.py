@@ -3,7 +3,14 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from logitcache.train.events import EpochDone, OnTrainEvent, StepDone, StudentFailed, TrainEvent
+from logitcache.train.events import (
+    EpochDone,
+    OnTrainEvent,
+    StepDone,
+    StudentFailed,
+    StudentNoted,
+    TrainEvent,
+)
 from logitcache.units import rate
 
 from .progress import Advance
@@ -19,6 +26,8 @@ def reporter(advance: Advance) -> OnTrainEvent:
     def report(event: TrainEvent) -> None:
         if isinstance(event, StudentFailed):
             say(f"{event.run}: ended early: {event.error}")
+        elif isinstance(event, StudentNoted):
+            say(f"note: {event.note}")
         elif isinstance(event, EpochDone):
             row = event.row
             score = f", top-1 {100 * row['top1']:.1f} %" if "top1" in row else ""

@@ -26,10 +26,11 @@ from logitcache.models.build import Model
 from logitcache.models.forward import choose_device, choose_precision
 from logitcache.store import CacheReader, CacheWriter, SeedWriter, seed_list
 from logitcache.teacher.completion import FEWEST
-from logitcache.versions import library_versions
+from logitcache.versions import view_conditions
 from logitcache.views.alignment import align_images, require_distinct_keys
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
+from logitcache.views.repeatable import require_repeatable
 from logitcache.views.replay import prove_replay
 
 
@@ -94,7 +95,8 @@ def dump(
         MismatchError: there is another cache at `out`.
         DriftError: the views made here are not those of the shards already there, of whatever seed.
         BusyError: other processes write all of the seeds.
-        DataError: an image does not decode (or, going on, no longer does).
+        DataError: an image does not decode (or, going on, no longer does), or data or recipe are random of
+            themselves.
         NonFiniteError: the teacher gave NaN or infinity.
         StorageError: the disk said no.
         LogitCacheError: a worker died.
@@ -186,6 +188,7 @@ def open_seeds(
             "give weights of as many classes, or view the images without theirs (folder:PATH)",
         )
     keys, calibration, statistics = require_distinct_keys(images), None, None
+    require_repeatable(KeyedViews(images, recipe))
     if cache is None:
         spec = cache_spec(images, recipe, teacher, config)
         if count := calibration_views(spec, config.calibration):
@@ -253,7 +256,7 @@ def cache_spec(
         recipe,
         k=default_top_k(teacher.num_classes) if config.top_k is None else config.top_k,
         profile=config.profile or "default",
-        versions=library_versions(),
+        versions=view_conditions(),
         shard_samples=config.shard_samples or None,
         calibrated=calibrated,
     )

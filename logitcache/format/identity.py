@@ -4,12 +4,13 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
 from logitcache.errors import UnknownNameError
-from logitcache.format.spec import Spec, require
+from logitcache.format.spec import Spec, jsonable, require
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -33,6 +34,10 @@ class AdapterSpec(Spec):
         require(
             len(self.mean) == len(self.std) == self.channels and all(s > 0 for s in self.std),
             f"mean and std must hold {self.channels} values, std positive; found {self.mean} and {self.std}",
+        )
+        require(
+            all(map(math.isfinite, (*self.mean, *self.std))),
+            f"mean and std must be finite, found {self.mean} and {self.std}",
         )
 
 
@@ -76,6 +81,10 @@ class StepSpec(Spec):
 
     transform: str
     args: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        nan = json.dumps(jsonable(self.args)) != json.dumps(self.args)
+        require(not nan, f"arguments of {self.transform} must be finite, found {self.args}")
 
 
 MIXES = ("MixUp", "CutMix")

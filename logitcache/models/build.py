@@ -24,6 +24,7 @@ from logitcache.errors import (
     WeightsError,
 )
 from logitcache.format.identity import AdapterSpec, RecipeSpec
+from logitcache.models.answers import take_logits
 from logitcache.models.catalog import ModelEntry, find_model, seeded
 from logitcache.models.nets import TwoHeads, double_head
 from logitcache.models.weights import (
@@ -278,13 +279,12 @@ def _check_forward(model: Model) -> None:
     modes = [(part, part.training) for part in model.module.modules()]
     try:
         with seeded(0), torch.no_grad():
-            logits = model.module.eval()(torch.zeros(shape))
+            answer = model.module.eval()(torch.zeros(shape))
     except Exception as error:
         raise OptionError(f"{model.name} fails on a {shape} float image: {first_line(error)}") from error
     finally:
         for part, training in modes:
             part.training = training
-    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if found != (1, model.num_classes):
-        expected = f"expected logits (1, {model.num_classes}), found {found}"
-        raise WeightsError(f"{model.name}: {expected}; its class count must be the data set's")
+    logits = take_logits(answer, model.num_classes, model.name)
+    if len(logits) != 1:
+        raise WeightsError(f"{model.name}: expected one row of logits for one image, found {len(logits)}")

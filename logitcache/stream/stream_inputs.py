@@ -11,8 +11,8 @@ import numpy as np
 from logitcache.distributed import World
 from logitcache.errors import NotFoundError, OptionError
 from logitcache.format.identity import RecipeSpec
-from logitcache.store import CacheReader
 from logitcache.paths import expand_home
+from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.teacher.ensemble import AverageSpace
 from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT

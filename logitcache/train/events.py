@@ -1,4 +1,4 @@
-"""What `train` reports while it runs: that it begins, a step taken, an epoch completed, a student that failed."""
+"""What `train` reports while it runs: that it begins, a step taken, an epoch done, a student that is odd, or failed."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -77,5 +77,18 @@ class StudentFailed:
     error: LogitCacheError
 
 
-TrainEvent = TrainingBegun | StepDone | EpochDone | StudentFailed
+@dataclass(frozen=True)
+class StudentNoted:
+    """What a user may not expect of a student, before its first step.
+
+    Attributes:
+        run: run folder.
+        note: a line for people.
+    """
+
+    run: Path
+    note: str
+
+
+TrainEvent = TrainingBegun | StepDone | EpochDone | StudentFailed | StudentNoted
 OnTrainEvent = Callable[[TrainEvent], None]

@@ -31,6 +31,7 @@ from logitcache.train.events import (
     OnTrainEvent,
     StepDone,
     StudentFailed,
+    StudentNoted,
     TrainEvent,
     TrainingBegun,
 )
@@ -92,7 +93,7 @@ def train(
         checkpoint_every: seconds between checkpoints within an epoch; each epoch ends with one.
         should_stop: asked after every step; when it says so, checkpoints are written and training stops.
         on_progress: called with a `StepDone` after every step, an `EpochDone` after every epoch of every student,
-            and a `StudentFailed` when one of several ends early.
+            a `StudentFailed` when one of several ends early, and a `StudentNoted` first for what may not be expected.
 
     Returns:
         A report per run. Of several ranks (`StreamConfig.world`) only rank 0 writes, calls `on_progress` and
@@ -115,6 +116,7 @@ def train(
     with name_lost_ranks():
         shared = all(world.all_gather(evaluation is not None))
         cohort = _Cohort(_open_learners(runs, stream, world, resume), world, on_progress)
+        cohort.emit_notes()
         checkpoints = _Checkpoints(cohort, checkpoint_every, should_stop)
         started = time.perf_counter()
         cohort.emit(TrainingBegun(cohort.epochs.start, cohort.epochs.stop))
@@ -188,6 +190,12 @@ class _Cohort:
         """Pass an event on; on rank 0 alone."""
         if self._on_progress:
             self._on_progress(event)
+
+    def emit_notes(self) -> None:
+        """Report what may not be expected of students."""
+        for learner in self.learners:
+            if learner.note:
+                self.emit(StudentNoted(learner.run.out, learner.note))
 
     def at(self, epoch: int) -> list[Learner]:
         """List those whose next epoch this is."""
