@@ -22,7 +22,8 @@ from logitcache.errors import (
     UnknownNameError,
 )
 from logitcache.plugins import load_callable, require_own
-from logitcache.views.folders import FolderImages, pillow_to_tensor, printable_path
+from logitcache.views.decoding import pillow_to_tensor, printable_path
+from logitcache.views.folders import FolderImages
 from logitcache.views.images import Images, Labels, Samples, check_labels, hash_parts
 from logitcache.views.items import describe_own_error, find_file, is_renumbered, read_item, read_labels
 
