@@ -12,7 +12,16 @@ from logitcache.errors import OptionError, StudentsError
 from . import stream_options, train_options
 from .exit_codes import catch_stop_signals
 from .progress import progress
-from .shared_options import Device, Json, PrecisionName, StudentInputSize, Workers, parse_output_path
+from .shared_options import (
+    Device,
+    Json,
+    OnBadTestImage,
+    PrecisionName,
+    StudentInputSize,
+    Workers,
+    advise_skip,
+    parse_output_path,
+)
 from .terminal import say
 from .train_output import reporter, show_runs
 
@@ -64,6 +73,7 @@ def train(
     spool_limit: stream_options.SpoolLimit = "50GB",
     teacher_cache: stream_options.TeacherCache = None,
     protocol: train_options.ProtocolName = "auto",
+    on_bad_image: OnBadTestImage = "error",
     epochs: train_options.Epochs = None,
     batch_size: train_options.BatchSize = None,
     lr: train_options.Lr = None,
@@ -101,18 +111,31 @@ def train(
         return
 
     from logitcache.distributed import World
+    from logitcache.train.evaluation import TEST_IMAGE
     from logitcache.train.launch import TrainJob
     from logitcache.train.tensorboard import CurveWriter
 
     variants = train_options.read_variants(context)
     inputs = stream_options.read_inputs(context.params, variants.needs_teacher)
     job = TrainJob(
-        tuple(student), variants, inputs, out, weights, input_size, teacher_cache, tuple(export or ())
+        tuple(student),
+        variants,
+        inputs,
+        out,
+        weights,
+        input_size,
+        teacher_cache,
+        tuple(export or ()),
+        on_bad_image,
     )
     world = World.from_environment()
     try:
         first = "opening images and students"
-        with catch_stop_signals() as stop, progress("train", "steps", first=first) as advance:
+        with (
+            advise_skip(on_bad_image, TEST_IMAGE),
+            catch_stop_signals() as stop,
+            progress("train", "steps", first=first) as advance,
+        ):
             report = reporter(advance)
             reports = job.run(
                 world,

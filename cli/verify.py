@@ -6,9 +6,8 @@ import typer
 
 from logitcache.units import figures
 
-from .dump_options import advise_skip
 from .progress import progress
-from .shared_options import Cache, Device, Json, Workers, parse_seeds, pick_fields
+from .shared_options import Cache, Device, Json, Workers, advise_skip, parse_seeds, pick_fields
 from .terminal import show
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What `train` reports while it runs: that it begins, a step taken, an epoch done, a student that is odd, or failed."""
+"""What `train` reports while it runs: that it begins, a step, an epoch, a student that is odd or failed."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

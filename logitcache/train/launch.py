@@ -28,6 +28,7 @@ from logitcache.train.loop import RunReport, train
 from logitcache.train.run_folder import claim_folders
 from logitcache.train.trained import TrainedStudent
 from logitcache.train.variants import Variant, VariantInputs
+from logitcache.views.keyed_views import OnBadImage
 
 OnLine = Callable[[str], None]
 
@@ -72,6 +73,7 @@ class TrainJob:
         weights, input_size: as `build_model` takes them.
         teacher_cache: path or URL of a cache of the test split, to compare the students with their teacher.
         exports: formats to write the best weights in besides, as `export_model` takes them; into the run folders.
+        on_bad_image: whether a test image that does not decode is an error, or left out of the scores.
     """
 
     students: tuple[str, ...]
@@ -82,6 +84,7 @@ class TrainJob:
     input_size: int = 0
     teacher_cache: str | None = None
     exports: tuple[str, ...] = ()
+    on_bad_image: OnBadImage = "error"
 
     def run(self, world: World, on_line: OnLine, **options: Any) -> list[RunReport]:
         """Open everything, train with all ranks of the world, and export.
@@ -164,10 +167,16 @@ class TrainJob:
     def _open_evaluation(self, stream: Stream, on_line: OnLine) -> Evaluation | None:
         teacher = CacheReader(self.teacher_cache) if self.teacher_cache else None
         try:
-            return Evaluation.for_stream(stream, teacher)
+            evaluation = Evaluation.for_stream(stream, teacher, self.on_bad_image)
         except (DataError, NotFoundError) as error:
             on_line(f"note: training without evaluation: {error}")
             return None
+        if stream.config.world.rank == 0 and (bad := evaluation.find_bad_images()):
+            on_line(
+                f"note: {len(bad):,} of {len(evaluation.images):,} test images do not decode and are left out of "
+                f"the scores: {evaluation.images.describe(bad[0])}{' and others' if len(bad) > 1 else ''}"
+            )
+        return evaluation
 
     def _name_folders(self, students: Sequence[Student]) -> AbstractContextManager[Sequence[Path]]:
         labels = [student.label for student in students]

@@ -104,6 +104,7 @@ def train(
         MismatchError: a folder holds a run of another configuration.
         NonFiniteError: a loss became NaN or infinite; the checkpoint before it stays.
         StorageError: the disk said no; the checkpoint before it stays.
+        DataError: an image does not decode. Where it is a test image, the epoch is kept, and evaluated on resuming.
         StoppedError: `should_stop` said so.
         ClusterError: another rank has ended, or could not begin.
         StudentsError: of several students some failed; the others came to their end.
@@ -163,12 +164,29 @@ def _take_step(step: int, batch: Batch, learner: Learner) -> None:
 def _end_epoch(active: list[Learner], cohort: "_Cohort", evaluation: Evaluation | None, shared: bool) -> None:
     """Evaluate the students and save their epoch; `shared` by all ranks, or on rank 0 alone."""
     active = cohort.each(active, Learner.mix_heads)
-    meters: list[ScoreMeter | None] = [None for _ in active]
-    if evaluation and active and (shared or cohort.world.rank == 0):
-        models = [learner.eval_model for learner in active]
-        meters = [*evaluation.run(models, cohort.world if shared else ALONE)]
+    meters = _evaluate(active, cohort, evaluation, shared)
     for learner, meter in zip(active, meters, strict=True):
         cohort.end_epoch(learner, meter)
+
+
+def _evaluate(
+    active: list[Learner], cohort: "_Cohort", evaluation: Evaluation | None, shared: bool
+) -> Sequence[ScoreMeter | None]:
+    """Evaluate the students; where that fails on a rank, all of them save what is trained, and raise."""
+    meters: Sequence[ScoreMeter | None] = [None for _ in active]
+    failed: Exception | None = None
+    if evaluation and active and (shared or cohort.world.rank == 0):
+        models = [learner.eval_model for learner in active]
+        try:
+            meters = evaluation.run(models, cohort.world if shared else ALONE)
+        except ClusterError:
+            raise
+        except Exception as error:  # whatever it is, the epoch is trained
+            failed = error
+    if any(cohort.world.all_gather(failed is not None)):
+        cohort.each(active, Learner.save_checkpoint)
+        raise failed or LogitCacheError("another rank could not evaluate")
+    return meters
 
 
 class _Cohort:
@@ -221,6 +239,8 @@ class _Cohort:
 
         def end(learner: Learner) -> None:
             scores, reliability = (meter.scores(), meter.reliability()) if meter else ({}, None)
+            if meter and meter.left_out:
+                scores["left_out"] = meter.left_out
             rows.append(learner.end_epoch(scores, reliability))
 
         self.each([learner], end)

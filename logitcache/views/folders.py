@@ -1,14 +1,13 @@
-"""Images that are files below one folder, and how a file becomes pixels."""
+"""Images that are files below one folder."""
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from logitcache.errors import DataError, ImageError, NotFoundError
+from logitcache.errors import DataError, NotFoundError
+from logitcache.views.decoding import decode_image, printable_path
 from logitcache.views.images import Images, Labels, Samples, hash_parts
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -100,41 +99,7 @@ class FolderImages(Images):
         return os.fsencode(self.files[sample].replace(os.sep, "/"))
 
 
-def decode_image(path: Path) -> Tensor:
-    """Decode an image file to (3, H, W) uint8 RGB: its first frame, turned as its EXIF orientation says.
-
-    Raises:
-        ImageError: it cannot be read or decoded; the message names the file.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as file:
-            wide = file.format == "PPM" and file.mode == "I"  # Pillow scales such pixels to 16 bits
-            image = ImageOps.exif_transpose(file)
-        pixels = pillow_to_tensor(image.convert("I;16") if wide else image)
-    except Exception as error:  # whatever a decoder raises, the file is what is wrong
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if isinstance(error, UnidentifiedImageError):
-            reason = "it is empty" if path.stat().st_size == 0 else "it is not an image that Pillow knows"
-        raise ImageError(f"{printable_path(path)} does not decode ({reason}); mend or remove it") from error
-    return pixels.expand(3, -1, -1).contiguous()
-
-
 _SUFFIX_LIST = " ".join(IMAGE_SUFFIXES)
-
-
-def pillow_to_tensor(image: Any) -> Tensor:
-    """Convert a PIL image of any mode to (1, H, W) uint8 if it is gray, else (3, H, W) uint8."""
-    if image.mode.startswith("I;16"):
-        array = (np.asarray(image) >> 8).astype(np.uint8)  # Pillow would clip at 255
-    elif image.mode in ("1", "L", "LA"):
-        array = np.array(image.convert("L"))
-    elif image.mode == "P":
-        array = np.array(image.convert("RGBA").convert("RGB"))  # straight to RGB warns of transparency
-    else:
-        array = np.array(image.convert("RGB"))
-    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
 
 
 def _image_files(root: Path, below: str) -> list[str]:
@@ -173,9 +138,3 @@ def _require_folder(folder: Path, expected: str, root: Path, meant: str = "") ->
         found = "does not exist" if not gone.exists() else "is not a folder"
         advice = f"; did you mean {meant}?" if meant else ""
         raise NotFoundError(f"{expected}; {printable_path(gone)} {found}{advice}")
-
-
-def printable_path(path: Path) -> str:
-    """Return a path as one line of text that any terminal takes, whatever its bytes."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
