@@ -4,7 +4,7 @@ The teacher's answers for these images come from a cache of theirs, as `logitcac
 cache of training views says nothing about them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -92,13 +92,19 @@ class Evaluation:
             raise classes_differ(images.num_classes, stream.num_classes, images)
         return cls(images, recipe, teacher, workers=workers, device=stream.device)
 
-    def run(self, models: Sequence[ViewModel], world: World = ALONE) -> list[ScoreMeter]:
+    def run(
+        self,
+        models: Sequence[ViewModel],
+        world: World = ALONE,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> list[ScoreMeter]:
         """Show every image to each of the models once; they are in evaluation mode afterwards.
 
         Args:
             models: on their device.
             world: the ranks that share the batches. All call this with the same models, and get the same scores, to
                 the rounding of sums: those of one process, since no batch is divided.
+            should_stop: asked while no batch comes from the workers.
 
         Returns:
             What each of the models answered.
@@ -106,18 +112,24 @@ class Evaluation:
         Raises:
             MismatchError: a model has another number of classes.
             ClusterError: another rank has ended.
+            StoppedError: `should_stop` said so.
         """
         world.broadcast_buffers(models)
-        meters = self._run(models, self._batches[world.rank :: world.size])
+        meters = self._run(models, self._batches[world.rank :: world.size], should_stop)
         for meter in meters:
             meter.all_reduce(world)
         return meters
 
     @torch.inference_mode()
-    def _run(self, models: Sequence[ViewModel], batches: list[list[tuple[int, int]]]) -> list[ScoreMeter]:
+    def _run(
+        self,
+        models: Sequence[ViewModel],
+        batches: list[list[tuple[int, int]]],
+        should_stop: Callable[[], bool],
+    ) -> list[ScoreMeter]:
         self._sampler.current = batches
         meters = [ScoreMeter(model, self.images, self.teacher) for model in models]
-        for batch in iterate_batches(self._loader):
+        for batch in iterate_batches(self._loader, should_stop):
             for meter in meters:
                 meter.add(batch)
         return meters
