@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 from logitcache.errors import LogitCacheError, OptionError, StoppedError
@@ -191,7 +190,7 @@ class _WorkerBatches(_MultiProcessingDataLoaderIter):
 
     def _abandon(self) -> None:
         """Kill workers, which may hear nothing else."""
-        signal_handling._remove_worker_pids(id(self))  # so that torch doesn't report their deaths
+        torch._C._remove_worker_pids(id(self))  # so that torch doesn't report their deaths
         self._worker_pids_set = False
         for worker in self._workers:
             worker.kill()
