@@ -4,7 +4,7 @@ The teacher's answers for these images come from a cache of theirs, as `logitcac
 cache of training views says nothing about them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
@@ -122,13 +122,19 @@ class Evaluation:
                 i for batch in iterate_batches(self._loader) for i in batch.samples[~batch.valid].tolist()
             ]
 
-    def run(self, models: Sequence[ViewModel], world: World = ALONE) -> list[ScoreMeter]:
+    def run(
+        self,
+        models: Sequence[ViewModel],
+        world: World = ALONE,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> list[ScoreMeter]:
         """Show every image to each of the models once; they are in evaluation mode afterwards.
 
         Args:
             models: on their device.
             world: the ranks that share the batches. All call this with the same models, and get the same scores, to
                 the rounding of sums: those of one process, since no batch is divided.
+            should_stop: asked while no batch comes from the workers.
 
         Returns:
             What each of the models answered.
@@ -138,12 +144,13 @@ class Evaluation:
             DataError: an image does not decode.
             LogitCacheError: another rank could not go on; the message says why.
             ClusterError: another rank has ended.
+            StoppedError: `should_stop` said so.
         """
         world.broadcast_buffers(models)
         failed: Exception | None = None
         meters: list[ScoreMeter] = []
         try:
-            meters = self._run(models, self._batches[world.rank :: world.size])
+            meters = self._run(models, self._batches[world.rank :: world.size], should_stop)
         except Exception as error:  # whatever it is, the others must not wait for this rank
             failed = error
         reasons = world.all_gather(failed and str(failed))
@@ -157,11 +164,16 @@ class Evaluation:
         return meters
 
     @torch.inference_mode()
-    def _run(self, models: Sequence[ViewModel], batches: list[list[tuple[int, int]]]) -> list[ScoreMeter]:
+    def _run(
+        self,
+        models: Sequence[ViewModel],
+        batches: list[list[tuple[int, int]]],
+        should_stop: Callable[[], bool],
+    ) -> list[ScoreMeter]:
         self._sampler.current = batches
         meters = [ScoreMeter(model, self.images, self.teacher) for model in models]
         with _say_test_image():
-            for batch in iterate_batches(self._loader):
+            for batch in iterate_batches(self._loader, should_stop):
                 for meter in meters:
                     meter.add(batch)
         return meters

@@ -91,7 +91,8 @@ def train(
             the work; where some have none, rank 0 does it alone.
         resume: go on from the folders' checkpoints, with the step after; it ends as an uninterrupted run would.
         checkpoint_every: seconds between checkpoints within an epoch; each epoch ends with one.
-        should_stop: asked after every step; when it says so, checkpoints are written and training stops.
+        should_stop: asked after every step, and of one rank alone while it waits for a batch; when it says so,
+            checkpoints are written and training stops.
         on_progress: called with a `StepDone` after every step, an `EpochDone` after every epoch of every student,
             a `StudentFailed` when one of several ends early, and a `StudentNoted` first for what may not be expected.
 
@@ -122,10 +123,14 @@ def train(
         started = time.perf_counter()
         cohort.emit(TrainingBegun(cohort.epochs.start, cohort.epochs.stop))
         for epoch in cohort.epochs:
-            active = _train_epoch(epoch, stream, cohort, checkpoints)
-            if checkpoints.stopped:
+            try:
+                active = _train_epoch(epoch, stream, cohort, checkpoints)
+                if checkpoints.stopped:
+                    break
+                _end_epoch(active, cohort, evaluation, shared, checkpoints.stop_waiting)
+            except StoppedError:  # while it waited for a batch
+                checkpoints.stop(epoch)
                 break
-            _end_epoch(active, cohort, evaluation, shared)
         seconds = time.perf_counter() - started
     if world.rank:
         return []
@@ -141,7 +146,8 @@ def _train_epoch(epoch: int, stream: Stream, cohort: "_Cohort", checkpoints: "_C
     active = cohort.each(cohort.at(epoch), Learner.begin_epoch)
     start = min((learner.meter.step for learner in active), default=0)
     began, seen = time.perf_counter(), 0
-    for step, batch in enumerate(stream.epoch(epoch, start) if active else (), start):
+    batches = stream.epoch(epoch, start, checkpoints.stop_waiting) if active else ()
+    for step, batch in enumerate(batches, start):
         active = cohort.each(active, partial(_take_step, step, batch))
         if not active:
             break
@@ -161,16 +167,26 @@ def _take_step(step: int, batch: Batch, learner: Learner) -> None:
         learner.step(batch)
 
 
-def _end_epoch(active: list[Learner], cohort: "_Cohort", evaluation: Evaluation | None, shared: bool) -> None:
+def _end_epoch(
+    active: list[Learner],
+    cohort: "_Cohort",
+    evaluation: Evaluation | None,
+    shared: bool,
+    should_stop: Callable[[], bool],
+) -> None:
     """Evaluate the students and save their epoch; `shared` by all ranks, or on rank 0 alone."""
     active = cohort.each(active, Learner.mix_heads)
-    meters = _evaluate(active, cohort, evaluation, shared)
+    meters = _evaluate(active, cohort, evaluation, shared, should_stop)
     for learner, meter in zip(active, meters, strict=True):
         cohort.end_epoch(learner, meter)
 
 
 def _evaluate(
-    active: list[Learner], cohort: "_Cohort", evaluation: Evaluation | None, shared: bool
+    active: list[Learner],
+    cohort: "_Cohort",
+    evaluation: Evaluation | None,
+    shared: bool,
+    should_stop: Callable[[], bool],
 ) -> Sequence[ScoreMeter | None]:
     """Evaluate the students; where that fails on a rank, all of them save what is trained, and raise."""
     meters: Sequence[ScoreMeter | None] = [None for _ in active]
@@ -178,7 +194,7 @@ def _evaluate(
     if evaluation and active and (shared or cohort.world.rank == 0):
         models = [learner.eval_model for learner in active]
         try:
-            meters = evaluation.run(models, cohort.world if shared else ALONE)
+            meters = evaluation.run(models, cohort.world if shared else ALONE, should_stop)
         except ClusterError:
             raise
         except Exception as error:  # whatever it is, the epoch is trained
@@ -271,6 +287,17 @@ class _Checkpoints:
         self.cohort, self.every, self.should_stop = cohort, every, should_stop
         self.saved = time.monotonic()
         self.stopped: StepDone | None = None
+
+    def stop_waiting(self) -> bool:
+        """Is it time to stop waiting for a batch? Not in ranks, of which others would wait for this one."""
+        return self.cohort.world.size == 1 and self.should_stop()
+
+    def stop(self, epoch: int) -> None:
+        """Save all that take part in an epoch, after the step that they took last."""
+        if active := self.cohort.each(self.cohort.at(epoch), Learner.save_checkpoint):
+            first = active[0]
+            step = first.meter.step
+            self.stopped = StepDone(epoch, self.cohort.epochs.stop, step, first.steps, 0.0, first.recent)
 
     def save_if_due(self, active: list[Learner], done: StepDone) -> list[Learner]:
         """Save what has taken a step, where it is time to; returns the students that could be saved."""

@@ -1,30 +1,48 @@
 """Batches of views in the order asked for: from worker processes, or in this one by whole batches.
 
 Views of images in memory are made by whole batches where their recipe allows it (`vectorized`); all others one by
-one, in the workers of a DataLoader. If a worker dies, the error says so in one line.
+one, in the workers of a DataLoader. If a worker dies, or nothing comes from any, the error says so in one line.
 """
 
 import atexit
+import multiprocessing
 import os
 import signal
 import time
+import warnings
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
-from logitcache.errors import LogitCacheError, OptionError
+from logitcache.errors import LogitCacheError, OptionError, StoppedError
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, Pair, ViewBatch, check_batch
+from logitcache.views.main_module import is_imported_by_worker, needs_main, spare_main_module
+from logitcache.views.shared_memory import share_as_fits, why_no_workers
 from logitcache.views.vectorized import VectorizedViews
 
 PAIRS_AHEAD = 8192
 """Pairs to draw for at once: seeding costs 400 vector operations, however long they are."""
+
+LOOK_SECONDS = 1.0
+"""How often to look for dead workers and a wish to stop, while no batch comes."""
+
+STALL_SECONDS = 300.0
+"""How long workers may do nothing at all while a batch is waited for."""
+
+_BELOW_MAIN = 'put what starts it below `if __name__ == "__main__":`, or take 0 workers'
+_MEMORY = (
+    "mostly memory was short: use fewer --workers or smaller batches (with --workers 0 any other reason shows), "
+    "and start again to go on"
+)
 
 
 def view_loader(
@@ -34,7 +52,7 @@ def view_loader(
     workers: int = -1,
     device: torch.device | str = "cpu",
     start_method: str | None = None,
-) -> "VectorizedLoader | DataLoader[ViewBatch]":
+) -> "VectorizedLoader | WorkerLoader":
     """Load batches of pairs, in order; what a batch holds does not depend on who makes it.
 
     Args:
@@ -60,10 +78,10 @@ def view_loader(
         options = {
             "persistent_workers": True,
             "prefetch_factor": 4,
-            "worker_init_fn": _leave_signals_to_main_process,
+            "worker_init_fn": _begin_worker,
             "multiprocessing_context": start_method,
         }
-    loader = DataLoader(
+    loader = WorkerLoader(
         views,
         batch_sampler=batches,
         num_workers=workers,
@@ -106,22 +124,119 @@ class VectorizedLoader:
             yield ViewBatch(pixels, labels[rows], samples[rows], seeds[rows], valid)
 
 
-def iterate_batches(loader: "VectorizedLoader | DataLoader[ViewBatch]") -> Iterator[ViewBatch]:
-    """Iterate a loader's batches.
+class WorkerLoader(DataLoader[ViewBatch]):
+    """Batches of pairs made one by one in workers; in this process where no workers can be had."""
+
+    def _get_iterator(self) -> _BaseDataLoaderIter:
+        if not self.num_workers:
+            return super()._get_iterator()
+        if is_imported_by_worker():
+            raise LogitCacheError(f"this script starts workers while a worker imports it: {_BELOW_MAIN}")
+        context = self.multiprocessing_context or multiprocessing.get_context()
+        if reason := why_no_workers(context, self.num_workers):
+            warnings.warn(
+                f"no workers can be started here ({reason}), so views are made in the program itself; in a "
+                "container --shm-size=1g makes room for them, and --workers 0 asks for none",
+                stacklevel=2,
+            )
+            here = DataLoader(
+                self.dataset,
+                batch_sampler=self.batch_sampler,
+                collate_fn=self.collate_fn,
+                pin_memory=self.pin_memory,
+            )
+            return here._get_iterator()
+        share_as_fits()
+        spare_main_module()
+        self.check_worker_number_rationality()
+        return _WorkerBatches(self)
+
+    def death_advice(self) -> str:
+        """Say what to do about a worker that died."""
+        context = self.multiprocessing_context or multiprocessing.get_context()
+        if context.get_start_method() != "fork" and needs_main(self.dataset):
+            return f"it imports your script, which defines what it needs: {_BELOW_MAIN}. Otherwise {_MEMORY}"
+        return _MEMORY
+
+
+class _WorkerBatches(_MultiProcessingDataLoaderIter):
+    """Torch's batches of workers, which while it waits looks for a wish to stop, and whether workers do anything."""
+
+    should_stop: Callable[[], bool] = staticmethod(lambda: False)
+    _waited = 0.0
+    _worked = 0.0
+
+    def _try_get_data(self, timeout: float = LOOK_SECONDS) -> tuple[bool, Any]:
+        found: tuple[bool, Any] = super()._try_get_data(min(timeout, LOOK_SECONDS))  # type: ignore[no-untyped-call]
+        if found[0]:
+            self._waited = 0.0
+            return found
+        if self.should_stop():
+            self._abandon()
+            raise StoppedError("stopped while waiting for views, as asked")
+        if not self._waited:
+            self._worked = _cpu_seconds(self._workers)
+        self._waited += LOOK_SECONDS
+        if self._waited >= STALL_SECONDS:
+            if _cpu_seconds(self._workers) - self._worked < 1.0:
+                self._abandon()
+                raise LogitCacheError(
+                    f"the workers that make views have done nothing for {STALL_SECONDS / 60:g} minutes: the images' "
+                    "disk may not answer, or code of your own may wait; --workers 0 shows where (in a container try "
+                    "--shm-size=1g too). Start again to go on"
+                )
+            self._waited = 0.0
+        return found
+
+    def _abandon(self) -> None:
+        """Kill workers, which may hear nothing else."""
+        torch._C._remove_worker_pids(id(self))  # so that torch doesn't report their deaths
+        self._worker_pids_set = False
+        for worker in self._workers:
+            worker.kill()
+        self._shutdown_workers()
+
+
+def _cpu_seconds(workers: Iterable[Any]) -> float:
+    """Return the CPU time of processes together; 0.0 where the system doesn't tell."""
+    ticks = 0
+    for worker in workers:
+        try:
+            fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK") if ticks else 0.0
+
+
+def iterate_batches(
+    loader: "VectorizedLoader | WorkerLoader", should_stop: Callable[[], bool] = lambda: False
+) -> Iterator[ViewBatch]:
+    """Iterate a loader's batches; `should_stop` is asked while none comes from its workers.
 
     Raises:
         DataError: an image does not decode, or views do not form a batch.
-        LogitCacheError: a worker died.
+        LogitCacheError: a worker died, or all do nothing.
+        StoppedError: `should_stop` said so.
     """
-    with report_worker_deaths():
-        try:
-            yield from map(check_batch, loader)
-        except (ConnectionError, EOFError) as error:  # a worker's pipe breaks before its death is seen
-            in_worker = isinstance(loader, DataLoader) and loader.num_workers
-            if not in_worker or "in DataLoader worker process" in str(error):
-                raise  # what your own data set raised
+    if not (isinstance(loader, WorkerLoader) and loader.num_workers):
+        yield from map(check_batch, loader)
+        return
+    try:
+        batches = iter(loader)
+        if isinstance(batches, _WorkerBatches):
+            batches.should_stop = should_stop
+        yield from map(check_batch, batches)
+    except (ConnectionError, EOFError) as error:  # a worker's pipe breaks before its death is seen
+        if "in DataLoader worker process" in str(error):
+            raise  # what your own data set raised
+        with report_worker_deaths():
             time.sleep(1.0)  # torch's own error comes by a signal: let it come here, not in what runs next
-            raise _worker_died(str(error)) from error
+        raise _worker_died(str(error), loader.death_advice()) from error
+    except RuntimeError as error:
+        if not (message := str(error)).startswith("DataLoader worker (pid"):
+            raise
+        raise _worker_died(message, loader.death_advice()) from error
 
 
 @contextmanager
@@ -139,12 +254,9 @@ def report_worker_deaths() -> Iterator[None]:
         raise _worker_died(message) from error
 
 
-def _worker_died(message: str) -> LogitCacheError:
+def _worker_died(message: str, advice: str = _MEMORY) -> LogitCacheError:
     reason = " ".join(message.split()).rstrip(".") or "its connection ended"
-    return LogitCacheError(
-        f"a worker that makes views died ({reason}); mostly memory was short: use fewer --workers or smaller "
-        "batches (with --workers 0 any other reason shows), and start again to go on"
-    )
+    return LogitCacheError(f"a worker that makes views died ({reason}); {advice}")
 
 
 def choose_workers(workers: int, images: Images, device: torch.device) -> int:
@@ -162,13 +274,14 @@ def choose_workers(workers: int, images: Images, device: torch.device) -> int:
     return max(1, min(16, (os.cpu_count() or 1) - 1))
 
 
-def _leave_signals_to_main_process(_: int) -> None:
+def _begin_worker(_: int) -> None:
     """Ignore SIGINT and the first SIGTERM: the main process ends its workers, if need be by a second SIGTERM."""
+    share_as_fits()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
 
 
-_loaders: "weakref.WeakSet[DataLoader[ViewBatch]]" = weakref.WeakSet()
+_loaders: "weakref.WeakSet[WorkerLoader]" = weakref.WeakSet()
 os.register_at_fork(after_in_child=_loaders.clear)  # its workers are the parent's
 
 
@@ -176,7 +289,8 @@ os.register_at_fork(after_in_child=_loaders.clear)  # its workers are the parent
 def _end_workers() -> None:
     """End the workers of loaders that live as long as the program: they ignore Python's signal to end."""
     for loader in _loaders:
-        if (iterator := getattr(loader, "_iterator", None)) is not None:  # torch's, of persistent workers
+        iterator = getattr(loader, "_iterator", None)  # torch's, of persistent workers
+        if isinstance(iterator, _WorkerBatches):
             iterator._shutdown_workers()
 
 
