@@ -12,7 +12,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 from logitcache.errors import LogitCacheError, OptionError, StoppedError
 from logitcache.views.images import Images
@@ -52,7 +51,7 @@ def view_loader(
     workers: int = -1,
     device: torch.device | str = "cpu",
     start_method: str | None = None,
-) -> "VectorizedLoader | WorkerLoader":
+) -> "VectorizedLoader | DataLoader[ViewBatch]":
     """Load batches of pairs, in order; what a batch holds does not depend on who makes it.
 
     Args:
@@ -73,6 +72,13 @@ def view_loader(
         if engine is not None:
             return VectorizedLoader(views, engine, batches)
     workers = choose_workers(workers, views.images, device)
+    if workers and (reason := why_no_workers(multiprocessing.get_context(start_method), workers)):
+        warnings.warn(
+            f"no workers can be started here ({reason}), so views are made in the program itself; in a container "
+            "--shm-size=1g makes room for them, and --workers 0 asks for none",
+            stacklevel=2,
+        )
+        workers = 0
     options: dict[str, Any] = {}
     if workers:
         options = {
@@ -81,7 +87,7 @@ def view_loader(
             "worker_init_fn": _begin_worker,
             "multiprocessing_context": start_method,
         }
-    loader = WorkerLoader(
+    loader: DataLoader[ViewBatch] = DataLoader(
         views,
         batch_sampler=batches,
         num_workers=workers,
@@ -124,77 +130,44 @@ class VectorizedLoader:
             yield ViewBatch(pixels, labels[rows], samples[rows], seeds[rows], valid)
 
 
-class WorkerLoader(DataLoader[ViewBatch]):
-    """Batches of pairs made one by one in workers; in this process where no workers can be had."""
+class _Wait:
+    """Waiting for a batch of workers: is it still wanted, and do they do anything?"""
 
-    def _get_iterator(self) -> _BaseDataLoaderIter:
-        if not self.num_workers:
-            return super()._get_iterator()
-        if is_imported_by_worker():
-            raise LogitCacheError(f"this script starts workers while a worker imports it: {_BELOW_MAIN}")
-        context = self.multiprocessing_context or multiprocessing.get_context()
-        if reason := why_no_workers(context, self.num_workers):
-            warnings.warn(
-                f"no workers can be started here ({reason}), so views are made in the program itself; in a "
-                "container --shm-size=1g makes room for them, and --workers 0 asks for none",
-                stacklevel=2,
-            )
-            here = DataLoader(
-                self.dataset,
-                batch_sampler=self.batch_sampler,
-                collate_fn=self.collate_fn,
-                pin_memory=self.pin_memory,
-            )
-            return here._get_iterator()
-        share_as_fits()
-        spare_main_module()
-        self.check_worker_number_rationality()
-        return _WorkerBatches(self)
+    def __init__(self, workers: list[Any]) -> None:
+        self.workers = workers
+        self.seconds = self.worked = 0.0
 
-    def death_advice(self) -> str:
-        """Say what to do about a worker that died."""
-        context = self.multiprocessing_context or multiprocessing.get_context()
-        if context.get_start_method() != "fork" and needs_main(self.dataset):
-            return f"it imports your script, which defines what it needs: {_BELOW_MAIN}. Otherwise {_MEMORY}"
-        return _MEMORY
+    def look(self, should_stop: Callable[[], bool]) -> None:
+        """Look around, once every `LOOK_SECONDS`.
 
-
-class _WorkerBatches(_MultiProcessingDataLoaderIter):
-    """Torch's batches of workers, which while it waits looks for a wish to stop, and whether workers do anything."""
-
-    should_stop: Callable[[], bool] = staticmethod(lambda: False)
-    _waited = 0.0
-    _worked = 0.0
-
-    def _try_get_data(self, timeout: float = LOOK_SECONDS) -> tuple[bool, Any]:
-        found: tuple[bool, Any] = super()._try_get_data(min(timeout, LOOK_SECONDS))  # type: ignore[no-untyped-call]
-        if found[0]:
-            self._waited = 0.0
-            return found
-        if self.should_stop():
-            self._abandon()
+        Raises:
+            StoppedError: `should_stop` says so.
+            LogitCacheError: the workers have done nothing for `STALL_SECONDS`.
+        """
+        if should_stop():
+            self._end_workers()
             raise StoppedError("stopped while waiting for views, as asked")
-        if not self._waited:
-            self._worked = _cpu_seconds(self._workers)
-        self._waited += LOOK_SECONDS
-        if self._waited >= STALL_SECONDS:
-            if _cpu_seconds(self._workers) - self._worked < 1.0:
-                self._abandon()
-                raise LogitCacheError(
-                    f"the workers that make views have done nothing for {STALL_SECONDS / 60:g} minutes: the images' "
-                    "disk may not answer, or code of your own may wait; --workers 0 shows where (in a container try "
-                    "--shm-size=1g too). Start again to go on"
-                )
-            self._waited = 0.0
-        return found
+        if not self.seconds:
+            self.worked = _cpu_seconds(self.workers)
+        self.seconds += LOOK_SECONDS
+        if self.seconds < STALL_SECONDS:
+            return
+        if _cpu_seconds(self.workers) - self.worked < 1.0:
+            self._end_workers()
+            raise LogitCacheError(
+                f"the workers that make views have done nothing for {STALL_SECONDS / 60:g} minutes: the images' "
+                "disk may not answer, or code of your own may wait; --workers 0 shows where (in a container try "
+                "--shm-size=1g too). Start again to go on"
+            )
+        self.seconds = 0.0
 
-    def _abandon(self) -> None:
-        """Kill workers, which may hear nothing else."""
-        torch._C._remove_worker_pids(id(self))  # so that torch doesn't report their deaths
-        self._worker_pids_set = False
-        for worker in self._workers:
+    def _end_workers(self) -> None:
+        for worker in self.workers:  # who may hear nothing else
             worker.kill()
-        self._shutdown_workers()
+        for _ in range(2):
+            with suppress(RuntimeError):  # torch's, of the first death
+                for worker in self.workers:
+                    worker.join(timeout=0.2)
 
 
 def _cpu_seconds(workers: Iterable[Any]) -> float:
@@ -210,7 +183,7 @@ def _cpu_seconds(workers: Iterable[Any]) -> float:
 
 
 def iterate_batches(
-    loader: "VectorizedLoader | WorkerLoader", should_stop: Callable[[], bool] = lambda: False
+    loader: "VectorizedLoader | DataLoader[ViewBatch]", should_stop: Callable[[], bool] = lambda: False
 ) -> Iterator[ViewBatch]:
     """Iterate a loader's batches; `should_stop` is asked while none comes from its workers.
 
@@ -219,24 +192,47 @@ def iterate_batches(
         LogitCacheError: a worker died, or all do nothing.
         StoppedError: `should_stop` said so.
     """
-    if not (isinstance(loader, WorkerLoader) and loader.num_workers):
+    if isinstance(loader, VectorizedLoader) or not loader.num_workers:
         yield from map(check_batch, loader)
         return
+    if is_imported_by_worker():
+        raise LogitCacheError(f"this script starts workers while a worker imports it: {_BELOW_MAIN}")
+    share_as_fits()
+    spare_main_module()
+    loader.timeout = LOOK_SECONDS  # after which torch raises an error, and can be asked again
     try:
         batches = iter(loader)
-        if isinstance(batches, _WorkerBatches):
-            batches.should_stop = should_stop
-        yield from map(check_batch, batches)
+        wait = _Wait(getattr(batches, "_workers", []))
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader timed out"):
+                    raise
+                wait.look(should_stop)
+                continue
+            wait.seconds = 0.0
+            yield check_batch(batch)
     except (ConnectionError, EOFError) as error:  # a worker's pipe breaks before its death is seen
         if "in DataLoader worker process" in str(error):
             raise  # what your own data set raised
         with report_worker_deaths():
             time.sleep(1.0)  # torch's own error comes by a signal: let it come here, not in what runs next
-        raise _worker_died(str(error), loader.death_advice()) from error
+        raise _worker_died(str(error), _advise_on_death(loader)) from error
     except RuntimeError as error:
         if not (message := str(error)).startswith("DataLoader worker (pid"):
             raise
-        raise _worker_died(message, loader.death_advice()) from error
+        raise _worker_died(message, _advise_on_death(loader)) from error
+
+
+def _advise_on_death(loader: "DataLoader[ViewBatch]") -> str:
+    """Say what to do about a worker that died."""
+    context = loader.multiprocessing_context or multiprocessing.get_context()
+    if context.get_start_method() != "fork" and needs_main(loader.dataset):
+        return f"it imports your script, which defines what it needs: {_BELOW_MAIN}. Otherwise {_MEMORY}"
+    return _MEMORY
 
 
 @contextmanager
@@ -281,7 +277,7 @@ def _begin_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
 
 
-_loaders: "weakref.WeakSet[WorkerLoader]" = weakref.WeakSet()
+_loaders: "weakref.WeakSet[DataLoader[ViewBatch]]" = weakref.WeakSet()
 os.register_at_fork(after_in_child=_loaders.clear)  # its workers are the parent's
 
 
@@ -289,8 +285,7 @@ os.register_at_fork(after_in_child=_loaders.clear)  # its workers are the parent
 def _end_workers() -> None:
     """End the workers of loaders that live as long as the program: they ignore Python's signal to end."""
     for loader in _loaders:
-        iterator = getattr(loader, "_iterator", None)  # torch's, of persistent workers
-        if isinstance(iterator, _WorkerBatches):
+        if (iterator := getattr(loader, "_iterator", None)) is not None:  # torch's, of persistent workers
             iterator._shutdown_workers()
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data._utils.worker import _worker_loop
 
 from logitcache.views.keyed_views import KeyedViews
 
@@ -70,7 +69,8 @@ def _without_main(start: Any) -> Any:
 
 def _makes_our_views(process: Any) -> bool:
     """Is this a DataLoader's worker, for our views, that needs nothing of the main module?"""
-    if getattr(process, "_target", None) is not _worker_loop:
+    target = getattr(process, "_target", None)
+    if not getattr(target, "__module__", "").startswith("torch.utils.data."):
         return False
     scan = _Scan()
     try:

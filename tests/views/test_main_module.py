@@ -10,11 +10,12 @@ import torch
 from console import ROOT, blocks
 from dumping import RECIPE, dump_digits
 from small import few_digits
+from torch.utils.data import DataLoader
 
 from logitcache.format.identity import RecipeSpec, StepSpec
 from logitcache.views.datasets import ArrayImages
 from logitcache.views.keyed_views import KeyedViews
-from logitcache.views.loader import WorkerLoader, view_loader
+from logitcache.views.loader import _advise_on_death, view_loader
 from logitcache.views.main_module import needs_main
 
 SCRIPT = """
@@ -69,7 +70,7 @@ def test_where_workers_need_the_script_their_death_is_told_with_that_reason(monk
         monkeypatch.setattr(Mine, "__module__", "__main__" if main else __name__)
         monkeypatch.setattr(sys.modules["__main__"], "Mine", Mine, raising=False)
         loader = view_loader(KeyedViews(mine, RECIPE), [[(0, 0)]], workers=1, start_method=method)
-        assert isinstance(loader, WorkerLoader)
-        advice = loader.death_advice()
+        assert isinstance(loader, DataLoader)
+        advice = _advise_on_death(loader)
         assert ('below `if __name__ == "__main__":`' in advice) == said
         assert "memory" in advice
