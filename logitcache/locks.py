@@ -38,6 +38,7 @@ class HeldError(Exception):
 
     Attributes:
         who: that process, and since when, for messages.
+        process: it alone, as lock files name it.
         how: how to take over from it, for messages; empty where the system says that it lives.
         since: when it took the lock, in seconds since 1970; None where it does not say.
         brief: seconds within which it is over, if it is what it seems: a moment's work of another process.
@@ -45,6 +46,7 @@ class HeldError(Exception):
 
     def __init__(self, file: Path, claim: "_Claim | None", *, brief: float = 0.0, asked: bool = True) -> None:
         self.who = str(claim) if claim else "another process"
+        self.process = claim.process if claim else ""
         self.since, self.brief = claim.since if claim else None, brief
         self.how = (
             ""
@@ -233,8 +235,11 @@ class _Claim:
     start: str
 
     def __str__(self) -> str:
-        since = "" if self.since is None else f" since {_moment(self.since)}"
-        return f"process {self.pid} on {self.host}{since}"
+        return self.process if self.since is None else f"{self.process} since {_moment(self.since)}"
+
+    @property
+    def process(self) -> str:
+        return f"process {self.pid} on {self.host}"
 
     def is_here(self) -> bool:
         """Is it of this host, as it runs now?"""

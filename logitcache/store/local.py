@@ -1,6 +1,7 @@
 """A cache on a local disk: temporary files, flushed and renamed; locks that end with their process."""
 
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -146,7 +147,12 @@ class LocalPlace(Place):
                 try:
                     stack.enter_context(self._seed_locks.hold(file))
                 except HeldError as error:
-                    advice = error.how or "wait, or choose other seeds with --seeds"
+                    every = f"{shlex.quote(str(self.path.parent))}/seed-*/commit/.lock*"
+                    advice = (
+                        f"{error.how}; all that it held: grep -l --null '{error.process} ' {every} | xargs -0 rm"
+                        if error.how
+                        else "wait, or choose other seeds with --seeds"
+                    )
                     raise BusyError(f"{name} is being written by {error.who}; {advice}") from error
                 file.with_name(".owner").unlink(missing_ok=True)  # of an earlier logitcache
                 self._delete_leftovers()
