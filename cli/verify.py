@@ -67,8 +67,15 @@ def verify(
 
 
 def _rows(report: "CheckupReport") -> list[tuple[str, str]]:
+    from logitcache.store import seed_list
+
     found, strays = report.found, sum(seed.strays for seed in report.found.seeds)
     rows = [("cache", found.path), ("checked", f"{found.shards:,} shards, {found.views:,} views")]
+    partial = [seed for seed in found.seeds if seed.committed < seed.shards]
+    if partial:
+        shards = sum(seed.shards - seed.committed for seed in partial)
+        named = seed_list([seed.seed for seed in partial])
+        rows.append(("missing", f"{shards:,} shards of {named}; `logitcache dump` goes on with them"))
     if strays:
         rows.append(
             ("strays", f"{strays:,} files that belong to no commit: left by a crash, or not a cache's")

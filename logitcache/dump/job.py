@@ -24,7 +24,7 @@ from logitcache.format.schema import DATA, CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.models.build import Model
 from logitcache.models.forward import choose_device, choose_precision
-from logitcache.store import CacheReader, CacheWriter, SeedWriter
+from logitcache.store import CacheReader, CacheWriter, SeedWriter, seed_list
 from logitcache.teacher.completion import FEWEST
 from logitcache.versions import view_conditions
 from logitcache.views.alignment import align_images, require_distinct_keys
@@ -177,8 +177,7 @@ def open_seeds(
         cache: the one at `out`, as `CacheWriter.find` read it; None where there was none.
         calibrate: how; None: by the teacher in this process.
     """
-    default = (0,) if images.split == "test" else (0, 1, 2, 3)
-    seeds = default if config.seeds is None else config.seeds
+    seeds = _choose_seeds(cache, images.split, config, on_note)
     seeds_fit = seeds and 0 <= min(seeds) <= max(seeds) < 1 << 63
     if config.batch_size < 0 or config.seeds_per_pass < 1 or not seeds_fit:
         raise OptionError(
@@ -295,6 +294,27 @@ def _match_cache(
             f"give --grow to append the other {ordered.left_out:,}, or another --out to begin a new cache",
         )
     return ordered, there.grown(ordered.spec(there.dataset.num_classes))
+
+
+def _choose_seeds(
+    cache: CacheReader | None, split: str, config: DumpConfig, on_note: Callable[[str], None] | None
+) -> tuple[int, ...]:
+    """Return the seeds to dump: those asked for, or all that the cache has, or those of a new cache."""
+    standard = (0,) if split == "test" else (0, 1, 2, 3)
+    begun = cache is not None and any(cache.commits(seed).any() for seed in cache.seeds())
+    opened = (
+        cache.opened_seeds() if cache and begun else []
+    )  # before the first shard not all may have been opened
+    if config.seeds is None:
+        if on_note and cache and opened not in ([], list(standard)):
+            on_note(f"{cache.path} goes on with its own {seed_list(opened)}")
+        return tuple(opened) or standard
+    others = [seed for seed in opened if seed not in config.seeds]
+    if on_note and config.grow and others:
+        on_note(
+            f"{seed_list(others)} of the cache will lack the new images: leave --seeds out to dump all of them"
+        )
+    return config.seeds
 
 
 def _lock_seeds(

@@ -14,7 +14,8 @@ class DumpConfig(Spec):
     """How stage one runs. What identifies the cache is k, profile, precision; the rest is only speed.
 
     Attributes:
-        seeds: augmentation seeds to dump; None: 0 to 3, of a test split, whose views do not vary, 0.
+        seeds: augmentation seeds to dump; None: those of the cache, of a new one 0 to 3, of a test split, whose views
+            do not vary, 0.
         top_k: logits to keep per view, capped at the class count; None: those of the cache, of a new one 8, or all
             of up to 16 classes.
         profile: "default", "compact", "archive" or "exact"; None: that of the cache, of a new one "default".

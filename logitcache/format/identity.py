@@ -118,6 +118,13 @@ class RecipeSpec(Spec):
         return self.steps[len(self.own_steps) :]
 
     @property
+    def view_size(self) -> int | None:
+        """Longer side of a view in pixels, where the last step that has a size says so."""
+        sizes = [step.args["size"] for step in self.own_steps if "size" in step.args]
+        sides = sizes[-1] if sizes and isinstance(sizes[-1], list | tuple) else sizes[-1:]
+        return max((side for side in sides if isinstance(side, int)), default=None)
+
+    @property
     def code(self) -> tuple[str, ...]:
         """Names of code of the user's own, ``module:function``, that runs when its views are made or evaluated."""
         names = (*(step.transform for step in self.steps), self.evaluation)

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from logitcache.errors import IncompleteError, MismatchError, OptionError
+from logitcache.errors import MismatchError, OptionError
 from logitcache.format.identity import Profile, profile_named
 from logitcache.format.quantize import decode_gaps
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.store.copy import open_copy
-from logitcache.store.reader import CacheReader, seed_list
+from logitcache.store.reader import CacheReader
 
 Arrays = dict[str, npt.NDArray[Any]]
 ROWS = 4096  # at a time, as a few float64 copies of them are held
@@ -74,11 +74,7 @@ def derive_cache(
     """
     reader = CacheReader(source)
     spec = derive_spec(reader.spec, top_k, profile)
-    chosen = list(dict.fromkeys(seeds or reader.complete()))
-    if not chosen:
-        begun = seed_list(reader.seeds())
-        raise IncompleteError(f"{reader.path} has no complete seed (begun: {begun}); run the dump again")
-    reader.require(chosen)
+    chosen = reader.choose_seeds(seeds or ())
     try:
         writer = open_copy(reader, out, spec)
     except MismatchError as error:

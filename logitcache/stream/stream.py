@@ -43,6 +43,7 @@ from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, ViewBatch
 from logitcache.views.loader import iterate_batches, view_loader
 from logitcache.views.mixing import MixedLabels
+from logitcache.views.recipes import recipe_named
 from logitcache.views.replay import Drift, open_proved_views
 
 
@@ -247,6 +248,13 @@ class Stream:
             raise IncompleteError(
                 f"no seed is complete in every cache ({held}); dump the same --seeds of each"
             )
+        if not seeds:
+            opened = {seed for reader in readers for seed in reader.opened_seeds()}
+            if others := sorted(opened.difference(chosen)):
+                warnings.warn(
+                    f"{seed_list(others)} left out, as not every cache has all of it; `logitcache dump` completes it",
+                    stacklevel=2,
+                )
         proved = [open_proved_views(reader, images, chosen, allow_drift=allow_drift) for reader in readers]
         teachers = [CachedTeacher(reader, spool_folder, spool_limit) for reader in readers]
         without = [
@@ -281,6 +289,11 @@ class Stream:
                 f"{self.views.images.name} has no labels: training needs a cache of a teacher's logits"
             )
         return self.views.images.num_classes
+
+    @property
+    def evaluation(self) -> RecipeSpec:
+        """The recipe by which test images are viewed, as that of the training views names it."""
+        return recipe_named(self.views.maker.recipe.evaluation)
 
     def about(self) -> dict[str, Any]:
         """Return JSON values that say what this stream gives: data, recipe, seeds, teacher, drift allowed."""

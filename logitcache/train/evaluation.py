@@ -16,6 +16,7 @@ from logitcache.errors import DataError, Difference, MismatchError, NonFiniteErr
 from logitcache.format.identity import RecipeSpec
 from logitcache.format.spec import Spec
 from logitcache.models.forward import ViewModel
+from logitcache.models.weights import count_parameters
 from logitcache.store import CacheReader
 from logitcache.stream.sampler import SwitchableSampler
 from logitcache.stream.stream import Stream
@@ -28,7 +29,6 @@ from logitcache.views.datasets import WrappedImages, open_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.loader import iterate_batches, view_loader
-from logitcache.views.recipes import recipe_named
 from logitcache.views.replay import prove_replay
 
 SEED = 0  # the only one: the views of an evaluation recipe are the same under every seed
@@ -86,7 +86,7 @@ class Evaluation:
         name = stream.views.images.name
         if stream.views.images.split == "test":
             raise DataError(f"{name}: its test split is what is trained on, so none is left to evaluate on")
-        recipe = recipe_named(stream.views.maker.recipe.evaluation)
+        recipe = stream.evaluation
         images, workers = open_images(name, "test"), stream.config.workers
         if (images.num_classes or 0) > stream.num_classes:
             raise classes_differ(images.num_classes, stream.num_classes, images)
@@ -219,7 +219,7 @@ def evaluate(model: ViewModel, evaluation: Evaluation, num_classes: int) -> Eval
         **{name: scores.get(name) for name in ("top1", "top5", "nll", "ece", "agreement", "kl")},
         teacher=evaluation.teacher.reader.spec.teacher.name if evaluation.teacher else None,
         teacher_top1=_teacher_top1(evaluation.teacher, images) if evaluation.teacher else None,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=count_parameters(model),
         input_size=model.adapter.spec.size,
         flops=count_flops(model, views[:1]),
         images_per_second=len(views) / time_forward(model, views),

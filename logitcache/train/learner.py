@@ -105,7 +105,7 @@ class Learner:
             StorageError: the disk said no.
         """
         if self.world.rank == 0:
-            self.folder.begin(self._config(), resume=resume)
+            self.folder.begin(self._config(), self.run.student.class_names, resume=resume)
         if resume:
             self.folder.load_checkpoint(self._parts())
             if self.world.rank == 0:

@@ -24,9 +24,18 @@ from logitcache.errors import (
     StudentsError,
 )
 from logitcache.format.spec import Spec
+from logitcache.models.weights import count_parameters
 from logitcache.stream.stream import Batch, Stream
 from logitcache.train.evaluation import Evaluation
-from logitcache.train.events import EpochDone, OnTrainEvent, StepDone, StudentFailed, StudentNoted, TrainEvent
+from logitcache.train.events import (
+    EpochDone,
+    OnTrainEvent,
+    StepDone,
+    StudentFailed,
+    StudentNoted,
+    TrainEvent,
+    TrainingBegun,
+)
 from logitcache.train.learner import Learner, Run
 from logitcache.train.run_folder import RunFolder
 from logitcache.train.score_meter import ScoreMeter
@@ -111,6 +120,7 @@ def train(
         cohort.emit_notes()
         checkpoints = _Checkpoints(cohort, checkpoint_every, should_stop)
         started = time.perf_counter()
+        cohort.emit(TrainingBegun(cohort.epochs.start, cohort.epochs.stop))
         for epoch in cohort.epochs:
             active = _train_epoch(epoch, stream, cohort, checkpoints)
             if checkpoints.stopped:
@@ -317,7 +327,7 @@ def _report(learner: Learner, seconds: float) -> RunReport:
     return RunReport(
         out=str(learner.run.out),
         student=learner.run.student.name,
-        parameters=sum(p.numel() for p in learner.eval_model.parameters()),
+        parameters=count_parameters(learner.eval_model),
         epochs=len(rows),
         loss=rows[-1]["loss"],
         top1=rows[-1].get("top1"),

@@ -70,8 +70,13 @@ class RunFolder:
         if self.has_run():
             raise OptionError(f"{self.path} holds a run already; --resume it, or choose another --out")
 
-    def begin(self, config: dict[str, Any], *, resume: bool) -> None:
+    def begin(self, config: dict[str, Any], class_names: Sequence[str] = (), *, resume: bool) -> None:
         """Write config.json, or compare with the one that is there.
+
+        Args:
+            config: all that makes the run.
+            class_names: of the student's classes, to be kept beside it.
+            resume: whether there may be a run.
 
         Raises:
             OptionError: there is one, and `resume` is off.
@@ -84,7 +89,12 @@ class RunFolder:
         if self.has_run():
             self._require_same(config)
             return
-        written = {**config, "versions": library_versions(), "command": sys.argv}
+        written = {
+            **config,
+            "class_names": list(class_names),
+            "versions": library_versions(),
+            "command": sys.argv,
+        }
         text = json.dumps(jsonable(written), indent=2) + "\n"
         with _storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)

@@ -4,11 +4,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from logitcache.errors import DataError, Difference, DriftError, IncompleteError
+from logitcache.errors import DataError, Difference, DriftError
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.plugins import require_own
-from logitcache.store.reader import CacheReader, seed_list
+from logitcache.store.reader import CacheReader
 from logitcache.versions import view_conditions
 from logitcache.views.alignment import align_images
 from logitcache.views.datasets import open_recorded
@@ -60,11 +60,7 @@ def open_proved_views(
     require_own(reader.path, *recipe.code)
     images = images or open_recorded(data.name, data.split, reader.path)
     views = KeyedViews(align_images(reader, images), reader.spec.recipe)
-    chosen = tuple(seeds) or tuple(reader.complete())
-    if not chosen:
-        begun = seed_list(reader.seeds())
-        raise IncompleteError(f"{reader.path} has no complete seed (begun: {begun}); run the dump again")
-    reader.require(list(chosen))
+    chosen = tuple(reader.choose_seeds(seeds))
     if allow_drift:
         return views, chosen, find_drift(reader, views, chosen)
     prove_replay(reader, views, chosen)
