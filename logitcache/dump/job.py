@@ -280,6 +280,14 @@ def _match_cache(
             fields,
             f"give --input-size {there.teacher.adapter.size} to go on with it, or another --out",
         )
+    drawn = teacher.weights == there.teacher.weights and teacher.weights.startswith(("random:", "own"))
+    if [f.field for f in fields] == ["teacher.weights_sha256"] and drawn:
+        raise MismatchError(
+            f"the teacher of {cache.path} has other weights",
+            fields,
+            "weights that are drawn come out otherwise by other code or versions, and on another kind of CPU: read "
+            "them from a file, or give another --out to begin a new cache",
+        )
     if not fields or any(f.field not in DATA for f in fields):
         return images, here  # this cache; or another one, as `CacheWriter.open` will say
     ordered = align_images(cache, images, grow=config.grow)

@@ -30,6 +30,7 @@ from logitcache.models.nets import TwoHeads, double_head
 from logitcache.models.weights import (
     StateDict,
     WeightsHeader,
+    count_parameters,
     describe_head_mismatch,
     first_line,
     load_weights,
@@ -181,7 +182,13 @@ def save_weights(path: str | os.PathLike[str], model: Model) -> None:
         StorageError: the file cannot be written.
     """
     header = WeightsHeader(
-        model.name, model.num_classes, model.adapter, model.heads, model.class_names, model.evaluation
+        model.name,
+        model.num_classes,
+        model.adapter,
+        model.heads,
+        model.class_names,
+        model.evaluation,
+        count_parameters(model.module),
     )
     write_weights(expand_home(path), model.module.state_dict(), header)
 

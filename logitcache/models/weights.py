@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from logitcache.errors import FormatError, StorageError, WeightsError
 from logitcache.files import writing
 from logitcache.format.identity import AdapterSpec, RecipeSpec
-from logitcache.format.spec import Spec
+from logitcache.format.spec import Spec, require
 from logitcache.paths import read_variable, user_cache_folder
 
 StateDict = Mapping[str, Tensor]
@@ -41,6 +41,7 @@ class WeightsHeader(Spec):
         heads: 1 or 2.
         class_names: of the classes, in order; empty where they have none.
         evaluation: recipe of the views that it is to be shown; None where nobody said.
+        parameters: their number, by `count_parameters`; None in files of earlier versions.
     """
 
     name: str
@@ -49,6 +50,15 @@ class WeightsHeader(Spec):
     heads: int = 1
     class_names: tuple[str, ...] = ()
     evaluation: RecipeSpec | None = None
+    parameters: int | None = None
+
+    def __post_init__(self) -> None:
+        require((self.parameters or 0) >= 0, f"parameters must be 0 or more, found {self.parameters}")
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Count the numbers that a network learns or could: frozen ones too, and weights that layers share once."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def read_header(path: Path) -> WeightsHeader | None:
@@ -71,11 +81,17 @@ def read_header(path: Path) -> WeightsHeader | None:
 
 
 def count_weights(path: Path) -> int:
-    """Count the numbers in a safetensors file, the running statistics of batch norms apart: its parameters.
+    """Return how many parameters a safetensors file holds, by its header.
+
+    Where that does not tell, it is the numbers in the file but for the running statistics of batch norms: shared
+    weights are counted as often as they are used.
 
     Raises:
         WeightsError: the file is damaged.
     """
+    header = read_header(path)
+    if header is not None and header.parameters is not None:
+        return header.parameters
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if not name.endswith(_RUNNING)]  # noqa: SIM118

@@ -24,6 +24,7 @@ from logitcache.errors import (
 from logitcache.format.identity import RecipeSpec
 from logitcache.format.spec import Spec
 from logitcache.models.forward import ViewModel
+from logitcache.models.weights import count_parameters
 from logitcache.store import CacheReader
 from logitcache.stream.sampler import SwitchableSampler
 from logitcache.stream.stream import Stream
@@ -289,7 +290,7 @@ def evaluate(model: ViewModel, evaluation: Evaluation, num_classes: int) -> Eval
         **{name: scores.get(name) for name in ("top1", "top5", "nll", "ece", "agreement", "kl")},
         teacher=evaluation.teacher.reader.spec.teacher.name if evaluation.teacher else None,
         teacher_top1=_teacher_top1(evaluation.teacher, images) if evaluation.teacher else None,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=count_parameters(model),
         input_size=model.adapter.spec.size,
         flops=count_flops(model, views[:1]),
         images_per_second=len(views) / time_forward(model, views),

@@ -179,6 +179,13 @@ class Learner:
                 f"with --accumulate {2 * self.run.config.accumulate}"
                 f"{', or try --precision bfloat16' if self._precision == 'float32' else ''}"
             ) from error
+        except RuntimeError as error:
+            if "Expected to have finished reduction" not in str(error):
+                raise
+            raise OptionError(
+                f"{self.run.student.name} takes other layers in some steps than in others, which ranks cannot "
+                "average; let each step take all of them, or train in one process"
+            ) from error
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise

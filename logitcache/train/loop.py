@@ -24,6 +24,7 @@ from logitcache.errors import (
     StudentsError,
 )
 from logitcache.format.spec import Spec
+from logitcache.models.weights import count_parameters
 from logitcache.stream.stream import Batch, Stream
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.events import (
@@ -373,7 +374,7 @@ def _report(learner: Learner, seconds: float) -> RunReport:
     return RunReport(
         out=str(learner.run.out),
         student=learner.run.student.name,
-        parameters=sum(p.numel() for p in learner.eval_model.parameters()),
+        parameters=count_parameters(learner.eval_model),
         epochs=len(rows),
         loss=rows[-1]["loss"],
         top1=rows[-1].get("top1"),

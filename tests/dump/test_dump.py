@@ -218,6 +218,14 @@ def test_going_on_with_something_else_is_refused(
     assert arrays_of(whole).keys() == before.keys()
 
 
+def test_weights_that_were_drawn_otherwise_are_not_advised_to_be_drawn_again(whole: Path) -> None:
+    teacher = a_teacher()
+    with torch.no_grad():
+        next(teacher.module.parameters()).mul_(1 + 2**-20)  # as another kind of CPU rounds
+    with pytest.raises(MismatchError, match="drawn come out otherwise"):
+        dump_digits(whole, teacher=teacher)
+
+
 def test_going_on_with_another_recipe_is_refused(whole: Path) -> None:
     config = DumpConfig(seeds=(0,), top_k=4, shard_samples=64, workers=0)
     with pytest.raises(MismatchError, match="recipe_sha256"):

@@ -135,6 +135,28 @@ def test_layers_that_are_unused_or_frozen_stay_as_they_are_in_ranks(
     assert moved == {"used", "norm"}
 
 
+class Fickle(Partly):
+    """Leaves a layer out from its third forward on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forwards = 0
+        self.more = nn.Linear(64, 10)
+        del self.unused
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.forwards += 1
+        logits = super().forward(x)
+        return logits + self.more(x.flatten(1)) if self.forwards < 3 else logits
+
+
+def test_layers_that_come_and_go_are_one_line_in_ranks(exact: Path, tmp_path: Path) -> None:
+    student = dataclasses.replace(partly(), module=Fickle())
+    heard = in_ranks(lambda world: trained(tmp_path / "run", world, exact, student=student))
+    assert all(isinstance(heard[rank], OptionError) for rank in (0, 1)), heard
+    assert "takes other layers in some steps than in others" in str(heard[0])
+
+
 @pytest.mark.parametrize("batch_size", [32, 256])  # seven batches for three ranks, and one
 def test_ranks_that_share_an_evaluation_score_as_one_process(batch_size: int, tmp_path: Path) -> None:
     images = few_digits(200, "test")
