@@ -21,8 +21,8 @@ from logitcache.teacher.reach import MASKED, find_outliers, outlier_error, raise
 from logitcache.views.alignment import align_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, check_batch
-from logitcache.views.keys import key
-from logitcache.views.replay import Drift, find_drift
+from logitcache.views.keys import key, permutation
+from logitcache.views.replay import Drift, find_drift, find_newer_images
 
 NOISE: dict[Precision, float] = {"float32": 2.0**-10, "float16": 2.0**-8, "bfloat16": 2.0**-5}
 """Relative: by how much one teacher's logits may differ between batches and machines (float32 also as TF32)."""
@@ -65,6 +65,8 @@ def recheck_views(
 ) -> RecheckReport:
     """Run the teacher again on `count` views, drawn by the key `seed` from all committed shards.
 
+    Views of images that are newer than the cache come first (`replay.find_newer_images`).
+
     Args:
         reader: the cache.
         images: the images that it was made of.
@@ -83,7 +85,7 @@ def recheck_views(
     """
     images = align_images(reader, images)
     require_same_teacher(reader, teacher)
-    chosen = _draw(reader, count, seed)
+    chosen = _draw(reader, count, seed, find_newer_images(reader, images))
     views = KeyedViews(images, reader.spec.recipe)
     drift = find_drift(reader, views, sorted({pair[0] for pair in chosen}))
     torch_device = choose_device(device)
@@ -109,15 +111,22 @@ def recheck_views(
     )
 
 
-def _draw(reader: CacheReader, count: int, seed: int) -> list[tuple[int, int]]:
-    """Draw distinct (seed, sample) pairs of committed shards, sorted."""
+def _draw(reader: CacheReader, count: int, seed: int, first: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Draw distinct (seed, sample) pairs of committed shards, sorted; those of some samples `first`."""
     spec = reader.spec
     shards = [(s, int(j)) for s, commits in reader.all_commits().items() for j in np.flatnonzero(commits)]
     if not shards:
         raise IncompleteError(f"{reader.path} has no committed shard yet; run the dump again")
     ends = np.cumsum([len(spec.layout.samples_of(j)) for _, j in shards])
     total = int(ends[-1])
-    chosen: set[int] = set()
+    stretches = [spec.layout.samples_of(j) for _, j in shards]
+    suspects = np.concatenate(
+        [
+            end - samples.stop + first[(samples.start <= first) & (first < samples.stop)]
+            for end, samples in zip(ends, stretches, strict=True)
+        ]
+    )
+    chosen: set[int] = {*suspects[permutation(len(suspects), seed)[:count]].tolist()}
     number = 0
     while len(chosen) < min(count, total):
         chosen.add(key(seed, number) % total)

@@ -31,7 +31,7 @@ from logitcache.views.alignment import align_images, require_distinct_keys
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.repeatable import require_repeatable
-from logitcache.views.replay import prove_replay
+from logitcache.views.replay import describe_newer_images, prove_replay
 
 
 @dataclass(frozen=True)
@@ -220,6 +220,8 @@ def open_seeds(
         tasks = list(_missing_shards(writers, config.seeds_per_pass, only))
         reader = cache if cache and cache.spec == writer.spec else CacheReader(out)
         prove_replay(reader, views, [s for s in reader.seeds() if reader.commits(s).any()])
+        if on_note and cache and (newer := describe_newer_images(reader, images)):
+            on_note(newer)
         yield DumpJob(writer, views, writers, skipped, tasks, began, calibration)
 
 

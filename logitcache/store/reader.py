@@ -237,6 +237,15 @@ class CacheReader:
             expected.add(f"commit/{SHARD_LOCK}{shard}")
         return sorted(found - expected)
 
+    def times(self) -> tuple[float, float] | None:
+        """Return when the cache was begun, and when it last grew, in seconds of the epoch; None where it is unknown.
+
+        Its files tell, so of a copy that does not keep their times both are when it was copied.
+        """
+        begun = self.place.modified(["zarr.json", *(f"seed-{seed}/zarr.json" for seed in self.seeds())])
+        grown = self.place.modified(["zarr.json"])
+        return (min(begun), grown[0]) if grown else None
+
     def keys(self) -> Keys | None:
         """Return the sample keys, (n,) uint64; None in a cache without them."""
         return read_keys(self.place, self.spec)

@@ -20,6 +20,7 @@ from logitcache.views.datasets import open_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.recipes import recipe_named
+from logitcache.views.replay import describe_newer_images
 
 FRESH_EPOCHS = 10_000  # without a cache: so many see new views, then views come again
 
@@ -120,6 +121,10 @@ class StreamInputs:
         stream = self._open_caches(config)
         if stream.drift:
             on_line(f"warning: --allow-drift: {stream.drift}; the run's config.json records it")
+        for cache in self.caches:
+            if newer := describe_newer_images(CacheReader(cache), stream.views.images):
+                on_line(f"note: {newer}")
+                break
         if left_out := stream.views.images.left_out:
             on_line(
                 f"note: {left_out:,} images came after the cache and are left out; `logitcache dump --grow` adds them"

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from logitcache.errors import DataError, NotFoundError
@@ -17,7 +18,8 @@ class FolderImages(Images):
     """Images that are files below one folder, ordered by path.
 
     The fingerprint covers relative paths, file sizes and labels. Contents are proved by the canaries of a
-    cache: to read them all would take as long as a pass over the data.
+    cache: to read them all would take as long as a pass over the data. Files that are newer than a cache are told
+    (`replay.describe_newer_images`).
     """
 
     def __init__(
@@ -25,7 +27,9 @@ class FolderImages(Images):
     ) -> None:
         self.name, self.split, self.root = name, split, root
         self.files, self.labels, self.num_classes = files, labels, num_classes
-        self._sizes = np.array([_size(root / file) for file in files], dtype=np.int64)
+        stats = [_stat(root / file) for file in files]
+        self._sizes = np.array([size for size, _ in stats], dtype=np.int64)
+        self._times = np.array([time for _, time in stats])
         self._fingerprint = self.fingerprint_of(slice(None))
 
     @classmethod
@@ -94,6 +98,10 @@ class FolderImages(Images):
         parts = (f"{self._sizes[i]}\0".encode() + os.fsencode(self.files[i]) + b"\0" for i in chosen)
         return hash_parts(b"".join(parts), self.labels[samples].data)
 
+    def times(self) -> npt.NDArray[np.float64]:
+        """Return when each file, or its entry, was last changed, (n,) seconds of the epoch."""
+        return self._times
+
     def stable_name(self, sample: int) -> bytes:
         """Return the relative path, with "/" between folders."""
         return os.fsencode(self.files[sample].replace(os.sep, "/"))
@@ -125,11 +133,13 @@ def _image_files(root: Path, below: str) -> list[str]:
     return sorted(found, key=lambda path: os.fsencode(path.replace(os.sep, "/")))
 
 
-def _size(path: Path) -> int:
+def _stat(path: Path) -> tuple[int, float]:
+    """Return a file's bytes, and when its bytes or its entry last changed, which no copy can set back."""
     try:
-        return path.stat().st_size
+        found = path.stat()
     except OSError:  # a broken link, say: `decode_image` will name it
-        return -1
+        return -1, 0.0
+    return found.st_size, max(found.st_mtime, found.st_ctime)
 
 
 def _require_folder(folder: Path, expected: str, root: Path, meant: str = "") -> None:

@@ -87,6 +87,10 @@ class Images(abc.ABC):
         digests = b"".join(hashlib.blake2b(name, digest_size=8).digest() for name in names)
         return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
+    def times(self) -> npt.NDArray[np.float64] | None:
+        """Return when each image was last changed or replaced, (n,) in seconds; None where it is unknown."""
+        return None
+
     def population(self, sample: int) -> int:
         """Return how many samples there were when this one was added; views are mixed with these alone."""
         return len(self)

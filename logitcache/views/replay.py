@@ -4,6 +4,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import numpy as np
+import numpy.typing as npt
+
 from logitcache.errors import DataError, Difference, DriftError
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
@@ -117,6 +120,40 @@ def find_drift(
     if not differing:
         return None
     return Drift(len(found), len(differing), (differing[0], *_other_conditions(reader.spec)))
+
+
+def find_newer_images(reader: CacheReader, images: Images) -> npt.NDArray[np.int64]:
+    """Find the images that were changed or replaced after a cache was made of them, as far as times tell.
+
+    Where all are newer, the data set was copied or moved since, and none is returned: then all canaries are among
+    them, and speak for the others. Times do not tell of a cache at a host, nor of images that are not files.
+
+    Args:
+        reader: the cache.
+        images: its images, in its order, as `align_images` returns them.
+
+    Returns:
+        (m,) int64 samples, in order.
+    """
+    made, changed = reader.times(), images.times()
+    if made is None or changed is None:
+        return np.zeros(0, dtype=np.int64)
+    begun, grown = made
+    first = reader.spec.history()[0].dataset.n
+    newer = np.flatnonzero(changed > np.where(np.arange(len(changed)) < first, begun, grown))
+    return newer if len(newer) < len(changed) else newer[:0]
+
+
+def describe_newer_images(reader: CacheReader, images: Images) -> str | None:
+    """Say which images are newer than a cache, as `find_newer_images` finds them, and what to do; None for none."""
+    if not len(newer := find_newer_images(reader, images)):
+        return None
+    first = images.describe(int(newer[0]))
+    count = min(1000, max(50, len(newer)))
+    return (
+        f"{len(newer):,} of {len(images):,} images are newer than {reader.path}, first {first}; if they were replaced, "
+        f"only canaries tell: `logitcache verify {reader.path} --replay {count}` asks the teacher again, of these first"
+    )
 
 
 def _compare_canaries(
