@@ -143,13 +143,17 @@ class LocalPlace(Place):
                     lock = FileLock(holder.with_name(".lock"), timeout=0, thread_local=False)
                     stack.enter_context(lock.acquire())
                 except Timeout as error:
-                    process = holder.read_text() if holder.exists() else "another process"
+                    process = (
+                        holder.read_text(encoding="utf-8", errors="replace")
+                        if holder.exists()
+                        else "another process"
+                    )
                     raise BusyError(
                         f"{name} is being written by {process}; wait, or choose other seeds with --seeds"
                     ) from error
                 stack.callback(_delete_quietly, holder)
                 holder.unlink(missing_ok=True)  # were it a link, writing would follow it
-                holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+                holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
                 self._delete_leftovers()
             yield
 
