@@ -144,7 +144,7 @@ def demo(
         page=str(job.write_page()),
     )
     with writing(job.out / MARK) as temporary:
-        temporary.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+        temporary.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     return result
 
 
@@ -250,5 +250,5 @@ def _make_folder(out: Path) -> Path:
         except OSError as error:
             raise StorageError(f"cannot replace the demo in {out}: {error.strerror}") from error
     with writing(out / MARK) as temporary:
-        temporary.write_text("{}\n")
+        temporary.write_text("{}\n", encoding="utf-8")
     return out

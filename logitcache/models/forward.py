@@ -110,12 +110,19 @@ def choose_device(name: str) -> torch.device:
     cuda = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if cuda else "cpu")
+    expected = "expected auto, cpu, cuda or cuda:N"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise OptionError(f"no device {name!r}; expected auto, cpu, cuda or cuda:N") from error
+        raise OptionError(f"no device {name!r}; {expected}") from error
     if device.type == "cuda" and not (cuda and (device.index or 0) < torch.cuda.device_count()):
         raise OptionError(f"device {name!r} is not there: CUDA devices found: {torch.cuda.device_count()}")
+    if device.type not in ("cpu", "cuda"):
+        try:
+            torch.zeros(1, device=device).item()
+        except Exception as error:  # each kind of device refuses by an exception of its own
+            reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0][:120]
+            raise OptionError(f"device {name!r} cannot be used here ({reason}); {expected}") from error
     return device
 
 

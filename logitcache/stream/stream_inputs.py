@@ -165,7 +165,7 @@ def read_samples(file: Path) -> tuple[int, ...]:
     file = expand_home(file)
     try:
         if file.suffix != ".npy":
-            return tuple(map(int, file.read_text().split()))
+            return tuple(map(int, file.read_text(encoding="utf-8-sig").split()))
         samples = np.lib.format.read_array(BytesIO(file.read_bytes()), allow_pickle=False)
         if not np.issubdtype(samples.dtype, np.integer):
             raise ValueError(f"{samples.dtype} are no samples")

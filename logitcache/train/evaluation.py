@@ -23,7 +23,7 @@ from logitcache.errors import (
 )
 from logitcache.format.identity import RecipeSpec
 from logitcache.format.spec import Spec
-from logitcache.models.forward import ViewModel
+from logitcache.models.forward import ViewModel, choose_device
 from logitcache.models.weights import count_parameters
 from logitcache.store import CacheReader
 from logitcache.stream.sampler import SwitchableSampler
@@ -57,6 +57,7 @@ class Evaluation:
 
     Raises:
         DataError: no image has a label, and there is no teacher.
+        OptionError: there is no such device.
         MismatchError: the cache is of other images or another recipe.
         DriftError: its views cannot be made again here.
         IncompleteError: its seed 0 is not complete.
@@ -84,6 +85,7 @@ class Evaluation:
         self._batches = [[(i, SEED) for i in samples[start : start + batch_size]] for start in starts]
         self._sampler = SwitchableSampler()
         self.views = KeyedViews(images, recipe, on_bad_image)
+        device = choose_device(str(device))
         self._loader = view_loader(self.views, self._sampler, workers=workers, device=device)
 
     @classmethod

@@ -313,7 +313,7 @@ def _differences(name: str, expected: object, found: object) -> Iterator[Differe
 
 def _write_text(file: Path, text: str) -> None:
     with replacing(file) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -175,7 +175,7 @@ def _cpu_seconds(workers: Iterable[Any]) -> float:
     ticks = 0
     for worker in workers:
         try:
-            fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+            fields = Path(f"/proc/{worker.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         except OSError:
             continue
         ticks += int(fields[11]) + int(fields[12])
