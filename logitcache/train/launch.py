@@ -33,6 +33,7 @@ from logitcache.views.keyed_views import OnBadImage
 OnLine = Callable[[str], None]
 
 LABEL_LENGTH = 100  # characters of a folder's name
+FEW_TO_LOOK_AT = 20_000  # test images, which are decoded once before training
 MANY_TIMES = 50  # that each view is seen, above which more seeds are worth naming
 UNLEARNT = 2e-2  # share of first values in running statistics above which evaluation suffers
 
@@ -171,7 +172,8 @@ class TrainJob:
         except (DataError, NotFoundError) as error:
             on_line(f"note: training without evaluation: {error}")
             return None
-        if stream.config.world.rank == 0 and (bad := evaluation.find_bad_images()):
+        few = len(evaluation.images) <= FEW_TO_LOOK_AT  # of more the first evaluation tells: no epoch is lost by it
+        if stream.config.world.rank == 0 and few and (bad := evaluation.find_bad_images()):
             on_line(
                 f"note: {len(bad):,} of {len(evaluation.images):,} test images do not decode and are left out of "
                 f"the scores: {evaluation.images.describe(bad[0])}{' and others' if len(bad) > 1 else ''}"
