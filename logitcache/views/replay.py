@@ -152,8 +152,8 @@ def describe_newer_images(reader: CacheReader, images: Images) -> str | None:
     count = min(1000, max(50, len(newer)))
     return (
         f"{len(newer):,} of {len(images):,} images are newer than {reader.path}, first {first}; if they were "
-        f"replaced, only canaries tell: `logitcache verify {reader.path} --replay {count}` asks the teacher again, of "
-        "these first"
+        f"replaced, only canaries tell: `logitcache verify {reader.path} --replay {count}` asks the teacher again, "
+        "of these first"
     )
 
 
