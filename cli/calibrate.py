@@ -6,7 +6,7 @@ import typer
 
 from . import dump_options
 from .progress import progress
-from .shared_options import Cache, Device, Json, Workers, pick_fields
+from .shared_options import Cache, Device, Json, Workers, advise_skip, pick_fields
 from .terminal import say, show
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def calibrate(
     Example: logitcache calibrate caches/vit_l-pets.zarr --weights vit_l.safetensors
     """
     with (
-        dump_options.advise_skip(on_bad_image),
+        advise_skip(on_bad_image),
         progress(f"calibrate {cache}", "views", first="loading images and teacher"),
     ):
         from logitcache.audit.checkup import open_teacher

@@ -9,7 +9,16 @@ from logitcache.units import rate
 from . import dump_options, teacher_options
 from .calibrate import calibration_rows
 from .progress import progress
-from .shared_options import Device, Json, PrecisionName, Workers, default_cache_path, parse_seeds, pick_fields
+from .shared_options import (
+    Device,
+    Json,
+    PrecisionName,
+    Workers,
+    advise_skip,
+    default_cache_path,
+    parse_seeds,
+    pick_fields,
+)
 from .terminal import say, show
 
 if TYPE_CHECKING:
@@ -60,7 +69,7 @@ def dump(
 
     loading = "loading images and teacher"
     with (
-        dump_options.advise_skip(on_bad_image),
+        advise_skip(on_bad_image),
         progress(f"dump {teacher}", "views", first=loading) as advance,
     ):
         from logitcache.distributed import World

@@ -1,12 +1,8 @@
 """What ``logitcache dump`` keeps of the teacher's logits, and how it runs, as options."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import typer
-
-from logitcache.errors import DataError, ImageError
 
 from .shared_options import MACHINE, parse_output_place
 
@@ -41,19 +37,6 @@ Out = Annotated[
 ShardSamples = Annotated[int, _contents("Samples per shard; 0: fitted to the data.")]
 Grow = Annotated[bool, _contents("Append images that the cache has not yet.", "--grow")]
 OnBadImage = Annotated[Literal["error", "skip"], _contents("Stop, or leave the sample without a teacher.")]
-
-
-@contextmanager
-def advise_skip(on_bad_image: str) -> Iterator[None]:
-    """Add to the error of an image that does not decode how to leave it out, unless that has been asked for."""
-    try:
-        yield
-    except DataError as error:  # a batch carries only the message of an ImageError
-        if on_bad_image == "skip" or "does not decode (" not in str(error):
-            raise
-        raise ImageError(f"{error}, or leave it out with --on-bad-image skip") from error
-
-
 Compile = Annotated[bool, _machine("Compile the teacher by torch.compile.", "--compile")]
 SeedsPerPass = Annotated[int, _machine("Seeds that share one decoding of each image.")]
 Dask = Annotated[

@@ -11,10 +11,12 @@ from .shared_options import (
     BestOrLast,
     Device,
     Json,
+    OnBadTestImage,
     PrecisionName,
     Student,
     StudentInputSize,
     Workers,
+    advise_skip,
     pick_fields,
 )
 from .terminal import say, show
@@ -38,6 +40,7 @@ def evaluate(
     teacher_cache: Annotated[
         str | None, typer.Option(help="Cache of the teacher's answers, of `dump --split test`.")
     ] = None,
+    on_bad_image: OnBadTestImage = "error",
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward.")] = 256,
     precision: PrecisionName = "auto",
     device: Device = "auto",
@@ -51,7 +54,8 @@ def evaluate(
     """
     from logitcache.train.evaluation_job import EvaluationJob
 
-    evaluation = EvaluationJob(**pick_fields(context.params, EvaluationJob)).run(say)
+    with advise_skip(on_bad_image):
+        evaluation = EvaluationJob(**pick_fields(context.params, EvaluationJob)).run(say)
     show(evaluation.to_dict(), _rows(evaluation, most), as_json=json)
 
 
@@ -59,9 +63,10 @@ def _rows(evaluation: "StudentEvaluation", most: int) -> list[tuple[str, str]]:
     from logitcache.views.images import name_class
 
     report, names = evaluation.report, evaluation.class_names
+    left_out = f"; left out, as they do not decode: {report.left_out:,}" if report.left_out else ""
     rows = [
         ("student", f"{evaluation.student}, {evaluation.weights}"),
-        ("data", f"{report.data}, {report.split}: {report.images:,} images by {report.recipe}"),
+        ("data", f"{report.data}, {report.split}: {report.images:,} images by {report.recipe}{left_out}"),
     ]
     if report.top1 is not None and report.top5 is not None:
         top5 = f", top-5 {100 * report.top5:.2f} %" if evaluation.num_classes > 5 else ""

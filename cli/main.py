@@ -24,6 +24,7 @@ from .init import init
 from .plan import plan
 from .report import report
 from .stats import stats
+from .terminal import open_output
 from .train import train
 from .verify import verify
 
@@ -89,4 +90,5 @@ def run() -> None:
     warnings.formatwarning = lambda message, *_: (
         f"warning: {message}\n"
     )  # not the line of code that it came from
-    app()
+    with open_output():
+        app()

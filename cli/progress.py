@@ -33,7 +33,7 @@ def progress(what: str, unit: str, *, first: str = "") -> Iterator[Advance]:
     """
     if (read_variable("RANK") or "0") != "0":
         yield lambda done, total, note="": None
-    elif not sys.stderr.isatty():
+    elif sys.stderr is None or not sys.stderr.isatty():
         if first:
             say(f"{what}: {first} …")
         yield _plain_lines(what, unit)

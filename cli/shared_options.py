@@ -1,14 +1,15 @@
 """Options that several commands share, and how their values are read."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from logitcache.errors import NotFoundError, OptionError
+from logitcache.errors import DataError, ImageError, NotFoundError, OptionError
 from logitcache.files import is_stray
 from logitcache.paths import expand_home
 
@@ -32,6 +33,13 @@ Workers = Annotated[
 Cache = Annotated[str, typer.Argument(help="Cache: a path or URL.")]
 CompleteSeeds = Annotated[str | None, typer.Option(help="Augmentation seeds; all complete ones by default.")]
 
+OnBadTestImage = Annotated[
+    Literal["error", "skip"],
+    typer.Option(
+        "--on-bad-image", help="A test image that does not decode: stop, or leave it out of the scores."
+    ),
+]
+
 Student = Annotated[Path, typer.Argument(help="Run folder, or a file of weights.")]
 BestOrLast = Annotated[Literal["best", "last"], typer.Option(help="Which of a run folder.")]
 Architecture = Annotated[
@@ -43,6 +51,26 @@ StudentInputSize = Annotated[
         "--input-size", min=0, help="Pixels a side that it sees; 0: as its weights say, else as the views."
     ),
 ]
+
+
+@contextmanager
+def advise_skip(on_bad_image: str, which: str = "") -> Iterator[None]:
+    """Add to the error of an image that does not decode how to leave it out, unless that has been asked for.
+
+    Args:
+        on_bad_image: what has been asked for.
+        which: how the error of an image begins that can be left out.
+    """
+    try:
+        yield
+    except DataError as error:  # a batch carries only the message of an ImageError
+        if (
+            on_bad_image == "skip"
+            or "does not decode (" not in str(error)
+            or not str(error).startswith(which)
+        ):
+            raise
+        raise ImageError(f"{error}, or leave it out with --on-bad-image skip") from error
 
 
 def parse_output_path(path: str | Path) -> Path:

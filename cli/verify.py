@@ -6,9 +6,8 @@ import typer
 
 from logitcache.units import figures
 
-from .dump_options import advise_skip
 from .progress import progress
-from .shared_options import Cache, Device, Json, Workers, parse_seeds, pick_fields
+from .shared_options import Cache, Device, Json, Workers, advise_skip, parse_seeds, pick_fields
 from .terminal import show
 
 if TYPE_CHECKING:
@@ -67,8 +66,15 @@ def verify(
 
 
 def _rows(report: "CheckupReport") -> list[tuple[str, str]]:
+    from logitcache.store import seed_list
+
     found, strays = report.found, sum(seed.strays for seed in report.found.seeds)
     rows = [("cache", found.path), ("checked", f"{found.shards:,} shards, {found.views:,} views")]
+    partial = [seed for seed in found.seeds if seed.committed < seed.shards]
+    if partial:
+        shards = sum(seed.shards - seed.committed for seed in partial)
+        named = seed_list([seed.seed for seed in partial])
+        rows.append(("missing", f"{shards:,} shards of {named}; `logitcache dump` goes on with them"))
     if strays:
         rows.append(
             ("strays", f"{strays:,} files that belong to no commit: left by a crash, or not a cache's")

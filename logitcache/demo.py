@@ -20,6 +20,7 @@ from logitcache.format.spec import Spec
 from logitcache.losses.objective import Objective
 from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel, choose_device
+from logitcache.models.weights import count_parameters
 from logitcache.paths import expand_home
 from logitcache.report.page import report
 from logitcache.store import CacheReader
@@ -132,7 +133,7 @@ def demo(
         teacher_parameters=trained.parameters,
         teacher_top1=trained.top1 or 0.0,
         student=STUDENT,
-        student_parameters=sum(p.numel() for p in student.parameters()),
+        student_parameters=count_parameters(student),
         results=results,
         cache=str(job.cache),
         cached_views=dumped.views_in_cache,
@@ -143,7 +144,7 @@ def demo(
         page=str(job.write_page()),
     )
     with writing(job.out / MARK) as temporary:
-        temporary.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+        temporary.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     return result
 
 
@@ -249,5 +250,5 @@ def _make_folder(out: Path) -> Path:
         except OSError as error:
             raise StorageError(f"cannot replace the demo in {out}: {error.strerror}") from error
     with writing(out / MARK) as temporary:
-        temporary.write_text("{}\n")
+        temporary.write_text("{}\n", encoding="utf-8")
     return out

@@ -17,11 +17,12 @@ from logitcache.models.forward import ViewModel, choose_device
 from logitcache.store.reader import CacheReader
 from logitcache.store.shards import Arrays
 from logitcache.teacher.live import require_same_teacher
+from logitcache.teacher.reach import MASKED, find_outliers, outlier_error, raise_masked
 from logitcache.views.alignment import align_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, check_batch
-from logitcache.views.keys import key
-from logitcache.views.replay import Drift, find_drift
+from logitcache.views.keys import key, permutation
+from logitcache.views.replay import Drift, find_drift, find_newer_images
 
 NOISE: dict[Precision, float] = {"float32": 2.0**-10, "float16": 2.0**-8, "bfloat16": 2.0**-5}
 """Relative: by how much one teacher's logits may differ between batches and machines (float32 also as TF32)."""
@@ -64,6 +65,8 @@ def recheck_views(
 ) -> RecheckReport:
     """Run the teacher again on `count` views, drawn by the key `seed` from all committed shards.
 
+    Views of images that are newer than the cache come first (`replay.find_newer_images`).
+
     Args:
         reader: the cache.
         images: the images that it was made of.
@@ -78,10 +81,11 @@ def recheck_views(
         IncompleteError: nothing is committed.
         DataError: an image that decoded when the cache was made no longer does.
         FormatError: a shard is damaged.
+        NonFiniteError: the teacher gave NaN, infinity, or what is no logit.
     """
     images = align_images(reader, images)
     require_same_teacher(reader, teacher)
-    chosen = _draw(reader, count, seed)
+    chosen = _draw(reader, count, seed, find_newer_images(reader, images))
     views = KeyedViews(images, reader.spec.recipe)
     drift = find_drift(reader, views, sorted({pair[0] for pair in chosen}))
     torch_device = choose_device(device)
@@ -107,15 +111,22 @@ def recheck_views(
     )
 
 
-def _draw(reader: CacheReader, count: int, seed: int) -> list[tuple[int, int]]:
-    """Draw distinct (seed, sample) pairs of committed shards, sorted."""
+def _draw(reader: CacheReader, count: int, seed: int, first: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Draw distinct (seed, sample) pairs of committed shards, sorted; those of some samples `first`."""
     spec = reader.spec
     shards = [(s, int(j)) for s, commits in reader.all_commits().items() for j in np.flatnonzero(commits)]
     if not shards:
         raise IncompleteError(f"{reader.path} has no committed shard yet; run the dump again")
     ends = np.cumsum([len(spec.layout.samples_of(j)) for _, j in shards])
     total = int(ends[-1])
-    chosen: set[int] = set()
+    stretches = [spec.layout.samples_of(j) for _, j in shards]
+    suspects = np.concatenate(
+        [
+            end - samples.stop + first[(samples.start <= first) & (first < samples.stop)]
+            for end, samples in zip(ends, stretches, strict=True)
+        ]
+    )
+    chosen: set[int] = {*suspects[permutation(len(suspects), seed)[:count]].tolist()}
     number = 0
     while len(chosen) < min(count, total):
         chosen.add(key(seed, number) % total)
@@ -158,7 +169,13 @@ def _compare(
         part = pairs[first : first + batch_size]
         rows = {name: arrays[name][[i - start for _, i in part]] for name in ("ids", "gap", "top")}
         batch = check_batch(views.__getitems__([(sample, seed) for seed, sample in part]))
-        results.append(_compare_rows(spec, rows, model(batch.views.to(device)).cpu().numpy()))
+        logits = raise_masked(model(batch.views.to(device)).cpu())
+        if (wrong := find_outliers(logits.amax(1))).any():
+            where = f"{views.images.describe(int(batch.samples[wrong][0]))} under seed {part[0][0]}"
+            top, class_ = logits[wrong][0].max(0)
+            half = spec.teacher.precision != "float32"
+            raise outlier_error(float(top), where, half=half, class_=int(class_))
+        results.append(_compare_rows(spec, rows, logits.numpy()))
     if not results:
         return None
     errors, off, agree = (np.concatenate(part) for part in zip(*results, strict=True))
@@ -171,6 +188,7 @@ def _compare_rows(
     """Compare m stored rows with (m, C) logits; return errors, off and agree of `_Compared`."""
     profile = spec.profile
     ids, top, gap = rows["ids"].astype(np.int64), rows["top"][:, None], decode_gaps(rows["gap"], profile)
+    gap = np.minimum(gap, MASKED)  # caches of earlier versions keep how far a class was masked
     clipped = clipped_gaps(rows["gap"], profile)
     now = np.take_along_axis(logits, ids, axis=1)
     errors = np.abs(top - gap - now)

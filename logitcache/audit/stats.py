@@ -16,9 +16,8 @@ from dask.base import compute
 from dask.delayed import delayed
 from torch import Tensor
 
-from logitcache.errors import IncompleteError
 from logitcache.format.spec import Spec
-from logitcache.store.reader import CacheReader, seed_list
+from logitcache.store.reader import CacheReader
 from logitcache.teacher.completion import Completion
 from logitcache.teacher.sparse import ListedTargets, SparseTeacher
 from logitcache.teacher.spool import decode_shard
@@ -124,11 +123,7 @@ def compute_stats(
     """
     if images is not None:
         images = align_images(reader, images)
-    chosen = sorted(set(seeds))
-    if chosen:
-        reader.require(chosen)
-    elif not (chosen := reader.complete()):
-        raise IncompleteError(f"{reader.path} has no complete seed (begun: {seed_list(reader.seeds())})")
+    chosen = sorted(reader.choose_seeds(seeds))
     n, classes = reader.spec.dataset.n, reader.spec.dataset.num_classes
     labels = np.full(n, -1) if images is None else images.labels
     statistics = reader.statistics()

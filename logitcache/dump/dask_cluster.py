@@ -34,6 +34,7 @@ from logitcache.models.forward import choose_device, choose_precision
 from logitcache.paths import expand_home
 from logitcache.store import CacheWriter
 from logitcache.views.keyed_views import KeyedViews
+from logitcache.views.shared_memory import why_no_workers
 
 try:
     from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, get_worker, wait
@@ -192,6 +193,11 @@ def _connect(address: str, on_note: Callable[[str], None] | None) -> Iterator[Cl
                 yield _wait_for_workers(client, address, on_note)
             return
         count = int(local[1])
+        if reason := why_no_workers(multiprocessing.get_context("spawn"), count):
+            raise ClusterError(
+                f"{address}: no processes can be started here, for want of shared memory ({reason}); leave out "
+                "--dask, or in a container give --shm-size=1g"
+            )
         with (
             LocalCluster(
                 n_workers=count,

@@ -17,23 +17,21 @@ import numpy as np
 from logitcache.dump.calibration import Calibrate, Calibration, calibrate_by, choose_count, most_views
 from logitcache.dump.filler import Filler, OnViewsDone, ShardReport, ShardTask
 from logitcache.dump.pipeline import load_pipeline
-from logitcache.dump.settings import DumpConfig
+from logitcache.dump.settings import DumpConfig, default_top_k
 from logitcache.errors import BusyError, Difference, FormatError, MismatchError, OptionError
 from logitcache.format.identity import RecipeSpec, TeacherSpec
 from logitcache.format.schema import DATA, CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.models.build import Model
 from logitcache.models.forward import choose_device, choose_precision
-from logitcache.store import CacheReader, CacheWriter, SeedWriter
+from logitcache.store import CacheReader, CacheWriter, SeedWriter, seed_list
 from logitcache.teacher.completion import FEWEST
-from logitcache.versions import library_versions
+from logitcache.versions import view_conditions
 from logitcache.views.alignment import align_images, require_distinct_keys
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
-from logitcache.views.replay import prove_replay
-
-TOP_K = 8  # of a new cache
-ALL_UP_TO = 16  # classes of which a new cache keeps every one
+from logitcache.views.repeatable import require_repeatable
+from logitcache.views.replay import describe_newer_images, prove_replay
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,8 @@ def dump(
         MismatchError: there is another cache at `out`.
         DriftError: the views made here are not those of the shards already there, of whatever seed.
         BusyError: other processes write all of the seeds.
-        DataError: an image does not decode (or, going on, no longer does).
+        DataError: an image does not decode (or, going on, no longer does), or data or recipe are random of
+            themselves.
         NonFiniteError: the teacher gave NaN or infinity.
         StorageError: the disk said no.
         LogitCacheError: a worker died.
@@ -175,8 +174,7 @@ def open_seeds(
         cache: the one at `out`, as `CacheWriter.find` read it; None where there was none.
         calibrate: how; None: by the teacher in this process.
     """
-    default = (0,) if images.split == "test" else (0, 1, 2, 3)
-    seeds = default if config.seeds is None else config.seeds
+    seeds = _choose_seeds(cache, images.split, config, on_note)
     seeds_fit = seeds and 0 <= min(seeds) <= max(seeds) < 1 << 63
     if config.batch_size < 0 or config.seeds_per_pass < 1 or not seeds_fit:
         raise OptionError(
@@ -190,6 +188,7 @@ def open_seeds(
             "give weights of as many classes, or view the images without theirs (folder:PATH)",
         )
     keys, calibration, statistics = require_distinct_keys(images), None, None
+    require_repeatable(KeyedViews(images, recipe))
     if cache is None:
         spec = cache_spec(images, recipe, teacher, config)
         if count := calibration_views(spec, config.calibration):
@@ -221,6 +220,8 @@ def open_seeds(
         tasks = list(_missing_shards(writers, config.seeds_per_pass, only))
         reader = cache if cache and cache.spec == writer.spec else CacheReader(out)
         prove_replay(reader, views, [s for s in reader.seeds() if reader.commits(s).any()])
+        if on_note and cache and (newer := describe_newer_images(reader, images)):
+            on_note(newer)
         yield DumpJob(writer, views, writers, skipped, tasks, began, calibration)
 
 
@@ -245,7 +246,6 @@ def cache_spec(
     images: Images, recipe: RecipeSpec, teacher: Model, config: DumpConfig, *, calibrated: bool = False
 ) -> CacheSpec:
     """Return what identifies the cache that such a dump makes."""
-    few = teacher.num_classes <= ALL_UP_TO
     return CacheSpec.new(
         TeacherSpec(
             name=teacher.name,
@@ -256,9 +256,9 @@ def cache_spec(
         ),
         images.spec(teacher.num_classes),
         recipe,
-        k=config.top_k if config.top_k is not None else teacher.num_classes if few else TOP_K,
+        k=default_top_k(teacher.num_classes) if config.top_k is None else config.top_k,
         profile=config.profile or "default",
-        versions=library_versions(),
+        versions=view_conditions(),
         shard_samples=config.shard_samples or None,
         calibrated=calibrated,
     )
@@ -282,6 +282,14 @@ def _match_cache(
             fields,
             f"give --input-size {there.teacher.adapter.size} to go on with it, or another --out",
         )
+    drawn = teacher.weights == there.teacher.weights and teacher.weights.startswith(("random:", "own"))
+    if [f.field for f in fields] == ["teacher.weights_sha256"] and drawn:
+        raise MismatchError(
+            f"the teacher of {cache.path} has other weights",
+            fields,
+            "weights that are drawn come out otherwise by other code or versions, and on another kind of CPU: read "
+            "them from a file, or give another --out to begin a new cache",
+        )
     if not fields or any(f.field not in DATA for f in fields):
         return images, here  # this cache; or another one, as `CacheWriter.open` will say
     ordered = align_images(cache, images, grow=config.grow)
@@ -292,6 +300,27 @@ def _match_cache(
             f"give --grow to append the other {ordered.left_out:,}, or another --out to begin a new cache",
         )
     return ordered, there.grown(ordered.spec(there.dataset.num_classes))
+
+
+def _choose_seeds(
+    cache: CacheReader | None, split: str, config: DumpConfig, on_note: Callable[[str], None] | None
+) -> tuple[int, ...]:
+    """Return the seeds to dump: those asked for, or all that the cache has, or those of a new cache."""
+    standard = (0,) if split == "test" else (0, 1, 2, 3)
+    begun = cache is not None and any(cache.commits(seed).any() for seed in cache.seeds())
+    opened = (
+        cache.opened_seeds() if cache and begun else []
+    )  # before the first shard not all may have been opened
+    if config.seeds is None:
+        if on_note and cache and opened not in ([], list(standard)):
+            on_note(f"{cache.path} goes on with its own {seed_list(opened)}")
+        return tuple(opened) or standard
+    others = [seed for seed in opened if seed not in config.seeds]
+    if on_note and config.grow and others:
+        on_note(
+            f"{seed_list(others)} of the cache will lack the new images: leave --seeds out to dump all of them"
+        )
+    return config.seeds
 
 
 def _lock_seeds(

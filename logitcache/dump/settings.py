@@ -8,13 +8,22 @@ from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.views.keyed_views import OnBadImage
 
+TOP_K = 8  # logits of a new cache
+ALL_UP_TO = 16  # classes of which it keeps every one
+
+
+def default_top_k(num_classes: int) -> int:
+    """Return how many logits a new cache keeps where nobody says."""
+    return num_classes if num_classes <= ALL_UP_TO else TOP_K
+
 
 @dataclass(frozen=True)
 class DumpConfig(Spec):
     """How stage one runs. What identifies the cache is k, profile, precision; the rest is only speed.
 
     Attributes:
-        seeds: augmentation seeds to dump; None: 0 to 3, of a test split, whose views do not vary, 0.
+        seeds: augmentation seeds to dump; None: those of the cache, of a new one 0 to 3, of a test split, whose views
+            do not vary, 0.
         top_k: logits to keep per view, capped at the class count; None: those of the cache, of a new one 8, or all
             of up to 16 classes.
         profile: "default", "compact", "archive" or "exact"; None: that of the cache, of a new one "default".

@@ -111,7 +111,9 @@ def _describe(model: Model) -> str:
         "input": {"dtype": "uint8", "shape": ["batch", adapter.channels, adapter.size, adapter.size]},
         "resize": f"{adapter.interpolation}, antialiased, before",
         "normalisation": {"mean": list(adapter.mean), "std": list(adapter.std), "of": "views / 255, inside"},
+        "views": model.evaluation and model.evaluation.to_dict(),  # how it was shown test images
         "output": {"dtype": "float32", "shape": ["batch", model.num_classes]},
+        "class_names": list(model.class_names),
         "versions": library_versions(),
     }
     return json.dumps(facts)

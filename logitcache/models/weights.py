@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from logitcache.errors import FormatError, StorageError, WeightsError
 from logitcache.files import writing
-from logitcache.format.identity import AdapterSpec
-from logitcache.format.spec import Spec
+from logitcache.format.identity import AdapterSpec, RecipeSpec
+from logitcache.format.spec import Spec, require
 from logitcache.paths import read_variable, user_cache_folder
 
 StateDict = Mapping[str, Tensor]
@@ -32,12 +32,33 @@ _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
 @dataclass(frozen=True)
 class WeightsHeader(Spec):
-    """What a file written by `write_weights` says of itself: model name, class count, input, number of heads."""
+    """What a file written by `write_weights` says of itself.
+
+    Attributes:
+        name: of the model.
+        num_classes: C.
+        adapter: how it wants its input.
+        heads: 1 or 2.
+        class_names: of the classes, in order; empty where they have none.
+        evaluation: recipe of the views that it is to be shown; None where nobody said.
+        parameters: their number, by `count_parameters`; None in files of earlier versions.
+    """
 
     name: str
     num_classes: int
     adapter: AdapterSpec
     heads: int = 1
+    class_names: tuple[str, ...] = ()
+    evaluation: RecipeSpec | None = None
+    parameters: int | None = None
+
+    def __post_init__(self) -> None:
+        require((self.parameters or 0) >= 0, f"parameters must be 0 or more, found {self.parameters}")
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Count the numbers that a network learns or could: frozen ones too, and weights that layers share once."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def read_header(path: Path) -> WeightsHeader | None:
@@ -60,11 +81,17 @@ def read_header(path: Path) -> WeightsHeader | None:
 
 
 def count_weights(path: Path) -> int:
-    """Count the numbers in a safetensors file, the running statistics of batch norms apart: its parameters.
+    """Return how many parameters a safetensors file holds, by its header.
+
+    Where that does not tell, it is the numbers in the file but for the running statistics of batch norms: shared
+    weights are counted as often as they are used.
 
     Raises:
         WeightsError: the file is damaged.
     """
+    header = read_header(path)
+    if header is not None and header.parameters is not None:
+        return header.parameters
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if not name.endswith(_RUNNING)]  # noqa: SIM118

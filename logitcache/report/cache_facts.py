@@ -13,12 +13,11 @@ from torch import Tensor
 from logitcache.audit.stats import StatsReport, compute_stats
 from logitcache.audit.summary import summarize
 from logitcache.dump.calibration import is_no_farther
-from logitcache.errors import IncompleteError
 from logitcache.format.class_statistics import ClassStatistics
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.report.charts import take_evenly
-from logitcache.store import CacheReader, seed_list
+from logitcache.store import CacheReader
 from logitcache.store.derive import derive_spec, reduce_shard
 from logitcache.teacher.completion import FEWEST, HELD_OUT, Completion, fit_statistics
 from logitcache.teacher.sparse import SparseTeacher
@@ -98,10 +97,7 @@ def read_cache(
         MismatchError: the images are others than the cache's.
         FormatError: a shard is damaged.
     """
-    complete = reader.complete()
-    if not complete:
-        begun = seed_list(reader.seeds())
-        raise IncompleteError(f"{reader.path} has no complete seed (begun: {begun}); finish its dump first")
+    complete = reader.choose_seeds()
     kept, tried = _compare_numbers_of_logits(reader, take_evenly(complete, SAMPLED_SEEDS))
     return CacheFacts(
         about=summarize(reader),

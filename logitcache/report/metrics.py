@@ -101,6 +101,7 @@ TRAIN_METRICS = (
     Metric("lr", "loss", "Learning rate", "lr", "At the end of each epoch."),
     Metric("views_per_second", "", "Views per second", "views/s", "While training."),
     Metric("seconds", "", "Seconds", "seconds", "Of the epoch."),
+    Metric("left_out", "", "Test images left out", "left out", "They did not decode."),
 )
 _BY_NAME = {metric.name: metric for metric in (*TEST_METRICS, *TRAIN_METRICS)}
 

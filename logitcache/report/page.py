@@ -137,7 +137,10 @@ def make_page(
                 tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
                 tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
                 tag("title", f"{title} – logitcache report"),
-                tag("style", resources.files("logitcache.report").joinpath("page.css").read_text()),
+                tag(
+                    "style",
+                    resources.files("logitcache.report").joinpath("page.css").read_text(encoding="utf-8"),
+                ),
             ),
             tag(
                 "body",

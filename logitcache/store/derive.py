@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from logitcache.errors import IncompleteError, MismatchError, OptionError
+from logitcache.errors import MismatchError, OptionError
 from logitcache.format.identity import Profile, profile_named
 from logitcache.format.quantize import decode_gaps
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.store.copy import open_copy
-from logitcache.store.reader import CacheReader, seed_list
+from logitcache.store.reader import CacheReader
 
 Arrays = dict[str, npt.NDArray[Any]]
 ROWS = 4096  # at a time, as a few float64 copies of them are held
@@ -60,7 +60,7 @@ def derive_cache(
         source: path of the cache to derive from.
         out: path of the cache to make.
         top_k: logits to keep per view; those of the source by default.
-        profile: how to store the gaps; as the source by default.
+        profile: how to store the gaps; by default as the source, of fewer logits from "exact" by "default".
         seeds: complete seeds of the source; all of them by default.
         on_progress: called with (views done, views to do) after every shard.
 
@@ -74,11 +74,7 @@ def derive_cache(
     """
     reader = CacheReader(source)
     spec = derive_spec(reader.spec, top_k, profile)
-    chosen = list(dict.fromkeys(seeds or reader.complete()))
-    if not chosen:
-        begun = seed_list(reader.seeds())
-        raise IncompleteError(f"{reader.path} has no complete seed (begun: {begun}); run the dump again")
-    reader.require(chosen)
+    chosen = reader.choose_seeds(seeds or ())
     try:
         writer = open_copy(reader, out, spec)
     except MismatchError as error:
@@ -110,7 +106,8 @@ def derive_spec(source: CacheSpec, top_k: int | None = None, profile: str | None
         UnknownNameError: no such profile.
     """
     k = source.k if top_k is None else top_k
-    target = source.profile if profile is None else profile_named(profile)
+    fewer = source.profile.name == "exact" and k < source.k  # which exact is not made for
+    target = profile_named(profile or "default") if profile or fewer else source.profile
     if k < 1:
         raise OptionError(f"top-k must be at least 1, found {k}")
     if target.name == "exact" != source.profile.name or k > source.k:

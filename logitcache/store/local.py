@@ -85,6 +85,11 @@ class LocalPlace(Place):
         """Sum the bytes of the files in this folder."""
         return size_of(self.path, recurse=recurse)
 
+    def modified(self, files: Iterable[str]) -> list[float]:
+        """Return when those of these files that exist were last written, in seconds."""
+        paths = [self.path / name for name in files]
+        return [path.stat().st_mtime for path in paths if path.is_file()]
+
     def put(self, files: Mapping[str, bytes], *, new: bool = False) -> None:
         """Write temporary files, flush them, rename them, and flush the folders."""
         temporary = {}

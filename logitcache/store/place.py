@@ -69,6 +69,10 @@ class Place(ABC):
     def size(self, *, recurse: bool = True) -> int | None:
         """Sum the bytes of the files in this folder; None where a host does not tell."""
 
+    def modified(self, files: Iterable[str]) -> list[float]:
+        """Return when those of these files that exist were last written, in seconds; none where unknown."""
+        return []
+
     @abstractmethod
     def put(self, files: Mapping[str, bytes], *, new: bool = False) -> None:
         """Write files durably, each whole or not at all; `new` says that none of them exists."""

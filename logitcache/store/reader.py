@@ -3,7 +3,8 @@
 import functools
 import hashlib
 import re
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,11 @@ class CacheReader:
         with reading(self.path):
             return seeds_begun(self.place)
 
+    def opened_seeds(self) -> list[int]:
+        """List the seeds that a dump has opened, in rising order; of some no shard may be committed."""
+        with reading(self.path):
+            return seeds_named(self.place)
+
     def check_metadata(self, seed: int) -> None:
         """Check that the arrays of one seed have the form that the spec gives them.
 
@@ -116,6 +122,27 @@ class CacheReader:
                 f"{self.path} lacks {seed_list(missing)}; complete: {seed_list(self.complete())}; "
                 "go on with `logitcache dump`, or choose complete ones with --seeds"
             )
+
+    def choose_seeds(self, seeds: Iterable[int] = ()) -> list[int]:
+        """Return these seeds, which must be complete; or all that are, with a warning that names the others.
+
+        Raises:
+            IncompleteError: one is not complete, or none is.
+        """
+        if chosen := list(dict.fromkeys(seeds)):
+            self.require(chosen)
+            return chosen
+        opened, complete = self.opened_seeds(), self.complete()
+        if not complete:
+            raise IncompleteError(
+                f"{self.path} has no complete seed (begun: {seed_list(opened)}); run the dump again"
+            )
+        if others := [seed for seed in opened if seed not in complete]:
+            warnings.warn(
+                f"{self.path}: {seed_list(others)} left out, as shards are missing; `logitcache dump` completes them",
+                stacklevel=2,
+            )
+        return complete
 
     def read(self, seed: int, shard: int) -> dict[str, npt.NDArray[Any]]:
         """Decode one committed shard: arrays by name, rows of this shard only, in stored dtypes.
@@ -209,6 +236,15 @@ class CacheReader:
             expected |= {commit, *data} if commit in found else {commit}
             expected.add(f"commit/{SHARD_LOCK}{shard}")
         return sorted(found - expected)
+
+    def times(self) -> tuple[float, float] | None:
+        """Return when the cache was begun, and when it last grew, in seconds of the epoch; None where it is unknown.
+
+        Its files tell, so of a copy that does not keep their times both are when it was copied.
+        """
+        begun = self.place.modified(["zarr.json", *(f"seed-{seed}/zarr.json" for seed in self.seeds())])
+        grown = self.place.modified(["zarr.json"])
+        return (min(begun), grown[0]) if grown else None
 
     def keys(self) -> Keys | None:
         """Return the sample keys, (n,) uint64; None in a cache without them."""

@@ -17,6 +17,8 @@ from logitcache.errors import IncompleteError
 from logitcache.format.schema import RowLayout
 from logitcache.teacher.spool_file import MOST_MAPPED, is_intact, map_rows
 from logitcache.views.keyed_views import KeyedViews, Pair, check_batch
+from logitcache.views.main_module import spare_main_module
+from logitcache.views.shared_memory import share_as_fits
 
 Item = tuple[Any, int, Tensor]
 
@@ -43,6 +45,8 @@ class PackedViews(Dataset[Item]):
     ) -> None:
         self.views, self.layout, self.files, self.transform = views, layout, dict(files), transform
         self._mapped: dict[int, npt.NDArray[np.uint8]] = {}
+        share_as_fits()  # your DataLoader's workers are as ours
+        spare_main_module()
 
     def __len__(self) -> int:
         return len(self.views)

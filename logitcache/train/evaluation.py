@@ -4,7 +4,8 @@ The teacher's answers for these images come from a cache of theirs, as `logitcac
 cache of training views says nothing about them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,10 +13,18 @@ import numpy as np
 import torch
 
 from logitcache.distributed import ALONE, World
-from logitcache.errors import DataError, Difference, MismatchError, NonFiniteError
+from logitcache.errors import (
+    DataError,
+    Difference,
+    ImageError,
+    LogitCacheError,
+    MismatchError,
+    NonFiniteError,
+)
 from logitcache.format.identity import RecipeSpec
 from logitcache.format.spec import Spec
-from logitcache.models.forward import ViewModel
+from logitcache.models.forward import ViewModel, choose_device
+from logitcache.models.weights import count_parameters
 from logitcache.store import CacheReader
 from logitcache.stream.sampler import SwitchableSampler
 from logitcache.stream.stream import Stream
@@ -26,11 +35,11 @@ from logitcache.train.score_meter import Confusion, ScoreMeter, classes_differ
 from logitcache.views.alignment import align_images
 from logitcache.views.datasets import WrappedImages, open_images
 from logitcache.views.images import Images
-from logitcache.views.keyed_views import KeyedViews
+from logitcache.views.keyed_views import KeyedViews, OnBadImage
 from logitcache.views.loader import iterate_batches, view_loader
-from logitcache.views.recipes import recipe_named
 from logitcache.views.replay import prove_replay
 
+TEST_IMAGE = "test image"  # how the error of one that does not decode begins
 SEED = 0  # the only one: the views of an evaluation recipe are the same under every seed
 
 
@@ -44,9 +53,11 @@ class Evaluation:
         batch_size: images per forward.
         workers: see `loader.view_loader`.
         device: where the models are.
+        on_bad_image: whether an image that does not decode is an error, or left out of the scores.
 
     Raises:
         DataError: no image has a label, and there is no teacher.
+        OptionError: there is no such device.
         MismatchError: the cache is of other images or another recipe.
         DriftError: its views cannot be made again here.
         IncompleteError: its seed 0 is not complete.
@@ -61,6 +72,7 @@ class Evaluation:
         batch_size: int = 256,
         workers: int = 0,
         device: torch.device | str = "cpu",
+        on_bad_image: OnBadImage = "error",
     ) -> None:
         self.images, self.recipe, self.batch_size = images, recipe, batch_size
         self.teacher = None
@@ -72,11 +84,14 @@ class Evaluation:
         samples, starts = range(len(images)), range(0, len(images), batch_size)
         self._batches = [[(i, SEED) for i in samples[start : start + batch_size]] for start in starts]
         self._sampler = SwitchableSampler()
-        self.views = KeyedViews(images, recipe)
+        self.views = KeyedViews(images, recipe, on_bad_image)
+        device = choose_device(str(device))
         self._loader = view_loader(self.views, self._sampler, workers=workers, device=device)
 
     @classmethod
-    def for_stream(cls, stream: Stream, teacher: CacheReader | None = None) -> Self:
+    def for_stream(
+        cls, stream: Stream, teacher: CacheReader | None = None, on_bad_image: OnBadImage = "error"
+    ) -> Self:
         """Open the test split of what a stream trains on, by the evaluation recipe of its recipe.
 
         Raises:
@@ -86,41 +101,96 @@ class Evaluation:
         name = stream.views.images.name
         if stream.views.images.split == "test":
             raise DataError(f"{name}: its test split is what is trained on, so none is left to evaluate on")
-        recipe = recipe_named(stream.views.maker.recipe.evaluation)
+        recipe = stream.evaluation
         images, workers = open_images(name, "test"), stream.config.workers
         if (images.num_classes or 0) > stream.num_classes:
             raise classes_differ(images.num_classes, stream.num_classes, images)
-        return cls(images, recipe, teacher, workers=workers, device=stream.device)
+        device = stream.device
+        return cls(images, recipe, teacher, workers=workers, device=device, on_bad_image=on_bad_image)
 
-    def run(self, models: Sequence[ViewModel], world: World = ALONE) -> list[ScoreMeter]:
+    def find_bad_images(self) -> list[int]:
+        """Decode every image once, where they are not in memory, before anything is spent on training.
+
+        Returns:
+            Those that do not decode, and are left out of the scores.
+
+        Raises:
+            DataError: one does not, and none is to be left out; the message names it. Or not one decodes.
+        """
+        if self.images.pixels() is not None:
+            return []
+        self._sampler.current = self._batches
+        with _say_test_image():
+            return [
+                i for batch in iterate_batches(self._loader) for i in batch.samples[~batch.valid].tolist()
+            ]
+
+    def run(
+        self,
+        models: Sequence[ViewModel],
+        world: World = ALONE,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> list[ScoreMeter]:
         """Show every image to each of the models once; they are in evaluation mode afterwards.
 
         Args:
             models: on their device.
             world: the ranks that share the batches. All call this with the same models, and get the same scores, to
                 the rounding of sums: those of one process, since no batch is divided.
+            should_stop: asked while no batch comes from the workers.
 
         Returns:
             What each of the models answered.
 
         Raises:
             MismatchError: a model has another number of classes.
+            DataError: an image does not decode.
+            LogitCacheError: another rank could not go on; the message says why.
             ClusterError: another rank has ended.
+            StoppedError: `should_stop` said so.
         """
         world.broadcast_buffers(models)
-        meters = self._run(models, self._batches[world.rank :: world.size])
+        failed: Exception | None = None
+        meters: list[ScoreMeter] = []
+        try:
+            meters = self._run(models, self._batches[world.rank :: world.size], should_stop)
+        except Exception as error:  # whatever it is, the others must not wait for this rank
+            failed = error
+        reasons = world.all_gather(failed and str(failed))
+        if failed:
+            raise failed
+        other = next((rank for rank, reason in enumerate(reasons) if reason is not None), None)
+        if other is not None:
+            raise LogitCacheError(f"rank {other}: {reasons[other]}")
         for meter in meters:
             meter.all_reduce(world)
         return meters
 
     @torch.inference_mode()
-    def _run(self, models: Sequence[ViewModel], batches: list[list[tuple[int, int]]]) -> list[ScoreMeter]:
+    def _run(
+        self,
+        models: Sequence[ViewModel],
+        batches: list[list[tuple[int, int]]],
+        should_stop: Callable[[], bool],
+    ) -> list[ScoreMeter]:
         self._sampler.current = batches
         meters = [ScoreMeter(model, self.images, self.teacher) for model in models]
-        for batch in iterate_batches(self._loader):
-            for meter in meters:
-                meter.add(batch)
+        with _say_test_image():
+            for batch in iterate_batches(self._loader, should_stop):
+                for meter in meters:
+                    meter.add(batch)
         return meters
+
+
+@contextmanager
+def _say_test_image() -> Iterator[None]:
+    """Say of an image that does not decode that it is a test image."""
+    try:
+        yield
+    except DataError as error:
+        if "does not decode" not in str(error):
+            raise
+        raise ImageError(f"{TEST_IMAGE} {error}") from error
 
 
 def _require_answers(cache: CacheReader, images: Images, recipe: RecipeSpec) -> Images:
@@ -150,6 +220,7 @@ class EvaluationReport(Spec):
 
     Attributes:
         data, split, images, recipe: what it was shown.
+        left_out: images besides, which do not decode.
         top1, top5, nll, ece, agreement, kl: of `ScoreMeter.scores`; None without labels, or a teacher's cache.
         teacher, teacher_top1: whose cache that is, and its own top-1 on the labelled images.
         parameters: their number.
@@ -164,6 +235,7 @@ class EvaluationReport(Spec):
     data: str
     split: str
     images: int
+    left_out: int
     recipe: str
     top1: float | None
     top5: float | None
@@ -214,12 +286,13 @@ def evaluate(model: ViewModel, evaluation: Evaluation, num_classes: int) -> Eval
     return EvaluationReport(
         data=images.name,
         split=images.split,
-        images=len(images),
+        images=len(images) - meter.left_out,
+        left_out=meter.left_out,
         recipe=evaluation.recipe.name,
         **{name: scores.get(name) for name in ("top1", "top5", "nll", "ece", "agreement", "kl")},
         teacher=evaluation.teacher.reader.spec.teacher.name if evaluation.teacher else None,
         teacher_top1=_teacher_top1(evaluation.teacher, images) if evaluation.teacher else None,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=count_parameters(model),
         input_size=model.adapter.spec.size,
         flops=count_flops(model, views[:1]),
         images_per_second=len(views) / time_forward(model, views),

@@ -14,6 +14,7 @@ from logitcache.train.evaluation import Evaluation, EvaluationReport, evaluate
 from logitcache.train.trained import TrainedStudent
 from logitcache.views.datasets import open_images, open_recorded
 from logitcache.views.images import Images
+from logitcache.views.keyed_views import OnBadImage
 from logitcache.views.recipes import recipe_named
 
 
@@ -52,7 +53,7 @@ class EvaluationJob:
         data: as `open_images` takes it; "auto": what the run was trained on. Its test split is seen.
         recipe: as `recipe_named` takes it; "auto": what the recipe of the training views evaluates by.
         teacher_cache: path or URL of a cache of the test split, to compare the student with its teacher.
-        batch_size, workers: as `Evaluation` takes them.
+        batch_size, workers, on_bad_image: as `Evaluation` takes them.
         precision, device: as `choose_precision` and `choose_device` take them.
     """
 
@@ -68,6 +69,7 @@ class EvaluationJob:
     precision: str = "auto"
     device: str = "auto"
     workers: int = -1
+    on_bad_image: OnBadImage = "error"
 
     def run(self, on_line: Callable[[str], None]) -> StudentEvaluation:
         """Open everything and evaluate.
@@ -90,6 +92,7 @@ class EvaluationJob:
             batch_size=self.batch_size,
             workers=self.workers,
             device=device,
+            on_bad_image=self.on_bad_image,
         )
         model = trained.build_model(
             self.architecture,

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -29,18 +30,19 @@ class ScoreMeter:
         teacher: answers for their views; None: the model is scored by labels alone.
 
     Attributes:
+        left_out: images that do not decode, where the batches leave them out.
         labels, predicted: (B,) int64 of each batch: labels, -1 where there are none, and the model's first classes.
     """
 
     def __init__(self, model: ViewModel, images: Images, teacher: CachedTeacher | None) -> None:
         self.model, self.images, self.teacher = model.eval(), images, teacher
-        self.device = next(model.parameters()).device
+        self.device = next(chain(model.parameters(), model.buffers())).device
         zeros = partial(torch.zeros, dtype=torch.float64, device=self.device)
         self._label_sums = zeros(3)  # top-1, top-5, −log p
         self._bin_sums = zeros(3 * BINS)  # images, how many of them right, Σ confidence; by bin
         self._teacher_sums = zeros(2)  # same top class, KL
         self._edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64, device=self.device)[1:-1]
-        self._labelled, self._answered = 0, 0
+        self._labelled, self._answered, self.left_out = 0, 0, 0
         self.labels: list[Tensor] = []
         self.predicted: list[Tensor] = []
 
@@ -50,6 +52,12 @@ class ScoreMeter:
         Raises:
             MismatchError: the model has another number of classes than teacher or images.
         """
+        if left_out := int((~batch.valid).sum()):
+            self.left_out += left_out
+            views, labels, samples, seeds, valid = (part[batch.valid] for part in batch[:5])
+            batch = ViewBatch(views, labels, samples, seeds, valid)
+            if not len(batch.views):
+                return
         views = batch.views.to(self.device, non_blocking=True)
         logits = self.model(views)
         classes = logits.shape[1]
@@ -87,11 +95,13 @@ class ScoreMeter:
     def all_reduce(self, world: World) -> None:
         """Replace the sums by those of all ranks; counts are whole numbers in float64, so they are exact."""
         sums = (self._label_sums, self._bin_sums, self._teacher_sums)
-        counts = torch.tensor([self._labelled, self._answered], dtype=torch.float64, device=self.device)
+        counts = torch.tensor(
+            [self._labelled, self._answered, self.left_out], dtype=torch.float64, device=self.device
+        )
         reduced = world.all_reduce_sum(torch.cat([*sums, counts]))
         parts = torch.split(reduced, [*map(len, sums), len(counts)])
         self._label_sums, self._bin_sums, self._teacher_sums, counts = parts
-        self._labelled, self._answered = map(int, counts.tolist())
+        self._labelled, self._answered, self.left_out = map(int, counts.tolist())
 
     def scores(self) -> dict[str, float]:
         """Means over images, by name.

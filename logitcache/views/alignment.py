@@ -61,6 +61,11 @@ class OrderedImages(Images):
         """Return the name that the image has in its own set."""
         return self.images.stable_name(int(self.order[sample]))
 
+    def times(self) -> npt.NDArray[np.float64] | None:
+        """Return when each was last changed or replaced, as their own set tells it."""
+        times = self.images.times()
+        return None if times is None else times[self.order]
+
     def population(self, sample: int) -> int:
         """Return how many samples there were when this one came."""
         return self.counts[bisect_right(self.counts, sample)]

@@ -4,6 +4,7 @@
 """
 
 import importlib.resources
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitcache.errors import DataError, ImageError, NotFoundError, OptionError, UnknownNameError
+from logitcache.errors import (
+    DataError,
+    ImageError,
+    LogitCacheError,
+    NotFoundError,
+    OptionError,
+    UnknownNameError,
+)
 from logitcache.paths import expand_home, read_variable
 from logitcache.plugins import load_callable, require_own
-from logitcache.views.folders import FolderImages, pillow_to_tensor
+from logitcache.views.decoding import pillow_to_tensor, printable_path
+from logitcache.views.folders import FolderImages
 from logitcache.views.images import Images, Labels, Samples, check_labels, hash_parts
+from logitcache.views.items import describe_own_error, find_file, is_renumbered, read_item, read_labels
+
+LOOKED_AT = 256  # items of a data set of your own, when it is opened
 
 
 def open_images(name: str, split: str = "train") -> Images:
@@ -158,47 +170,82 @@ def load_cifar(kind: str, root: str, split: str) -> ArrayImages:
 class WrappedImages(Images):
     """A map-style data set of (image, label) pairs: images as (C, H, W) uint8 tensors or PIL images.
 
-    The fingerprint covers the labels and 32 evenly spaced images.
+    Labels are what the items say (`items.read_labels`). Gray images have one channel; but where one of up to 256
+    images spread over the data is in colour, all have three. The fingerprint covers the labels and 32 evenly spaced
+    images.
     """
 
     def __init__(self, name: str, split: str, data: Any) -> None:
         self.name, self.split, self.data = name, split, data
-        try:
-            targets = data.targets if hasattr(data, "targets") else [data[i][1] for i in range(len(data))]
-        except (TypeError, LookupError, OSError) as error:
-            raise DataError(f"{name}: an item is not an (image, label) pair: {error!r}") from error
-        self.class_names = [str(one) for one in getattr(data, "classes", ())]
-        classes = len(self.class_names) or None
-        self.labels = check_labels(name, targets, len(data), classes)
-        self.num_classes = classes or int(self.labels.max()) + 1 or None
+        self._channels = 1
+        said: dict[int, Any] = {}
+        for sample in _spread(len(data), LOOKED_AT):
+            with suppress(ImageError):
+                image, said[sample] = self._read(sample)
+                self._channels = max(self._channels, len(image))
+        labels = read_labels(data, said, self.describe)
+        names = [] if is_renumbered(data, labels) else [str(one) for one in getattr(data, "classes", ())]
+        self.class_names = names
+        self.labels = check_labels(name, labels, len(data), len(names) or None)
+        self.num_classes = len(names) or int(self.labels.max()) + 1 or None
+        if split == "train" and self.num_classes == 1:
+            raise DataError(
+                f"{name}: expected at least 2 classes, found 1; images without labels have label -1"
+            )
         self._fingerprint = self.fingerprint_of(slice(None))
 
     def image(self, sample: int) -> Tensor:
-        """Return one image, (C, H, W) uint8."""
+        """Return one image, (C, H, W) uint8.
+
+        Raises:
+            ImageError: it does not decode.
+            DataError: it is no image, or of another label than when the data set was opened.
+        """
+        image, label = self._read(sample)
+        if label != self.labels[sample]:
+            raise DataError(
+                f"{self.describe(sample)} says label {label}, and the data set {self.labels[sample]} when it was "
+                "opened; an item's label must not change, and must be that of `targets` where there are some"
+            )
+        if len(image) > self._channels:
+            raise DataError(
+                f"{self.describe(sample)} is in colour, and {LOOKED_AT} others, evenly spaced, are gray; "
+                'let the data set give all in one mode, by image.convert("RGB")'
+            )
+        return image.expand(self._channels, -1, -1)
+
+    def describe(self, sample: int) -> str:
+        """Say which image this is, for messages; by its file too, where the data set lists its files."""
+        file = find_file(self.data, sample)
+        return super().describe(sample) + (f" ({printable_path(Path(file))})" if file else "")
+
+    def _read(self, sample: int) -> tuple[Tensor, Any]:
+        """Read an image, (1 or 3, H, W) uint8, and what its item says is its label."""
         from PIL import Image
 
-        try:
-            image = self.data[sample][0]
-            if isinstance(image, Image.Image):
+        image, label = read_item(self.data, sample, self.describe(sample))
+        if isinstance(image, Image.Image):
+            try:
                 image = pillow_to_tensor(image)
-        except (OSError, SyntaxError) as error:
-            raise ImageError(f"{self.describe(sample)} does not decode ({error})") from error
+            except (OSError, SyntaxError, ValueError) as error:
+                raise ImageError(f"{self.describe(sample)} does not decode ({error})") from error
         if (
             not isinstance(image, Tensor)
             or image.dtype != torch.uint8
             or image.ndim != 3
             or len(image) not in (1, 3)
+            or not image.numel()
         ):
             found = f"{tuple(image.shape)} {image.dtype}" if hasattr(image, "shape") else type(image).__name__
             raise DataError(
                 f"{self.describe(sample)}: expected a PIL image or a (C, H, W) uint8 tensor with C of 1 or 3, "
-                f"found {found}; leave ToTensor and Normalize out of the data set"
+                f"found {found}; {_advise_on(image)}"
             )
-        return image
+        return image, label
 
     def _proof(self, sample: int) -> bytes:
         try:
-            image = self.image(sample)
+            image, _ = self._read(sample)
         except ImageError:
             return b"does not decode"
         return f"{tuple(image.shape)}".encode() + image.contiguous().numpy().tobytes()
@@ -211,12 +258,35 @@ class WrappedImages(Images):
     def fingerprint_of(self, samples: Samples) -> str:
         """Digest of the labels of some samples and of 32 of their images."""
         chosen = np.arange(len(self))[samples]
-        shown = chosen[sorted({(i * len(chosen)) // 32 for i in range(32)})]
+        shown = chosen[_spread(len(chosen), 32)]
         return hash_parts(self.labels[samples].data, *map(self._proof, shown.tolist()))
 
 
+def _spread(n: int, count: int) -> list[int]:
+    """List up to so many of n samples, evenly spaced."""
+    return sorted({i * n // count for i in range(count)}) if n else []
+
+
+def _advise_on(image: Any) -> str:
+    """Say how what a data set gave becomes an image."""
+    shape, kind = tuple(getattr(image, "shape", ())), str(getattr(image, "dtype", ""))
+    if "float" in kind:
+        return "leave ToTensor and Normalize out of the data set"
+    if isinstance(image, Tensor) and kind == "torch.uint8" and len(shape) == 3 and shape[2] in (1, 3):
+        return "its channels are to come first, by image.permute(2, 0, 1)"
+    if isinstance(image, np.ndarray) and kind == "uint8":
+        return "PIL.Image.fromarray(image) makes an image of it"
+    return "let the data set convert it"
+
+
 def _own_images(name: str, split: str) -> Images:
-    data = load_callable(name)(split)
+    function = load_callable(name)
+    try:
+        data = function(split)
+    except LogitCacheError:
+        raise
+    except Exception as error:
+        raise DataError(f"{name} raised {describe_own_error(error)}") from error
     if isinstance(data, Images):
         data.name, data.split = name, split
         return data

@@ -1,14 +1,14 @@
-"""Images that are files below one folder, and how a file becomes pixels."""
+"""Images that are files below one folder."""
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from torch import Tensor
 
-from logitcache.errors import DataError, ImageError, NotFoundError
+from logitcache.errors import DataError, NotFoundError
+from logitcache.views.decoding import decode_image, printable_path
 from logitcache.views.images import Images, Labels, Samples, hash_parts
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -18,7 +18,8 @@ class FolderImages(Images):
     """Images that are files below one folder, ordered by path.
 
     The fingerprint covers relative paths, file sizes and labels. Contents are proved by the canaries of a
-    cache: to read them all would take as long as a pass over the data.
+    cache: to read them all would take as long as a pass over the data. Files that are newer than a cache are told
+    (`replay.describe_newer_images`).
     """
 
     def __init__(
@@ -26,7 +27,9 @@ class FolderImages(Images):
     ) -> None:
         self.name, self.split, self.root = name, split, root
         self.files, self.labels, self.num_classes = files, labels, num_classes
-        self._sizes = np.array([_size(root / file) for file in files], dtype=np.int64)
+        stats = [_stat(root / file) for file in files]
+        self._sizes = np.array([size for size, _ in stats], dtype=np.int64)
+        self._times = np.array([time for _, time in stats])
         self._fingerprint = self.fingerprint_of(slice(None))
 
     @classmethod
@@ -95,46 +98,16 @@ class FolderImages(Images):
         parts = (f"{self._sizes[i]}\0".encode() + os.fsencode(self.files[i]) + b"\0" for i in chosen)
         return hash_parts(b"".join(parts), self.labels[samples].data)
 
+    def times(self) -> npt.NDArray[np.float64]:
+        """Return when each file, or its entry, was last changed, (n,) seconds of the epoch."""
+        return self._times
+
     def stable_name(self, sample: int) -> bytes:
         """Return the relative path, with "/" between folders."""
         return os.fsencode(self.files[sample].replace(os.sep, "/"))
 
 
-def decode_image(path: Path) -> Tensor:
-    """Decode an image file to (3, H, W) uint8 RGB: its first frame, turned as its EXIF orientation says.
-
-    Raises:
-        ImageError: it cannot be read or decoded; the message names the file.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as file:
-            wide = file.format == "PPM" and file.mode == "I"  # Pillow scales such pixels to 16 bits
-            image = ImageOps.exif_transpose(file)
-        pixels = pillow_to_tensor(image.convert("I;16") if wide else image)
-    except Exception as error:  # whatever a decoder raises, the file is what is wrong
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if isinstance(error, UnidentifiedImageError):
-            reason = "it is empty" if path.stat().st_size == 0 else "it is not an image that Pillow knows"
-        raise ImageError(f"{printable_path(path)} does not decode ({reason}); mend or remove it") from error
-    return pixels.expand(3, -1, -1).contiguous()
-
-
 _SUFFIX_LIST = " ".join(IMAGE_SUFFIXES)
-
-
-def pillow_to_tensor(image: Any) -> Tensor:
-    """Convert a PIL image of any mode to (1, H, W) uint8 if it is gray, else (3, H, W) uint8."""
-    if image.mode.startswith("I;16"):
-        array = (np.asarray(image) >> 8).astype(np.uint8)  # Pillow would clip at 255
-    elif image.mode in ("1", "L", "LA"):
-        array = np.array(image.convert("L"))
-    elif image.mode == "P":
-        array = np.array(image.convert("RGBA").convert("RGB"))  # straight to RGB warns of transparency
-    else:
-        array = np.array(image.convert("RGB"))
-    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
 
 
 def _image_files(root: Path, below: str) -> list[str]:
@@ -160,11 +133,13 @@ def _image_files(root: Path, below: str) -> list[str]:
     return sorted(found, key=lambda path: os.fsencode(path.replace(os.sep, "/")))
 
 
-def _size(path: Path) -> int:
+def _stat(path: Path) -> tuple[int, float]:
+    """Return a file's bytes, and when its bytes or its entry last changed, which no copy can set back."""
     try:
-        return path.stat().st_size
+        found = path.stat()
     except OSError:  # a broken link, say: `decode_image` will name it
-        return -1
+        return -1, 0.0
+    return found.st_size, max(found.st_mtime, found.st_ctime)
 
 
 def _require_folder(folder: Path, expected: str, root: Path, meant: str = "") -> None:
@@ -173,9 +148,3 @@ def _require_folder(folder: Path, expected: str, root: Path, meant: str = "") ->
         found = "does not exist" if not gone.exists() else "is not a folder"
         advice = f"; did you mean {meant}?" if meant else ""
         raise NotFoundError(f"{expected}; {printable_path(gone)} {found}{advice}")
-
-
-def printable_path(path: Path) -> str:
-    """Return a path as one line of text that any terminal takes, whatever its bytes."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -87,6 +87,10 @@ class Images(abc.ABC):
         digests = b"".join(hashlib.blake2b(name, digest_size=8).digest() for name in names)
         return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
+    def times(self) -> npt.NDArray[np.float64] | None:
+        """Return when each image was last changed or replaced, (n,) in seconds; None where it is unknown."""
+        return None
+
     def population(self, sample: int) -> int:
         """Return how many samples there were when this one was added; views are mixed with these alone."""
         return len(self)
@@ -107,16 +111,28 @@ def check_labels(name: str, labels: Any, n: int, num_classes: int | None) -> Lab
     Raises:
         DataError: they are not one class number per image; the message says what they are.
     """
-    found = np.asarray(labels)
+    try:
+        found = np.asarray(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"{name}: expected one class number per image; found labels of no one shape"
+        ) from error
     if found.shape != (n,) or not n or found.dtype.kind not in "iu":
         raise DataError(
             f"{name}: expected one class number per image, found {found.dtype} labels of shape {found.shape} "
-            f"for {n} images"
+            f"for {n} images{_advise_on_labels(found)}"
         )
     last = num_classes - 1 if num_classes else int(found.max())
     if odd := [int(label) for label in (found.min(), found.max()) if not -1 <= label <= last]:
         raise DataError(f"{name}: labels must be 0 to {last} (or -1 for none), found {odd[0]}")
     return np.ascontiguousarray(found, dtype=np.int64)
+
+
+def _advise_on_labels(found: npt.NDArray[Any]) -> str:
+    if found.ndim == 2 and found.dtype.kind in "biuf":
+        return "; of one-hot labels take the class by .argmax(1)"
+    advice = {"f": "; make whole numbers of them", "U": "; number the classes from 0"}
+    return advice.get(found.dtype.kind, "") if found.size else ""
 
 
 def hash_parts(*parts: Any) -> str:

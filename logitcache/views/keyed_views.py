@@ -94,10 +94,13 @@ class KeyedViews(Dataset[ViewBatch]):
         filled = [torch.zeros_like(good[0]) if view is None else view for view in views]
         if odd := next((i for i, view in enumerate(filled) if view.shape != good[0].shape), None):
             first = next(i for i, view in enumerate(views) if view is not None)
+            sized = filled[odd].shape[1:] != good[0].shape[1:]
+            advice = "end the recipe with a crop or resize to a fixed size"
             problem = (
                 f"views of one batch must have one size, found {tuple(good[0].shape)} of "
                 f"{self.images.describe(pairs[first][0])} and {tuple(filled[odd].shape)} of "
-                f"{self.images.describe(pairs[odd][0])}; end the recipe with a crop or resize to a fixed size"
+                f"{self.images.describe(pairs[odd][0])}; "
+                f"{advice if sized else 'let the data set give gray and colour images in one mode, such as RGB'}"
             )
             return ViewBatch(torch.empty(0), labels, samples, seeds, valid, problem)
         return ViewBatch(torch.stack(filled), labels, samples, seeds, valid)
@@ -152,6 +155,8 @@ class KeyedViews(Dataset[ViewBatch]):
                     raise
                 views += [None] * (stop - start)
             except DataError as error:
+                if self.images.describe(sample) in str(error):
+                    raise
                 raise DataError(f"{self.images.describe(sample)}: {error}") from error
             start = stop
         return views

@@ -4,12 +4,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from logitcache.errors import DataError, Difference, DriftError, IncompleteError
+import numpy as np
+import numpy.typing as npt
+
+from logitcache.errors import DataError, Difference, DriftError
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.plugins import require_own
-from logitcache.store.reader import CacheReader, seed_list
-from logitcache.versions import library_versions
+from logitcache.store.reader import CacheReader
+from logitcache.versions import view_conditions
 from logitcache.views.alignment import align_images
 from logitcache.views.datasets import open_recorded
 from logitcache.views.images import Images
@@ -24,7 +27,7 @@ class Drift(Spec):
     Attributes:
         compared: how many were made again.
         differing: how many of them differ.
-        fields: the first that differs, and the library versions that differ.
+        fields: the first that differs, and the library versions and the kind of CPU that differ.
     """
 
     compared: int
@@ -60,11 +63,7 @@ def open_proved_views(
     require_own(reader.path, *recipe.code)
     images = images or open_recorded(data.name, data.split, reader.path)
     views = KeyedViews(align_images(reader, images), reader.spec.recipe)
-    chosen = tuple(seeds) or tuple(reader.complete())
-    if not chosen:
-        begun = seed_list(reader.seeds())
-        raise IncompleteError(f"{reader.path} has no complete seed (begun: {begun}); run the dump again")
-    reader.require(list(chosen))
+    chosen = tuple(reader.choose_seeds(seeds))
     if allow_drift:
         return views, chosen, find_drift(reader, views, chosen)
     prove_replay(reader, views, chosen)
@@ -91,7 +90,7 @@ def prove_replay(
         How many views were compared.
 
     Raises:
-        DriftError: one differs; `fields` names it and the libraries whose versions differ.
+        DriftError: one differs; `fields` names it, the libraries whose versions differ, and another kind of CPU.
         DataError: an image that decoded when the cache was made no longer does.
         FormatError: the digests, or other numbers of their shard, are damaged.
     """
@@ -99,10 +98,11 @@ def prove_replay(
     for difference in _compare_canaries(reader, views, seeds, limit, without):
         compared += 1
         if difference:
+            others = _other_conditions(reader.spec)
             raise DriftError(
                 f"{reader.path}: the views made here are not the views that the teacher saw",
-                [difference, *_version_differences(reader.spec)],
-                "use the library versions and files that the cache was made with, or dump it again",
+                [difference, *others],
+                _advise(reader.spec, others),
             )
     return compared
 
@@ -119,7 +119,41 @@ def find_drift(
     differing = [difference for difference in found if difference]
     if not differing:
         return None
-    return Drift(len(found), len(differing), (differing[0], *_version_differences(reader.spec)))
+    return Drift(len(found), len(differing), (differing[0], *_other_conditions(reader.spec)))
+
+
+def find_newer_images(reader: CacheReader, images: Images) -> npt.NDArray[np.int64]:
+    """Find the images that were changed or replaced after a cache was made of them, as far as times tell.
+
+    Where all are newer, the data set was copied or moved since, and none is returned: then all canaries are among
+    them, and speak for the others. Times do not tell of a cache at a host, nor of images that are not files.
+
+    Args:
+        reader: the cache.
+        images: its images, in its order, as `align_images` returns them.
+
+    Returns:
+        (m,) int64 samples, in order.
+    """
+    made, changed = reader.times(), images.times()
+    if made is None or changed is None:
+        return np.zeros(0, dtype=np.int64)
+    begun, grown = made
+    first = reader.spec.history()[0].dataset.n
+    newer = np.flatnonzero(changed > np.where(np.arange(len(changed)) < first, begun, grown))
+    return newer if len(newer) < len(changed) else newer[:0]
+
+
+def describe_newer_images(reader: CacheReader, images: Images) -> str | None:
+    """Say which images are newer than a cache, as `find_newer_images` finds them, and what to do; None for none."""
+    if not len(newer := find_newer_images(reader, images)):
+        return None
+    first = images.describe(int(newer[0]))
+    count = min(1000, max(50, len(newer)))
+    return (
+        f"{len(newer):,} of {len(images):,} images are newer than {reader.path}, first {first}; if they were replaced, "
+        f"only canaries tell: `logitcache verify {reader.path} --replay {count}` asks the teacher again, of these first"
+    )
 
 
 def _compare_canaries(
@@ -148,10 +182,32 @@ def _compare_canaries(
             yield None if found == expected else Difference(view, f"CRC {expected:08x}", f"{found:08x}")
 
 
-def _version_differences(spec: CacheSpec) -> list[Difference]:
-    here = library_versions()
+CPU = "kind of CPU"
+
+
+def _other_conditions(spec: CacheSpec) -> list[Difference]:
+    here = view_conditions()
     return [
-        Difference(f"version of {name}", was, here.get(name))
+        Difference(CPU if name == "cpu" else f"version of {name}", was, here.get(name))
         for name, was in spec.versions.items()
         if was != here.get(name)
     ]
+
+
+def _advise(spec: CacheSpec, others: list[Difference]) -> str:
+    """Say what to do about views that drift, by what is known to be otherwise here."""
+    again = "or dump it again here"
+    names = [difference.field for difference in others]
+    if names == [CPU]:
+        return f"on another kind of CPU some transforms round otherwise: make views on one of the cache's, {again}"
+    if names:
+        return f"use the library versions and files that the cache was made with, {again}"
+    unsaid = (
+        ""
+        if "cpu" in spec.versions
+        else " (the cache does not say on what kind of CPU: it is of an earlier logitcache)"
+    )
+    return (
+        f"the libraries are those that it was made with{unsaid}, so files have changed, or the data set or a step of "
+        f"the recipe is random by itself: give the files as they were, {again}"
+    )

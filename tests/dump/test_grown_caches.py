@@ -122,3 +122,34 @@ def test_by_command(tmp_path: Path) -> None:
     assert "give --grow to append the other 8" in fails(*words, cwd=tmp_path)
     assert json.loads(succeeds(*words, "--grow", "--json", cwd=tmp_path))["views"] == 8
     assert json.loads(succeeds("info", "c.zarr", "--json", cwd=tmp_path))["n"] == 18
+
+
+def test_growth_takes_the_seeds_of_the_cache(tmp_path: Path) -> None:
+    paint(tmp_path / "pets", OLD)
+    words = ("dump", "--teacher", "resnet20", "--workers", 0, "--out", "c.zarr")
+    first = ("--data", "imagefolder:pets", "--recipe", "center@16", "--seeds", "0-5")
+    succeeds(*words, *first, cwd=tmp_path)
+    paint(tmp_path / "pets", NEW)
+
+    some = logitcache(*words, "--grow", "--seeds", "0-1", cwd=tmp_path)
+    assert "seeds 2-5 of the cache will lack the new images" in some.stderr
+    train = ("train", "--student", "resnet20", "--cache", "c.zarr", "--epochs", 1, "--workers", 0)
+    with pytest.warns(UserWarning, match="seeds 2-5 left out, as shards are missing"):
+        succeeds(*train, cwd=tmp_path)
+    assert "4 shards of seeds 2-5; `logitcache dump` goes on" in succeeds("verify", "c.zarr", cwd=tmp_path)
+
+    grown = logitcache(*words, "--grow", "--json", cwd=tmp_path)
+    assert "goes on with its own seeds 0-5" in grown.stderr
+    assert json.loads(grown.stdout)["views"] == 8 * 4
+    succeeds(*train, cwd=tmp_path)
+
+
+def test_a_dump_that_ended_before_its_first_shard_takes_the_seeds_of_a_new_one(tmp_path: Path) -> None:
+    out = tmp_path / "c.zarr"
+    images = folder_images(paint(tmp_path / "pets", OLD))
+    dump_folder(out, images, seeds=None)
+    for seed in CacheReader(out).opened_seeds():
+        shutil.rmtree(out / f"seed-{seed}" / "commit" / "c")
+    shutil.rmtree(out / "seed-3")
+    dump_folder(out, images, seeds=None)
+    assert CacheReader(out).complete() == [0, 1, 2, 3]

@@ -1,6 +1,7 @@
 """A file of any kind is RGB, upright, its first frame; or an error that names the file and says why."""
 
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from PIL import Image, ImageOps
 from refusals import refused
 
 from logitcache.errors import ImageError
-from logitcache.views.folders import IMAGE_SUFFIXES, decode_image, printable_path
+from logitcache.views.decoding import decode_image, pillow_to_tensor, printable_path
+from logitcache.views.folders import IMAGE_SUFFIXES
 
 PALETTE = Image.fromarray(smooth()).quantize(16)
 PALETTE_RGB = np.array(PALETTE.convert("RGB"))
@@ -84,6 +86,127 @@ def test_a_picture_is_turned_as_its_exif_says(suffix: str, orientation: int, tmp
     found = decode_image(path).permute(1, 2, 0).numpy()
     assert found.shape == expected.shape
     assert np.abs(found - expected).mean() < (1.5 if suffix == "jpg" else 1e-9)
+
+
+def tiff(bits: int, sample_format: int, data: np.ndarray, min_is: int = 1) -> bytes:
+    """Write a plain TIFF of one channel, whose samples Pillow would not write."""
+    height, width = GRAY.shape
+    body = data.tobytes()
+    tags = [(256, 3, width), (257, 3, height), (258, 3, bits), (259, 3, 1), (262, 3, min_is), (273, 4, 134)]
+    tags += [(277, 3, 1), (278, 3, height), (279, 4, len(body)), (339, 3, sample_format)]
+    entries = [struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags]
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + b"\0\0\0\0" + body
+
+
+def packed_12_bits(values: np.ndarray) -> np.ndarray:
+    pairs = values.reshape(-1, 2).astype(np.uint16)
+    a, b = pairs[:, 0], pairs[:, 1]
+    return np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], axis=1).astype(np.uint8)
+
+
+DEEP = {
+    "twelve.tif": tiff(12, 1, packed_12_bits(GRAY.astype(np.uint16) << 4)),
+    "white is 0.tif": tiff(16, 1, 65535 - SIXTEEN_BITS, min_is=0),
+    "twelve.pgm": b"P5 34 21 4095\n"
+    + (GRAY.astype(np.uint16) * 4095.0 / 255).round().astype(">u2").tobytes(),
+    "colour.ppm": b"P6 34 21 65535\n" + (GRAY_RGB.astype(np.uint16) * 257).astype(">u2").tobytes(),
+}
+RANGELESS = {
+    "signed.tif": tiff(16, 2, GRAY.astype("<i2")),
+    "unsigned 32.tif": tiff(32, 1, GRAY.astype("<u4")),
+    "signed 32.tif": tiff(32, 2, GRAY.astype("<i4")),
+    "float.tif": tiff(32, 3, GRAY.astype("<f4")),
+    "double.tif": tiff(64, 3, GRAY.astype("<f8")),
+    "float.ppm": b"Pf\n34 21\n-1.0\n" + GRAY.astype("<f4").tobytes(),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_more_than_8_bits_without_sign_are_scaled(name: str, tmp_path: Path):
+    (tmp_path / name).write_bytes(DEEP[name])
+    assert (decode_image(tmp_path / name).permute(1, 2, 0).numpy() == GRAY_RGB).all()
+
+
+@pytest.mark.parametrize("name", RANGELESS)
+def test_pixels_of_no_known_range_are_refused_by_name(name: str, tmp_path: Path):
+    (tmp_path / name).write_bytes(RANGELESS[name])
+    refused(ImageError, lambda: decode_image(tmp_path / name), str(tmp_path / name), "mend or remove it")
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "LA", "RGBa"]
+)
+def test_an_image_of_any_mode_is_as_pillow_shows_it(mode: str):
+    image = Image.fromarray(smooth())
+    image = image.convert("RGBA").convert(mode) if mode == "RGBa" else image.convert(mode)
+    shown = np.array(image.convert("RGBA" if mode == "RGBa" else "RGB").convert("RGB")).transpose(2, 0, 1)
+    found = pillow_to_tensor(image)
+    assert len(found) == (1 if mode in ("1", "L", "LA") else 3)
+    assert (found.numpy() == shown).all()
+
+
+@pytest.mark.parametrize("pixels", [GRAY.astype(np.int32), GRAY / np.float32(255), GRAY.astype(np.int16)])
+def test_an_image_of_no_known_range_is_refused(pixels: np.ndarray):
+    with pytest.raises(ValueError, match="of no known range"):
+        pillow_to_tensor(Image.fromarray(pixels))
+
+
+# Metadata -------------------------------------------------------------------------------------------------
+
+
+def entry(tag: int, kind: int, count: int, value: bytes) -> bytes:
+    return struct.pack("<HHI4s", tag, kind, count, value)
+
+
+def directory(*entries: bytes) -> bytes:
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4)
+
+
+TURN_6 = entry(0x0112, 3, 1, b"\x06\0\0\0")
+SPOILT_EXIF = {
+    "blank": b"Exif\0\0",
+    "no header": b"Exif\0\0\0\x08\0\x02\x01\x12\0\x03",
+    "words": b"Exif\0\0these are words and no metadata",
+    "cut": b"Exif\0\0II*\0\x08\0\0\0\x05\0",
+    "far": b"Exif\0\0II*\0\xff\xff\xff\x7f",
+    "text": directory(entry(0x0112, 2, 4, b"6\0\0\0")),
+    "zero": directory(entry(0x0112, 3, 1, bytes(4))),
+    "far rational": directory(entry(0x0112, 5, 1, b"\xff\xff\0\0")),
+    "7 turns": directory(entry(0x0112, 3, 1, b"\x63\0\0\0")),
+}
+ODD_EXIF = {
+    "twice": b"Exif\0\0" + directory(TURN_6),
+    "two resolutions": directory(TURN_6, entry(0x011A, 3, 2, b"\x48\0\x48\0")),
+    "unknown type": directory(TURN_6, entry(0x011B, 99, 7, b"\x48\0\x48\0")),
+    "resolution in words": directory(TURN_6, entry(0x011A, 2, 4, b"abc\0")),
+    "place is a number": directory(TURN_6, entry(0x8825, 3, 1, b"\x01\0\0\0")),
+    "far directory": directory(TURN_6, entry(0x8769, 4, 1, b"\xff\xff\xff\x0f")),
+    "negative width": directory(TURN_6, entry(0x0100, 9, 1, b"\xff\xff\xff\xff")),
+    "nothing for one": directory(TURN_6, entry(0x011A, 5, 1, b"\x08\0\0\0")),
+}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("kind", [*SPOILT_EXIF, *ODD_EXIF])
+def test_metadata_that_do_not_parse_turn_nothing_and_the_rest_of_it_hinders_no_turn(
+    kind: str, suffix: str, tmp_path: Path
+):
+    path = tmp_path / f"odd.{suffix}"
+    Image.fromarray(smooth()).save(path, exif=(SPOILT_EXIF | ODD_EXIF)[kind], lossless=True)
+    turned = kind in ODD_EXIF
+    assert decode_image(path).shape == (
+        (3, 34, 21) if turned else (3, 21, 34)
+    )  # pytest makes warnings errors
+
+
+@pytest.mark.parametrize("exif", [None, b"Exif\0\0no metadata at all"])
+def test_an_orientation_in_xmp_turns_a_picture_also_where_its_exif_does_not_parse(exif: Any, tmp_path: Path):
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    Image.fromarray(smooth()).save(tmp_path / "xmp.jpg", xmp=xmp, **({"exif": exif} if exif else {}))
+    assert decode_image(tmp_path / "xmp.jpg").shape == (3, 34, 21)
+
+
+# Damage ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [n for n in FILES if not n.endswith(".png")] + ["rgb.png"])

@@ -10,8 +10,10 @@ import torch
 from refusals import refused
 
 from logitcache.errors import DataError, ImageError, NotFoundError, UnknownNameError
-from logitcache.views.datasets import open_images
+from logitcache.views.datasets import open_images, wrap_images
 from logitcache.views.images import Images
+from logitcache.views.keyed_views import KeyedViews
+from logitcache.views.recipes import recipe_named
 
 OWN = """
 import numpy as np, torch
@@ -51,6 +53,20 @@ def one_bad(split): return Pairs(bad_third, targets=LABELS)
 def none_labelled(split): return Pairs(tensor, [-1] * 6)
 def by_split(split): return Pairs(tensor, LABELS if split == "train" else LABELS[:3])
 
+def bool_labels(split): return Pairs(tensor, [i > 2 for i in range(6)])
+def tensor_labels(split): return Pairs(tensor, [torch.tensor(i) for i in LABELS])
+def numpy_labels(split): return Pairs(tensor, list(np.array(LABELS, dtype=np.uint8)))
+class Named(Pairs):  # whose `labels` are the names of the classes
+    def __init__(self):
+        super().__init__(tensor, ["a", "b", "c"], classes=["a", "b", "c"])
+    def __len__(self): return 6
+    def __getitem__(self, i): return self.make(i), LABELS[i]
+def named_labels(split): return Named()
+def some_gray(split): return Pairs(lambda i: pil(i).getchannel(0) if i in (0, 4) else pil(i))
+def gray_tensors(split): return Pairs(lambda i: tensor(i)[:1] if i % 2 else tensor(i))
+def broken_code(split): return Pairs(lambda i: pil(i).no_such_thing if i == 4 else pil(i), targets=LABELS)
+def raises(split): raise RuntimeError("no such disk")
+
 def gives_none(split): return None
 def gives_function(split): return lambda: 1
 def gives_numbers(split): return [1, 2, 3]
@@ -61,6 +77,13 @@ def gives_four_channels(split): return Pairs(lambda i: torch.zeros(4, 8, 8, dtyp
 def gives_text_labels(split): return Pairs(tensor, list("abcabc"))
 def gives_float_labels(split): return Pairs(tensor, [0.5] * 6)
 def gives_short_targets(split): return Pairs(tensor, targets=[0, 1])
+def gives_one_hot(split): return Pairs(tensor, [np.eye(3)[i] for i in LABELS])
+def gives_ragged(split): return Pairs(tensor, [[1], [1, 2]] * 3)
+def gives_dicts(split): return [{"image": tensor(0), "label": 0}] * 6
+def gives_hwc(split): return Pairs(lambda i: torch.from_numpy(PIXELS[i]))
+def gives_pixels(split): return Pairs(lambda i: PIXELS[i])
+def gives_one_class(split): return Pairs(tensor, [0] * 6)
+def gives_empty_images(split): return Pairs(lambda i: torch.zeros(3, 0, 8, dtype=torch.uint8))
 def gives_large_labels(split): return Pairs(tensor, classes=["a", "b"])
 """
 
@@ -109,6 +132,32 @@ def test_own_classes_and_targets_are_taken_from_the_data_set(own: Any):
     assert open_images("images_of_mine:none_labelled").num_classes is None
 
 
+@pytest.mark.parametrize("function", ["bool_labels", "tensor_labels", "numpy_labels", "named_labels"])
+def test_whole_numbers_of_any_kind_are_labels(own: Any, function: str):
+    images = open_images(f"images_of_mine:{function}")
+    assert images.labels.dtype == np.int64
+    assert images.labels.tolist() == ([0, 0, 0, 1, 1, 1] if function == "bool_labels" else own.LABELS)
+    assert images.class_names == (["a", "b", "c"] if function == "named_labels" else [])
+
+
+@pytest.mark.parametrize("function", ["some_gray", "gray_tensors"])
+def test_gray_images_among_images_in_colour_have_three_channels_too(own: Any, function: str):
+    images = open_images(f"images_of_mine:{function}")
+    for i in range(6):
+        gray = i in (0, 4) if function == "some_gray" else i % 2
+        expected = own.tensor(i)[:1].expand(3, -1, -1) if gray else own.tensor(i)
+        assert torch.equal(images.image(i), expected)
+    batch = KeyedViews(images, recipe_named("identity")).__getitems__([(0, 0), (1, 0), (4, 0)])
+    assert batch.views.shape == (3, 3, 8, 8)
+
+
+def test_a_lone_image_in_colour_among_many_gray_ones_is_named(own: Any):
+    colour = own.Pairs(lambda i: own.tensor(i % 6) if i == 301 else own.tensor(0)[:1], [0, 1] * 300)
+    images = wrap_images(colour, "mostly")
+    assert images.image(300).shape == (1, 8, 8)
+    refused(DataError, lambda: images.image(301), "sample 301 of mostly", 'convert("RGB")')
+
+
 def test_own_function_is_called_with_the_split(own: Any):
     assert [len(open_images("images_of_mine:by_split", split)) for split in ("train", "test")] == [6, 3]
 
@@ -149,6 +198,15 @@ def test_an_own_image_that_does_not_open_is_an_image_error_and_no_end_of_the_res
         ("gives_float_labels", "float64 labels"),
         ("gives_short_targets", "(2,) for 6 images"),
         ("gives_large_labels", "found 2"),
+        ("gives_one_hot", "by .argmax(1)"),
+        ("gives_ragged", "one class number per image"),
+        ("gives_dicts", "(image, label) pair, found a dict of image, label"),
+        ("gives_hwc", "(8, 8, 3) torch.uint8; its channels are to come first"),
+        ("gives_pixels", "PIL.Image.fromarray"),
+        ("gives_one_class", "at least 2 classes, found 1"),
+        ("gives_empty_images", "(3, 0, 8)"),
+        ("raises", "RuntimeError: no such disk ("),
+        ("broken_code", "sample 4"),
     ],
 )
 def test_a_wrong_return_is_named_with_what_was_found(own: Any, function: str, found: str):

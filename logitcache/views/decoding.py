@@ -1,0 +1,124 @@
+"""How a picture becomes pixels: a file of any kind, or an image that Pillow has opened."""
+
+import os
+import re
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from logitcache.errors import ImageError
+
+ORIENTATION = 0x0112  # tag of EXIF
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
+MIN_IS_WHITE = 0
+
+
+def decode_image(path: Path) -> Tensor:
+    """Decode an image file to (3, H, W) uint8 RGB: its first frame, turned as its EXIF or XMP orientation says.
+
+    Metadata that do not parse turn nothing.
+
+    Raises:
+        ImageError: it cannot be read or decoded, or its pixels have no known range; the message names the file.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        # Warnings are of metadata, mostly; what cannot be decoded raises.
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
+            file.load()
+            pixels = pillow_to_tensor(_turn_upright(file), file)
+    except Exception as error:  # whatever a decoder raises, the file is what is wrong
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, UnidentifiedImageError):
+            reason = "it is empty" if path.stat().st_size == 0 else "it is not an image that Pillow knows"
+        raise ImageError(f"{printable_path(path)} does not decode ({reason}); mend or remove it") from error
+    return pixels.expand(3, -1, -1).contiguous()
+
+
+def pillow_to_tensor(image: Any, file: Any = None) -> Tensor:
+    """Convert a PIL image to (1, H, W) uint8 if it is gray, else (3, H, W) uint8.
+
+    Of more than 8 bits the highest 8 are taken; alpha is left out.
+
+    Args:
+        image: of any mode whose range is known.
+        file: what was opened to make it, which says how many bits its pixels have; None: itself.
+
+    Raises:
+        ValueError: the range of its pixels is not known.
+    """
+    if image.mode.startswith("I") or image.mode == "F":
+        array = _take_high_bits(image, image if file is None else file)
+    elif image.mode in ("1", "L", "LA"):
+        array = np.array(image.convert("L"))
+    elif image.mode == "La":
+        array = np.array(image.convert("LA").convert("L"))
+    elif image.mode in ("P", "PA", "RGBa"):
+        array = np.array(
+            image.convert("RGBA").convert("RGB")
+        )  # straight to RGB warns of transparency, or fails
+    else:
+        array = np.array(image.convert("RGB"))
+    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+
+
+def _take_high_bits(image: Any, file: Any) -> Any:
+    """Return the highest 8 bits of gray pixels, (H, W) uint8."""
+    tags = getattr(file, "tag_v2", {})
+    if image.mode.startswith("I;16"):
+        bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
+    elif image.mode == "I" and getattr(file, "format", None) in ("PPM", "PNG"):
+        bits = 16  # Pillow scales those of PPM to it
+    else:
+        kind = "floating-point numbers" if image.mode == "F" else "signed, or of 32 bits,"
+        raise ValueError(
+            f"its pixels are {kind} in Pillow's mode {image.mode}, of no known range: save it with 8 bits, or 16 "
+            "without sign"
+        )
+    array = (np.asarray(image) >> (bits - 8)).astype(np.uint8)  # Pillow would clip at 255
+    return 255 - array if tags.get(PHOTOMETRIC) == MIN_IS_WHITE else array
+
+
+def _turn_upright(image: Any) -> Any:
+    """Turn an opened image as its orientation says.
+
+    Pillow's `exif_transpose` writes the other metadata anew, and fails where they are not as it would write them.
+    """
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    turn = turns.get(_read_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _read_orientation(image: Any) -> int:
+    """Return the orientation that EXIF gives, else XMP; 1 (upright) where neither does."""
+    found = None
+    with suppress(Exception):  # whatever does not parse; Pillow then looks into XMP no more
+        found = image.getexif().get(ORIENTATION)
+    if found is None:
+        xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b""
+        text = xmp if isinstance(xmp, bytes) else str(xmp).encode("utf-8", "replace")
+        match = re.search(rb'tiff:Orientation(="|>)([0-9])', text)
+        found = int(match[2]) if match else 1
+    return found if isinstance(found, int) else 1
+
+
+def printable_path(path: Path) -> str:
+    """Return a path as one line of text that any terminal takes, whatever its bytes."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

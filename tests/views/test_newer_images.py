@@ -1,0 +1,122 @@
+"""Files that were replaced after a cache was made of them, by others of the same size, are told."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import logitcache, succeeds
+from pictures import write
+
+from logitcache.store import CacheReader
+from logitcache.views.alignment import align_images
+from logitcache.views.datasets import open_images
+from logitcache.views.folders import FolderImages
+from logitcache.views.replay import describe_newer_images, find_newer_images
+
+N = 48
+DUMP = ["dump", "--teacher", "resnet8", "--recipe", "imagenet@32", "--workers", 0, "--shard-samples", 16]
+
+
+def picture(number: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+
+def is_canary(cache: CacheReader, sample: int) -> bool:
+    layout = cache.spec.layout
+    return sample in layout.canary_samples(layout.shard_of(sample))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    for i in range(N):
+        write(folder / "d" / "train" / "ab"[i % 2] / f"{i:02}.bmp", picture(i))
+    succeeds(*DUMP, "--data", "imagefolder:d", "--seeds", 0, "--out", "c.zarr", cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def copied(made: Path, tmp_path: Path) -> Path:
+    """A cache, and the files that it was made of, which are a little older."""
+    shutil.copytree(made / "d", tmp_path / "d")
+    shutil.copytree(made / "c.zarr", tmp_path / "c.zarr")
+    times = open_images(f"imagefolder:{tmp_path / 'd'}").times()
+    assert times is not None
+    set_time(tmp_path / "c.zarr", times.max() + 0.001)
+    time.sleep(0.02)  # a disk's clock ticks every few milliseconds
+    return tmp_path
+
+
+def set_time(cache: Path, at: float) -> None:
+    for file in cache.rglob("zarr.json"):
+        os.utime(file, (at, at))
+
+
+def newer(folder: Path) -> list[int]:
+    reader = CacheReader(folder / "c.zarr")
+    return find_newer_images(reader, open_images(f"imagefolder:{folder / 'd'}")).tolist()
+
+
+def some_without_canary(folder: Path, count: int = 3) -> list[Path]:
+    reader, images = CacheReader(folder / "c.zarr"), open_images(f"imagefolder:{folder / 'd'}")
+    assert isinstance(images, FolderImages)
+    samples = [i for i in range(N) if not is_canary(reader, i)]
+    return [images.root / images.files[i] for i in samples[:count]]
+
+
+def overwrite(file: Path) -> None:
+    write(file, picture(999))
+
+
+def rename_over(file: Path) -> None:
+    """Replace it by a file that says it was written long ago."""
+    other = write(file.parents[3] / "other.bmp", picture(999))
+    os.utime(other, (1e9, 1e9))
+    other.rename(file)
+
+
+@pytest.mark.parametrize("replace", [overwrite, rename_over])
+def test_replaced_files_of_the_same_size_are_told_and_asked_for_first(
+    replace: Callable[[Path], None], copied: Path
+):
+    assert newer(copied) == []
+    files = some_without_canary(copied)
+    for file in files:
+        replace(file)
+    told = newer(copied)
+    assert len(told) == 3
+    images = open_images(f"imagefolder:{copied / 'd'}")
+    assert [Path(images.describe(i)) for i in told] == files
+    words = ["--data", f"imagefolder:{copied / 'd'}", "--workers", 0]
+    training = ["train", "--student", "resnet8", "--cache", "c.zarr", *words, "--epochs", 1, "--out", "run"]
+    ended = logitcache(*training, cwd=copied)
+    assert ended.exit_code == 0
+    assert "note: 3 of 48 images are newer than c.zarr, first " in ended.output
+    assert "verify c.zarr --replay 50" in ended.output
+    checking = ["verify", "c.zarr", "--replay", 3, "--data", f"imagefolder:{copied / 'd'}"]
+    ended = logitcache(*checking, cwd=copied)
+    assert ended.exit_code == 1
+    assert "3 views are off by more than rounding" in ended.output
+
+
+def test_a_data_set_that_was_copied_later_is_told_nothing_of(copied: Path):
+    set_time(copied / "c.zarr", 1e9)
+    assert newer(copied) == []
+    reader = CacheReader(copied / "c.zarr")
+    assert describe_newer_images(reader, open_images(f"imagefolder:{copied / 'd'}")) is None
+
+
+def test_files_that_came_before_the_cache_grew_are_not_newer(copied: Path):
+    for i in range(N, N + 16):
+        write(copied / "d" / "train" / "a" / f"{i:02}.bmp", picture(i))
+    data = f"imagefolder:{copied / 'd'}"
+    growing = ["dump", "--teacher", "resnet8", "--grow", "--data", data, "--workers", 0]
+    succeeds(*growing, "--out", "c.zarr", cwd=copied)
+    reader = CacheReader(copied / "c.zarr")
+    images = align_images(reader, open_images(data))
+    assert len(images) == N + 16
+    assert find_newer_images(reader, images).tolist() == []
