@@ -170,7 +170,9 @@ def lock(file: Path, wait: float = 0.0, wait_unknown: float | None = None) -> Ab
     return Locks().hold(file, wait, wait_unknown)
 
 
-_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+_FLAGS = (
+    getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+)  # it may be a pipe
 
 
 def _open(file: Path) -> tuple[int, bool]:

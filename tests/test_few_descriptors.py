@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from small_caches import FORK, fill, spec_of
 
 from logitcache.store import CacheReader, CacheWriter
@@ -72,17 +73,12 @@ def test_all_seeds_of_a_cache_are_copied(cache: Path, tmp_path: Path) -> None:
 def take_all(path: Path, spools: Path) -> None:
     teacher = CachedTeacher(path, spools)
     for seed in [*SEEDS, *SEEDS[:3]]:
-        taken = teacher.take([2, 0], seed)
-        expected = teacher.decode(taken_rows(teacher.reader, spools, seed)[[2, 0]])
+        usable = np.flatnonzero(teacher.usable(seed))[::-1].tolist()
+        taken = teacher.take(usable, seed)
+        expected = teacher.decode(torch.from_numpy(open_spool(teacher.reader, seed, spools)[usable]))
         assert taken.top.equal(expected.top)
         assert taken.ids.equal(expected.ids)
     assert len(teacher._spools) == MOST_MAPPED
-
-
-def taken_rows(reader: CacheReader, spools: Path, seed: int):
-    import torch
-
-    return torch.from_numpy(np.array(open_spool(reader, seed, spools)))
 
 
 def test_a_teacher_answers_under_all_seeds_and_lets_go_of_the_longest_unused(
@@ -96,7 +92,7 @@ def look_up_all(path: Path, spools: Path) -> None:
     files = {seed: spool_path(teacher.reader, seed, spools) for seed in SEEDS}
     data = PackedViews(range(3), teacher.layout, files)  # type: ignore[arg-type]  # no view is made here
     whole = {seed: np.array(open_spool(teacher.reader, seed, spools)) for seed in SEEDS}
-    samples = np.arange(len(SEEDS)) % 3
+    samples = np.array([np.flatnonzero(teacher.usable(seed))[-1] for seed in SEEDS])
     for _ in range(2):  # more seeds in a batch than are kept mapped
         rows = data._rows(samples, np.array(SEEDS)).numpy()
         assert all((rows[i] == whole[seed][samples[i]]).all() for i, seed in enumerate(SEEDS))

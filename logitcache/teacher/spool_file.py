@@ -13,8 +13,11 @@ MOST_MAPPED = 64  # seeds; the longest unused are let go, so that the disk gets 
 
 
 def map_rows(file: Path, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Map the rows of an intact file, read-only; it takes no descriptor, as a map of NumPy's or Python's would."""
-    rows = torch.from_file(str(file), shared=False, size=shape[0] * shape[1], dtype=torch.uint8).numpy()
+    """Map the rows of an intact file, read-only; it takes no descriptor, as NumPy's would, where that can be."""
+    try:
+        rows = torch.from_file(str(file), shared=False, size=shape[0] * shape[1], dtype=torch.uint8).numpy()
+    except RuntimeError:  # such a map counts as memory where the system promises no more than it has
+        return np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
     rows.flags.writeable = False
     return rows.reshape(shape)
 
