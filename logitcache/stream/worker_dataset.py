@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from logitcache.errors import IncompleteError
+from logitcache.errors import IncompleteError, OptionError
 from logitcache.format.schema import RowLayout
 from logitcache.teacher.spool_file import MOST_MAPPED, is_intact, map_rows
 from logitcache.views.keyed_views import KeyedViews, Pair, check_batch
@@ -60,8 +60,13 @@ class PackedViews(Dataset[Item]):
         Raises:
             DataError: an image does not decode.
             IncompleteError: a seed is not one of these, or not decoded; or a sample has no teacher.
-            OptionError: a sample is not one of the images.
+            OptionError: a sample is not one of the images, or an index is no (sample, seed) pair.
         """
+        if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+            raise OptionError(
+                f"views are indexed by (sample, seed), such as data[3, 0], found {pairs[0]!r}; to a DataLoader give "
+                "sampler=ViewSampler(data), which shuffles and takes every seed in turn, in place of shuffle=True"
+            )
         batch = check_batch(self.views.__getitems__(pairs))
         rows = self._rows(batch.samples.numpy(), batch.seeds.numpy())
         views = batch.views if self.transform is None else [self.transform(view) for view in batch.views]
