@@ -1,6 +1,5 @@
 """Verify a cache: every checksum, every commit digest, every number; a few shards at a time."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from dask.base import compute
 from dask.delayed import delayed
+from dask.system import cpu_count
 
 from logitcache.audit.invariants import check_invariants
 from logitcache.errors import FormatError, IncompleteError, LogitCacheError, OptionError, StorageError
@@ -96,7 +96,7 @@ def verify_cache(
     """
     if workers < -1:
         raise OptionError(f"workers must be -1 (as fits) or more, found {workers}")
-    threads = min(8, os.cpu_count() or 1) if workers == -1 else max(1, workers)
+    threads = min(8, cpu_count()) if workers == -1 else max(1, workers)
     begun = sorted({*reader.seeds(), *reader.without_metadata()})
     if missing := sorted(set(seeds or ()) - set(begun)):
         raise IncompleteError(f"{reader.path} has no {seed_list(missing)}; it has {seed_list(begun)}")

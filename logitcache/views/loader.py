@@ -267,7 +267,9 @@ def choose_workers(workers: int, images: Images, device: torch.device) -> int:
         return workers
     if device.type == "cpu" and images.pixels() is not None:
         return 0
-    return max(1, min(16, (os.cpu_count() or 1) - 1))
+    from dask.system import cpu_count  # by affinity and by a container's share
+
+    return max(1, min(16, cpu_count() - 1))
 
 
 def _begin_worker(_: int) -> None:
