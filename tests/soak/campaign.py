@@ -32,6 +32,7 @@ KINDS: dict[str, Fault] = {
     "permission": processes.no_permission,
     "broken disk": processes.broken_disk,
     "unreadable": processes.unreadable,
+    "no shared memory": processes.no_shared_memory,
     "flip": files.flip,
     "cut": files.cut,
     "garbage": files.garbage,
