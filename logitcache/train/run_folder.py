@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import torch
 
@@ -185,7 +185,7 @@ class RunFolder:
             StorageError: the disk said no; the checkpoint before stays.
         """
         with _storage_errors(self.path), replacing(self.path / "checkpoint.pt") as temporary:
-            torch.save({name: part.state_dict() for name, part in parts.items()}, temporary)
+            _save_states({name: part.state_dict() for name, part in parts.items()}, temporary)
 
     def load_checkpoint(self, parts: Mapping[str, Stateful]) -> None:
         """Load the checkpoint, if there is one, into parts of the names under which they were saved.
@@ -311,6 +311,35 @@ def _differences(name: str, expected: object, found: object) -> Iterator[Differe
         yield Difference(name, expected, found)
 
 
+def _save_states(states: dict[str, Any], file: Path) -> None:
+    """Save as `torch.save` does; what the disk refuses is raised as the `OSError` that it is."""
+    with file.open("wb") as out:
+        keeper: Any = _ErrorKeeper(out)
+        torch.save(states, keeper)
+    if keeper.error:
+        raise keeper.error
+
+
+class _ErrorKeeper:
+    """A file that keeps the error of the disk from torch's writer, which makes another of it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write, unless a write has failed."""
+        if not self.error:
+            try:
+                return self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Leave it to the file's end."""
+
+
 def _write_text(file: Path, text: str) -> None:
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -321,10 +350,8 @@ def _storage_errors(folder: Path) -> Iterator[None]:
     """Raise what the disk refuses as a `StorageError` that says how to go on."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        if "unexpected pos" in reason:  # as torch puts it
-            reason = "the disk took a part only (is it full?)"
+    except OSError as error:
+        reason = error.strerror or first_line(error)
         message = str(error) if isinstance(error, StorageError) else f"cannot write {folder}: {reason}"
         resume = "what was saved before is intact, make room and run again with --resume"
         advice = resume if RunFolder(folder).has_run() else "make room, or choose another --out"

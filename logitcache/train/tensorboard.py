@@ -1,5 +1,6 @@
 """Curves of runs for TensorBoard, beside metrics.jsonl."""
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +37,7 @@ class CurveWriter:
         self._on_progress(event)
 
     def _write(self, run: str, epoch: int, row: Mapping[str, Any]) -> None:
+        hook, threading.excepthook = threading.excepthook, lambda _: None  # its thread's error is raised here
         try:
             if run not in self._writers:  # purges what an earlier session wrote of this epoch and later ones
                 self._writers[run] = self._open(run, purge_step=epoch)
@@ -44,4 +46,9 @@ class CurveWriter:
                     self._writers[run].add_scalar(name, value, epoch)
             self._writers[run].flush()
         except OSError as error:
-            raise StorageError(f"cannot write curves into {run}: {error.strerror or error}") from error
+            raise StorageError(
+                f"cannot write curves into {run}: {error.strerror or error}; what was saved before is intact, make "
+                "room and run again with --resume"
+            ) from error
+        finally:
+            threading.excepthook = hook

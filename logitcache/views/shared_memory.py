@@ -56,9 +56,11 @@ def _reduce(tensor: Tensor) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return by_torch(tensor)
     if has_room(tensor.untyped_storage().nbytes()):
         try:
-            return by_torch(tensor)
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
         except RuntimeError:  # another process was quicker
             pass
+        else:
+            return by_torch(tensor)
     array = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
     return _rebuild, (array, tensor.dtype, tensor.shape)
 

@@ -34,6 +34,7 @@ KINDS: dict[str, Fault] = {
     "unflushable folder": processes.unflushable_folder,
     "few descriptors": processes.few_descriptors,
     "unreadable": processes.unreadable,
+    "no shared memory": processes.no_shared_memory,
     "flip": files.flip,
     "cut": files.cut,
     "garbage": files.garbage,

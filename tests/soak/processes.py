@@ -1,22 +1,37 @@
-"""Faults of processes and disks: killed, out of power, out of room, out of order."""
+"""Faults of processes and disks: killed, out of power, out of room, out of order, without shared memory."""
 
 import errno
 import multiprocessing
 import os
 import random
+import resource
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from logitcache.errors import LogitCacheError, StorageError
 from logitcache.store import CacheReader
 from logitcache.store.copy import copy_cache
 from logitcache.store.derive import derive_cache
+from logitcache.stream.stream import Stream
 from logitcache.teacher.spool import open_spool
 from soak.disk import Recorder, replay
-from soak.subject import SAMPLES, SEEDS, HangError, Truth, UntypedError, dump_digits, one_line
+from soak.subject import (
+    SAMPLES,
+    SEEDS,
+    HangError,
+    Truth,
+    UntypedError,
+    WrongNumberError,
+    dump_digits,
+    images,
+    one_line,
+)
 from soak.watch import Operation, Watch
 
 SERVER = multiprocessing.get_context("forkserver")  # children start in no time: the server has imported torch
@@ -332,3 +347,28 @@ def unreadable(rng: random.Random, truth: Truth, folder: Path) -> int:
     if said := truth.require_all(cache, folder / "spool"):
         raise LogitCacheError(f"an error that outlived its cause: {said[0]}")
     return int(watch.refused > 0)
+
+
+# Without shared memory ------------------------------------------------------------------------------------
+
+
+def no_shared_memory(rng: random.Random, truth: Truth, folder: Path) -> None:
+    """Take batches from workers where shared memory takes small tensors only, or none, or no semaphore even."""
+    most = rng.choice((0, 40, 200, 1000))  # bytes of a file; a semaphore has 32, the views of a batch 1,024
+    options = {"spool_folder": folder, "batch_size": 16, "device": "cpu", "seeds": SEEDS}
+    here = Stream.from_cache(truth.path, images(), workers=0, **options)
+    expected = [batch for epoch in range(len(SEEDS)) for batch in here.epoch(epoch)]
+    there = Stream.from_cache(truth.path, images(), workers=rng.randint(1, 3), start_method="fork", **options)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with warnings.catch_warnings(action="ignore"), one_line():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+        try:
+            found = [batch for epoch in range(len(SEEDS)) for batch in there.epoch(epoch)]
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    for mine, other in zip(found, expected, strict=True):
+        assert mine.teacher is not None
+        assert other.teacher is not None
+        same = torch.equal(mine.views, other.views) and torch.equal(mine.teacher.logits, other.teacher.logits)
+        if not same:
+            raise WrongNumberError("views or answers of a batch from workers")

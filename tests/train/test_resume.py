@@ -208,17 +208,21 @@ def test_what_is_not_a_number_is_said_though_a_stop_was_asked(tmp_path: Path) ->
         trained(tmp_path, TrainConfig(lr=1e30, warmup_epochs=0.0), should_stop=after(3))
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(whole: dict[str, tuple[Any, ...]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [0, 100, 1000, 5000, 12_000])
+def test_a_full_disk_leaves_the_checkpoint_before(
+    size: int, whole: dict[str, tuple[Any, ...]], tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(event: TrainEvent) -> None:
         if isinstance(event, StepDone) and event.step == 3:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+            assert size < (out / "checkpoint.pt").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
 
     try:
         with pytest.raises(
-            StorageError, match=r"the disk took a part only .*; what was saved before is intact"
+            StorageError, match=r"cannot write .*: File too large; what was saved before is intact"
         ):
             trained(out, SETTINGS["plain"], checkpoint_every=0.0, on_progress=fill)
     finally:

@@ -1,12 +1,15 @@
 """Curves for TensorBoard say what metrics.jsonl says, also of a run that was resumed."""
 
 import json
+import resource
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from command import fails, succeeds
 
+from logitcache.errors import StorageError
 from logitcache.train.events import EpochDone, StepDone, TrainEvent
 
 ROOT = ("train", "--student", "digits_tiny", "--loss", "ce", "--tensorboard")
@@ -41,6 +44,26 @@ def test_an_epoch_that_is_told_again_counts_once(tmp_path: Path) -> None:
         writer(StepDone(epoch=1, epochs=2, step=3, steps=4, views_per_second=1.0, losses={}))
     assert curves(tmp_path) == {"loss": {0: 1.0, 1: 2.0}}
     assert len(passed_on) == 5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_curves_on_a_full_disk_are_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from logitcache.train.tensorboard import CurveWriter
+
+    writer, hook = CurveWriter(lambda _: None), threading.excepthook
+    writer(EpochDone(tmp_path, 2, {"epoch": 0, "loss": 1.0}))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        for _ in range(2):
+            with pytest.raises(
+                StorageError, match=r"cannot write curves into .*: File too large; .* --resume"
+            ):
+                writer(EpochDone(tmp_path, 2, {"epoch": 1, "loss": 1.0}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert threading.excepthook is hook
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_tensorboard_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

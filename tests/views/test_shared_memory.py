@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
@@ -92,6 +93,21 @@ def test_workers_give_the_same_with_room_and_without(
         assert torch.equal(mine.views, other.views)
         assert torch.equal(mine.samples, other.samples)
         assert mine.views.is_shared() == room
+
+
+@pytest.mark.skipif("sys.platform != 'linux'", reason="shared memory is a file there")
+def test_what_shared_memory_refuses_comes_another_way():
+    expected = [batch.views for batch in view_loader(views(), PAIRS, workers=0)]
+    workers = view_loader(views(), PAIRS, workers=2, start_method="fork")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))  # less than the pixels, more than labels take
+    try:
+        got = list(iterate_batches(workers))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert all(map(torch.equal, [batch.views for batch in got], expected))
+    assert [batch.views.is_shared() for batch in got] == [False] * len(PAIRS)
+    assert all(batch.labels.is_shared() for batch in got)
 
 
 class Lockless(type(multiprocessing.get_context("fork"))):  # type: ignore[misc]
