@@ -303,7 +303,7 @@ def _parse_claim(data: bytes) -> _Claim | None:
 def _system() -> str:
     """Identify this boot, and the container within it, as far as the system tells; without spaces."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
