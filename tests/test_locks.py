@@ -280,6 +280,20 @@ def test_who_holds_a_seed_is_said_with_what_frees_all_its_seeds(tmp_path: Path, 
         fill(path, SMALL, seeds=(2,))
 
 
+def test_a_shard_that_a_process_of_another_host_has_left_locked_is_refused_soon(
+    tmp_path: Path, monkeypatch
+) -> None:
+    take_flock_away(monkeypatch)
+    writer = CacheWriter.open(tmp_path / "c.zarr", SMALL)
+    with writer.seed(0) as own:
+        left = tmp_path / "c.zarr" / "seed-0" / "commit" / ".lock-0"
+        another_holder(left)
+        with pytest.raises(
+            BusyError, match=rf"shard 0 of .* written by process \d+ on pod-7 .*delete {left} and"
+        ):
+            own.write_if_missing(0, {})
+
+
 def test_a_spool_is_built_beside_a_lock_that_nobody_answers_for(tmp_path: Path, monkeypatch) -> None:
     take_flock_away(monkeypatch)
     reader = CacheReader(fill(tmp_path / "c.zarr", SMALL, seeds=(0,)))

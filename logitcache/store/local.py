@@ -23,6 +23,7 @@ from logitcache.store.place import CLASS_STATISTICS, KEYS, MOST_METADATA, Place
 
 SHARD_LOCK = ".lock-"  # and the shard's number, in commit/
 LOCK_TIMEOUT = 600.0  # seconds
+UNKNOWN_TIMEOUT = 60.0  # seconds, for a holder of which nobody can say whether it lives
 
 _A = TypeVar("_A")
 _B = TypeVar("_B")
@@ -190,14 +191,13 @@ def _waiting(file: Path, what: str) -> Iterator[None]:
     """Hold a lock that is held for moments only; wait for another holder.
 
     Raises:
-        BusyError: another process has held it for ten minutes.
+        BusyError: another process has held it for ten minutes; or for one, if it may have ended.
     """
     with ExitStack() as stack:
         with storing(file.parent):
             try:
-                stack.enter_context(lock(file, LOCK_TIMEOUT))
+                stack.enter_context(lock(file, LOCK_TIMEOUT, UNKNOWN_TIMEOUT))
             except HeldError as error:
-                advice = error.how or "end that process and start again to go on"
-                minutes = f"{LOCK_TIMEOUT / 60:.0f} minutes"
-                raise BusyError(f"{what} by {error.who}, for more than {minutes}; {advice}") from error
+                long = f", for more than {LOCK_TIMEOUT / 60:.0f} minutes; end that process and start again to go on"
+                raise BusyError(f"{what} by {error.who}{f'; {error.how}' if error.how else long}") from error
         yield
