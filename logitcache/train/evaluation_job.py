@@ -83,6 +83,8 @@ class EvaluationJob:
         """
         trained = TrainedStudent.find(self.student, self.weights)
         images = self._open_images(trained)
+        if images.note:
+            on_line(f"note: {images.note}")
         recipe = self._choose_recipe(trained, images)
         device = choose_device(self.device)
         evaluation = Evaluation(
