@@ -96,6 +96,8 @@ class EvaluationJob:
             device=device,
             on_bad_image=self.on_bad_image,
         )
+        if newer := evaluation.describe_newer_images():
+            on_line(f"note: {newer}")
         model = trained.build_model(
             self.architecture,
             self.num_classes

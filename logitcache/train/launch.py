@@ -158,6 +158,8 @@ class TrainJob:
         except (DataError, NotFoundError) as error:
             on_line(f"note: training without evaluation: {error}")
             return None
+        if newer := evaluation.describe_newer_images():
+            on_line(f"note: {newer}")
         if stream.config.world.rank == 0 and (bad := evaluation.find_bad_images()):
             on_line(
                 f"note: {len(bad):,} of {len(evaluation.images):,} test images do not decode and are left out of "
