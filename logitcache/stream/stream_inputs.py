@@ -113,6 +113,12 @@ class StreamInputs:
             OptionError: batches cannot be dealt to so many ranks, or a recipe is named where the cache has one.
             LogitCacheError: see `Stream.from_cache`, `Stream.from_caches` and `open_images`.
         """
+        stream = self._open(epochs, world, on_line)
+        if stream.views.images.note:
+            on_line(f"note: {stream.views.images.note}")
+        return stream
+
+    def _open(self, epochs: int, world: World, on_line: Callable[[str], None]) -> Stream:
         config = self.config.split(world)
         if self.samples_file is not None:
             config = replace(config, samples=read_samples(self.samples_file))

@@ -37,7 +37,7 @@ from logitcache.views.datasets import WrappedImages, open_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, OnBadImage
 from logitcache.views.loader import iterate_batches, view_loader
-from logitcache.views.replay import prove_replay
+from logitcache.views.replay import describe_newer_images, prove_replay
 
 TEST_IMAGE = "test image"  # how the error of one that does not decode begins
 SEED = 0  # the only one: the views of an evaluation recipe are the same under every seed
@@ -124,6 +124,10 @@ class Evaluation:
             return [
                 i for batch in iterate_batches(self._loader) for i in batch.samples[~batch.valid].tolist()
             ]
+
+    def describe_newer_images(self) -> str | None:
+        """Say which images are newer than the cache of the teacher's answers; None for none, or without a teacher."""
+        return describe_newer_images(self.teacher.reader, self.images) if self.teacher else None
 
     def run(
         self,

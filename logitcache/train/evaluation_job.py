@@ -83,6 +83,8 @@ class EvaluationJob:
         """
         trained = TrainedStudent.find(self.student, self.weights)
         images = self._open_images(trained)
+        if images.note:
+            on_line(f"note: {images.note}")
         recipe = self._choose_recipe(trained, images)
         device = choose_device(self.device)
         evaluation = Evaluation(
@@ -94,6 +96,8 @@ class EvaluationJob:
             device=device,
             on_bad_image=self.on_bad_image,
         )
+        if newer := evaluation.describe_newer_images():
+            on_line(f"note: {newer}")
         model = trained.build_model(
             self.architecture,
             self.num_classes

@@ -172,9 +172,9 @@ class TrainJob:
         except (DataError, NotFoundError) as error:
             on_line(f"note: training without evaluation: {error}")
             return None
-        few = (
-            len(evaluation.images) <= FEW_TO_LOOK_AT
-        )  # of more the first evaluation tells: no epoch is lost by it
+        if newer := evaluation.describe_newer_images():
+            on_line(f"note: {newer}")
+        few = len(evaluation.images) <= FEW_TO_LOOK_AT  # of more the first evaluation tells, and no epoch is lost
         if stream.config.world.rank == 0 and few and (bad := evaluation.find_bad_images()):
             on_line(
                 f"note: {len(bad):,} of {len(evaluation.images):,} test images do not decode and are left out of "

@@ -8,6 +8,7 @@ user names.
 import shlex
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ class OrderedImages(Images):
         self.images, self.order, self.counts = images, order, list(counts)
         self.name, self.split, self.recipe = images.name, images.split, images.recipe
         self.labels, self.num_classes = images.labels[order], images.num_classes
-        self.class_names = images.class_names
+        self.class_names, self.note = images.class_names, images.note
         self.left_out = len(images) - len(order)
         self._fingerprint = images.fingerprint_of(order)
 
@@ -126,6 +127,18 @@ def align_images(reader: CacheReader, images: Images, *, grow: bool = False) -> 
         MismatchError: they are others; `fields` says what differs, such as the first image that is missing.
         DataError: the images do not say how to tell the old ones.
     """
+    try:
+        return _align(reader, images, grow)
+    except MismatchError:
+        hidden = images.with_hidden()
+        if hidden is None:
+            raise
+        with suppress(MismatchError):
+            return _align(reader, hidden, grow)
+        raise
+
+
+def _align(reader: CacheReader, images: Images, grow: bool) -> Images:
     expected = reader.spec.dataset
     fields = _differences(reader, images)
     counts = [then.dataset.n for then in reader.spec.history()]
@@ -147,6 +160,7 @@ def align_images(reader: CacheReader, images: Images, *, grow: bool = False) -> 
         f"{reader.path} was made of other images ({expected.name}) than {images.name}",
         fields,
         "give the data that the cache was made of with --data, or dump a cache of this data"
+        + (f"; {images.note}, which an earlier cache may hold" if images.note else "")
         + ("; the classes of a cache cannot change" if "dataset.num_classes" in fixed else "")
         + ("; it has no sample keys, so its data cannot grow" if keys is None else ""),
     )

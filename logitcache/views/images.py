@@ -32,6 +32,7 @@ class Images(abc.ABC):
         num_classes: C; None when unlabelled images leave it to the teacher.
         class_names: of the classes, for messages and pages; may be empty.
         recipe: name of the default recipe for such images.
+        note: what the user should know of them, in one line; may be empty.
         left_out: how many images the data has beyond these, where these are the samples of a cache.
     """
 
@@ -41,6 +42,7 @@ class Images(abc.ABC):
     num_classes: int | None
     class_names: Sequence[str] = ()
     recipe: str = "imagenet"
+    note: str = ""
     left_out: int = 0
 
     def __len__(self) -> int:
@@ -86,6 +88,10 @@ class Images(abc.ABC):
         names = (self.stable_name(sample) for sample in range(len(self)))
         digests = b"".join(hashlib.blake2b(name, digest_size=8).digest() for name in names)
         return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+    def with_hidden(self) -> "Images | None":
+        """Return these and the ones left out as hidden, as earlier caches had them; None where none is."""
+        return None
 
     def times(self) -> npt.NDArray[np.float64] | None:
         """Return when each image was last changed or replaced, (n,) in seconds; None where it is unknown."""

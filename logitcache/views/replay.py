@@ -149,11 +149,10 @@ def describe_newer_images(reader: CacheReader, images: Images) -> str | None:
     if not len(newer := find_newer_images(reader, images)):
         return None
     first = images.describe(int(newer[0]))
-    count = min(1000, max(50, len(newer)))
+    command = f"logitcache verify {reader.path} --replay {min(1000, max(50, len(newer)))}"
     return (
-        f"{len(newer):,} of {len(images):,} images are newer than {reader.path}, first {first}; if they were "
-        f"replaced, only canaries tell: `logitcache verify {reader.path} --replay {count}` asks the teacher again, "
-        "of these first"
+        f"{len(newer):,} of {len(images):,} images are newer than {reader.path}, first {first}; only canaries tell "
+        f"whether they are others: `{command}` asks the teacher again, of these first"
     )
 
 
