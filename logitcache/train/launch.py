@@ -174,7 +174,9 @@ class TrainJob:
             return None
         if newer := evaluation.describe_newer_images():
             on_line(f"note: {newer}")
-        few = len(evaluation.images) <= FEW_TO_LOOK_AT  # of more the first evaluation tells, and no epoch is lost
+        few = (
+            len(evaluation.images) <= FEW_TO_LOOK_AT
+        )  # of more the first evaluation tells, and no epoch is lost
         if stream.config.world.rank == 0 and few and (bad := evaluation.find_bad_images()):
             on_line(
                 f"note: {len(bad):,} of {len(evaluation.images):,} test images do not decode and are left out of "
