@@ -358,9 +358,14 @@ def no_shared_memory(rng: random.Random, truth: Truth, folder: Path) -> None:
     options = {"spool_folder": folder, "batch_size": 16, "device": "cpu", "seeds": SEEDS}
     here = Stream.from_cache(truth.path, images(), workers=0, **options)
     expected = [batch for epoch in range(len(SEEDS)) for batch in here.epoch(epoch)]
-    there = Stream.from_cache(truth.path, images(), workers=rng.randint(1, 3), start_method="fork", **options)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with warnings.catch_warnings(action="ignore"), one_line():
+    with (
+        warnings.catch_warnings(action="ignore"),
+        one_line(),
+    ):  # of more workers than cores, and of none at all
+        there = Stream.from_cache(
+            truth.path, images(), workers=rng.randint(1, 3), start_method="fork", **options
+        )
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
         try:
             found = [batch for epoch in range(len(SEEDS)) for batch in there.epoch(epoch)]
