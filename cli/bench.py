@@ -9,7 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.measure import Measurement
 from rich.table import Table
 
-from logitcache.files import require_file
+from logitcache.files import require_file, require_folder
+from logitcache.paths import expand_home
 
 from .shared_options import Device, Json, parse_output_path
 from .terminal import console, say, show
@@ -28,9 +29,7 @@ def bench(
         int, typer.Option("--n", min=0, help="Views, samples (scale), pictures (dump, train); 0: as fits.")
     ] = 0,
     logits: Annotated[Path | None, typer.Option(help="store: an .npz of real logits (n, C).")] = None,
-    folder: Annotated[
-        Path | None, typer.Option(help="store, scale: where to write.", exists=True, file_okay=False)
-    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="store, scale: where to write.")] = None,
     plot: Annotated[
         Path | None,
         typer.Option(help="scale: an SVG file to draw.", parser=parse_output_path, metavar="PATH"),
@@ -56,6 +55,9 @@ def bench(
     """
     from logitcache.bench.suites import SUITES, BenchConfig, run_suite
 
+    logits, folder = (expand_home(path) if path else None for path in (logits, folder))
+    if folder:
+        require_folder(folder)
     if plot:
         require_file(plot, "scaling.svg")
     config = BenchConfig(rounds, batch, n, threads, device, logits, folder, plot)

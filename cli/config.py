@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from logitcache.errors import FormatError, NotFoundError, UnknownNameError
+from logitcache.paths import expand_home
 
 CONFIG_FILE = "logitcache.toml"
 
@@ -15,17 +16,19 @@ def read_defaults(path: Path | None, context: typer.Context) -> dict[str, Any]:
     """Read defaults by command and option.
 
     Raises:
-        NotFoundError: a file was named and is not there.
+        NotFoundError: a file was named and is not there, or it cannot be read.
         FormatError: it is not TOML, or a table is not one.
         UnknownNameError: it names a command or option that does not exist.
     """
-    file = path or Path(CONFIG_FILE)
+    file = expand_home(path or CONFIG_FILE)
     if not file.is_file():
         if path:
             raise NotFoundError(f"no such config file: {path}; `logitcache init --out {path}` writes one")
         return {}
     try:
-        tables = tomllib.loads(file.read_text())
+        tables = tomllib.loads(file.read_text(encoding="utf-8-sig"))  # with a mark, as some editors leave
+    except OSError as error:
+        raise NotFoundError(f"cannot read {file}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FormatError(f"{file}: not TOML: {error}") from error
     commands = configurable_options(context)

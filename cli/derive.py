@@ -17,7 +17,7 @@ def derive(
         int | None, typer.Option(help="Logits to keep per view; by default as the source.")
     ] = None,
     profile: Annotated[
-        str | None, typer.Option(help="How to store the gaps; by default as the source.")
+        str | None, typer.Option(help="How to store the gaps; as the source, or default where that is exact.")
     ] = None,
     seeds: CompleteSeeds = None,
     json: Json = False,

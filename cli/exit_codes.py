@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec
@@ -10,6 +11,7 @@ from typing import ParamSpec
 import typer
 
 from logitcache.errors import LogitCacheError, StoppedError
+from logitcache.paths import read_variable
 
 from .terminal import say
 
@@ -58,12 +60,12 @@ def print_on_sigterm() -> None:
     main = os.getpid()
 
     def handle(number: int, _: object) -> None:
-        if os.getpid() == main:  # forked processes end silently
+        if os.getpid() == main and sys.stderr is not None:  # forked processes end silently
             os.write(2, f"logitcache: terminated{GOES_ON.get(_running, '')}\n".encode())
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    if "RANK" not in os.environ:
+    if read_variable("RANK") is None:
         signal.signal(signal.SIGTERM, handle)
 
 

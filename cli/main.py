@@ -1,5 +1,6 @@
 """The application: its commands, its defaults from logitcache.toml, and how it ends."""
 
+import os
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +24,7 @@ from .init import init
 from .plan import plan
 from .report import report
 from .stats import stats
+from .terminal import open_output
 from .train import train
 from .verify import verify
 
@@ -83,7 +85,10 @@ def main(
 def run() -> None:
     """Run the application; the console script of the package."""
     print_on_sigterm()
+    if not Path(os.environ.get("XDG_CACHE_HOME", "")).is_absolute():  # libraries would write into this folder
+        os.environ.pop("XDG_CACHE_HOME", None)
     warnings.formatwarning = lambda message, *_: (
         f"warning: {message}\n"
     )  # not the line of code that it came from
-    app()
+    with open_output():
+        app()

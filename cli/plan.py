@@ -14,7 +14,7 @@ from .shared_options import Device, Json, PrecisionName, Workers, parse_ks, pars
 from .terminal import console, say, show
 
 if TYPE_CHECKING:
-    from logitcache.dump.plan import Plan
+    from logitcache.dump.plan import Choice, Plan
 
 COLUMNS = ["k", "profile", "B/view", "in all", "KL T=1", "T=2", "T=4", "lost", "1 − r", "order", "tail"]
 ROUNDING = 1e-12  # what is less is 0
@@ -71,7 +71,7 @@ def _table(plan: "Plan") -> Table:
     for name in COLUMNS:
         table.add_column(name, justify="left" if name == "profile" else "right", no_wrap=True)
     for choice in plan.choices:
-        if choice.beaten:
+        if choice.beaten and choice != plan.default:
             continue
         table.add_row(
             f"{choice.k}",
@@ -93,11 +93,13 @@ def _rows(plan: "Plan") -> list[tuple[str, str]]:
     options = (
         f"--top-k {chosen.k} --profile {chosen.profile}, {size(chosen.bytes_in_all)}: " if chosen else ""
     )
+    beaten -= plan.default is not None and plan.default.beaten
     left_out = f"{beaten} that another beats in bytes, KL and order; --json has them"
     hours = ", ".join(f"{number}: {span(3600 * h)}" for number, h in plan.hours.items())
     once, live = (span(3600 * hours) for hours in (plan.cache_hours, plan.live_hours))
     return [
         ("take", f"{options}{plan.reason}"),
+        *([("default", _describe_default(plan.default))] if plan.default not in (None, chosen) else []),
         *([("left out", left_out)] if beaten else []),
         ("teacher", f"{rate(plan.views_per_second)} views/s on this device"),
         ("to dump", f"on so many of them, {hours}"),
@@ -107,6 +109,11 @@ def _rows(plan: "Plan") -> list[tuple[str, str]]:
             f"against {live} in each run with it live",
         ),
     ]
+
+
+def _describe_default(default: "Choice") -> str:
+    loses = f"loses {default.lost:.1%} of what the teacher tells"
+    return f"--top-k {default.k} --profile {default.profile}, {size(default.bytes_in_all)}, as without them: {loses}"
 
 
 def _small(value: float) -> str:

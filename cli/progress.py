@@ -1,7 +1,6 @@
 """The progress of long work: a bar on a terminal, plain lines elsewhere."""
 
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from typing import Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from logitcache.paths import read_variable
 from logitcache.units import rate, span
 
 from .terminal import say, stderr
@@ -31,9 +31,9 @@ def progress(what: str, unit: str, *, first: str = "") -> Iterator[Advance]:
     Both show the time left and, where there is no note, the rate; before the first call they show `first`.
     Under torchrun only rank 0 shows anything.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if (read_variable("RANK") or "0") != "0":
         yield lambda done, total, note="": None
-    elif not sys.stderr.isatty():
+    elif sys.stderr is None or not sys.stderr.isatty():
         if first:
             say(f"{what}: {first} …")
         yield _plain_lines(what, unit)

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from logitcache.errors import DataError, ImageError, NotFoundError, OptionError
+from logitcache.files import is_stray
+from logitcache.paths import expand_home
 
 CACHES = Path("caches")
 TEST_SUFFIX = ".test.zarr"
@@ -76,8 +78,9 @@ def parse_output_path(path: str | Path) -> Path:
 
     Raises:
         BadParameter: the path is empty.
+        OptionError: it begins with `~`, and there is no such home.
     """
-    return Path(parse_output_place(str(path)))
+    return expand_home(parse_output_place(str(path)))
 
 
 def parse_output_place(path: str) -> str:
@@ -152,7 +155,8 @@ def find_only_cache() -> Path:
         NotFoundError: there is none.
         OptionError: there are several.
     """
-    caches = sorted(path for path in CACHES.glob("*.zarr") if not path.name.endswith(TEST_SUFFIX))
+    found = (path for path in CACHES.glob("*.zarr") if not is_stray(path.name))
+    caches = sorted(path for path in found if not path.name.endswith(TEST_SUFFIX))
     if not caches:
         raise NotFoundError(
             f"no cache in ./{CACHES}; make one with `logitcache dump --teacher NAME`, name one with --cache, "

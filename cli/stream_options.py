@@ -44,8 +44,8 @@ TeacherCache = Annotated[
 ]
 
 
-def read_inputs(options: Mapping[str, Any], needs_teacher: bool, batch_size: int) -> "StreamInputs":
-    """Return where batches come from; their size is the protocol's unless one is given.
+def read_inputs(options: Mapping[str, Any], needs_teacher: bool) -> "StreamInputs":
+    """Return where batches come from; of what size follows from the protocol, unless it is given.
 
     Raises:
         NotFoundError, OptionError: no cache is named where one is needed, or an option cannot be read.
@@ -61,6 +61,6 @@ def read_inputs(options: Mapping[str, Any], needs_teacher: bool, batch_size: int
         "caches": tuple(options["caches"] or ([find_only_cache()] if needs_teacher else [])),
         "mix_weights": parse_weights(options["mix_weights"]) if options["mix_weights"] else (),
         "spool_limit": parse_size(options["spool_limit"]),
-        "config": StreamConfig(**{"batch_size": batch_size} | pick_fields(options, StreamConfig) | config),
+        "config": StreamConfig(**pick_fields(options, StreamConfig) | config),
     }
     return StreamInputs(**pick_fields(options, StreamInputs) | inputs)

@@ -1,11 +1,13 @@
 """``logitcache train``: stage two, students from a cache."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from logitcache.errors import StudentsError
+from logitcache.errors import OptionError, StudentsError
 
 from . import stream_options, train_options
 from .exit_codes import catch_stop_signals
@@ -27,8 +29,8 @@ from .train_output import reporter, show_runs
 def train(
     context: typer.Context,
     student: Annotated[
-        list[str], typer.Option(help="resnet18, wrn_16_2, timm:NAME …; several share one pass.")
-    ],
+        list[str] | None, typer.Option(help="resnet18, wrn_16_2, timm:NAME …; several share one pass.")
+    ] = None,
     caches: stream_options.Caches = None,
     loss: Annotated[str, typer.Option(help="cmkd, kd, ce …, or a sum: 'kd:0.5+cmkd:1'.")] = "cmkd",
     variant: Annotated[
@@ -41,7 +43,9 @@ def train(
             help="Run folder; runs/STUDENT-LOSS-N by default.", parser=parse_output_path, metavar="PATH"
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, by its own options.")
+    ] = False,
     checkpoint_every: Annotated[
         float, typer.Option(help="Seconds between checkpoints within an epoch.")
     ] = 300.0,
@@ -68,8 +72,8 @@ def train(
     spool_folder: stream_options.SpoolFolder = None,
     spool_limit: stream_options.SpoolLimit = "50GB",
     teacher_cache: stream_options.TeacherCache = None,
+    protocol: train_options.ProtocolName = "auto",
     on_bad_image: OnBadTestImage = "error",
-    protocol: train_options.ProtocolName = "digits",
     epochs: train_options.Epochs = None,
     batch_size: train_options.BatchSize = None,
     lr: train_options.Lr = None,
@@ -102,16 +106,17 @@ def train(
 
     Example: logitcache train --student resnet18 --cache caches/vit_l-digits.zarr --loss cmkd
     """
+    if not student:
+        _resume_as_recorded(context, out, resume)
+        return
+
     from logitcache.distributed import World
-    from logitcache.train.config import protocol_named
     from logitcache.train.evaluation import TEST_IMAGE
     from logitcache.train.launch import TrainJob
     from logitcache.train.tensorboard import CurveWriter
 
-    settings = protocol_named(protocol)
-    variants = train_options.read_variants(context, settings.config)
-    needs_teacher = any(variant.build_objective().needs_teacher for variant in variants)
-    inputs = stream_options.read_inputs(context.params, needs_teacher, settings.batch_size)
+    variants = train_options.read_variants(context)
+    inputs = stream_options.read_inputs(context.params, variants.needs_teacher)
     job = TrainJob(
         tuple(student),
         variants,
@@ -145,3 +150,21 @@ def train(
         raise
     if world.rank == 0:
         show_runs(reports, as_json=json)
+
+
+def _resume_as_recorded(context: typer.Context, out: Path | None, resume: bool) -> None:
+    """Go on with a run by the options that its config.json keeps, and those given now."""
+    from logitcache.plugins import require_own
+    from logitcache.train.trained import read_command
+
+    if out is None or not resume:
+        raise OptionError("name a network with --student, or go on with a run by --out RUN --resume")
+    given = sys.argv[sys.argv.index("train") + 1 :]
+    recorded = read_command(out)
+    say(f"goes on with: logitcache train {shlex.join(recorded)}")
+    command = context.command
+    with command.make_context(context.info_name, [*recorded, *given], parent=context.parent) as again:
+        options = again.params
+        names = [name for name in options["student"] if not name.startswith("timm:")]
+        require_own(f"{out}/config.json", options["data"], options["recipe"], *names)
+        command.invoke(again)

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from logitcache.errors import OptionError
-from logitcache.train.config import PROTOCOLS, TrainConfig
+from logitcache.train.config import PROTOCOL_NAMES, PROTOCOLS, TrainConfig
 
 from .shared_options import pick_fields
 
 if TYPE_CHECKING:
-    from logitcache.train.variants import Variant
+    from logitcache.train.variants import VariantInputs
 
 
 def _setting(panel: str, name: str, text: str) -> Any:
@@ -22,7 +22,9 @@ def _setting(panel: str, name: str, text: str) -> Any:
     )
 
 
-ProtocolName = Annotated[str, typer.Option(help=f"Settings by name: {', '.join(PROTOCOLS)}.")]
+ProtocolName = Annotated[
+    str, typer.Option(help=f"Settings by name: {', '.join(PROTOCOL_NAMES)}; auto: what fits the data.")
+]
 
 Epochs = Annotated[int | None, _setting("Schedule", "epochs", "Passes over the data.")]
 BatchSize = Annotated[int | None, _setting("Schedule", "batch_size", "Views per step.")]
@@ -77,24 +79,22 @@ SyncBatchNorm = Annotated[
 ]
 
 
-def read_variants(context: typer.Context, protocol: TrainConfig) -> "tuple[Variant, ...]":
+def read_variants(context: typer.Context) -> "VariantInputs":
     """Return what each student is trained with: every --variant of the other options, or these alone.
 
     Raises:
         OptionError: a loss is given that every variant replaces, or something cannot be read.
     """
-    from logitcache.train.variants import Variant
+    from logitcache.train.variants import VariantInputs, read_settings
 
     options = context.params
-    config = protocol.replace(pick_fields(options, TrainConfig))
-    common = Variant(options["loss"], config, options["ce_weight"], options["label_smoothing"])
-    if not options["variant"]:
-        return (common,)
-    variants = tuple(common.replace(text) for text in options["variant"])
+    texts = tuple(options["variant"] or ())
     source = context.get_parameter_source("loss")
-    if source and source.name == "COMMANDLINE" and all(variant.loss != common.loss for variant in variants):
+    given = source is not None and source.name == "COMMANDLINE"
+    if given and texts and all("loss" in read_settings(text) for text in texts):
         raise OptionError(
-            f"every --variant has a loss of its own, so --loss {common.loss} would train nobody; leave it out, or "
-            f"give it a variant: --variant loss={common.loss}"
+            f"every --variant has a loss of its own, so --loss {options['loss']} would train nobody; leave it out or "
+            f"give it a variant: --variant loss={options['loss']}"
         )
-    return variants
+    settings = pick_fields(options, TrainConfig)
+    return VariantInputs(**pick_fields(options, VariantInputs) | {"settings": settings, "texts": texts})

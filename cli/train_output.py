@@ -3,7 +3,14 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from logitcache.train.events import EpochDone, OnTrainEvent, StudentFailed, TrainEvent
+from logitcache.train.events import (
+    EpochDone,
+    OnTrainEvent,
+    StepDone,
+    StudentFailed,
+    StudentNoted,
+    TrainEvent,
+)
 from logitcache.units import rate
 
 from .progress import Advance
@@ -19,11 +26,13 @@ def reporter(advance: Advance) -> OnTrainEvent:
     def report(event: TrainEvent) -> None:
         if isinstance(event, StudentFailed):
             say(f"{event.run}: ended early: {event.error}")
+        elif isinstance(event, StudentNoted):
+            say(f"note: {event.note}")
         elif isinstance(event, EpochDone):
             row = event.row
             score = f", top-1 {100 * row['top1']:.1f} %" if "top1" in row else ""
             say(f"{event.run}: epoch {event.epoch + 1} of {event.epochs}, loss {row['loss']:.4f}{score}")
-        else:
+        elif isinstance(event, StepDone):
             losses = "".join(f", {name} {value:.3f}" for name, value in event.losses.items())
             done, total = event.epoch * event.steps + event.step, event.epochs * event.steps
             advance(done, total, f"{rate(event.views_per_second)} views/s{losses}")

@@ -15,11 +15,13 @@ from typing import Any
 from logitcache.dump.job import DumpReport, dump
 from logitcache.dump.settings import DumpConfig
 from logitcache.errors import OptionError, StorageError
-from logitcache.files import require_folder, writing
+from logitcache.files import is_stray, require_folder, writing
 from logitcache.format.spec import Spec
 from logitcache.losses.objective import Objective
 from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel, choose_device
+from logitcache.models.weights import count_parameters
+from logitcache.paths import expand_home
 from logitcache.report.page import report
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
@@ -114,7 +116,7 @@ def demo(
         StorageError: it cannot be written.
     """
     on_stage = on_stage or (lambda line: None)
-    job = _Demo(_make_folder(Path(out)), config)
+    job = _Demo(_make_folder(expand_home(out)), config)
     on_stage(f"1. train a teacher, {TEACHER}, on {len(job.images):,} digits")
     trained = job.train_teacher()
     on_stage(f"2. dump its top {config.top_k} logits under {config.seeds} augmentation seeds")
@@ -131,7 +133,7 @@ def demo(
         teacher_parameters=trained.parameters,
         teacher_top1=trained.top1 or 0.0,
         student=STUDENT,
-        student_parameters=sum(p.numel() for p in student.parameters()),
+        student_parameters=count_parameters(student),
         results=results,
         cache=str(job.cache),
         cached_views=dumped.views_in_cache,
@@ -142,7 +144,7 @@ def demo(
         page=str(job.write_page()),
     )
     with writing(job.out / MARK) as temporary:
-        temporary.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+        temporary.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     return result
 
 
@@ -240,7 +242,7 @@ def _build(name: str, seed: int, weights: str = "random") -> Model:
 def _make_folder(out: Path) -> Path:
     """Make an empty folder, in place of an earlier demo."""
     require_folder(out)
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and not all(is_stray(file.name) for file in out.iterdir()):
         if not (out / MARK).is_file():
             raise OptionError(f"{out} is not empty and holds no demo; choose another --out")
         try:
@@ -248,5 +250,5 @@ def _make_folder(out: Path) -> Path:
         except OSError as error:
             raise StorageError(f"cannot replace the demo in {out}: {error.strerror}") from error
     with writing(out / MARK) as temporary:
-        temporary.write_text("{}\n")
+        temporary.write_text("{}\n", encoding="utf-8")
     return out

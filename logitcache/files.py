@@ -1,12 +1,26 @@
-"""Files written by a temporary file, then a rename; and whether a file or folder can be written at a path."""
+"""Files written by a temporary file, then a rename; whether one can be written; and those that nobody meant."""
 
+import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from logitcache.errors import LogitCacheError, OptionError, StorageError
+
+_STRAY = re.compile(
+    r"\.DS_Store|\._.*|\.AppleDouble|\.localized|\.Spotlight-V100|\.Trashes|\.fseventsd|\.TemporaryItems|__MACOSX"
+    r"|Thumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information"
+    r"|lost\+found|\.nfs[0-9a-f]+|\.fuse_hidden[0-9a-f]+|\.Trash-\d+|\.directory|\.snapshot|@eaDir|.*_\$folder\$",
+    re.IGNORECASE,
+)
+
+
+def is_stray(name: str) -> bool:
+    """Return whether a file or folder of that name is one that systems and file managers leave in any folder."""
+    return _STRAY.fullmatch(name) is not None
 
 
 def require_file(out: Path, example: str) -> None:
@@ -91,12 +105,47 @@ def replacing(file: Path) -> Iterator[Path]:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    flush(file.parent)
+    flush_folder(file.parent)
 
 
-def flush(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def flush(file: Path) -> None:
+    """Flush a file to the disk.
+
+    Raises:
+        OSError: the disk said no.
+    """
+    try:
+        # some network disks flush nothing that is open for reading only
+        descriptor = os.open(file, os.O_RDWR)
+    except PermissionError:
+        descriptor = os.open(file, os.O_RDONLY)
+    _sync(descriptor)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk, where that can be done.
+
+    Many network and FUSE mounts, and Windows, cannot flush a folder; they keep names in an order of their own, or at
+    once. So go on there, as SQLite and git do.
+
+    Raises:
+        OSError: the disk failed at it.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # one may write into it, but not list it; on Windows, any folder
+        return
+    try:
+        _sync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:
+            raise
+
+
+_CANNOT_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EISDIR}
+
+
+def _sync(descriptor: int) -> None:
     try:
         os.fsync(descriptor)
     finally:

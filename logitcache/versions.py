@@ -1,4 +1,6 @@
-"""The version of logitcache, and those of the libraries that views and logits depend on."""
+"""The version of logitcache, and what else views and logits depend on: libraries, and the kind of CPU."""
+
+import platform
 
 __version__ = "0.1.0"
 
@@ -15,3 +17,18 @@ def library_versions() -> dict[str, str]:
         "torchvision": str(torchvision.__version__),
         "pillow": str(PIL.__version__),
     }
+
+
+def cpu_kind() -> str:
+    """Return the kind of CPU as torch sees it: architecture and vector instructions, "x86_64 AVX2".
+
+    Its kernels are chosen by it; some round otherwise, and so give other pixels.
+    """
+    import torch
+
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def view_conditions() -> dict[str, str]:
+    """Return what views depend on beside images and recipe: `library_versions`, and `cpu_kind` as "cpu"."""
+    return {**library_versions(), "cpu": cpu_kind()}

@@ -103,3 +103,15 @@ def test_every_wing_but_the_store_may_not_speak_zarr():
     wings = {f"logitcache.{name}" for layer in layers for name in layer.split(" | ")}
     sources = contract("only the store speaks zarr")["source_modules"]
     assert sorted(sources) == sorted(wings - {"logitcache.store"} | {"logitcache_cli"})
+
+
+def test_text_is_read_and_written_as_utf_8_whatever_the_locale():
+    for file in [*LIBRARY.rglob("*.py"), *(ROOT / "cli").glob("*.py")]:
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute | ast.Name)):
+                continue
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else call.func.id
+            modes = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            text = name in ("read_text", "write_text") or (name == "open" and isinstance(call.func, ast.Name))
+            if text and not any("b" in mode for mode in modes if len(mode) < 4):
+                assert "encoding" in {keyword.arg for keyword in call.keywords}, f"{file}, line {call.lineno}"

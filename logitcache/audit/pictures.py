@@ -8,6 +8,7 @@ import numpy as np
 from logitcache.audit.stats import BINS, LEAST_TAIL, StatsReport
 from logitcache.errors import OptionError
 from logitcache.files import writing
+from logitcache.paths import expand_home
 from logitcache.views.images import Images
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def draw_stats(report: StatsReport, folder: Path, images: Images | None = None) 
         from matplotlib.figure import Figure
     except ImportError as error:
         raise OptionError("pictures need matplotlib: pip install 'logitcache[pictures]'") from error
+    folder = expand_home(folder)
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots(2, 2)
     edges = np.linspace(0, np.log(report.num_classes), BINS + 1)

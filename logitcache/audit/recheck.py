@@ -17,6 +17,7 @@ from logitcache.models.forward import ViewModel, choose_device
 from logitcache.store.reader import CacheReader
 from logitcache.store.shards import Arrays
 from logitcache.teacher.live import require_same_teacher
+from logitcache.teacher.reach import MASKED, find_outliers, outlier_error, raise_masked
 from logitcache.views.alignment import align_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, check_batch
@@ -80,6 +81,7 @@ def recheck_views(
         IncompleteError: nothing is committed.
         DataError: an image that decoded when the cache was made no longer does.
         FormatError: a shard is damaged.
+        NonFiniteError: the teacher gave NaN, infinity, or what is no logit.
     """
     images = align_images(reader, images)
     require_same_teacher(reader, teacher)
@@ -167,7 +169,13 @@ def _compare(
         part = pairs[first : first + batch_size]
         rows = {name: arrays[name][[i - start for _, i in part]] for name in ("ids", "gap", "top")}
         batch = check_batch(views.__getitems__([(sample, seed) for seed, sample in part]))
-        results.append(_compare_rows(spec, rows, model(batch.views.to(device)).cpu().numpy()))
+        logits = raise_masked(model(batch.views.to(device)).cpu())
+        if (wrong := find_outliers(logits.amax(1))).any():
+            where = f"{views.images.describe(int(batch.samples[wrong][0]))} under seed {part[0][0]}"
+            top, class_ = logits[wrong][0].max(0)
+            half = spec.teacher.precision != "float32"
+            raise outlier_error(float(top), where, half=half, class_=int(class_))
+        results.append(_compare_rows(spec, rows, logits.numpy()))
     if not results:
         return None
     errors, off, agree = (np.concatenate(part) for part in zip(*results, strict=True))
@@ -180,6 +188,7 @@ def _compare_rows(
     """Compare m stored rows with (m, C) logits; return errors, off and agree of `_Compared`."""
     profile = spec.profile
     ids, top, gap = rows["ids"].astype(np.int64), rows["top"][:, None], decode_gaps(rows["gap"], profile)
+    gap = np.minimum(gap, MASKED)  # caches of earlier versions keep how far a class was masked
     clipped = clipped_gaps(rows["gap"], profile)
     now = np.take_along_axis(logits, ids, axis=1)
     errors = np.abs(top - gap - now)

@@ -11,7 +11,7 @@ from logitcache.store.reader import CacheReader, Commits, seed_list
 from logitcache.teacher.completion import Completion
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import decode_shard
-from logitcache.versions import library_versions
+from logitcache.versions import view_conditions
 
 COMPLETED = 1024  # rows of a shard whose tail is completed
 SEEDS = 3  # a shard of each is read: enough for two digits of a mean
@@ -26,13 +26,14 @@ def summarize(reader: CacheReader) -> dict[str, Any]:
       None where nothing is committed;
     - `damaged`: why there is no `confidence` although something is committed, or None;
     - `view_size`: side of its views in pixels, or None where the images' own decides;
-    - `other_versions`: libraries whose version here is another than where it was made, as [there, here].
+    - `other_versions`: libraries whose version here is another than where it was made, as [there, here]; likewise
+      the kind of `cpu`.
 
     Raises:
         FormatError: metadata or a commit entry is damaged.
         StorageError: the disk or the host said no.
     """
-    here, commits = library_versions(), reader.all_commits()
+    here, commits = view_conditions(), reader.all_commits()
     confidence, damaged = None, None
     try:
         confidence = _confidence(reader, commits)

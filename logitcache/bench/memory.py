@@ -35,7 +35,7 @@ SHARD_SAMPLES = 1024
 
 def memory_is_known() -> bool:
     """Say whether the system tells a process how much anonymous memory it has, as Linux does."""
-    return STATUS.exists() and "RssAnon" in STATUS.read_text() and MAPS.exists()
+    return STATUS.exists() and "RssAnon" in STATUS.read_text(encoding="utf-8") and MAPS.exists()
 
 
 # One task at two sizes ------------------------------------------------------------------------------------
@@ -129,7 +129,9 @@ def peak_of(work: Callable[..., object], *arguments: Any) -> float:
 
 def anonymous_mb() -> float:
     """Return MB of anonymous memory of this process now."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith("RssAnon:"))
+    line = next(
+        line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("RssAnon:")
+    )
     return int(line.split()[1]) * 1024 / 1e6
 
 
@@ -174,7 +176,7 @@ def _mapped_mb(cache: Path, spool: Path, barrier: Any) -> tuple[float, float]:
     rows.sum()
     barrier.wait()
     megabytes, is_spool = {"Rss:": 0.0, "Pss:": 0.0}, False
-    for line in MAPS.read_text().splitlines():
+    for line in MAPS.read_text(encoding="utf-8").splitlines():
         first, *rest = line.split()
         if not first.endswith(":"):  # the next mapping: its addresses, and last the file
             is_spool = line.endswith(".spool")

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from logitcache.dump.pipeline import Pipeline
-from logitcache.errors import NonFiniteError, OptionError
+from logitcache.errors import OptionError
 from logitcache.format.class_statistics import ClassStatistics
 from logitcache.format.identity import Profile
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.teacher.completion import FEWEST, HELD_OUT, Completion, fit_statistics
+from logitcache.teacher.reach import find_outliers, outlier_error, raise_masked
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.keyed_views import Pair
 from logitcache.views.keys import permutation
@@ -75,7 +76,7 @@ def calibrate_by(pipeline: Pipeline, count: int, spec: CacheSpec) -> Calibrated:
     Raises:
         OptionError: there are too few views.
         DataError: an image does not decode.
-        NonFiniteError: the teacher gave NaN or infinity.
+        NonFiniteError: the teacher gave NaN, infinity, or what is no logit.
     """
     calibration, statistics = try_statistics(sample_logits(pipeline, count), spec.k, spec.profile)
     return Calibrated(calibration, replace(statistics, views=count))  # by which the sample is found again
@@ -87,14 +88,13 @@ def sample_logits(pipeline: Pipeline, count: int) -> Tensor:
     """Return (N, C) float32 logits of `count` views, on the CPU; those whose image does not decode are left out."""
     parts = []
     for batch in pipeline.batches(list(_batches(len(pipeline.views), count, pipeline.batch_size))):
-        logits = pipeline.model(batch.views.to(pipeline.device, non_blocking=True)).cpu()
-        if (wrong := batch.valid & ~logits.isfinite().all(1)).any():
+        logits = raise_masked(pipeline.model(batch.views.to(pipeline.device, non_blocking=True)).cpu())
+        if (wrong := batch.valid & find_outliers(logits.amax(1))).any():
             image = pipeline.views.images.describe(int(batch.samples[wrong][0]))
             half = pipeline.model.model.dtype is not torch.float32
-            raise NonFiniteError(
-                f"the teacher's logits for {image} are not finite, on a view of the calibration; "
-                f"{'try --precision float32, or ' if half else ''}check the weights"
-            )
+            top, class_ = logits[wrong][0].max(0)
+            where = f"{image}, on a view of the calibration,"
+            raise outlier_error(float(top), where, half=half, class_=int(class_))
         parts.append(logits[batch.valid])
     return torch.cat(parts)
 

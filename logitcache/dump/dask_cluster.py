@@ -31,8 +31,10 @@ from logitcache.dump.settings import DumpConfig
 from logitcache.errors import ClusterError, LogitCacheError, MismatchError, OptionError
 from logitcache.format.schema import CacheSpec
 from logitcache.models.forward import choose_device, choose_precision
+from logitcache.paths import expand_home
 from logitcache.store import CacheWriter
 from logitcache.views.keyed_views import KeyedViews
+from logitcache.views.shared_memory import why_no_workers
 
 try:
     from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, get_worker, wait
@@ -85,7 +87,7 @@ def dump_on_dask(
         ) as job:
             del teacher
             spec, name = job.writer.spec, f"logitcache-{uuid.uuid4().hex}"
-            seen_by_workers = out if "://" in str(out) else Path(out).absolute()
+            seen_by_workers = out if "://" in str(out) else expand_home(out).absolute()
             plugin = HelperPlugin(
                 seen_by_workers,
                 inputs,
@@ -191,6 +193,11 @@ def _connect(address: str, on_note: Callable[[str], None] | None) -> Iterator[Cl
                 yield _wait_for_workers(client, address, on_note)
             return
         count = int(local[1])
+        if reason := why_no_workers(multiprocessing.get_context("spawn"), count):
+            raise ClusterError(
+                f"{address}: no processes can be started here, for want of shared memory ({reason}); leave out "
+                "--dask, or in a container give --shm-size=1g"
+            )
         with (
             LocalCluster(
                 n_workers=count,

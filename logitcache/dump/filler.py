@@ -20,12 +20,12 @@ from torch import Tensor
 
 from logitcache.dump.pipeline import Pipeline, load_pipeline
 from logitcache.dump.settings import DumpConfig
-from logitcache.errors import NonFiniteError
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.models.build import Model
 from logitcache.models.forward import BatchHalver
 from logitcache.store import SeedWriter
+from logitcache.teacher.reach import are_probabilities, find_outliers, outlier_error
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, Pair, ViewBatch
@@ -81,10 +81,12 @@ class Filler:
     Attributes:
         spec: of the cache.
         pipeline: its views, in its order, and its teacher.
+        on_note: called with a line for people, where answers look like probabilities.
     """
 
     spec: CacheSpec
     pipeline: Pipeline
+    on_note: Callable[[str], None] | None = None
 
     @classmethod
     def load(
@@ -97,7 +99,8 @@ class Filler:
     ) -> Self:
         """Put the teacher on its device, ready to fill shards of the cache."""
         precision = spec.teacher.precision
-        return cls(spec, load_pipeline(views, teacher, precision, config, on_note, compile=config.compile))
+        pipeline = load_pipeline(views, teacher, precision, config, on_note, compile=config.compile)
+        return cls(spec, pipeline, on_note)
 
     @report_worker_deaths()
     def fill(
@@ -115,7 +118,7 @@ class Filler:
 
         Raises:
             DataError: an image does not decode.
-            NonFiniteError: the teacher gave NaN or infinity.
+            NonFiniteError: the teacher gave NaN, infinity, or what is no logit.
             StorageError: the disk said no.
             LogitCacheError: a worker that makes views died.
         """
@@ -128,7 +131,7 @@ class Filler:
             on_progress(ViewsDone(done, total))
         in_flight: deque[_InFlight] = deque()
         on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        with on_device, _ShardBuilder(self.spec, writers, pipeline.views) as builder:
+        with on_device, _ShardBuilder(self.spec, writers, pipeline.views, self.on_note) as builder:
             for batch in batches:
                 in_flight.append(_run_teacher(pipeline.model, batch, self.spec, device))
                 done += len(batch.samples)
@@ -207,7 +210,6 @@ def _run_teacher(model: BatchHalver, batch: ViewBatch, spec: CacheSpec, device: 
             "tail_lse": teacher.tail_lse,
             "tail_mean": teacher.tail_mean,
             "tail_var": None if spec.calibrated else teacher.tail_var,
-            "finite": logits.isfinite().all(1),
         }
         pieces[seed] = {name: _to_host(part) for name, part in parts.items() if part is not None}
     ready = None
@@ -222,6 +224,12 @@ def _to_host(piece: Tensor) -> Tensor:
         return piece
     host = torch.empty(piece.shape, dtype=piece.dtype, pin_memory=True)
     return host.copy_(piece, non_blocking=True)
+
+
+def _look_like_probabilities(spec: CacheSpec, parts: Mapping[str, Tensor]) -> bool:
+    top = parts["top"]
+    tail_sum = spec.tail_size * (top + parts["tail_mean"]) if spec.tail_size else torch.zeros_like(top)
+    return len(top) > 0 and are_probabilities(top[:, None] - parts["gap"], tail_sum)
 
 
 # Into shards ----------------------------------------------------------------------------------------------
@@ -242,6 +250,7 @@ class _ShardBuilder:
     spec: CacheSpec
     writers: Mapping[int, SeedWriter]
     views: KeyedViews
+    on_note: Callable[[str], None] | None
     reports: list[ShardReport] = field(default_factory=list)
     _open: dict[tuple[int, int], _Buffer] = field(default_factory=dict)
     _writing: deque[Future[ShardReport]] = field(default_factory=deque)
@@ -269,18 +278,22 @@ class _ShardBuilder:
     def _add_rows(
         self, seed: int, samples: Tensor, valid: Tensor, views: Tensor, parts: dict[str, Tensor]
     ) -> None:
-        if (wrong := valid & ~parts.pop("finite")).any():
-            sample = int(samples[wrong][0])
-            half = self.spec.teacher.precision != "float32"
-            advice = (
-                "try --precision float32 in another cache, or check the weights"
-                if half
-                else "check the weights"
+        if (wrong := valid & find_outliers(parts["top"])).any():
+            raise outlier_error(
+                float(parts["top"][wrong][0]),
+                f"{self.views.images.describe(int(samples[wrong][0]))} under seed {seed}",
+                half=self.spec.teacher.precision != "float32",
+                class_=int(parts["ids"][wrong][0, 0]),
+                kept="nothing of this shard was committed; ",
             )
-            raise NonFiniteError(
-                f"the teacher's logits for {self.views.images.describe(sample)} under seed {seed} are not finite; "
-                f"nothing of this shard was committed; {advice}"
+        if self.on_note and _look_like_probabilities(
+            self.spec, {n: part[valid] for n, part in parts.items()}
+        ):
+            self.on_note(
+                "the teacher's answers look like probabilities, which distillation would soften once more; leave "
+                "the softmax out of it"
             )
+        self.on_note = None  # the first batch tells
         first = int(samples[0])
         shard = self.spec.layout.shard_of(first)
         buffer = self._open.setdefault((shard, seed), _Buffer(self._zeros(shard)))

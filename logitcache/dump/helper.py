@@ -4,7 +4,7 @@ It first proves that both would write the same: same cache, teacher, images, rec
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from logitcache.errors import Difference, MismatchError
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.store import CacheReader, CacheWriter
-from logitcache.versions import library_versions
+from logitcache.versions import cpu_kind, library_versions
 from logitcache.views.alignment import align_images
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.maker import digest
@@ -33,12 +33,14 @@ class DumpIdentity(Spec):
         versions: of the libraries that views depend on.
         views: digests of `PROOF_VIEWS` views, evenly spaced, under `seed`; 0 where an image does not decode.
         seed: one of those dumped.
+        cpu: kind of the lock holder's CPU.
     """
 
     cache: CacheSpec
     versions: dict[str, str]
     views: tuple[int, ...]
     seed: int
+    cpu: str
 
     @classmethod
     def of(cls, job: DumpJob) -> "DumpIdentity":
@@ -48,7 +50,7 @@ class DumpIdentity(Spec):
     @classmethod
     def of_new(cls, spec: CacheSpec, views: KeyedViews, seed: int) -> "DumpIdentity":
         """Return that of a dump whose cache is not there yet."""
-        return cls(spec, library_versions(), _digest_views(views, seed), seed)
+        return cls(spec, library_versions(), _digest_views(views, seed), seed, cpu_kind())
 
     def require_libraries(self) -> None:
         """Refuse other libraries than the lock holder's.
@@ -67,10 +69,13 @@ class DumpIdentity(Spec):
         if fields := self.cache.differences(spec):
             raise MismatchError("teacher, data or recipe are others here", fields, "give all the same files")
         samples = _proof_samples(views)
+        expected = dict(zip(samples, self.views, strict=True))
+        found = dict(zip(samples, _digest_views(views, self.seed), strict=True))
+        other_cpu = expected != found and self.cpu != cpu_kind()
         _require_equal(
             "views",
-            dict(zip(samples, self.views, strict=True)),
-            dict(zip(samples, _digest_views(views, self.seed), strict=True)),
+            {**expected, **({"kind of CPU": self.cpu} if other_cpu else {})},
+            {**found, **({"kind of CPU": cpu_kind()} if other_cpu else {})},
         )
 
 
@@ -132,9 +137,7 @@ class Helper:
         return reports + self.filler.fill(writers, missing, on_progress)
 
 
-def _require_equal(
-    what: str, expected: dict[str, str] | dict[str, int], found: dict[str, str] | dict[str, int]
-) -> None:
+def _require_equal(what: str, expected: Mapping[str, str | int], found: Mapping[str, str | int]) -> None:
     fields = [
         Difference(name, value, found.get(name))
         for name, value in expected.items()
@@ -144,7 +147,8 @@ def _require_equal(
         raise MismatchError(
             f"{what} here are not those of the process that began the dump, so its views would drift",
             fields,
-            "install the same versions and give the same files",
+            "install the same versions and give the same files"
+            + (", on the same kind of CPU" if any(f.field == "kind of CPU" for f in fields) else ""),
         )
 
 

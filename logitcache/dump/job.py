@@ -17,7 +17,7 @@ import numpy as np
 from logitcache.dump.calibration import Calibrate, Calibration, calibrate_by, choose_count, most_views
 from logitcache.dump.filler import Filler, OnViewsDone, ShardReport, ShardTask
 from logitcache.dump.pipeline import load_pipeline
-from logitcache.dump.settings import DumpConfig
+from logitcache.dump.settings import DumpConfig, default_top_k
 from logitcache.errors import BusyError, Difference, FormatError, MismatchError, OptionError
 from logitcache.format.identity import RecipeSpec, TeacherSpec
 from logitcache.format.schema import DATA, CacheSpec
@@ -26,14 +26,12 @@ from logitcache.models.build import Model
 from logitcache.models.forward import choose_device, choose_precision
 from logitcache.store import CacheReader, CacheWriter, SeedWriter, seed_list
 from logitcache.teacher.completion import FEWEST
-from logitcache.versions import library_versions
+from logitcache.versions import view_conditions
 from logitcache.views.alignment import align_images, require_distinct_keys
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
+from logitcache.views.repeatable import require_repeatable
 from logitcache.views.replay import describe_newer_images, prove_replay
-
-TOP_K = 8  # of a new cache
-ALL_UP_TO = 16  # classes of which a new cache keeps every one
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,8 @@ def dump(
         MismatchError: there is another cache at `out`.
         DriftError: the views made here are not those of the shards already there, of whatever seed.
         BusyError: other processes write all of the seeds.
-        DataError: an image does not decode (or, going on, no longer does).
+        DataError: an image does not decode (or, going on, no longer does), or data or recipe are random of
+            themselves.
         NonFiniteError: the teacher gave NaN or infinity.
         StorageError: the disk said no.
         LogitCacheError: a worker died.
@@ -189,6 +188,7 @@ def open_seeds(
             "give weights of as many classes, or view the images without theirs (folder:PATH)",
         )
     keys, calibration, statistics = require_distinct_keys(images), None, None
+    require_repeatable(KeyedViews(images, recipe))
     if cache is None:
         spec = cache_spec(images, recipe, teacher, config)
         if count := calibration_views(spec, config.calibration):
@@ -246,7 +246,6 @@ def cache_spec(
     images: Images, recipe: RecipeSpec, teacher: Model, config: DumpConfig, *, calibrated: bool = False
 ) -> CacheSpec:
     """Return what identifies the cache that such a dump makes."""
-    few = teacher.num_classes <= ALL_UP_TO
     return CacheSpec.new(
         TeacherSpec(
             name=teacher.name,
@@ -257,9 +256,9 @@ def cache_spec(
         ),
         images.spec(teacher.num_classes),
         recipe,
-        k=config.top_k if config.top_k is not None else teacher.num_classes if few else TOP_K,
+        k=default_top_k(teacher.num_classes) if config.top_k is None else config.top_k,
         profile=config.profile or "default",
-        versions=library_versions(),
+        versions=view_conditions(),
         shard_samples=config.shard_samples or None,
         calibrated=calibrated,
     )
@@ -282,6 +281,14 @@ def _match_cache(
             f"the teacher of {cache.path} sees views at another size",
             fields,
             f"give --input-size {there.teacher.adapter.size} to go on with it, or another --out",
+        )
+    drawn = teacher.weights == there.teacher.weights and teacher.weights.startswith(("random:", "own"))
+    if [f.field for f in fields] == ["teacher.weights_sha256"] and drawn:
+        raise MismatchError(
+            f"the teacher of {cache.path} has other weights",
+            fields,
+            "weights that are drawn come out otherwise by other code or versions, and on another kind of CPU: read "
+            "them from a file, or give another --out to begin a new cache",
         )
     if not fields or any(f.field not in DATA for f in fields):
         return images, here  # this cache; or another one, as `CacheWriter.open` will say

@@ -28,6 +28,7 @@ from logitcache.teacher.spool import decode_shard
 from logitcache.views.alignment import OrderedImages, align_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
+from logitcache.views.repeatable import require_repeatable
 from logitcache.views.replay import prove_replay
 
 SHARDS_READ = 32  # of a cache of all logits
@@ -59,7 +60,7 @@ def calibrate_cache(
         OptionError: the cache has class statistics, or keeps every logit, or can only be read.
         MismatchError: teacher or images are others than the cache's.
         DriftError: views made here are not those of the cache.
-        DataError: an image does not decode.
+        DataError: an image does not decode, or data or recipe are random by themselves.
         NonFiniteError: the teacher gave NaN or infinity.
         StorageError: the disk said no.
     """
@@ -82,6 +83,7 @@ def calibrate_cache(
     images = align_images(reader, images)
     require_same_teacher(reader, teacher)
     views = KeyedViews(images, spec.recipe, config.on_bad_image)
+    require_repeatable(views)
     prove_replay(reader, views, [seed for seed in reader.seeds() if reader.commits(seed).any()])
     first = spec
     if spec.calibrated and spec.parts:

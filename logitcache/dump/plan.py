@@ -20,7 +20,7 @@ from torch import Tensor
 from logitcache.dump.calibration import ROWS, TEMPERATURES, is_no_farther, measure_information, share_lost
 from logitcache.dump.filler import OnViewsDone, ViewsDone
 from logitcache.dump.job import dump
-from logitcache.dump.settings import DumpConfig
+from logitcache.dump.settings import DumpConfig, default_top_k
 from logitcache.errors import OptionError
 from logitcache.format.identity import PROFILES, RecipeSpec
 from logitcache.format.spec import Spec
@@ -119,6 +119,7 @@ class Plan(Spec):
         chosen: of the choices within the budget, the one that keeps most, None where none fits; without a budget the
             smallest that loses less than `NEAR`, where there is none the one that keeps most.
         reason: which of these it is.
+        default: what a dump makes where neither logits nor profile are named; None where that was not tried.
         views_per_second: of the dump on this device, once it runs.
         hours: to dump all seeds, by number of devices like this one.
         cache_hours, live_hours: device-hours of the teacher for the cache, and for one student run with it live.
@@ -133,6 +134,7 @@ class Plan(Spec):
     choices: tuple[Choice, ...]
     chosen: Choice | None
     reason: str
+    default: Choice | None
     views_per_second: float
     hours: dict[str, float]
     cache_hours: float
@@ -197,6 +199,7 @@ def plan_cache(
     choices = [replace(c, beaten=any(other.beats(c) for other in choices)) for c in choices]
     choices.sort(key=lambda choice: (-choice.error, -choice.bytes_in_all))
     chosen, reason = _choose(choices, config.budget)
+    usual = (default_top_k(exact.spec.dataset.num_classes), "default")
     hours = len(images) * config.seeds / rate / 3600
     return Plan(
         views=views,
@@ -207,6 +210,7 @@ def plan_cache(
         choices=tuple(choices),
         chosen=chosen,
         reason=reason,
+        default=next((c for c in choices if (c.k, c.profile) == usual), None),
         views_per_second=rate,
         hours={str(number): hours / number for number in config.devices},
         cache_hours=hours,

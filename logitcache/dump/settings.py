@@ -8,6 +8,14 @@ from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.views.keyed_views import OnBadImage
 
+TOP_K = 8  # logits of a new cache
+ALL_UP_TO = 16  # classes of which it keeps every one
+
+
+def default_top_k(num_classes: int) -> int:
+    """Return how many logits a new cache keeps where nobody says."""
+    return num_classes if num_classes <= ALL_UP_TO else TOP_K
+
 
 @dataclass(frozen=True)
 class DumpConfig(Spec):

@@ -4,12 +4,13 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
 from logitcache.errors import UnknownNameError
-from logitcache.format.spec import Spec, require
+from logitcache.format.spec import Spec, jsonable, require
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -33,6 +34,10 @@ class AdapterSpec(Spec):
         require(
             len(self.mean) == len(self.std) == self.channels and all(s > 0 for s in self.std),
             f"mean and std must hold {self.channels} values, std positive; found {self.mean} and {self.std}",
+        )
+        require(
+            all(map(math.isfinite, (*self.mean, *self.std))),
+            f"mean and std must be finite, found {self.mean} and {self.std}",
         )
 
 
@@ -77,6 +82,10 @@ class StepSpec(Spec):
     transform: str
     args: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        nan = json.dumps(jsonable(self.args)) != json.dumps(self.args)
+        require(not nan, f"arguments of {self.transform} must be finite, found {self.args}")
+
 
 MIXES = ("MixUp", "CutMix")
 
@@ -107,6 +116,13 @@ class RecipeSpec(Spec):
     def mix_steps(self) -> tuple[StepSpec, ...]:
         """Steps that mix a view with another image's."""
         return self.steps[len(self.own_steps) :]
+
+    @property
+    def view_size(self) -> int | None:
+        """Longer side of a view in pixels, where the last step that has a size says so."""
+        sizes = [step.args["size"] for step in self.own_steps if "size" in step.args]
+        sides = sizes[-1] if sizes and isinstance(sizes[-1], list | tuple) else sizes[-1:]
+        return max((side for side in sides if isinstance(side, int)), default=None)
 
     @property
     def code(self) -> tuple[str, ...]:

@@ -20,8 +20,8 @@ class Spec:
     """Base of frozen dataclasses: `to_dict` returns JSON values, `from_dict` checks and parses them."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return this spec as JSON values; ``from_dict`` restores an equal one."""
-        return typing.cast("dict[str, Any]", _jsonable(self))
+        """Return this spec as JSON values; ``from_dict`` restores an equal one, but for NaN and infinity: null."""
+        return typing.cast("dict[str, Any]", jsonable(self))
 
     @classmethod
     def from_dict(cls, data: object) -> Self:
@@ -46,14 +46,17 @@ def require(condition: bool, problem: str) -> None:
 _S = TypeVar("_S", bound=Spec)
 
 
-def _jsonable(value: object) -> object:
+def jsonable(value: object) -> Any:
+    """Return specs, lists, mappings and plain values as JSON values; NaN and infinity, which JSON lacks, as null."""
     if isinstance(value, Spec):
         fields = dataclasses.fields(typing.cast(Any, value))
-        return {f.name: _jsonable(getattr(value, f.name)) for f in fields}
+        return {f.name: jsonable(getattr(value, f.name)) for f in fields}
     if isinstance(value, tuple | list):
-        return [_jsonable(v) for v in value]
+        return [jsonable(v) for v in value]
     if isinstance(value, Mapping):
-        return {str(k): _jsonable(v) for k, v in value.items()}
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return value
 
 

@@ -81,14 +81,25 @@ class Objective(nn.Module):
     def parse(cls, expression: str, *, ce_weight: float = 1.0, label_smoothing: float = 0.0) -> Self:
         """Read an objective such as ``"kd:0.5+cmkd(temperature=2.0):1"``; ``"ce"`` is cross-entropy alone.
 
-        A term is ``name(option=value, ...):weight``; options and weight may be left out.
+        A term is ``name(option=value, ...):weight``; options and weight may be left out. Cross-entropy is always
+        there, by `ce_weight`, or as a term ``ce:weight``.
 
         Raises:
             UnknownNameError: there is no loss of that name.
-            OptionError: the text does not parse, or an option or weight cannot be honoured.
+            OptionError: the text does not parse, or an option or weight cannot be honoured; or cross-entropy has two
+                weights.
         """
-        terms = tuple(_parse_weighted(text) for text in _split_terms(expression) if text != "ce")
-        return cls(terms, ce_weight=ce_weight, label_smoothing=label_smoothing)
+        texts = _split_terms(expression)
+        weights = [_parse_weight(text, ce_weight) for text in texts if re.match(r"ce\s*(:|$)", text)]
+        if len(weights) > 1 or any(weight != ce_weight != 1.0 for weight in weights):
+            named = ", ".join(
+                f"{weight:g}" for weight in [*weights, *([ce_weight] if ce_weight != 1.0 else [])]
+            )
+            raise OptionError(
+                f"cross-entropy takes one weight, found {named}, in {expression!r} and beside it"
+            )
+        terms = tuple(_parse_weighted(text) for text in texts if not re.match(r"ce\s*(:|$)", text))
+        return cls(terms, ce_weight=[*weights, ce_weight][0], label_smoothing=label_smoothing)
 
     @property
     def needs_teacher(self) -> bool:
@@ -117,7 +128,7 @@ class Objective(nn.Module):
         self,
         student_logits: Tensor,
         teacher: SparseTeacher | None,
-        target: Tensor | MixedLabels,
+        target: Tensor | MixedLabels | None,
         *,
         progress: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -127,15 +138,16 @@ class Objective(nn.Module):
             student_logits: (B, C) float; (B, 2, C) where `heads` is 2: cross-entropy reads head 0, every other
                 term head 1.
             teacher: B rows over the same classes; may be None for cross-entropy alone.
-            target: (B,) int64, −1 where there is no label. Of mixed views cross-entropy takes both labels, by
-                their shares, and every other term the one of the larger share.
+            target: (B,) int64, −1 where there is no label; None where nothing asks for labels. Of mixed views
+                cross-entropy takes both labels, by their shares, and every other term the one of the larger share.
             progress: how much of the training is done, in [0, 1]; some losses follow it.
 
         Returns:
             The scalar to minimise, and each term before weighting, detached: ``{"ce": …, "kd": …}``.
 
         Raises:
-            OptionError: a term needs a teacher and there is none, or the logits have another number of heads.
+            OptionError: a term needs a teacher or labels, and there are none; or the logits have another number of
+                heads.
         """
         if student_logits.dim() != 1 + self.heads:
             shape = "(B, C)" if self.heads == 1 else "(B, 2, C)"
@@ -143,10 +155,16 @@ class Objective(nn.Module):
                 f"this objective needs student logits of shape {shape}, found {tuple(student_logits.shape)}"
             )
         head_0, head_1 = (student_logits, student_logits) if self.heads == 1 else student_logits.unbind(1)
-        cross_entropy = ce(head_0, target, label_smoothing=self.label_smoothing)
-        label = target if isinstance(target, Tensor) else target.dominant
-        total = self.ce_weight * cross_entropy
-        values = {"ce": cross_entropy.detach()}
+        total, label, values = student_logits.new_zeros(()), None, {}
+        if target is not None:
+            cross_entropy = ce(head_0, target, label_smoothing=self.label_smoothing)
+            label = target if isinstance(target, Tensor) else target.dominant
+            total = self.ce_weight * cross_entropy
+            values["ce"] = cross_entropy.detach()
+        elif self.ce_weight:
+            raise OptionError(
+                f"cross-entropy of weight {self.ce_weight:g} needs labels; give a target, or ce_weight=0"
+            )
         for key, (term, weight) in zip(self.keys, self.terms, strict=True):
             if teacher is None:
                 raise OptionError(f"loss {term.name} needs a teacher; give one, or train with the loss ce")
@@ -172,16 +190,22 @@ def _split_terms(expression: str) -> list[str]:
 
 
 def _parse_weighted(text: str) -> tuple[Term, float]:
-    call, colon, number = text.rpartition(":") if re.search(r":[^()]*$", text) else (text, "", "")
-    term = _parse_term(call.strip())
-    try:
-        weight = float(number) if colon else term.loss.weight
-    except ValueError:
-        weight = math.nan
-    if not 0 <= weight < math.inf:
-        raise OptionError(f"a weight must be a number of 0 or more, found {number!r} in {text!r}")
+    term = _parse_term(re.sub(r":[^():]*$", "", text).strip())
+    weight = _parse_weight(text, term.loss.weight)
     _try_out(term)
     return term, weight
+
+
+def _parse_weight(text: str, default: float) -> float:
+    """Read the weight at the end of a term; the default where there is none."""
+    found = re.search(r":([^():]*)$", text)
+    try:
+        weight = float(found[1]) if found else default
+    except ValueError:
+        weight = math.nan
+    if found and not 0 <= weight < math.inf:
+        raise OptionError(f"a weight must be a number of 0 or more, found {found[1]!r} in {text!r}")
+    return weight
 
 
 def _parse_term(text: str) -> Term:
@@ -190,7 +214,7 @@ def _parse_term(text: str) -> Term:
         raise OptionError(f"a loss reads name(option=value, ...):weight, found {text!r}")
     name = match["name"]
     if name == "ce":
-        raise OptionError("cross-entropy takes its weight and label smoothing as options of their own")
+        raise OptionError("cross-entropy takes label smoothing as an option of its own, --label-smoothing")
     if name not in LOSSES:
         raise UnknownNameError("loss", name, [*LOSSES, "ce"])
     return Term(name, LOSSES[name], _parse_options(name, match["options"] or "()"))

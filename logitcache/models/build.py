@@ -10,7 +10,6 @@ import math
 import os
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple, Self
 
 import torch
@@ -24,12 +23,14 @@ from logitcache.errors import (
     UnknownNameError,
     WeightsError,
 )
-from logitcache.format.identity import AdapterSpec
+from logitcache.format.identity import AdapterSpec, RecipeSpec
+from logitcache.models.answers import take_logits
 from logitcache.models.catalog import ModelEntry, find_model, seeded
 from logitcache.models.nets import TwoHeads, double_head
 from logitcache.models.weights import (
     StateDict,
     WeightsHeader,
+    count_parameters,
     describe_head_mismatch,
     first_line,
     load_weights,
@@ -37,6 +38,7 @@ from logitcache.models.weights import (
     read_weights,
     write_weights,
 )
+from logitcache.paths import expand_home
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, what Pillow's "L" uses
 NEW_HEAD = " with a new head"  # how `Model.weights` ends where the head is not from these weights
@@ -54,6 +56,8 @@ class Model:
         num_classes: C.
         weights: where the weights came from: "IMAGENET1K_V1", "file:x.safetensors", "random:0", or "own".
         heads: 1, or 2 for a `nets.TwoHeads`, which gives (B, 2, num_classes) in training mode.
+        class_names: of the classes, in order; empty where they have none.
+        evaluation: recipe of the views that it is to be shown, once trained; None where nobody said.
     """
 
     name: str
@@ -61,6 +65,8 @@ class Model:
     adapter: AdapterSpec
     num_classes: int
     weights: str
+    class_names: tuple[str, ...] = ()
+    evaluation: RecipeSpec | None = None
 
     def describe_resizing(self, side: int, input_size: int = 0) -> str | None:
         """Say that it sees views of `side` pixels at another size, and how to choose one unless that was done."""
@@ -158,23 +164,33 @@ def build_model(
     if source.state is not None:
         where = source.label.removeprefix("file:")
         if load_weights(entry.name, module, source.state, where, num_classes, new_head=new_head):
-            source = source._replace(label=source.label + NEW_HEAD)
-    model = Model(entry.name, module, source.adapter, num_classes, source.label)
+            source = source._replace(label=source.label + NEW_HEAD, class_names=())
+    model = Model(
+        entry.name, module, source.adapter, num_classes, source.label, source.class_names, source.evaluation
+    )
     if ":" in model.name or input_size:
         _check_forward(model)
     return model.with_two_heads(seed) if heads == 2 else model
 
 
 def save_weights(path: str | os.PathLike[str], model: Model) -> None:
-    """Write the weights as safetensors with name, class count, heads and adapter in the header; atomic and durable.
+    """Write the weights as safetensors, with what a `WeightsHeader` says in the header; atomic and durable.
 
     `build_model(model.name, weights=path, …)` gives the same model again.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    header = WeightsHeader(model.name, model.num_classes, model.adapter, model.heads)
-    write_weights(Path(path), model.module.state_dict(), header)
+    header = WeightsHeader(
+        model.name,
+        model.num_classes,
+        model.adapter,
+        model.heads,
+        model.class_names,
+        model.evaluation,
+        count_parameters(model.module),
+    )
+    write_weights(expand_home(path), model.module.state_dict(), header)
 
 
 class InputAdapter(nn.Module):
@@ -220,12 +236,14 @@ class InputAdapter(nn.Module):
 
 
 class _Source(NamedTuple):
-    """Weights about to go into a module, and the adapter they were trained with."""
+    """Weights about to go into a module, and the adapter they were trained with; the rest is as in `Model`."""
 
     label: str
     adapter: AdapterSpec
     state: StateDict | None
     heads: int = 1
+    class_names: tuple[str, ...] = ()
+    evaluation: RecipeSpec | None = None
 
 
 def _find_pretrained(entry: ModelEntry, weights: str, num_classes: int, new_head: bool) -> _Source:
@@ -241,7 +259,7 @@ def _find_pretrained(entry: ModelEntry, weights: str, num_classes: int, new_head
 
 
 def _read_file(entry: ModelEntry, weights: str, num_classes: int, new_head: bool) -> _Source:
-    path = Path(weights).expanduser()
+    path = expand_home(weights)
     if not path.is_file():
         if re.fullmatch(r"[A-Z0-9_]+", weights):
             raise UnknownNameError(f"weights of {entry.name}", weights, entry.pretrained)
@@ -254,7 +272,7 @@ def _read_file(entry: ModelEntry, weights: str, num_classes: int, new_head: bool
             raise WeightsError(f"{path} holds the weights of {header.name}, not of {entry.name}")
         if header.num_classes != num_classes and not new_head:
             raise WeightsError(describe_head_mismatch(path.name, header.num_classes, num_classes))
-        return _Source(label, header.adapter, state, header.heads)
+        return _Source(label, header.adapter, state, header.heads, header.class_names, header.evaluation)
     adapter = next((p.adapter for p in entry.pretrained.values() if p.file == path.name), entry.fitted)
     if entry.name.startswith("vit_") and {"conv_proj.weight", "encoder.pos_embedding"} <= state.keys():
         side = math.isqrt(state["encoder.pos_embedding"].shape[1] - 1)  # patches a side; 1 is the class token
@@ -268,13 +286,12 @@ def _check_forward(model: Model) -> None:
     modes = [(part, part.training) for part in model.module.modules()]
     try:
         with seeded(0), torch.no_grad():
-            logits = model.module.eval()(torch.zeros(shape))
+            answer = model.module.eval()(torch.zeros(shape))
     except Exception as error:
         raise OptionError(f"{model.name} fails on a {shape} float image: {first_line(error)}") from error
     finally:
         for part, training in modes:
             part.training = training
-    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if found != (1, model.num_classes):
-        expected = f"expected logits (1, {model.num_classes}), found {found}"
-        raise WeightsError(f"{model.name}: {expected}; its class count must be the data set's")
+    logits = take_logits(answer, model.num_classes, model.name)
+    if len(logits) != 1:
+        raise WeightsError(f"{model.name}: expected one row of logits for one image, found {len(logits)}")

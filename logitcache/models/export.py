@@ -24,6 +24,7 @@ from logitcache.format.spec import Spec
 from logitcache.models.build import Model
 from logitcache.models.forward import ViewModel
 from logitcache.models.weights import first_line
+from logitcache.paths import expand_home
 from logitcache.versions import library_versions
 
 Format = Literal["onnx", "torchscript"]
@@ -72,7 +73,7 @@ def export_model(model: Model, out: str | Path, format: Format = "onnx") -> Expo
         raise OptionError(
             f"{out} is named as a file of {meant}, the format is {format}; give another --out or --format"
         )
-    out, size = Path(out), model.adapter.size
+    out, size = expand_home(out), model.adapter.size
     require_file(out, f"student.{format}")
     shape = (model.adapter.channels, size, size)
     student = ViewModel(replace(model, module=copy.deepcopy(model.module))).cpu().eval()
@@ -110,7 +111,9 @@ def _describe(model: Model) -> str:
         "input": {"dtype": "uint8", "shape": ["batch", adapter.channels, adapter.size, adapter.size]},
         "resize": f"{adapter.interpolation}, antialiased, before",
         "normalisation": {"mean": list(adapter.mean), "std": list(adapter.std), "of": "views / 255, inside"},
+        "views": model.evaluation and model.evaluation.to_dict(),  # how it was shown test images
         "output": {"dtype": "float32", "shape": ["batch", model.num_classes]},
+        "class_names": list(model.class_names),
         "versions": library_versions(),
     }
     return json.dumps(facts)

@@ -4,13 +4,16 @@ Teachers (stage one, or live) and students run through the same few lines.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from logitcache.errors import DeviceMemoryError, OptionError
 from logitcache.format.identity import Precision
+from logitcache.models.answers import take_logits
 from logitcache.models.build import InputAdapter, Model
+from logitcache.paths import name_user
 
 DTYPES: dict[Precision, torch.dtype] = {
     "float32": torch.float32,
@@ -34,20 +37,30 @@ class ViewModel(nn.Module):
         super().__init__()
         self.adapter, self.module = InputAdapter(model.adapter), model.module
         self.dtype, self.channels_last = DTYPES[precision], channels_last
+        self._name, self._num_classes, self._heads = model.name, model.num_classes, model.heads
 
     def forward(self, views: Tensor) -> Tensor:
-        """Adapt, run under autocast, and return float32 logits."""
+        """Adapt, run under autocast, and return float32 logits; (B, 2, num_classes) of two heads in training.
+
+        Raises:
+            WeightsError: what the module answers are no logits of its classes.
+        """
         images = self.adapter(views)
         if self._channels_last_on(images.device):
             images = images.to(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype is not torch.float32):
-            logits: Tensor = self.module(images)
-        return logits.float()
+            answer = self.module(images)
+        return take_logits(answer, self._num_classes, self._name, self._heads).float()
 
     def on(self, device: torch.device) -> "ViewModel":
         """Move to a device, and the weights into the memory format that the images will have."""
         self.to(device)
         return self.to(memory_format=torch.channels_last) if self._channels_last_on(device) else self
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile the forward by `torch.compile`, also for a user without a name."""
+        name_user()
+        super().compile(*args, **options)
 
     def _channels_last_on(self, device: torch.device) -> bool:
         return device.type == "cuda" if self.channels_last is None else self.channels_last
@@ -97,12 +110,19 @@ def choose_device(name: str) -> torch.device:
     cuda = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if cuda else "cpu")
+    expected = "expected auto, cpu, cuda or cuda:N"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise OptionError(f"no device {name!r}; expected auto, cpu, cuda or cuda:N") from error
+        raise OptionError(f"no device {name!r}; {expected}") from error
     if device.type == "cuda" and not (cuda and (device.index or 0) < torch.cuda.device_count()):
         raise OptionError(f"device {name!r} is not there: CUDA devices found: {torch.cuda.device_count()}")
+    if device.type not in ("cpu", "cuda"):
+        try:
+            torch.zeros(1, device=device).item()
+        except Exception as error:  # each kind of device refuses by an exception of its own
+            reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0][:120]
+            raise OptionError(f"device {name!r} cannot be used here ({reason}); {expected}") from error
     return device
 
 

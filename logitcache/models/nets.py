@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from logitcache.errors import OptionError
+from logitcache.models.answers import take_logits
 
 # Blocks -------------------------------------------------------------------------------------------------
 
@@ -254,9 +255,9 @@ class TwoHeads(nn.Module):
 
     mixture: Tensor
 
-    def __init__(self, body: nn.Module) -> None:
+    def __init__(self, body: nn.Module, outputs: int) -> None:
         super().__init__()
-        self.body = body
+        self.body, self.outputs = body, outputs
         self.register_buffer("mixture", torch.tensor(HEAD_0))
 
     @property
@@ -270,7 +271,7 @@ class TwoHeads(nn.Module):
 
     def apart(self, x: Tensor) -> Tensor:
         """Both heads' logits, (B, 2, C), in either mode."""
-        both: Tensor = self.body(x)
+        both = take_logits(self.body(x), self.outputs, type(self.body).__name__)
         return both.reshape(-1, 2, both.shape[1] // 2)  # of any batch size, in an exported graph too
 
     def forward(self, x: Tensor) -> Tensor:
@@ -301,10 +302,10 @@ def double_head(module: nn.Module, num_classes: int) -> TwoHeads:
             doubled.bias = nn.Parameter(torch.cat([last.bias, fresh.bias]))
     setattr(doubled, "out_features" if isinstance(doubled, nn.Linear) else "out_channels", 2 * num_classes)
     if not name:
-        return TwoHeads(doubled)
+        return TwoHeads(doubled, 2 * num_classes)
     parent, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(parent), leaf, doubled)
-    return TwoHeads(module)
+    return TwoHeads(module, 2 * num_classes)
 
 
 def _outputs(layer: nn.Module) -> int | None:

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from logitcache.errors import FormatError, StorageError, WeightsError
 from logitcache.files import writing
-from logitcache.format.identity import AdapterSpec
-from logitcache.format.spec import Spec
+from logitcache.format.identity import AdapterSpec, RecipeSpec
+from logitcache.format.spec import Spec, require
+from logitcache.paths import read_variable, user_cache_folder
 
 StateDict = Mapping[str, Tensor]
 WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
@@ -31,12 +32,33 @@ _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
 @dataclass(frozen=True)
 class WeightsHeader(Spec):
-    """What a file written by `write_weights` says of itself: model name, class count, input, number of heads."""
+    """What a file written by `write_weights` says of itself.
+
+    Attributes:
+        name: of the model.
+        num_classes: C.
+        adapter: how it wants its input.
+        heads: 1 or 2.
+        class_names: of the classes, in order; empty where they have none.
+        evaluation: recipe of the views that it is to be shown; None where nobody said.
+        parameters: their number, by `count_parameters`; None in files of earlier versions.
+    """
 
     name: str
     num_classes: int
     adapter: AdapterSpec
     heads: int = 1
+    class_names: tuple[str, ...] = ()
+    evaluation: RecipeSpec | None = None
+    parameters: int | None = None
+
+    def __post_init__(self) -> None:
+        require((self.parameters or 0) >= 0, f"parameters must be 0 or more, found {self.parameters}")
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Count the numbers that a network learns or could: frozen ones too, and weights that layers share once."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def read_header(path: Path) -> WeightsHeader | None:
@@ -59,11 +81,17 @@ def read_header(path: Path) -> WeightsHeader | None:
 
 
 def count_weights(path: Path) -> int:
-    """Count the numbers in a safetensors file, the running statistics of batch norms apart: its parameters.
+    """Return how many parameters a safetensors file holds, by its header.
+
+    Where that does not tell, it is the numbers in the file but for the running statistics of batch norms: shared
+    weights are counted as often as they are used.
 
     Raises:
         WeightsError: the file is damaged.
     """
+    header = read_header(path)
+    if header is not None and header.parameters is not None:
+        return header.parameters
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if not name.endswith(_RUNNING)]  # noqa: SIM118
@@ -102,7 +130,7 @@ def download_weights(url: str, file: str) -> StateDict:
     Raises:
         WeightsError: they cannot be had; it says where to put the file.
     """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / file
+    path = _find_hub() / "checkpoints" / file
     if not path.exists():
         checksum = re.search(r"-([0-9a-f]{8,})\.", file)
         try:
@@ -114,6 +142,16 @@ def download_weights(url: str, file: str) -> StateDict:
             advice = f"put it into {path.parent} yourself, or give --weights FILE"
             raise WeightsError(f"cannot download {file} ({first_line(error)}); {advice}") from error
     return _read_torch(path)
+
+
+def _find_hub() -> Path:
+    """Return torch's hub folder; torch itself would make one here where $TORCH_HOME or $XDG_CACHE_HOME is empty."""
+    folder = Path(torch.hub.get_dir())
+    return (
+        folder
+        if folder.is_absolute() or read_variable("TORCH_HOME")
+        else user_cache_folder() / "torch" / "hub"
+    )
 
 
 def load_weights(

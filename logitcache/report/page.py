@@ -11,6 +11,7 @@ from xml.etree.ElementTree import Element
 from logitcache.errors import NotFoundError, OptionError
 from logitcache.files import require_file, writing
 from logitcache.format.spec import Spec
+from logitcache.paths import expand_home
 from logitcache.report.cache_facts import CacheFacts, OnSeedRead, read_cache
 from logitcache.report.cache_section import cache_headings, make_cache_section
 from logitcache.report.html import Ids, tag, to_html
@@ -60,10 +61,13 @@ def report(
         IncompleteError: a run has no epoch yet, or a cache no complete seed.
         StorageError: the page cannot be written.
     """
-    names = dict.fromkeys(path if "://" in path else os.path.normpath(path) for path in map(str, paths))
+    names = dict.fromkeys(
+        path if "://" in path else os.path.normpath(expand_home(path)) for path in map(str, paths)
+    )
     if not names:
         raise OptionError("a report needs run folders, caches, or both; found none")
-    require_file(Path(out), "report.html")
+    out = expand_home(out)
+    require_file(out, "report.html")
     subjects = [_open(path) for path in names]
     readers = [subject for subject in subjects if isinstance(subject, CacheReader)]
     groups = group_runs([subject for subject in subjects if isinstance(subject, RunFacts)])
@@ -82,7 +86,7 @@ def report(
             make_thumbnails(reader, data_set, facts.stats) if data_set else CacheImages({}, (), note)
         )
     text = make_page(groups, caches, images, date=datetime.date.today())
-    with writing(Path(out)) as temporary:
+    with writing(out) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="replace")
     notes = [
         f"{cache.about['path']}: {seen.note}" for cache, seen in zip(caches, images, strict=True) if seen.note
@@ -133,7 +137,10 @@ def make_page(
                 tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
                 tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
                 tag("title", f"{title} – logitcache report"),
-                tag("style", resources.files("logitcache.report").joinpath("page.css").read_text()),
+                tag(
+                    "style",
+                    resources.files("logitcache.report").joinpath("page.css").read_text(encoding="utf-8"),
+                ),
             ),
             tag(
                 "body",

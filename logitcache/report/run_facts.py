@@ -15,6 +15,7 @@ from logitcache.errors import IncompleteError, LogitCacheError
 from logitcache.format.spec import Spec
 from logitcache.losses.objective import Objective
 from logitcache.models.weights import count_weights
+from logitcache.paths import expand_home
 from logitcache.store import seed_list
 from logitcache.train.confidence import Reliability
 from logitcache.train.run_folder import RunFolder
@@ -141,13 +142,14 @@ def read_run(path: str | Path) -> RunFacts:
         FormatError: config.json, metrics.jsonl or reliability.json is damaged.
         IncompleteError: no epoch is done yet.
     """
-    folder = RunFolder(Path(path))
+    path = expand_home(path)
+    folder = RunFolder(path)
     config, rows = folder.read_config(), folder.read_metrics()
     if not rows:
         raise IncompleteError(f"{path} has no epoch yet; wait for its first, or leave it out")
     finite = tuple({name: v for name, v in row.items() if abs(v) < MOST} for row in rows)
     student = config.get("student")
-    weights = Path(path) / "last.safetensors"
+    weights = path / "last.safetensors"
     expression = _value_at(config, "objective", "expression")
     return RunFacts(
         path=str(path),

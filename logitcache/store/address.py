@@ -3,6 +3,7 @@
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from logitcache.paths import expand_home
 from logitcache.store.local import LocalPlace
 from logitcache.store.place import Place
 
@@ -11,10 +12,11 @@ def place_of(path: str | Path) -> Place:
     """Return the place that a local path or an fsspec URL names.
 
     Raises:
-        OptionError: fsspec knows no such URLs, or a package that it needs is not installed.
+        OptionError: it begins with `~`, and there is no such home; fsspec knows no such URLs, or a package that it
+            needs is not installed.
     """
     if "://" not in str(path):
-        return LocalPlace(Path(path))
+        return LocalPlace(expand_home(path))
     if str(path).startswith("file://"):
         return LocalPlace(Path(unquote(urlsplit(str(path)).path)))
     from logitcache.store.remote import RemotePlace  # imports fsspec

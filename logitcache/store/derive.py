@@ -60,7 +60,7 @@ def derive_cache(
         source: path of the cache to derive from.
         out: path of the cache to make.
         top_k: logits to keep per view; those of the source by default.
-        profile: how to store the gaps; as the source by default.
+        profile: how to store the gaps; by default as the source, of fewer logits from "exact" by "default".
         seeds: complete seeds of the source; all of them by default.
         on_progress: called with (views done, views to do) after every shard.
 
@@ -106,7 +106,8 @@ def derive_spec(source: CacheSpec, top_k: int | None = None, profile: str | None
         UnknownNameError: no such profile.
     """
     k = source.k if top_k is None else top_k
-    target = source.profile if profile is None else profile_named(profile)
+    fewer = source.profile.name == "exact" and k < source.k  # which exact is not made for
+    target = profile_named(profile or "default") if profile or fewer else source.profile
     if k < 1:
         raise OptionError(f"top-k must be at least 1, found {k}")
     if target.name == "exact" != source.profile.name or k > source.k:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from logitcache.errors import FormatError, LogitCacheError, StorageError
-from logitcache.files import flush
+from logitcache.files import flush, flush_folder
 from logitcache.units import size
 
 HOW_TO_RESTORE = "restore it from a copy"
@@ -23,9 +23,9 @@ def make_durable(files: Iterable[Path]) -> None:
 
 
 def make_names_durable(files: Iterable[Path]) -> None:
-    """Flush the folders of files, three levels of them, which may be new themselves, to the disk."""
+    """Flush the folders of files, three levels of them, which may be new themselves, as far as the disk can."""
     for folder in {folder for file in files for folder in list(file.parents)[:3]}:
-        flush(folder)
+        flush_folder(folder)
 
 
 def make_folder(folder: Path) -> None:
@@ -33,7 +33,7 @@ def make_folder(folder: Path) -> None:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
-        flush(path.parent)
+        flush_folder(path.parent)
 
 
 def require_file(path: Path, most: int) -> None:
@@ -78,6 +78,8 @@ def storing(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             room = shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
             free = f" ({size(room)} free); make room and run the same command again"
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            free = "; allow more open files (`ulimit -n`) and run the same command again"
         raise StorageError(
             f"cannot write {path}: {error.strerror or error}{free}; committed shards are safe"
         ) from error

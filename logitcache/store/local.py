@@ -1,16 +1,16 @@
 """A cache on a local disk: temporary files, flushed and renamed; locks that end with their process."""
 
 import os
+import shlex
 import shutil
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock, Timeout
-
 from logitcache.errors import BusyError
+from logitcache.files import is_stray
+from logitcache.locks import HeldError, Locks, lock
 from logitcache.store.disk import (
     make_durable,
     make_folder,
@@ -34,32 +34,37 @@ class LocalPlace(Place):
     writable = True
     path: Path
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, seed_locks: Locks | None = None) -> None:
         self.path = path
+        self._seed_locks = seed_locks or Locks()  # of this cache, whatever the folder in it
 
     def at(self, name: str) -> "LocalPlace":
         """Return the folder `name` in this one."""
-        return LocalPlace(self.path / name)
+        return LocalPlace(self.path / name, self._seed_locks)
 
     def map(self, work: Callable[[_A], _B], items: Iterable[_A]) -> list[_B]:
         """Call `work` on one item after the other: a disk answers at once."""
         return [work(item) for item in items]
 
     def names(self) -> list[str]:
-        """List the names in this folder; none if it is not there."""
-        return os.listdir(self.path) if self.path.exists() else []
+        """List the names in this folder but for strays; none if it is not there."""
+        return [name for name in os.listdir(self.path) if not is_stray(name)] if self.path.exists() else []
 
     def vacant(self) -> bool:
         """Return whether this folder holds at most what is left of a cache that was never finished."""
         if not self.path.exists():
             return True
-        unfinished = {".lock", ".new", KEYS, CLASS_STATISTICS}
-        return self.path.is_dir() and set(os.listdir(self.path)) <= unfinished
+        unfinished = {".new", KEYS, CLASS_STATISTICS}
+        return self.path.is_dir() and {n for n in self.names() if not n.startswith(".lock")} <= unfinished
 
     def files(self) -> set[str]:
-        """List every file below this folder."""
-        found = (Path(parent) / name for parent, _, names in os.walk(self.path) for name in names)
-        return {file.relative_to(self.path).as_posix() for file in found}
+        """List every file below this folder but for strays."""
+        found = (
+            (Path(parent) / name).relative_to(self.path)
+            for parent, _, names in os.walk(self.path)
+            for name in names
+        )
+        return {file.as_posix() for file in found if not any(map(is_stray, file.parts))}
 
     def nonempty(self, files: Iterable[str]) -> set[str]:
         """Return those of these files that exist and are not empty."""
@@ -114,7 +119,7 @@ class LocalPlace(Place):
         if not self.vacant():
             return
         make_folder(self.path)
-        with FileLock(self.path / ".lock"):
+        with _waiting(self.path / ".lock", f"{self.path} is being begun"):
             if self.vacant():  # no other process was faster
                 self.delete(stale)
                 self.put(files)
@@ -131,7 +136,7 @@ class LocalPlace(Place):
     def lock_root(self) -> AbstractContextManager[object]:
         """Lock the root of the cache; wait for another holder. A cache without sample keys has no place for that."""
         keys = self.path / KEYS  # a folder where Zarr lists no files
-        return FileLock(keys / ".lock") if keys.is_dir() else nullcontext()
+        return _waiting(keys / ".lock", f"{self.path} is being changed") if keys.is_dir() else nullcontext()
 
     @contextmanager
     def lock_seed(self, name: str) -> Iterator[None]:
@@ -140,42 +145,32 @@ class LocalPlace(Place):
         Raises:
             BusyError: another process holds the lock.
         """
-        holder = self.path / "commit" / ".owner"  # names the process that holds the lock, for messages
+        file = self.path / "commit" / ".lock"
         with ExitStack() as stack:
             with self.storing():
-                holder.parent.mkdir(parents=True, exist_ok=True)
+                file.parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    lock = FileLock(holder.with_name(".lock"), timeout=0, thread_local=False)
-                    stack.enter_context(lock.acquire())
-                except Timeout as error:
-                    process = holder.read_text() if holder.exists() else "another process"
-                    raise BusyError(
-                        f"{name} is being written by {process}; wait, or choose other seeds with --seeds"
-                    ) from error
-                stack.callback(_delete_quietly, holder)
-                holder.unlink(missing_ok=True)  # were it a link, writing would follow it
-                holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+                    stack.enter_context(self._seed_locks.hold(file))
+                except HeldError as error:
+                    every = f"{shlex.quote(str(self.path.parent))}/seed-*/commit/.lock*"
+                    advice = (
+                        f"{error.how}; all that it held: grep -l --null '{error.process} ' {every} | xargs -0 rm"
+                        if error.how
+                        else "wait, or choose other seeds with --seeds"
+                    )
+                    raise BusyError(f"{name} is being written by {error.who}; {advice}") from error
+                file.with_name(".owner").unlink(missing_ok=True)  # of an earlier logitcache
                 self._delete_leftovers()
             yield
 
-    @contextmanager
-    def lock_shard(self, shard: int) -> Iterator[None]:
+    def lock_shard(self, shard: int) -> AbstractContextManager[None]:
         """Lock this shard of the seed; wait for another holder.
 
         Raises:
             BusyError: another process has held the lock for ten minutes.
         """
         file = self.path / "commit" / f"{SHARD_LOCK}{shard}"
-        with ExitStack() as stack:
-            with self.storing():
-                try:
-                    stack.enter_context(FileLock(file, timeout=LOCK_TIMEOUT))
-                except Timeout as error:
-                    raise BusyError(
-                        f"shard {shard} of {self.path} has been locked for {LOCK_TIMEOUT / 60:.0f} minutes by a "
-                        "process that writes it; end that process and start again to go on"
-                    ) from error
-            yield
+        return _waiting(file, f"shard {shard} of {self.path} is being written")
 
     def storing(self) -> AbstractContextManager[None]:
         """Raise whatever goes wrong while writing as `StorageError`."""
@@ -190,6 +185,19 @@ class LocalPlace(Place):
                 file.unlink()
 
 
-def _delete_quietly(file: Path) -> None:
-    with suppress(OSError):
-        file.unlink()
+@contextmanager
+def _waiting(file: Path, what: str) -> Iterator[None]:
+    """Hold a lock that is held for moments only; wait for another holder.
+
+    Raises:
+        BusyError: another process has held it for ten minutes.
+    """
+    with ExitStack() as stack:
+        with storing(file.parent):
+            try:
+                stack.enter_context(lock(file, LOCK_TIMEOUT))
+            except HeldError as error:
+                advice = error.how or "end that process and start again to go on"
+                minutes = f"{LOCK_TIMEOUT / 60:.0f} minutes"
+                raise BusyError(f"{what} by {error.who}, for more than {minutes}; {advice}") from error
+        yield

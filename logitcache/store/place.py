@@ -43,7 +43,7 @@ class Place(ABC):
 
     @abstractmethod
     def names(self) -> list[str]:
-        """List the names in this folder; none if it is not there."""
+        """List the names in this folder but for strays (`files.is_stray`); none if it is not there."""
 
     @abstractmethod
     def vacant(self) -> bool:
@@ -51,7 +51,7 @@ class Place(ABC):
 
     @abstractmethod
     def files(self) -> set[str] | None:
-        """List every file below this folder; None where a host does not list."""
+        """List every file below this folder but for strays; None where a host does not list."""
 
     @abstractmethod
     def nonempty(self, files: Iterable[str]) -> set[str]:

@@ -362,11 +362,21 @@ def read_root(place: Place) -> CacheSpec:
                 raise NotFoundError(f"no cache at {place}; check the URL")
             if not place.vacant():
                 raise NotFoundError(
-                    f"no cache at {place}, where something else is; name a cache, or an empty place to make one"
+                    f"no cache at {place}, where something else is ({_describe(place)}); name a cache, or an empty "
+                    "place to make one"
                 )
             raise NotFoundError(f"no cache at {place}; `logitcache dump --out {place}` makes one")
         attributes = open_group(found).attrs.asdict()
     return parse_root(attributes, place)
+
+
+def _describe(place: Place) -> str:
+    """Say what is at a place that is not a cache: a file, or the first names in a folder."""
+    if isinstance(place.path, Path) and not place.path.is_dir():
+        return "a file"
+    names = sorted(place.names())
+    first = ", ".join(name if name.isprintable() else repr(name) for name in names[:3])
+    return f"{first} and {len(names) - 3:,} more" if len(names) > 3 else first
 
 
 def read_keys(place: Place, spec: CacheSpec) -> Keys | None:

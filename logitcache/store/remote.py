@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import fsspec
 
 from logitcache.errors import FormatError, LogitCacheError, OptionError, StorageError
+from logitcache.files import is_stray
 from logitcache.store.place import CLASS_STATISTICS, INDEX, KEYS, MOST_METADATA, Place
 
 AT_ONCE = 16  # requests of one call
@@ -96,22 +97,27 @@ class RemotePlace(Place):
             return list(threads.map(work, listed))
 
     def names(self) -> list[str]:
-        """List the names in this folder; of a cache on the web those that its seeds.json gives, if it has one."""
+        """List the names in this folder but for strays; on the web those that seeds.json gives, if there is one."""
         if not self.writable and (index := self.fetch([INDEX]).get(INDEX)):
             return _parse_index(index, f"{self.path}/{INDEX}")
-        found = self._attempt("list", lambda: _or_none(self.filesystem.ls, self.root, detail=False)) or []
-        return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in found})
+        found = self._attempt("list", lambda: _or_none(self.filesystem.ls, self.root, detail=True)) or []
+        names = {entry["name"].rstrip("/"): entry.get("size") for entry in found}
+        if not names.get(self.root, 1):  # an empty object that the host's console made, to show a folder
+            del names[self.root]
+        return sorted(name for path in names if not is_stray(name := path.rsplit("/", 1)[-1]))
 
     def vacant(self) -> bool:
         """Return whether this folder holds at most what is left of a cache that was never finished."""
-        return set(self.names()) <= {KEYS, CLASS_STATISTICS}
+        others = set(self.names()) - {KEYS, CLASS_STATISTICS}
+        return all(map(self._is_empty, others))
 
     def files(self) -> set[str] | None:
-        """List every file below this folder; None on the web, which does not list."""
+        """List every file below this folder but for strays; None on the web, which does not list."""
         if not self.writable:
             return None
         found = self._attempt("list", lambda: _or_none(self.filesystem.find, self.root)) or []
-        return {file.removeprefix(f"{self.root}/") for file in found}
+        names = (file.removeprefix(self.root).lstrip("/") for file in found if not file.endswith("/"))
+        return {name for name in names if name and not any(map(is_stray, name.split("/")))}
 
     def nonempty(self, files: Iterable[str]) -> set[str]:
         """Return those of these files that exist and are not empty."""
@@ -206,6 +212,12 @@ class RemotePlace(Place):
                 f"cannot write {self.path}: {_reason(error)}; committed shards are safe"
             ) from error
 
+    def _is_empty(self, name: str) -> bool:
+        """Return whether `name` is a folder with no more in it than what shows folders on the host's console."""
+        find, where = self.filesystem.find, f"{self.root}/{name}"
+        found = self._attempt("list", lambda: _or_none(find, where), name) or []
+        return all(file.endswith("/") for file in found)
+
     def _get(self, where: str, most: int) -> bytes | None:
         try:
             if not self.writable:
@@ -232,8 +244,11 @@ class RemotePlace(Place):
                 over = count == PATIENCE.attempts or time.monotonic() - began > PATIENCE.enough
                 if over or _is_final(error):
                     times = f" ({count} attempts)" if count > 1 else ""
-                    refused = StorageError(f"cannot {what} {where}{times}: {_reason(error)}")
-                    if isinstance(error, PermissionError) or _status(error) in (401, 403):
+                    denied = isinstance(error, PermissionError) or _status(error) in (401, 403)
+                    advice = "; check or renew your credentials, then run the same command again"
+                    text = f"cannot {what} {where}{times}: {_reason(error)}{advice if denied else ''}"
+                    refused = StorageError(text)
+                    if denied:
                         refused.errno = errno.EACCES
                     raise refused from error
                 time.sleep(PATIENCE.pause * 2**number)
@@ -317,4 +332,4 @@ def _is_final(error: Exception) -> bool:
 def _reason(error: BaseException) -> str:
     """Return a file system's message in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text[:300]
+    return text[:300].rstrip(".")

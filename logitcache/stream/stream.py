@@ -12,7 +12,7 @@ answers for them. In your own loop:
 import dataclasses
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -43,6 +43,7 @@ from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, ViewBatch
 from logitcache.views.loader import iterate_batches, view_loader
 from logitcache.views.mixing import MixedLabels
+from logitcache.views.recipes import recipe_named
 from logitcache.views.replay import Drift, open_proved_views
 
 
@@ -289,6 +290,11 @@ class Stream:
             )
         return self.views.images.num_classes
 
+    @property
+    def evaluation(self) -> RecipeSpec:
+        """The recipe by which test images are viewed, as that of the training views names it."""
+        return recipe_named(self.views.maker.recipe.evaluation)
+
     def about(self) -> dict[str, Any]:
         """Return JSON values that say what this stream gives: data, recipe, seeds, teacher, drift allowed."""
         return {
@@ -321,25 +327,29 @@ class Stream:
             self._steps[seeds] = len(self._epoch_sampler(epoch))
         return self._steps[seeds]
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(
+        self, epoch: int, start: int = 0, should_stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[Batch]:
         """Iterate one epoch's batches; one epoch at a time, as they share the workers.
 
         Args:
             epoch: which, from 0.
             start: batches to leave out at its beginning; their views are not made.
+            should_stop: asked while no batch comes from the workers.
 
         Raises:
             OptionError: another epoch has been begun meanwhile.
             DataError: an image does not decode.
-            LogitCacheError: a worker died. (Torch may say so first, as a RuntimeError, while *your* code runs;
-                `loader.report_worker_deaths` around the loop makes one of the other.)
+            StoppedError: `should_stop` said so.
+            LogitCacheError: a worker died, or all do nothing. (Torch may say so first, as a RuntimeError, while
+                *your* code runs; `loader.report_worker_deaths` around the loop makes one of the other.)
         """
         self._epochs_begun = begun = self._epochs_begun + 1
         if self.teacher is not None:
             seeds = [*self._epoch_seeds(epoch), *self._epoch_seeds(epoch + 1)]
             self.teacher.prepare(list(dict.fromkeys(seeds)))
         self._sampler.current = sampler = self._epoch_sampler(epoch, start)
-        batches = iterate_batches(self._loader)
+        batches = iterate_batches(self._loader, should_stop)
         for _ in range(len(sampler)):
             if self._epochs_begun != begun:  # the workers' next batch would be the other epoch's
                 raise OptionError(

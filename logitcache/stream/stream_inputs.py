@@ -4,21 +4,39 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from logitcache.distributed import World
 from logitcache.errors import NotFoundError, OptionError
+from logitcache.format.identity import RecipeSpec
+from logitcache.paths import expand_home
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.teacher.ensemble import AverageSpace
 from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT
 from logitcache.views.datasets import open_images
+from logitcache.views.images import Images
+from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.recipes import recipe_named
 from logitcache.views.replay import describe_newer_images
 
 FRESH_EPOCHS = 10_000  # without a cache: so many see new views, then views come again
+
+
+class DataSize(NamedTuple):
+    """What a protocol of training is chosen by.
+
+    Attributes:
+        name: of the data set.
+        n: number of samples that are trained on.
+        view_size: longer side of a view, in pixels.
+    """
+
+    name: str
+    n: int
+    view_size: int
 
 
 @dataclass(frozen=True)
@@ -31,7 +49,7 @@ class StreamInputs:
         caches: paths or URLs; several are an ensemble, none trains from labels alone.
         mix_weights: of an ensemble's caches; none: even.
         mix_space: what an ensemble averages, as `Stream.from_caches` takes it.
-        data: as `open_images` takes it; "auto": the caches' images, or the digits.
+        data: images, or as `open_images` takes them; "auto": the caches' images, or the digits.
         recipe: without a cache, as `recipe_named` takes it; "auto": the data's own.
         samples_file: lists the samples to train on: numbers in text, or an .npy array; None: as `config` has it.
         allow_drift, spool_folder, spool_limit: as `Stream.from_cache` takes them.
@@ -41,12 +59,47 @@ class StreamInputs:
     caches: tuple[str | Path, ...] = ()
     mix_weights: tuple[float, ...] = ()
     mix_space: AverageSpace = "probability"
-    data: str = "auto"
+    data: str | Images = "auto"
     recipe: str = "auto"
     samples_file: Path | None = None
     allow_drift: bool = False
     spool_folder: Path | None = None
     spool_limit: int = DEFAULT_SPOOL_LIMIT
+
+    def open_data(self) -> Self:
+        """Return these inputs with their images opened, where no cache says what these are.
+
+        Raises:
+            LogitCacheError: see `open_images`.
+        """
+        return self if self.caches else replace(self, data=self._images() or open_images("digits"))
+
+    def measure(self) -> DataSize:
+        """Look at what is trained on: its name, number of samples, size of a view.
+
+        Raises:
+            LogitCacheError: see `CacheReader`, `open_images` and `read_samples`.
+        """
+        if self.caches:
+            spec = CacheReader(self.caches[0]).spec
+            name, n, side = spec.dataset.name, spec.dataset.n, spec.recipe.view_size
+            side = side or spec.teacher.adapter.size
+        else:
+            images, recipe = self._plain()
+            name, n = images.name, len(images)
+            side = recipe.view_size or max(KeyedViews(images, recipe).any_view().shape[1:])
+        if self.samples_file is not None:
+            n = len(read_samples(self.samples_file))
+        return DataSize(name, max(1, round(n * min(1.0, self.config.fraction))), side)
+
+    def _images(self) -> Images | None:
+        if isinstance(self.data, Images):
+            return self.data
+        return open_images(self.data) if self.data != "auto" else None
+
+    def _plain(self) -> tuple[Images, RecipeSpec]:
+        images = self._images() or open_images("digits")
+        return images, recipe_named(self.recipe if self.recipe != "auto" else images.recipe)
 
     def open(self, epochs: int, world: World, on_line: Callable[[str], None]) -> Stream:
         """Open a rank's part of the stream.
@@ -85,8 +138,7 @@ class StreamInputs:
         return stream
 
     def _open_plain(self, config: StreamConfig, epochs: int) -> Stream:
-        images = open_images(self.data if self.data != "auto" else "digits")
-        recipe = recipe_named(self.recipe if self.recipe != "auto" else images.recipe)
+        images, recipe = self._plain()
         seeds = config.seeds or tuple(range(min(epochs, FRESH_EPOCHS) * config.views_per_image))
         return Stream.plain(images, recipe, **vars(replace(config, seeds=seeds)))
 
@@ -96,7 +148,7 @@ class StreamInputs:
                 f"the views of {self.caches[0]} are made by its own recipe, found --recipe {self.recipe}; leave it "
                 "out, or `logitcache dump` another cache with it"
             )
-        images = open_images(self.data) if self.data != "auto" else None
+        images = self._images()
         options: dict[str, Any] = {
             "allow_drift": self.allow_drift,
             "spool_folder": self.spool_folder,
@@ -116,9 +168,10 @@ def read_samples(file: Path) -> tuple[int, ...]:
         NotFoundError: the file cannot be read.
         OptionError: it does not hold whole numbers.
     """
+    file = expand_home(file)
     try:
         if file.suffix != ".npy":
-            return tuple(map(int, file.read_text().split()))
+            return tuple(map(int, file.read_text(encoding="utf-8-sig").split()))
         samples = np.lib.format.read_array(BytesIO(file.read_bytes()), allow_pickle=False)
         if not np.issubdtype(samples.dtype, np.integer):
             raise ValueError(f"{samples.dtype} are no samples")

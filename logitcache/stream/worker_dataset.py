@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from logitcache.errors import IncompleteError
+from logitcache.errors import IncompleteError, OptionError
 from logitcache.format.schema import RowLayout
-from logitcache.teacher.spool_file import is_intact
+from logitcache.teacher.spool_file import MOST_MAPPED, is_intact, map_rows
 from logitcache.views.keyed_views import KeyedViews, Pair, check_batch
+from logitcache.views.main_module import spare_main_module
+from logitcache.views.shared_memory import share_as_fits
 
 Item = tuple[Any, int, Tensor]
 
@@ -43,6 +45,8 @@ class PackedViews(Dataset[Item]):
     ) -> None:
         self.views, self.layout, self.files, self.transform = views, layout, dict(files), transform
         self._mapped: dict[int, npt.NDArray[np.uint8]] = {}
+        share_as_fits()  # your DataLoader's workers are as ours
+        spare_main_module()
 
     def __len__(self) -> int:
         return len(self.views)
@@ -56,8 +60,13 @@ class PackedViews(Dataset[Item]):
         Raises:
             DataError: an image does not decode.
             IncompleteError: a seed is not one of these, or not decoded; or a sample has no teacher.
-            OptionError: a sample is not one of the images.
+            OptionError: a sample is not one of the images, or an index is no (sample, seed) pair.
         """
+        if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+            raise OptionError(
+                f"views are indexed by (sample, seed), such as data[3, 0], found {pairs[0]!r}; to a DataLoader give "
+                "sampler=ViewSampler(data), which shuffles and takes every seed in turn, in place of shuffle=True"
+            )
         batch = check_batch(self.views.__getitems__(pairs))
         rows = self._rows(batch.samples.numpy(), batch.seeds.numpy())
         views = batch.views if self.transform is None else [self.transform(view) for view in batch.views]
@@ -66,8 +75,10 @@ class PackedViews(Dataset[Item]):
     def _rows(self, samples: npt.NDArray[np.int64], seeds: npt.NDArray[np.int64]) -> Tensor:
         rows = np.empty((len(samples), self.layout.row_bytes), dtype=np.uint8)
         for seed in np.unique(seeds).tolist():
-            if seed not in self._mapped:
-                self._mapped[seed] = self._map(seed)
+            mapped = self._mapped.pop(seed, None)
+            self._mapped[seed] = self._map(seed) if mapped is None else mapped  # the last is the latest used
+            while len(self._mapped) > MOST_MAPPED:
+                del self._mapped[next(iter(self._mapped))]
             rows[seeds == seed] = self._mapped[seed][samples[seeds == seed]]
         valid = ~np.isnan(np.ascontiguousarray(rows[:, self.layout.top]).view(np.float32)[:, 0])
         if not valid.all():
@@ -85,4 +96,4 @@ class PackedViews(Dataset[Item]):
             raise IncompleteError(
                 f"seed {seed} is not decoded; iterate a ViewSampler, or call prepare([{seed}]) before the loader"
             )
-        return np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
+        return map_rows(file, shape)

@@ -12,7 +12,10 @@ from logitcache.errors import Difference, MismatchError
 from logitcache.models.build import Model
 from logitcache.store.reader import CacheReader
 from logitcache.teacher.completion import Completion
+from logitcache.teacher.reach import find_outliers, outlier_error
 from logitcache.teacher.sparse import SparseTeacher
+
+CHECK_EVERY = 50  # answers; looking at them waits for the device
 
 
 class LiveTeacher:
@@ -26,6 +29,7 @@ class LiveTeacher:
     ) -> None:
         self.model, self.n, self.k, self.num_classes = model.eval(), n, k, num_classes
         self.completion = completion
+        self._answers, self._outlier = 0, torch.zeros(())
 
     def about(self, seeds: Sequence[int]) -> dict[str, Any]:
         """Say that the teacher is live."""
@@ -40,8 +44,21 @@ class LiveTeacher:
 
     @torch.no_grad()
     def answer(self, views: Tensor, samples: Tensor, seeds: Tensor) -> SparseTeacher:
-        """Run the model, uint8 views in, logits out, and keep the top k."""
-        return SparseTeacher.from_logits(self.model(views), self.k, self.completion)
+        """Run the model, uint8 views in, logits out, and keep the top k.
+
+        Raises:
+            NonFiniteError: this answer, or one of the last `CHECK_EVERY`, is no logits.
+        """
+        teacher = SparseTeacher.from_logits(self.model(views), self.k, self.completion)
+        worst = torch.where(find_outliers(teacher.top), teacher.top, 0.0)
+        at = worst.abs().argmax()  # of a NaN, where there is one
+        outlier = self._outlier.to(worst.device)
+        self._outlier = torch.where(outlier == 0, worst[at], outlier)
+        self._answers += 1
+        if self._answers % CHECK_EVERY in (0, 1) and (found := float(self._outlier)):
+            half = getattr(self.model, "dtype", torch.float32) is not torch.float32
+            raise outlier_error(found, f"a view of the last {CHECK_EVERY} batches", half=half)
+        return teacher
 
 
 def require_same_teacher(reader: CacheReader, teacher: Model) -> None:

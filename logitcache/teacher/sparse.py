@@ -29,6 +29,7 @@ from logitcache.format.identity import Profile
 from logitcache.format.quantize import code_gaps, decode_gaps, round_mantissa
 from logitcache.format.schema import RowLayout
 from logitcache.teacher.completion import Completion
+from logitcache.teacher.reach import MASKED
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,8 @@ class SparseTeacher:
     def from_logits(cls, logits: Tensor, k: int, completion: Completion | None = None) -> Self:
         """Compress (B, C) logits to their top `k`, as a cache keeps them, unrounded.
 
-        Computed in float32, or float64 when that is given.
+        Computed in float32, or float64 when that is given. Classes that are masked, by −∞ say, lie `reach.MASKED`
+        below the top.
 
         Raises:
             OptionError: `k` is not between 1 and C.
@@ -73,10 +75,10 @@ class SparseTeacher:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         values, ids = logits.topk(k, dim=1)
         top = values[:, 0]
-        gap = top[:, None] - values
+        gap = (top[:, None] - values).clamp(max=MASKED)
         if k == num_classes:
             return cls(ids, gap, top, None, None, None, num_classes)
-        relative = logits - top[:, None]
+        relative = (logits - top[:, None]).clamp(min=-MASKED)
         size = num_classes - k
         tail_lse = relative.scatter(1, ids, -math.inf).logsumexp(1)
         tail_mean = relative.scatter(1, ids, 0.0).sum(1) / size

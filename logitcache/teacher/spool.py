@@ -5,18 +5,21 @@ faster still. A spool holds one row of bytes per sample (`RowLayout`), is named 
 by all workers, ranks and student runs. It is written to a temporary file, then renamed. Behind the rows stands the
 CRC-32C of name and rows, which every opening compares: a scratch disk's flipped bit must not become a wrong number.
 
-Lock files stay, empty, when their spool is trimmed: if one were deleted while a process holds or awaits it, two
-processes could build the same spool, each under a lock file of its own.
+Where a disk has no flock, a lock may be one of which nobody can say whether its holder lives. Such a one is not
+waited for: the spool is built a second time, under a name of its own, with the same bytes.
 """
 
 import hashlib
 import json
+import math
 import mmap
 import os
+import time
+import uuid
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +27,36 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import torch
-from filelock import FileLock, Timeout
 
 from logitcache.errors import LogitCacheError, StorageError
 from logitcache.format.schema import CacheSpec, RowLayout
+from logitcache.locks import HeldError, lock
+from logitcache.paths import expand_home, read_variable, user_cache_folder
 from logitcache.store.reader import CacheReader
 from logitcache.teacher.completion import Completion
 from logitcache.teacher.sparse import SparseTeacher
-from logitcache.teacher.spool_file import CRC_BYTES, is_intact, start_crc
+from logitcache.teacher.spool_file import CRC_BYTES, is_intact, map_rows, start_crc
 
 PackedRows = npt.NDArray[np.uint8]
 DEFAULT_SPOOL_LIMIT = 50_000_000_000
 PAGE = mmap.PAGESIZE
+PRIVATE = ".private"  # ends a temporary file that no lock guards
+LONGEST_BUILD = 86_400.0  # seconds; older ones are of a process that was killed
 DECODERS = 2  # threads; as many shards are in memory, and the one being written
 
 
 def default_spool_folder() -> Path:
     """Return where spools go: $LOGITCACHE_SPOOL, or logitcache/spool in the user's cache folder."""
-    if chosen := os.environ.get("LOGITCACHE_SPOOL"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "logitcache" / "spool"
+    if chosen := read_variable("LOGITCACHE_SPOOL"):
+        return expand_home(chosen)
+    return user_cache_folder() / "logitcache" / "spool"
 
 
 def spool_path(reader: CacheReader, seed: int, folder: Path | None = None) -> Path:
     """Return where `open_spool` keeps a complete seed."""
     layout = RowLayout.of(reader.spec)
-    return (folder or default_spool_folder()) / f"{reader.identity(seed)}-{_layout_digest(layout)}.spool"
+    folder = expand_home(folder) if folder else default_spool_folder()
+    return folder / f"{reader.identity(seed)}-{_layout_digest(layout)}.spool"
 
 
 def open_spool(
@@ -74,22 +81,22 @@ def open_spool(
         StorageError: the spool cannot be written.
     """
     reader.require([seed])
-    folder = folder or default_spool_folder()
     layout = RowLayout.of(reader.spec)
     shape = (reader.spec.dataset.n, layout.row_bytes)
     file = spool_path(reader, seed, folder)
+    folder = file.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_suffix(".lock")):
+        with _lock_spool(file) as temporary:
             if not is_intact(file, shape[0] * shape[1]):
                 room = shape[0] * shape[1] + CRC_BYTES
                 _trim(
                     folder, limit - room, keep=file
                 )  # before building: the disk may be no larger than the limit
-                _build(file, reader, seed, layout)
+                _build(file, temporary, reader, seed, layout)
             _trim(folder, limit, keep=file)
             os.utime(file)
-            rows = np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
+            rows = map_rows(file, shape)
             rows.reshape(-1)[::PAGE].max()  # every page is mapped now, not one by one in the first batches
             return rows
     except LogitCacheError:  # errors of the cache, some of them an OSError too
@@ -132,9 +139,20 @@ def _layout_digest(layout: RowLayout) -> str:
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
-def _build(file: Path, reader: CacheReader, seed: int, layout: RowLayout) -> None:
-    """Decode a seed into `file`, a few shards at a time; a failure leaves no file behind."""
-    temporary = file.with_suffix(".part")
+@contextmanager
+def _lock_spool(file: Path) -> Iterator[Path]:
+    """Lock a spool, and yield the temporary file to build it in."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock(file.with_suffix(".lock"), math.inf, wait_unknown=0.0))
+            temporary = file.with_suffix(".part")
+        except HeldError:
+            temporary = file.with_name(f"{file.stem}-{uuid.uuid4().hex}{PRIVATE}")
+        yield temporary
+
+
+def _build(file: Path, temporary: Path, reader: CacheReader, seed: int, layout: RowLayout) -> None:
+    """Decode a seed into `temporary`, then `file`, a few shards at a time; a failure leaves no file behind."""
     crc = start_crc(file)
     try:
         with temporary.open("wb") as out:
@@ -173,8 +191,12 @@ def _trim(folder: Path, limit: int, keep: Path) -> None:
     Unfinished files of killed processes are deleted too.
     """
     for part in folder.glob("*.part"):
-        with suppress(Timeout), FileLock(part.with_suffix(".lock"), timeout=0):  # else: being built now
+        with suppress(HeldError), lock(part.with_suffix(".lock")):  # else: being built now
             part.unlink(missing_ok=True)
+    for private in folder.glob(f"*{PRIVATE}"):
+        with suppress(FileNotFoundError):
+            if time.time() - private.stat().st_mtime > LONGEST_BUILD:
+                private.unlink()
     spools = []
     for spool in folder.glob("*.spool"):
         with suppress(FileNotFoundError):  # another process trims too
@@ -185,6 +207,6 @@ def _trim(folder: Path, limit: int, keep: Path) -> None:
         if total <= limit:
             return
         if spool != keep:
-            with suppress(Timeout), FileLock(spool.with_suffix(".lock"), timeout=0):  # else: being opened now
+            with suppress(HeldError), lock(spool.with_suffix(".lock")):  # else: being opened now
                 spool.unlink(missing_ok=True)
                 total -= size

@@ -180,12 +180,50 @@ PROTOCOLS = {
 }
 
 
+FEW_IMAGES = 20_000  # below, a protocol of the papers takes too few steps
+MANY_IMAGES = 200_000  # from here on ImageNet's protocol, whatever their size
+SMALL_VIEW = 64  # pixels a side, up to which CIFAR's protocol is the one that is used
+FEW_STEPS = 3_000  # that a student from random weights wants, about
+SMALL_BATCH = 2_000  # images below which batches are small, so that there are steps at all
+
+
+def protocol_for_few(n: int) -> TrainProtocol:
+    """Return the protocol `few`, of n images: epochs enough for some 3,000 steps, at least 20 and at most 100."""
+    batch_size = 16 if n < SMALL_BATCH else 64
+    epochs = min(100, max(20, round(FEW_STEPS * batch_size / n)))
+    return TrainProtocol(
+        TrainConfig(epochs), batch_size, "ours: as digits, for as many steps as few images allow"
+    )
+
+
+PROTOCOL_NAMES = ("auto", "few", *PROTOCOLS)
+
+
 def protocol_named(name: str) -> TrainProtocol:
-    """Return the protocol called `name`.
+    """Return the published protocol called `name`, or ours for the digits.
 
     Raises:
         UnknownNameError: there is none.
     """
     if name not in PROTOCOLS:
-        raise UnknownNameError("protocol", name, PROTOCOLS)
+        raise UnknownNameError("protocol", name, PROTOCOL_NAMES)
     return PROTOCOLS[name]
+
+
+def choose_protocol(name: str, data: str, n: int, view_size: int) -> tuple[str, TrainProtocol]:
+    """Return a protocol with its name; "auto" and "few" are by the data.
+
+    Args:
+        name: one of `PROTOCOL_NAMES`.
+        data: name of the data set, as `open_images` takes it.
+        n: its number of training images.
+        view_size: longer side of its views, in pixels.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+    """
+    if name == "auto":
+        few = "digits" if data == "digits" else "few"
+        many = "cifar-kd" if view_size <= SMALL_VIEW and n < MANY_IMAGES else "imagenet-kd"
+        name = few if n < FEW_IMAGES else many
+    return name, protocol_for_few(n) if name == "few" else protocol_named(name)

@@ -58,12 +58,18 @@ class EpochMeter:
         meter._first_bad = torch.tensor(min(bad_steps, default=-1), device=device)
         return meter
 
-    def require_finite(self, weights_finite: bool = True, advice: str = "try a smaller rate") -> None:
+    def require_finite(
+        self,
+        weights_finite: bool = True,
+        advice: str = "try a smaller rate",
+        at_once: str = "check them, and what is trained on",
+    ) -> None:
         """Insist that neither a loss nor a weight became NaN or infinite; waits for the device.
 
         Args:
             weights_finite: whether all weights are.
             advice: what may help.
+            at_once: what may help where the very first loss of a run is not finite.
 
         Raises:
             NonFiniteError: one did.
@@ -74,6 +80,8 @@ class EpochMeter:
             problems = ["weights became NaN or infinite"]
         if problems:
             step = first_bad + 1 if first_bad >= 0 else self.step
+            if (self.epoch, first_bad) == (0, 0):  # before any update
+                advice = f"the weights were those that it began with: {at_once}"
             raise NonFiniteError(
                 f"{problems[0]} in epoch {self.epoch + 1}, step {step}; any checkpoint from before is kept; "
                 f"{advice}"

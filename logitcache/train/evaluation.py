@@ -4,7 +4,7 @@ The teacher's answers for these images come from a cache of theirs, as `logitcac
 cache of training views says nothing about them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
@@ -23,7 +23,8 @@ from logitcache.errors import (
 )
 from logitcache.format.identity import RecipeSpec
 from logitcache.format.spec import Spec
-from logitcache.models.forward import ViewModel
+from logitcache.models.forward import ViewModel, choose_device
+from logitcache.models.weights import count_parameters
 from logitcache.store import CacheReader
 from logitcache.stream.sampler import SwitchableSampler
 from logitcache.stream.stream import Stream
@@ -36,7 +37,6 @@ from logitcache.views.datasets import WrappedImages, open_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, OnBadImage
 from logitcache.views.loader import iterate_batches, view_loader
-from logitcache.views.recipes import recipe_named
 from logitcache.views.replay import describe_newer_images, prove_replay
 
 TEST_IMAGE = "test image"  # how the error of one that does not decode begins
@@ -57,6 +57,7 @@ class Evaluation:
 
     Raises:
         DataError: no image has a label, and there is no teacher.
+        OptionError: there is no such device.
         MismatchError: the cache is of other images or another recipe.
         DriftError: its views cannot be made again here.
         IncompleteError: its seed 0 is not complete.
@@ -84,6 +85,7 @@ class Evaluation:
         self._batches = [[(i, SEED) for i in samples[start : start + batch_size]] for start in starts]
         self._sampler = SwitchableSampler()
         self.views = KeyedViews(images, recipe, on_bad_image)
+        device = choose_device(str(device))
         self._loader = view_loader(self.views, self._sampler, workers=workers, device=device)
 
     @classmethod
@@ -99,7 +101,7 @@ class Evaluation:
         name = stream.views.images.name
         if stream.views.images.split == "test":
             raise DataError(f"{name}: its test split is what is trained on, so none is left to evaluate on")
-        recipe = recipe_named(stream.views.maker.recipe.evaluation)
+        recipe = stream.evaluation
         images, workers = open_images(name, "test"), stream.config.workers
         if (images.num_classes or 0) > stream.num_classes:
             raise classes_differ(images.num_classes, stream.num_classes, images)
@@ -127,13 +129,19 @@ class Evaluation:
         """Say which images are newer than the cache of the teacher's answers; None for none, or without a teacher."""
         return describe_newer_images(self.teacher.reader, self.images) if self.teacher else None
 
-    def run(self, models: Sequence[ViewModel], world: World = ALONE) -> list[ScoreMeter]:
+    def run(
+        self,
+        models: Sequence[ViewModel],
+        world: World = ALONE,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> list[ScoreMeter]:
         """Show every image to each of the models once; they are in evaluation mode afterwards.
 
         Args:
             models: on their device.
             world: the ranks that share the batches. All call this with the same models, and get the same scores, to
                 the rounding of sums: those of one process, since no batch is divided.
+            should_stop: asked while no batch comes from the workers.
 
         Returns:
             What each of the models answered.
@@ -143,12 +151,13 @@ class Evaluation:
             DataError: an image does not decode.
             LogitCacheError: another rank could not go on; the message says why.
             ClusterError: another rank has ended.
+            StoppedError: `should_stop` said so.
         """
         world.broadcast_buffers(models)
         failed: Exception | None = None
         meters: list[ScoreMeter] = []
         try:
-            meters = self._run(models, self._batches[world.rank :: world.size])
+            meters = self._run(models, self._batches[world.rank :: world.size], should_stop)
         except Exception as error:  # whatever it is, the others must not wait for this rank
             failed = error
         reasons = world.all_gather(failed and str(failed))
@@ -162,11 +171,16 @@ class Evaluation:
         return meters
 
     @torch.inference_mode()
-    def _run(self, models: Sequence[ViewModel], batches: list[list[tuple[int, int]]]) -> list[ScoreMeter]:
+    def _run(
+        self,
+        models: Sequence[ViewModel],
+        batches: list[list[tuple[int, int]]],
+        should_stop: Callable[[], bool],
+    ) -> list[ScoreMeter]:
         self._sampler.current = batches
         meters = [ScoreMeter(model, self.images, self.teacher) for model in models]
         with _say_test_image():
-            for batch in iterate_batches(self._loader):
+            for batch in iterate_batches(self._loader, should_stop):
                 for meter in meters:
                     meter.add(batch)
         return meters
@@ -282,7 +296,7 @@ def evaluate(model: ViewModel, evaluation: Evaluation, num_classes: int) -> Eval
         **{name: scores.get(name) for name in ("top1", "top5", "nll", "ece", "agreement", "kl")},
         teacher=evaluation.teacher.reader.spec.teacher.name if evaluation.teacher else None,
         teacher_top1=_teacher_top1(evaluation.teacher, images) if evaluation.teacher else None,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=count_parameters(model),
         input_size=model.adapter.spec.size,
         flops=count_flops(model, views[:1]),
         images_per_second=len(views) / time_forward(model, views),

@@ -1,4 +1,4 @@
-"""What `train` reports while it runs: a step taken, an epoch completed, a student that failed."""
+"""What `train` reports while it runs: that it begins, a step, an epoch, a student that is odd or failed."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,6 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from logitcache.errors import LogitCacheError
+
+
+@dataclass(frozen=True)
+class TrainingBegun:
+    """All that can be refused has been; the first step comes next.
+
+    Attributes:
+        epoch: the first to train, from 0.
+        epochs: the most that any student is trained for.
+    """
+
+    epoch: int
+    epochs: int
 
 
 @dataclass(frozen=True)
@@ -64,5 +77,18 @@ class StudentFailed:
     error: LogitCacheError
 
 
-TrainEvent = StepDone | EpochDone | StudentFailed
+@dataclass(frozen=True)
+class StudentNoted:
+    """What a user may not expect of a student, before its first step.
+
+    Attributes:
+        run: run folder.
+        note: a line for people.
+    """
+
+    run: Path
+    note: str
+
+
+TrainEvent = TrainingBegun | StepDone | EpochDone | StudentFailed | StudentNoted
 OnTrainEvent = Callable[[TrainEvent], None]

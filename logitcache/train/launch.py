@@ -17,20 +17,24 @@ from logitcache.errors import DataError, LogitCacheError, NotFoundError, OptionE
 from logitcache.models.build import NEW_HEAD, Model, build_model
 from logitcache.models.catalog import require_known_model
 from logitcache.models.export import export_model, require_format
-from logitcache.store import CacheReader
+from logitcache.store import CacheReader, seed_list
 from logitcache.stream.stream import Stream
 from logitcache.stream.stream_inputs import StreamInputs
+from logitcache.train.config import choose_protocol
 from logitcache.train.evaluation import Evaluation
+from logitcache.train.events import OnTrainEvent, TrainEvent, TrainingBegun
 from logitcache.train.learner import Run
 from logitcache.train.loop import RunReport, train
 from logitcache.train.run_folder import claim_folders
 from logitcache.train.trained import TrainedStudent
-from logitcache.train.variants import Variant
+from logitcache.train.variants import Variant, VariantInputs
 from logitcache.views.keyed_views import OnBadImage
 
 OnLine = Callable[[str], None]
 
 LABEL_LENGTH = 100  # characters of a folder's name
+FEW_TO_LOOK_AT = 20_000  # test images, which are decoded once before training
+MANY_TIMES = 50  # that each view is seen, above which more seeds are worth naming
 UNLEARNT = 2e-2  # share of first values in running statistics above which evaluation suffers
 
 
@@ -50,11 +54,12 @@ class Student(NamedTuple):
 
 
 class TrainSetup(NamedTuple):
-    """What training takes."""
+    """What training takes, and lines that say how it will go."""
 
     students: list[Student]
     stream: Stream
     evaluation: Evaluation | None
+    lines: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class TrainJob:
 
     Attributes:
         students: names, as `build_model` takes them; each is built once for every variant.
-        variants: their seeds draw the first weights.
+        variants: what each student is trained with; their seeds draw the first weights.
         inputs: where batches come from.
         out: run folder, a folder of run folders where there are several; None: runs/STUDENT-VARIANT-N.
         weights, input_size: as `build_model` takes them.
@@ -73,7 +78,7 @@ class TrainJob:
     """
 
     students: tuple[str, ...]
-    variants: tuple[Variant, ...]
+    variants: VariantInputs
     inputs: StreamInputs
     out: Path | None = None
     weights: str = "random"
@@ -118,6 +123,7 @@ class TrainJob:
                 Run(folder, model, variant.build_objective(), variant.config)
                 for folder, (model, variant) in zip(folders, setup.students, strict=True)
             ]
+            options["on_progress"] = _announce(setup.lines, on_line, options.get("on_progress"))
             return self._train_and_export(runs, setup.stream, setup.evaluation, **options)
 
     def _check(self, *, resume: bool = False, **_: Any) -> None:
@@ -130,11 +136,16 @@ class TrainJob:
     def _open(self, world: World, on_line: OnLine) -> TrainSetup:
         for name in self.students:  # before all that takes longer
             require_known_model(name)
-        stream = self.inputs.open(max(variant.config.epochs for variant in self.variants), world, on_line)
+        inputs = self.inputs.open_data()
+        protocol, settings = choose_protocol(self.variants.protocol, *inputs.measure())
+        variants = self.variants.build(settings.config)
+        if self.variants.batch_size is None:
+            inputs = replace(inputs, config=replace(inputs.config, batch_size=settings.batch_size))
+        stream = inputs.open(max(variant.config.epochs for variant in variants), world, on_line)
         size = max(stream.views.any_view().shape[1:])
         students = []
         for name in self.students:
-            for variant in self.variants:
+            for variant in variants:
                 model = build_model(
                     name,
                     num_classes=stream.num_classes,
@@ -148,8 +159,11 @@ class TrainJob:
                     model, variant.config.epochs * stream.steps(0), size, self.input_size
                 ):
                     on_line(f"note: {note}")
+                names = tuple(stream.views.images.class_names)
+                model = replace(model, class_names=names, evaluation=stream.evaluation)
                 students.append(Student(model, variant))
-        return TrainSetup(students, stream, self._open_evaluation(stream, on_line))
+        lines = tuple(describe_training(protocol, variants, stream))
+        return TrainSetup(students, stream, self._open_evaluation(stream, on_line), lines)
 
     def _open_evaluation(self, stream: Stream, on_line: OnLine) -> Evaluation | None:
         teacher = CacheReader(self.teacher_cache) if self.teacher_cache else None
@@ -158,9 +172,12 @@ class TrainJob:
         except (DataError, NotFoundError) as error:
             on_line(f"note: training without evaluation: {error}")
             return None
-        if newer := evaluation.describe_newer_images():
-            on_line(f"note: {newer}")
-        if stream.config.world.rank == 0 and (bad := evaluation.find_bad_images()):
+        for note in (evaluation.images.note, evaluation.describe_newer_images()):
+            if note:
+                on_line(f"note: {note}")
+        # Of more images the first evaluation tells: no epoch is lost by it.
+        few = len(evaluation.images) <= FEW_TO_LOOK_AT
+        if stream.config.world.rank == 0 and few and (bad := evaluation.find_bad_images()):
             on_line(
                 f"note: {len(bad):,} of {len(evaluation.images):,} test images do not decode and are left out of "
                 f"the scores: {evaluation.images.describe(bad[0])}{' and others' if len(bad) > 1 else ''}"
@@ -192,6 +209,43 @@ class TrainJob:
         if errors:
             raise StudentsError(errors, reports, len(runs), problem)
         return reports
+
+
+def _announce(lines: Iterable[str], on_line: OnLine, on_progress: OnTrainEvent | None) -> OnTrainEvent:
+    """Return a handler that says these lines when training begins, and passes every event on."""
+
+    def handle(event: TrainEvent) -> None:
+        if isinstance(event, TrainingBegun):
+            for line in lines:
+                on_line(line)
+        if on_progress:
+            on_progress(event)
+
+    return handle
+
+
+def describe_training(protocol: str, variants: Sequence[Variant], stream: Stream) -> Iterator[str]:
+    """Say by what settings, in how many steps and from which seeds students are trained: a line for each length."""
+    size, seeds = stream.config.batch_size * stream.config.world.size, list(stream.config.seeds)
+    for epochs in dict.fromkeys(variant.config.epochs for variant in variants):
+        configs = [variant.config for variant in variants if variant.config.epochs == epochs]
+        optimizers = " or ".join(
+            dict.fromkeys(f"{config.optimizer}, lr {config.lr:g} {config.schedule}" for config in configs)
+        )
+        round_ = range(
+            min(epochs, len(seeds))
+        )  # epochs of which each has another seed, and maybe other steps
+        steps = round(sum(map(stream.steps, round_)) * epochs / len(round_))
+        again = epochs * stream.config.views_per_image / len(seeds)
+        views = f"{seed_list(seeds)}, few: each view comes {again:.0f} times"
+        if again < MANY_TIMES:
+            views = seed_list(seeds)
+        if stream.teacher is None and len(seeds) >= epochs:
+            views = "new views every epoch"
+        yield (
+            f"protocol {protocol}: {optimizers}, {epochs} epochs of {stream.steps(0):,} steps of {size}, "
+            f"{steps:,} in all; {views}"
+        )
 
 
 def _list_notes(model: Model, steps: int, view_size: int, input_size: int) -> Iterator[str]:

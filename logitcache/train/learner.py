@@ -23,6 +23,7 @@ from logitcache.train.confidence import Reliability
 from logitcache.train.config import TrainConfig
 from logitcache.train.epoch_meter import EpochMeter
 from logitcache.train.optim import MovingAverage, build_optimizer, learning_rate
+from logitcache.train.rehearsal import Rehearsal, rehearse
 from logitcache.train.run_folder import RunFolder, Stateful
 from logitcache.train.validation import Validation
 from logitcache.views.keys import key
@@ -69,7 +70,7 @@ class Learner:
         self.steps = stream.steps(0)
         self.world = stream.config.world
         self._precision = choose_precision(run.config.precision, self.device)
-        prepared = _prepare(run, self.device)
+        prepared, self._rehearsal = _prepare(run, self.device)
         self.model = ViewModel(prepared, self._precision, run.config.channels_last).on(self.device)
         self.optimizer = build_optimizer(self.model, run.config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self._precision == "float16")
@@ -104,7 +105,7 @@ class Learner:
             StorageError: the disk said no.
         """
         if self.world.rank == 0:
-            self.folder.begin(self._config(), resume=resume)
+            self.folder.begin(self._config(), self.run.student.class_names, resume=resume)
         if resume:
             self.folder.load_checkpoint(self._parts())
             if self.world.rank == 0:
@@ -129,7 +130,13 @@ class Learner:
     def join_ranks(self) -> None:
         """Average gradients with the same student of other ranks, if there are any; all must call it at once."""
         if self.world.size > 1:
-            self._ddp = DistributedDataParallel(self.model)
+            unused = any(self.world.all_gather(bool(self._rehearsal.unused)))
+            self._ddp = DistributedDataParallel(self.model, find_unused_parameters=unused)
+
+    @property
+    def note(self) -> str:
+        """What a user may not expect of the student, or ""."""
+        return self._rehearsal.note
 
     def begin_epoch(self) -> None:
         """Begin the next epoch, or the rest of it; its time counts from here."""
@@ -171,6 +178,13 @@ class Learner:
                 f"a batch of {len(batch.views)} views does not fit the memory of {self.device}; run it in pieces "
                 f"with --accumulate {2 * self.run.config.accumulate}"
                 f"{', or try --precision bfloat16' if self._precision == 'float32' else ''}"
+            ) from error
+        except RuntimeError as error:
+            if "Expected to have finished reduction" not in str(error):
+                raise
+            raise OptionError(
+                f"{self.run.student.name} takes other layers in some steps than in others, which ranks cannot "
+                "average; let each step take all of them, or train in one process"
             ) from error
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
@@ -258,8 +272,9 @@ class Learner:
         meter = self.meter.over_ranks(self.world)
         options = ["a smaller --lr"]
         options += ["--clip-norm 1"] if self.run.config.clip_norm is None else []
-        options += ["--precision float32"] if self._precision != "float32" else []
-        meter.require_finite(not spoilt, f"try {join_alternatives(options)}")
+        half = ["--precision float32"] if self._precision != "float32" else []
+        at_once = f"{'try --precision float32, or ' if half else ''}check them, and the cache by `logitcache verify`"
+        meter.require_finite(not spoilt, f"try {join_alternatives(options + half)}", at_once)
         self.recent = meter.means()
         return meter
 
@@ -291,8 +306,8 @@ def _open_validation(run: Run, stream: Stream, world: World) -> Validation | Non
     return Validation(stream)
 
 
-def _prepare(run: Run, device: torch.device) -> Model:
-    """Give the student the heads that the objective asks for, and what the settings switch on."""
+def _prepare(run: Run, device: torch.device) -> tuple[Model, Rehearsal]:
+    """Give the student the heads that the objective asks for, and what the settings switch on; and try it."""
     student, heads = run.student, run.objective.heads
     if student.heads > heads:
         raise OptionError(f"{student.name} ({student.weights}) has two heads; train it with dho or dhkd")
@@ -300,9 +315,11 @@ def _prepare(run: Run, device: torch.device) -> Model:
         student = student.with_two_heads(run.config.seed)
     if run.config.grad_checkpointing:
         _enable_grad_checkpointing(student)
+    student.module.to(device)
+    rehearsal = rehearse(student)
     if run.config.sync_batch_norm:
         student = _convert_sync_batch_norm(student, device)
-    return student
+    return student, rehearsal
 
 
 def _enable_grad_checkpointing(student: Model) -> None:

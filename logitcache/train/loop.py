@@ -24,9 +24,18 @@ from logitcache.errors import (
     StudentsError,
 )
 from logitcache.format.spec import Spec
+from logitcache.models.weights import count_parameters
 from logitcache.stream.stream import Batch, Stream
 from logitcache.train.evaluation import Evaluation
-from logitcache.train.events import EpochDone, OnTrainEvent, StepDone, StudentFailed, TrainEvent
+from logitcache.train.events import (
+    EpochDone,
+    OnTrainEvent,
+    StepDone,
+    StudentFailed,
+    StudentNoted,
+    TrainEvent,
+    TrainingBegun,
+)
 from logitcache.train.learner import Learner, Run
 from logitcache.train.run_folder import RunFolder
 from logitcache.train.score_meter import ScoreMeter
@@ -83,9 +92,10 @@ def train(
             the work; where some have none, rank 0 does it alone.
         resume: go on from the folders' checkpoints, with the step after; it ends as an uninterrupted run would.
         checkpoint_every: seconds between checkpoints within an epoch; each epoch ends with one.
-        should_stop: asked after every step; when it says so, checkpoints are written and training stops.
+        should_stop: asked after every step, and of one rank alone while it waits for a batch; when it says so,
+            checkpoints are written and training stops.
         on_progress: called with a `StepDone` after every step, an `EpochDone` after every epoch of every student,
-            and a `StudentFailed` when one of several ends early.
+            a `StudentFailed` when one of several ends early, and a `StudentNoted` first for what may not be expected.
 
     Returns:
         A report per run. Of several ranks (`StreamConfig.world`) only rank 0 writes, calls `on_progress` and
@@ -109,13 +119,19 @@ def train(
     with name_lost_ranks():
         shared = all(world.all_gather(evaluation is not None))
         cohort = _Cohort(_open_learners(runs, stream, world, resume), world, on_progress)
+        cohort.emit_notes()
         checkpoints = _Checkpoints(cohort, checkpoint_every, should_stop)
         started = time.perf_counter()
+        cohort.emit(TrainingBegun(cohort.epochs.start, cohort.epochs.stop))
         for epoch in cohort.epochs:
-            active = _train_epoch(epoch, stream, cohort, checkpoints)
-            if checkpoints.stopped:
+            try:
+                active = _train_epoch(epoch, stream, cohort, checkpoints)
+                if checkpoints.stopped:
+                    break
+                _end_epoch(active, cohort, evaluation, shared, checkpoints.stop_waiting)
+            except StoppedError:  # while it waited for a batch
+                checkpoints.stop(epoch)
                 break
-            _end_epoch(active, cohort, evaluation, shared)
         seconds = time.perf_counter() - started
     if world.rank:
         return []
@@ -131,7 +147,8 @@ def _train_epoch(epoch: int, stream: Stream, cohort: "_Cohort", checkpoints: "_C
     active = cohort.each(cohort.at(epoch), Learner.begin_epoch)
     start = min((learner.meter.step for learner in active), default=0)
     began, seen = time.perf_counter(), 0
-    for step, batch in enumerate(stream.epoch(epoch, start) if active else (), start):
+    batches = stream.epoch(epoch, start, checkpoints.stop_waiting) if active else ()
+    for step, batch in enumerate(batches, start):
         active = cohort.each(active, partial(_take_step, step, batch))
         if not active:
             break
@@ -151,16 +168,26 @@ def _take_step(step: int, batch: Batch, learner: Learner) -> None:
         learner.step(batch)
 
 
-def _end_epoch(active: list[Learner], cohort: "_Cohort", evaluation: Evaluation | None, shared: bool) -> None:
+def _end_epoch(
+    active: list[Learner],
+    cohort: "_Cohort",
+    evaluation: Evaluation | None,
+    shared: bool,
+    should_stop: Callable[[], bool],
+) -> None:
     """Evaluate the students and save their epoch; `shared` by all ranks, or on rank 0 alone."""
     active = cohort.each(active, Learner.mix_heads)
-    meters = _evaluate(active, cohort, evaluation, shared)
+    meters = _evaluate(active, cohort, evaluation, shared, should_stop)
     for learner, meter in zip(active, meters, strict=True):
         cohort.end_epoch(learner, meter)
 
 
 def _evaluate(
-    active: list[Learner], cohort: "_Cohort", evaluation: Evaluation | None, shared: bool
+    active: list[Learner],
+    cohort: "_Cohort",
+    evaluation: Evaluation | None,
+    shared: bool,
+    should_stop: Callable[[], bool],
 ) -> Sequence[ScoreMeter | None]:
     """Evaluate the students; where that fails on a rank, all of them save what is trained, and raise."""
     meters: Sequence[ScoreMeter | None] = [None for _ in active]
@@ -168,7 +195,7 @@ def _evaluate(
     if evaluation and active and (shared or cohort.world.rank == 0):
         models = [learner.eval_model for learner in active]
         try:
-            meters = evaluation.run(models, cohort.world if shared else ALONE)
+            meters = evaluation.run(models, cohort.world if shared else ALONE, should_stop)
         except ClusterError:
             raise
         except Exception as error:  # whatever it is, the epoch is trained
@@ -198,6 +225,12 @@ class _Cohort:
         """Pass an event on; on rank 0 alone."""
         if self._on_progress:
             self._on_progress(event)
+
+    def emit_notes(self) -> None:
+        """Report what may not be expected of students."""
+        for learner in self.learners:
+            if learner.note:
+                self.emit(StudentNoted(learner.run.out, learner.note))
 
     def at(self, epoch: int) -> list[Learner]:
         """List those whose next epoch this is."""
@@ -255,6 +288,17 @@ class _Checkpoints:
         self.cohort, self.every, self.should_stop = cohort, every, should_stop
         self.saved = time.monotonic()
         self.stopped: StepDone | None = None
+
+    def stop_waiting(self) -> bool:
+        """Is it time to stop waiting for a batch? Not in ranks, of which others would wait for this one."""
+        return self.cohort.world.size == 1 and self.should_stop()
+
+    def stop(self, epoch: int) -> None:
+        """Save all that take part in an epoch, after the step that they took last."""
+        if active := self.cohort.each(self.cohort.at(epoch), Learner.save_checkpoint):
+            first = active[0]
+            step = first.meter.step
+            self.stopped = StepDone(epoch, self.cohort.epochs.stop, step, first.steps, 0.0, first.recent)
 
     def save_if_due(self, active: list[Learner], done: StepDone) -> list[Learner]:
         """Save what has taken a step, where it is time to; returns the students that could be saved."""
@@ -330,7 +374,7 @@ def _report(learner: Learner, seconds: float) -> RunReport:
     return RunReport(
         out=str(learner.run.out),
         student=learner.run.student.name,
-        parameters=sum(p.numel() for p in learner.eval_model.parameters()),
+        parameters=count_parameters(learner.eval_model),
         epochs=len(rows),
         loss=rows[-1]["loss"],
         top1=rows[-1].get("top1"),

@@ -30,8 +30,10 @@ from logitcache.errors import (
     StorageError,
 )
 from logitcache.files import replacing, require_folder
+from logitcache.format.spec import jsonable
 from logitcache.models.build import Model, save_weights
 from logitcache.models.weights import first_line
+from logitcache.paths import expand_home
 from logitcache.train.confidence import Reliability
 from logitcache.versions import library_versions
 
@@ -50,7 +52,7 @@ class RunFolder:
     """The files of one run."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = expand_home(path)
 
     def has_run(self) -> bool:
         """Is there a run in it?"""
@@ -69,8 +71,13 @@ class RunFolder:
         if self.has_run():
             raise OptionError(f"{self.path} holds a run already; --resume it, or choose another --out")
 
-    def begin(self, config: dict[str, Any], *, resume: bool) -> None:
+    def begin(self, config: dict[str, Any], class_names: Sequence[str] = (), *, resume: bool) -> None:
         """Write config.json, or compare with the one that is there.
+
+        Args:
+            config: all that makes the run.
+            class_names: of the student's classes, to be kept beside it.
+            resume: whether there may be a run.
 
         Raises:
             OptionError: there is one, and `resume` is off.
@@ -83,7 +90,8 @@ class RunFolder:
         if self.has_run():
             self._require_same(config)
             return
-        text = json.dumps({**config, "versions": library_versions(), "command": sys.argv}, indent=2) + "\n"
+        beside = {"class_names": list(class_names), "versions": library_versions(), "command": sys.argv}
+        text = json.dumps(jsonable({**config, **beside}), indent=2) + "\n"
         with _storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             _write_text(self.path / "config.json", text)
@@ -91,7 +99,7 @@ class RunFolder:
     def _require_same(self, config: dict[str, Any]) -> None:
         found = self.read_config()
         fields: list[Difference] = []
-        for name, value in json.loads(json.dumps(config)).items():
+        for name, value in json.loads(json.dumps(jsonable(config))).items():
             fields += _differences(name, found.get(name), value)
         if not fields:
             return
@@ -228,7 +236,7 @@ class RunFolder:
             self._write_metrics(rows)
 
     def _write_metrics(self, rows: list[dict[str, Any]]) -> None:
-        _write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        _write_text(self.path / "metrics.jsonl", "".join(json.dumps(jsonable(row)) + "\n" for row in rows))
 
 
 @contextmanager
@@ -271,13 +279,13 @@ def _parse_row(file: Path, epoch: int, line: bytes) -> dict[str, Any]:
         not isinstance(found, dict)
         or found.get("epoch") != epoch
         or "loss" not in found
-        or not all(type(value) in (int, float) for value in found.values())
+        or not all(value is None or type(value) in (int, float) for value in found.values())
     ):
         raise FormatError(
             f"{file}, line {epoch + 1}: expected numbers by name in a JSON object, epoch {epoch} and a loss among "
             f"them, found {line[:40]!r}; mend the line, or train again into another --out"
         )
-    return found
+    return {name: math.nan if value is None else value for name, value in found.items()}  # JSON has no NaN
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -305,7 +313,7 @@ def _differences(name: str, expected: object, found: object) -> Iterator[Differe
 
 def _write_text(file: Path, text: str) -> None:
     with replacing(file) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class ScoreMeter:
 
     def __init__(self, model: ViewModel, images: Images, teacher: CachedTeacher | None) -> None:
         self.model, self.images, self.teacher = model.eval(), images, teacher
-        self.device = next(model.parameters()).device
+        self.device = next(chain(model.parameters(), model.buffers())).device
         zeros = partial(torch.zeros, dtype=torch.float64, device=self.device)
         self._label_sums = zeros(3)  # top-1, top-5, −log p
         self._bin_sums = zeros(3 * BINS)  # images, how many of them right, Σ confidence; by bin

@@ -8,6 +8,7 @@ from logitcache.errors import FormatError, NotFoundError, OptionError
 from logitcache.format.identity import RecipeSpec
 from logitcache.models.build import Model, build_model
 from logitcache.models.weights import read_header
+from logitcache.paths import expand_home
 from logitcache.plugins import require_own
 from logitcache.train.run_folder import RunFolder
 
@@ -44,7 +45,7 @@ class TrainedStudent:
             FormatError: the run's config.json is damaged.
             WeightsError: the weights' header is.
         """
-        path = Path(path).expanduser()
+        path = expand_home(path)
         if which not in ("best", "last"):
             raise OptionError(f"weights of a run are best or last, found {which!r}")
         if not path.is_dir():
@@ -110,6 +111,23 @@ class TrainedStudent:
 def list_runs(folder: Path) -> list[Path]:
     """List the run folders in a folder, by name."""
     return sorted(file.parent for file in folder.glob("*/config.json"))
+
+
+def read_command(folder: Path) -> list[str]:
+    """Return the words that a run, or the runs in a folder, were begun with, after ``logitcache train``.
+
+    Raises:
+        NotFoundError: there is no run.
+        OptionError: it was not begun by that command.
+        FormatError: its config.json is damaged.
+    """
+    runs = [folder] if RunFolder(folder).has_run() else list_runs(folder)
+    if not runs:
+        raise NotFoundError(f"no run in {folder}: config.json is not there; leave out --resume to begin one")
+    words = RunFolder(runs[0]).read_config().get("command")
+    if not isinstance(words, list) or words[1:2] != ["train"] or not all(isinstance(w, str) for w in words):
+        raise OptionError(f"{runs[0]} was not begun by `logitcache train …` alone; give its options again")
+    return words[2:]
 
 
 def _read_record(folder: Path, record: dict[str, Any]) -> tuple[str, str, RecipeSpec]:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from logitcache.errors import OptionError
 from logitcache.losses.objective import Objective
@@ -49,15 +50,7 @@ class Variant:
             OptionError: the text does not read so, or a value cannot be trained with.
             UnknownNameError: there is no such name.
         """
-        settings: dict[str, str] = {}
-        for part in _split(text):
-            name, equals, value = part.partition("=")
-            name = name.strip().replace("-", "_")
-            if not equals or not value.strip() or name in settings:
-                raise OptionError(
-                    f"a variant reads NAME=VALUE,NAME=VALUE, each name once, such as loss=kd,lr=0.1; found {text!r}"
-                )
-            settings[name] = value.strip()
+        settings = read_settings(text)
         own: dict[str, object] = {"label": "" if settings.keys() == {"loss"} else text.replace(" ", "")}
         if "loss" in settings:
             own["loss"] = settings.pop("loss")
@@ -67,6 +60,64 @@ class Variant:
         variant = dataclasses.replace(self, config=config, **own)  # type: ignore[arg-type]
         variant.build_objective().spec()  # errors now, and not after an hour of opening data
         return variant
+
+
+@dataclass(frozen=True)
+class VariantInputs:
+    """What students are trained with, by the names and texts of the command line.
+
+    Attributes:
+        loss, ce_weight, label_smoothing: as `Objective.parse` takes them.
+        protocol: whose settings hold where none are given, as `protocol_named` takes it.
+        settings: of `TrainConfig`, by name, that replace the protocol's.
+        batch_size: views per step; None: the protocol's.
+        texts: what each variant replaces, as `Variant.replace` takes it; none: there is one, as it is.
+    """
+
+    loss: str
+    ce_weight: float = 1.0
+    label_smoothing: float = 0.0
+    protocol: str = "auto"
+    settings: Mapping[str, object] = field(default_factory=dict)
+    batch_size: int | None = None
+    texts: tuple[str, ...] = ()
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any student is taught by a teacher.
+
+        Raises:
+            UnknownNameError, OptionError: a loss or a variant cannot be read.
+        """
+        losses = [read_settings(text).get("loss", self.loss) for text in self.texts] or [self.loss]
+        return any(Objective.parse(loss, ce_weight=self.ce_weight).needs_teacher for loss in losses)
+
+    def build(self, config: TrainConfig) -> tuple[Variant, ...]:
+        """Build the variants, by the settings of a protocol.
+
+        Raises:
+            UnknownNameError, OptionError: as `Variant.replace` does.
+        """
+        common = Variant(self.loss, config.replace(self.settings), self.ce_weight, self.label_smoothing)
+        return tuple(common.replace(text) for text in self.texts) or (common,)
+
+
+def read_settings(text: str) -> dict[str, str]:
+    """Read what a variant replaces, by name, as `Variant.replace` takes it.
+
+    Raises:
+        OptionError: the text does not read so.
+    """
+    settings: dict[str, str] = {}
+    for part in _split(text):
+        name, equals, value = part.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not value.strip() or name in settings:
+            raise OptionError(
+                f"a variant reads NAME=VALUE,NAME=VALUE, each name once, such as loss=kd,lr=0.1; found {text!r}"
+            )
+        settings[name] = value.strip()
+    return settings
 
 
 def _split(text: str) -> list[str]:

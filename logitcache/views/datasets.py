@@ -4,7 +4,6 @@
 """
 
 import importlib.resources
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from logitcache.errors import (
     OptionError,
     UnknownNameError,
 )
+from logitcache.paths import expand_home, read_variable
 from logitcache.plugins import load_callable, require_own
 from logitcache.views.decoding import pillow_to_tensor, printable_path
 from logitcache.views.folders import FolderImages
@@ -52,13 +52,13 @@ def open_images(name: str, split: str = "train") -> Images:
     if kind in ("cifar10", "cifar100"):
         return load_cifar(kind, rest, split)
     if kind == "imagefolder" and rest:
-        return FolderImages.labelled(name, Path(rest), split)
+        return FolderImages.labelled(name, expand_home(rest), split)
     if kind == "folder" and rest:
-        return FolderImages.unlabelled(name, Path(rest), split)
+        return FolderImages.unlabelled(name, expand_home(rest), split)
     if rest and kind != "digits":
         return _own_images(name, split)
-    if name and Path(name).is_dir():
-        classes = (Path(name) / "train").is_dir()
+    if name and expand_home(name).is_dir():
+        classes = (expand_home(name) / "train").is_dir()
         hint = "" if classes else "(without labels; with them, put a folder per class into train/ and val/)"
         meant = f"{'imagefolder' if classes else 'folder'}:{name}"
         raise UnknownNameError("data set", name, (), hint, meant=meant)
@@ -78,7 +78,7 @@ def open_recorded(name: str, split: str, where: object) -> Images:
     try:
         return open_images(name, split)
     except NotFoundError as error:
-        if (path := name.partition(":")[2]) and Path(path).exists():
+        if (path := name.partition(":")[2]) and expand_home(path).exists():
             raise
         raise NotFoundError(
             f"{error}; {where} names {name} as it lay where that was made, seen from there: say with --data where "
@@ -145,7 +145,7 @@ def load_cifar(kind: str, root: str, split: str) -> ArrayImages:
     """
     from torchvision import datasets as tv
 
-    folder = Path(root or os.environ.get("LOGITCACHE_DATA", "data"))
+    folder = expand_home(root or read_variable("LOGITCACHE_DATA") or "data")
     loader = {"cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100}[kind]
     try:
         try:

@@ -1,30 +1,47 @@
 """Batches of views in the order asked for: from worker processes, or in this one by whole batches.
 
 Views of images in memory are made by whole batches where their recipe allows it (`vectorized`); all others one by
-one, in the workers of a DataLoader. If a worker dies, the error says so in one line.
+one, in the workers of a DataLoader. If a worker dies, or nothing comes from any, the error says so in one line.
 """
 
 import atexit
+import multiprocessing
 import os
 import signal
 import time
+import warnings
 import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from logitcache.errors import LogitCacheError, OptionError
+from logitcache.errors import LogitCacheError, OptionError, StoppedError
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, Pair, ViewBatch, check_batch
+from logitcache.views.main_module import is_imported_by_worker, needs_main, spare_main_module
+from logitcache.views.shared_memory import share_as_fits, why_no_workers
 from logitcache.views.vectorized import VectorizedViews
 
 PAIRS_AHEAD = 8192
 """Pairs to draw for at once: seeding costs 400 vector operations, however long they are."""
+
+LOOK_SECONDS = 1.0
+"""How often to look for dead workers and a wish to stop, while no batch comes."""
+
+STALL_SECONDS = 300.0
+"""How long workers may do nothing at all while a batch is waited for."""
+
+_BELOW_MAIN = 'put what starts it below `if __name__ == "__main__":`, or take 0 workers'
+_MEMORY = (
+    "mostly memory was short: use fewer --workers or smaller batches (with --workers 0 any other reason shows), "
+    "and start again to go on"
+)
 
 
 def view_loader(
@@ -55,15 +72,22 @@ def view_loader(
         if engine is not None:
             return VectorizedLoader(views, engine, batches)
     workers = choose_workers(workers, views.images, device)
+    if workers and (reason := why_no_workers(multiprocessing.get_context(start_method), workers)):
+        warnings.warn(
+            f"no workers can be started here ({reason}), so views are made in the program itself; in a container "
+            "--shm-size=1g makes room for them, and --workers 0 asks for none",
+            stacklevel=2,
+        )
+        workers = 0
     options: dict[str, Any] = {}
     if workers:
         options = {
             "persistent_workers": True,
             "prefetch_factor": 4,
-            "worker_init_fn": _leave_signals_to_main_process,
+            "worker_init_fn": _begin_worker,
             "multiprocessing_context": start_method,
         }
-    loader = DataLoader(
+    loader: DataLoader[ViewBatch] = DataLoader(
         views,
         batch_sampler=batches,
         num_workers=workers,
@@ -106,22 +130,109 @@ class VectorizedLoader:
             yield ViewBatch(pixels, labels[rows], samples[rows], seeds[rows], valid)
 
 
-def iterate_batches(loader: "VectorizedLoader | DataLoader[ViewBatch]") -> Iterator[ViewBatch]:
-    """Iterate a loader's batches.
+class _Wait:
+    """Waiting for a batch of workers: is it still wanted, and do they do anything?"""
+
+    def __init__(self, workers: list[Any]) -> None:
+        self.workers = workers
+        self.seconds = self.worked = 0.0
+
+    def look(self, should_stop: Callable[[], bool]) -> None:
+        """Look around, once every `LOOK_SECONDS`.
+
+        Raises:
+            StoppedError: `should_stop` says so.
+            LogitCacheError: the workers have done nothing for `STALL_SECONDS`.
+        """
+        if should_stop():
+            self._end_workers()
+            raise StoppedError("stopped while waiting for views, as asked")
+        if not self.seconds:
+            self.worked = _cpu_seconds(self.workers)
+        self.seconds += LOOK_SECONDS
+        if self.seconds < STALL_SECONDS:
+            return
+        if _cpu_seconds(self.workers) - self.worked < 1.0:
+            self._end_workers()
+            raise LogitCacheError(
+                f"the workers that make views have done nothing for {STALL_SECONDS / 60:g} minutes: the images' "
+                "disk may not answer, or code of your own may wait; --workers 0 shows where (in a container try "
+                "--shm-size=1g too). Start again to go on"
+            )
+        self.seconds = 0.0
+
+    def _end_workers(self) -> None:
+        for worker in self.workers:  # who may hear nothing else
+            worker.kill()
+        for _ in range(2):
+            with suppress(RuntimeError):  # torch's, of the first death
+                for worker in self.workers:
+                    worker.join(timeout=0.2)
+
+
+def _cpu_seconds(workers: Iterable[Any]) -> float:
+    """Return the CPU time of processes together; 0.0 where the system doesn't tell."""
+    ticks = 0
+    for worker in workers:
+        try:
+            fields = Path(f"/proc/{worker.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK") if ticks else 0.0
+
+
+def iterate_batches(
+    loader: "VectorizedLoader | DataLoader[ViewBatch]", should_stop: Callable[[], bool] = lambda: False
+) -> Iterator[ViewBatch]:
+    """Iterate a loader's batches; `should_stop` is asked while none comes from its workers.
 
     Raises:
         DataError: an image does not decode, or views do not form a batch.
-        LogitCacheError: a worker died.
+        LogitCacheError: a worker died, or all do nothing.
+        StoppedError: `should_stop` said so.
     """
-    with report_worker_deaths():
-        try:
-            yield from map(check_batch, loader)
-        except (ConnectionError, EOFError) as error:  # a worker's pipe breaks before its death is seen
-            in_worker = isinstance(loader, DataLoader) and loader.num_workers
-            if not in_worker or "in DataLoader worker process" in str(error):
-                raise  # what your own data set raised
+    if isinstance(loader, VectorizedLoader) or not loader.num_workers:
+        yield from map(check_batch, loader)
+        return
+    if is_imported_by_worker():
+        raise LogitCacheError(f"this script starts workers while a worker imports it: {_BELOW_MAIN}")
+    share_as_fits()
+    spare_main_module()
+    loader.timeout = LOOK_SECONDS  # after which torch raises an error, and can be asked again
+    try:
+        batches = iter(loader)
+        wait = _Wait(getattr(batches, "_workers", []))
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader timed out"):
+                    raise
+                wait.look(should_stop)
+                continue
+            wait.seconds = 0.0
+            yield check_batch(batch)
+    except (ConnectionError, EOFError) as error:  # a worker's pipe breaks before its death is seen
+        if "in DataLoader worker process" in str(error):
+            raise  # what your own data set raised
+        with report_worker_deaths():
             time.sleep(1.0)  # torch's own error comes by a signal: let it come here, not in what runs next
-            raise _worker_died(str(error)) from error
+        raise _worker_died(str(error), _advise_on_death(loader)) from error
+    except RuntimeError as error:
+        if not (message := str(error)).startswith("DataLoader worker (pid"):
+            raise
+        raise _worker_died(message, _advise_on_death(loader)) from error
+
+
+def _advise_on_death(loader: "DataLoader[ViewBatch]") -> str:
+    """Say what to do about a worker that died."""
+    context = loader.multiprocessing_context or multiprocessing.get_context()
+    if context.get_start_method() != "fork" and needs_main(loader.dataset):
+        return f"it imports your script, which defines what it needs: {_BELOW_MAIN}. Otherwise {_MEMORY}"
+    return _MEMORY
 
 
 @contextmanager
@@ -139,12 +250,9 @@ def report_worker_deaths() -> Iterator[None]:
         raise _worker_died(message) from error
 
 
-def _worker_died(message: str) -> LogitCacheError:
+def _worker_died(message: str, advice: str = _MEMORY) -> LogitCacheError:
     reason = " ".join(message.split()).rstrip(".") or "its connection ended"
-    return LogitCacheError(
-        f"a worker that makes views died ({reason}); mostly memory was short: use fewer --workers or smaller "
-        "batches (with --workers 0 any other reason shows), and start again to go on"
-    )
+    return LogitCacheError(f"a worker that makes views died ({reason}); {advice}")
 
 
 def choose_workers(workers: int, images: Images, device: torch.device) -> int:
@@ -162,8 +270,9 @@ def choose_workers(workers: int, images: Images, device: torch.device) -> int:
     return max(1, min(16, (os.cpu_count() or 1) - 1))
 
 
-def _leave_signals_to_main_process(_: int) -> None:
+def _begin_worker(_: int) -> None:
     """Ignore SIGINT and the first SIGTERM: the main process ends its workers, if need be by a second SIGTERM."""
+    share_as_fits()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
 

@@ -12,6 +12,7 @@ also from `random` and `numpy.random`: they are seeded with the key while a view
 import random
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,7 @@ class ViewMaker:
 
     def make_many(self, image: Tensor, sample: int, seeds: tuple[int, ...]) -> list[Tensor]:
         """Make one image's views under several seeds: what `__call__` gives for each."""
+        _resize_in_integers()
         with preserve_rng(all_sources=self._own_code):
             return [self._make(image, sample, seed) for seed in seeds]
 
@@ -87,6 +89,29 @@ class ViewMaker:
         pixels: Tensor = view.contiguous()
         is_image = pixels.untyped_storage().data_ptr() == image.untyped_storage().data_ptr()
         return pixels.clone() if is_image else pixels  # writing to a view must not change the data set
+
+
+def _resize_in_integers() -> None:
+    """Have torchvision resize uint8 images by torch's integer kernel, whose pixels are the same on every CPU.
+
+    By itself it takes that kernel where AVX2 makes it fast, and elsewhere goes through floats, which round otherwise.
+    It stays so in this process: several threads may make views.
+    """
+    from torchvision.transforms.v2.functional import _geometry
+
+    choose = getattr(_geometry, "_do_native_uint8_resize_on_cpu", None)
+    if choose is not None and not isinstance(choose, _IntegersToo):
+        _geometry._do_native_uint8_resize_on_cpu = _IntegersToo(choose)
+
+
+@dataclass(frozen=True)
+class _IntegersToo:
+    """Torchvision's choice of a kernel, but for bilinear resizing, which is always in integers."""
+
+    choose: Callable[[Any], bool]
+
+    def __call__(self, interpolation: Any) -> bool:
+        return interpolation.value == "bilinear" or self.choose(interpolation)
 
 
 def digest(view: Tensor) -> int:

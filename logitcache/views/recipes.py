@@ -8,6 +8,7 @@ from typing import Any
 
 from logitcache.errors import FormatError, NotFoundError, OptionError, UnknownNameError
 from logitcache.format.identity import RecipeSpec, StepSpec
+from logitcache.paths import expand_home
 from logitcache.plugins import load_callable
 
 
@@ -24,7 +25,7 @@ def recipe_named(name: str) -> RecipeSpec:
         FormatError: the TOML file is not a recipe.
     """
     if name.endswith(".toml"):
-        return _recipe_from_toml(Path(name))
+        return _recipe_from_toml(expand_home(name))
     if ":" in name:
         load_callable(name)
         return RecipeSpec(name, 1, (StepSpec(name),))

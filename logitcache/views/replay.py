@@ -12,7 +12,7 @@ from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.plugins import require_own
 from logitcache.store.reader import CacheReader
-from logitcache.versions import library_versions
+from logitcache.versions import view_conditions
 from logitcache.views.alignment import align_images
 from logitcache.views.datasets import open_recorded
 from logitcache.views.images import Images
@@ -27,7 +27,7 @@ class Drift(Spec):
     Attributes:
         compared: how many were made again.
         differing: how many of them differ.
-        fields: the first that differs, and the library versions that differ.
+        fields: the first that differs, and the library versions and the kind of CPU that differ.
     """
 
     compared: int
@@ -90,7 +90,7 @@ def prove_replay(
         How many views were compared.
 
     Raises:
-        DriftError: one differs; `fields` names it and the libraries whose versions differ.
+        DriftError: one differs; `fields` names it, the libraries whose versions differ, and another kind of CPU.
         DataError: an image that decoded when the cache was made no longer does.
         FormatError: the digests, or other numbers of their shard, are damaged.
     """
@@ -98,10 +98,11 @@ def prove_replay(
     for difference in _compare_canaries(reader, views, seeds, limit, without):
         compared += 1
         if difference:
+            others = _other_conditions(reader.spec)
             raise DriftError(
                 f"{reader.path}: the views made here are not the views that the teacher saw",
-                [difference, *_version_differences(reader.spec)],
-                "use the library versions and files that the cache was made with, or dump it again",
+                [difference, *others],
+                _advise(reader.spec, others),
             )
     return compared
 
@@ -118,7 +119,7 @@ def find_drift(
     differing = [difference for difference in found if difference]
     if not differing:
         return None
-    return Drift(len(found), len(differing), (differing[0], *_version_differences(reader.spec)))
+    return Drift(len(found), len(differing), (differing[0], *_other_conditions(reader.spec)))
 
 
 def find_newer_images(reader: CacheReader, images: Images) -> npt.NDArray[np.int64]:
@@ -181,10 +182,32 @@ def _compare_canaries(
             yield None if found == expected else Difference(view, f"CRC {expected:08x}", f"{found:08x}")
 
 
-def _version_differences(spec: CacheSpec) -> list[Difference]:
-    here = library_versions()
+CPU = "kind of CPU"
+
+
+def _other_conditions(spec: CacheSpec) -> list[Difference]:
+    here = view_conditions()
     return [
-        Difference(f"version of {name}", was, here.get(name))
+        Difference(CPU if name == "cpu" else f"version of {name}", was, here.get(name))
         for name, was in spec.versions.items()
         if was != here.get(name)
     ]
+
+
+def _advise(spec: CacheSpec, others: list[Difference]) -> str:
+    """Say what to do about views that drift, by what is known to be otherwise here."""
+    again = "or dump it again here"
+    names = [difference.field for difference in others]
+    if names == [CPU]:
+        return f"on another kind of CPU some transforms round otherwise: make views on one of the cache's, {again}"
+    if names:
+        return f"use the library versions and files that the cache was made with, {again}"
+    unsaid = (
+        ""
+        if "cpu" in spec.versions
+        else " (the cache does not say on what kind of CPU: it is of an earlier logitcache)"
+    )
+    return (
+        f"the libraries are those that it was made with{unsaid}, so files have changed, or the data set or a step of "
+        f"the recipe is random by itself: give the files as they were, {again}"
+    )

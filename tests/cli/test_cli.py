@@ -137,6 +137,33 @@ def test_training_resumes_by_command(folder: Path) -> None:
     assert "config.lr: expected 0.05, found 0.2" in line
 
 
+def test_a_run_goes_on_by_its_own_options(tmp_path: Path) -> None:
+    def train(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [str(SCRIPT), "train", *map(str, words)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    options = ("--loss", "ce", "--variant", "lr=0.1", "--variant", "lr=0.2", "--epochs", 2, "--fraction", 0.1)
+    begun = train("--student", "digits_tiny", *options, "--out", "runs/two")
+    assert begun.returncode == 0, begun.stderr
+    again = train("--out", "runs/two", "--resume", "--json")
+    assert again.returncode == 0, again.stderr
+    assert "goes on with: logitcache train --student digits_tiny --loss ce" in again.stderr
+    assert [run["epochs"] for run in json.loads(again.stdout)["runs"]] == [2, 2]
+    changed = train("--out", "runs/two", "--resume", "--batch-size", 16)
+    assert "stream.batch_size: expected 64, found 16" in changed.stderr
+    assert "no run in runs/none" in train("--out", "runs/none", "--resume").stderr
+    assert "name a network with --student" in train("--out", "runs/two").stderr
+
+    config = tmp_path / "runs" / "two" / "digits_tiny-lr=0.1" / "config.json"
+    record = json.loads(config.read_text())
+    config.write_text(
+        json.dumps({**record, "command": ["logitcache", "train", "--student", "shutil:rmtree"]})
+    )
+    assert "of the standard library" in train("--out", "runs/two", "--resume").stderr
+    config.write_text(json.dumps({**record, "command": ["train.py"]}))
+    assert "was not begun by `logitcache train" in train("--out", "runs/two", "--resume").stderr
+
+
 def test_a_dump_interrupted_at_the_keyboard_says_how_to_go_on(tmp_path: Path) -> None:
     command = [str(SCRIPT), "dump", "--teacher", "digits_teacher", "--seeds", "0-99"]
     process = subprocess.Popen(

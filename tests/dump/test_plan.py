@@ -173,7 +173,19 @@ def test_the_command_fits_a_terminal_and_speaks_json(tmp_path: Path) -> None:
     assert "the smallest that loses less than" in found["reason"]
     rows = [line for line in text.splitlines() if any(f" {name} " in line for name in PROFILES)]
     assert len(rows) == sum(not c["beaten"] for c in found["choices"])
+    assert found["default"] is None  # all 10 logits, which --top-k leaves out
     assert f"--top-k {found['chosen']['k']} --profile {found['chosen']['profile']}" in text
+
+
+def test_the_command_shows_what_a_dump_makes_without_a_word(tmp_path: Path) -> None:
+    words = ["plan", "--teacher", "digits_tiny", "--images", "20", "--top-k", "4,8,10", "--workers", "0"]
+    found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert (found["default"]["k"], found["default"]["profile"]) == (10, "default")
+    text = "\n".join(on_terminal(*words, cwd=tmp_path))
+    rows = [line for line in text.splitlines() if any(f" {name} " in line for name in PROFILES)]
+    assert len([row for row in rows if row.split()[:2] == ["10", "default"]]) == 1
+    if found["chosen"] != found["default"]:
+        assert "default   --top-k 10 --profile default" in " ".join(text.split("\n"))
 
 
 @pytest.mark.parametrize(

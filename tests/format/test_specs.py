@@ -1,6 +1,7 @@
 """Specs survive JSON, and hostile JSON ends in one kind of error that names the place."""
 
 import dataclasses
+import json
 import math
 from typing import Any
 
@@ -24,7 +25,7 @@ from specs import (
 from logitcache.errors import FormatError
 from logitcache.format.identity import PROFILES, RecipeSpec, StepSpec
 from logitcache.format.schema import FORMAT_VERSION, CacheSpec, RowLayout
-from logitcache.format.spec import Spec
+from logitcache.format.spec import Spec, jsonable
 
 # Round trips ----------------------------------------------------------------------------------------------
 
@@ -205,3 +206,10 @@ def test_a_calibrated_cache_is_of_version_2_keeps_no_variance_and_leaves_some_cl
 def test_a_value_out_of_range_is_refused(path: tuple[Any, ...], value: Any):
     with pytest.raises(FormatError):
         CacheSpec.from_dict(put(through_json(small_cache()), path, value))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, [1.0, -math.inf], {"deep": math.nan}])
+def test_what_json_lacks_is_refused_in_a_recipe_and_null_in_a_report(value: object) -> None:
+    with pytest.raises(FormatError, match="RandomErasing must be finite"):
+        StepSpec("RandomErasing", {"value": value})
+    assert json.dumps(jsonable({"a": (value, 1.5)}), allow_nan=False).count("null") == 1

@@ -19,6 +19,30 @@ def test_cross_entropy_alone_needs_no_teacher():
     torch.testing.assert_close(total, F.cross_entropy(s, y, label_smoothing=0.1))
 
 
+def test_cross_entropy_can_be_a_term_with_its_weight():
+    s, _, teacher, y = dense.batch()
+    for text, weight in {"kd:0.5+ce:0.25": 0.25, "ce:0+kd:0.5": 0.0, "ce+kd:0.5": 0.7}.items():
+        objective = Objective.parse(text, ce_weight=0.7 if weight == 0.7 else 1.0)
+        expected = Objective.parse("kd:0.5", ce_weight=weight)
+        assert objective.spec() == expected.spec()
+        torch.testing.assert_close(objective(s, teacher, y)[0], expected(s, teacher, y)[0])
+    assert not Objective.parse("ce:0.5").needs_teacher
+    with pytest.raises(OptionError, match=r"cross-entropy takes one weight, found 0\.5, 0\.3"):
+        Objective.parse("kd+ce:0.5", ce_weight=0.3)
+
+
+def test_no_target_is_needed_where_nothing_asks_for_labels():
+    s, _, teacher, y = dense.batch()
+    objective = Objective.parse("kd+cmkd", ce_weight=0)
+    total, terms = objective(s, teacher, None)
+    assert list(terms) == ["kd", "cmkd"]
+    torch.testing.assert_close(total, objective(s, teacher, y)[0])
+    with pytest.raises(OptionError, match="cross-entropy of weight 1 needs labels"):
+        Objective.parse("kd")(s, teacher, None)
+    with pytest.raises(OptionError, match="loss dkd needs labels"):
+        Objective.parse("dkd", ce_weight=0)(s, teacher, None)
+
+
 def test_a_sum_is_the_weighted_sum_of_its_terms():
     s, _, teacher, y = dense.batch()
     objective = Objective.parse(
@@ -93,7 +117,9 @@ def test_an_unknown_loss_is_met_with_near_names():
         ("kd(tail=uniform)", "no option 'tail'; it has temperature"),
         ("cmkd(support=topk+tail)", "must be all or listed, found 'topk\\+tail'"),
         ("cmkd(strength=-1)", "strength must be above 0"),
-        ("ce:0.5+kd", "cross-entropy takes its weight"),
+        ("ce(label_smoothing=0.1)+kd", "cross-entropy takes label smoothing as an option of its own"),
+        ("ce:0.5+kd+ce", "cross-entropy takes one weight, found 0.5, 1,"),
+        ("kd+ce:-1", "a weight must be a number of 0 or more, found '-1'"),
     ],
 )
 def test_a_bad_expression_is_refused_in_one_line(text, says):

@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from command import fails, logitcache, succeeds
+from pictures import picture_folder
 from torch import Tensor, nn
 
 from logitcache.errors import MismatchError, OptionError, StorageError
@@ -19,6 +20,8 @@ from logitcache.models.build import Model, build_model
 from logitcache.models.export import export_model
 from logitcache.models.forward import ViewModel
 from logitcache.models.nets import HeadMixing
+from logitcache.models.weights import read_header
+from logitcache.views.recipes import recipe_named
 
 FORMATS = ("onnx", "torchscript")
 
@@ -161,3 +164,27 @@ def test_a_student_that_cannot_be_exported_is_named_and_the_others_are(tmp_path:
     )
     assert ended.stdout.count("top-1") == 2
     assert [path.parent.name for path in tmp_path.glob("runs/*/best.torchscript")] == ["digits_tiny-ce"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_student_says_its_classes_and_what_it_is_to_be_shown(tmp_path: Path, format: str) -> None:
+    folder = picture_folder(tmp_path / "pets")
+    classes = sorted(path.name for path in (folder / "train").iterdir())
+    words = ("--student", "resnet8", "--loss", "ce", "--data", "imagefolder:pets", "--recipe", "imagenet@32")
+    succeeds("train", *words, "--epochs", 1, "--export", format, "--out", "run", cwd=tmp_path)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["class_names"] == classes
+    header = read_header(tmp_path / "run" / "best.safetensors")
+    assert header.class_names == tuple(classes)
+    assert header.evaluation == recipe_named("center@32")
+    about = json.loads(READ[format](tmp_path / "run" / f"best.{format}", some_colours())[1])
+    assert about["class_names"] == classes
+    assert about["views"]["name"] == "center@32"
+    assert [step["transform"] for step in about["views"]["steps"]] == ["Resize", "CenterCrop"]
+
+    weights = str(tmp_path / "run" / "best.safetensors")
+    again = build_model("resnet8", num_classes=len(classes), view_size=32, weights=weights)
+    assert (again.class_names, again.evaluation) == (tuple(classes), recipe_named("center@32"))
+
+
+def some_colours() -> Tensor:
+    return torch.zeros((2, 3, 32, 32), dtype=torch.uint8)

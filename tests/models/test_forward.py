@@ -1,4 +1,4 @@
-"""Forward: a batch that does not fit the device is run in pieces, to the same logits."""
+"""Forward: a batch that does not fit the device is run in pieces, to the same logits; devices that are not there."""
 
 import dataclasses
 from pathlib import Path
@@ -10,9 +10,9 @@ from small import few_digits
 
 from logitcache.dump.job import dump
 from logitcache.dump.settings import DumpConfig
-from logitcache.errors import DeviceMemoryError, MismatchError
+from logitcache.errors import DeviceMemoryError, MismatchError, OptionError
 from logitcache.models.build import Model, build_model
-from logitcache.models.forward import BatchHalver, ViewModel
+from logitcache.models.forward import BatchHalver, ViewModel, choose_device
 from logitcache.store import CacheReader
 from logitcache.teacher.cached import CachedTeacher
 
@@ -77,3 +77,20 @@ def test_a_teacher_of_other_classes_than_the_images_is_refused(tmp_path: Path) -
     with pytest.raises(MismatchError, match="number of classes: expected 10, found 7"):
         dump(tmp_path / "c.zarr", few_digits(), RECIPE, teacher, DumpConfig(seeds=(0,), workers=0))
     assert not (tmp_path / "c.zarr").exists()
+
+
+@pytest.mark.parametrize("name", ["meta", "vulkan", "hpu", "nonsense", "", "cuda:99", "cuda:-1"])
+def test_a_device_that_is_not_there_is_one_line(name: str) -> None:
+    with pytest.raises(OptionError, match=f"device {name!r}") as said:
+        choose_device(name)
+    assert "\n" not in str(said.value)
+    assert len(str(said.value)) < 250
+
+
+@pytest.mark.parametrize("kind", ["mps", "xpu"])
+def test_a_device_of_another_kind_is_taken_where_it_works(kind: str) -> None:
+    if {"mps": torch.backends.mps, "xpu": torch.xpu}[kind].is_available():
+        assert choose_device(kind).type == kind
+    else:
+        with pytest.raises(OptionError, match=f"device '{kind}' cannot be used here"):
+            choose_device(kind)

@@ -48,7 +48,7 @@ def raising(num_classes): raise RuntimeError("out of luck")
 def nothing(num_classes): return None
 def dictionary(num_classes):
     net = plain(num_classes)
-    net.register_forward_hook(lambda module, inputs, output: {"logits": output})
+    net.register_forward_hook(lambda module, inputs, output: {"out": output})
     return net
 """
 
@@ -81,8 +81,8 @@ def test_your_own_adapter_is_kept_and_frozen_parts_stay_frozen(own):
 @pytest.mark.parametrize(
     ("function", "kind", "word"),
     [
-        ("stubborn", WeightsError, "expected logits (1, 10), found (1, 7)"),
-        ("dictionary", WeightsError, "found dict"),
+        ("stubborn", WeightsError, "expected logits (B, 10), found (1, 7)"),
+        ("dictionary", WeightsError, "found a dict of out: (1, 10); let it return the logits alone"),
         ("broken", OptionError, "fails on a (1, 3, 32, 32)"),
         ("raising", OptionError, "out of luck"),
         ("nothing", OptionError, "NoneType"),

@@ -17,15 +17,25 @@ from small import few_digits
 
 from logitcache.dump.job import dump
 from logitcache.dump.settings import DumpConfig
+from logitcache.format.identity import AdapterSpec
+from logitcache.losses import Objective
+from logitcache.models.build import Model
+from logitcache.models.forward import ViewModel
+from logitcache.models.weights import count_weights
 from logitcache.report.cache_facts import read_cache
 from logitcache.report.charts import LEAST, Axis, Scale, thin_out
 from logitcache.report.page import report
 from logitcache.report.run_facts import group_runs, read_run
 from logitcache.store import CacheReader, seed_list
+from logitcache.stream.stream import Stream
 from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.completion import Completion, fit_statistics
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import decode_shard
+from logitcache.train.config import TrainConfig
+from logitcache.train.evaluation import Evaluation, evaluate
+from logitcache.train.learner import Run
+from logitcache.train.loop import train
 from logitcache.views.datasets import load_digits
 from logitcache.views.recipes import recipe_named
 
@@ -231,3 +241,37 @@ def test_what_fewer_logits_lose_is_what_dense_arithmetic_says(tmp_path: Path) ->
             assert kept.mass[at] == pytest.approx(float(top), abs=1e-6)
     files = [f for f in (tmp_path / "c.zarr" / "seed-3").glob("*/c/**/*") if f.is_file()]
     assert sum(facts.array_bytes.values()) * 200 == pytest.approx(sum(f.stat().st_size for f in files))
+
+
+# How many -------------------------------------------------------------------------------------------------
+
+
+class Tied(torch.nn.Module):
+    """Two layers of one weight, frozen; complex numbers, and of half precision; buffers, which are no parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.there, self.back = torch.nn.Linear(64, 64, bias=False), torch.nn.Linear(64, 64, bias=False)
+        self.back.weight = self.there.weight
+        self.there.requires_grad_(False)
+        self.last, self.norm = torch.nn.Linear(64, 10), torch.nn.BatchNorm1d(64)
+        self.phase = torch.nn.Parameter(torch.ones(3, dtype=torch.complex64))
+        self.short = torch.nn.Parameter(torch.ones(5, dtype=torch.bfloat16))
+        self.register_buffer("grid", torch.zeros(1000))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.last(self.norm(self.back(self.there(x.flatten(1)))))
+        return logits + self.phase.abs().sum() + self.short.float().sum()
+
+
+def test_parameters_are_counted_alike_everywhere(tmp_path):
+    expected = 64 * 64 + 650 + 128 + 3 + 5
+    student = Model("tied", Tied(), AdapterSpec(1, 8, (0.5,), (0.5,)), 10, "own")
+    stream = Stream.plain(few_digits(60), recipe_named("digits"), seeds=(0,), batch_size=30, workers=0)
+    evaluation = Evaluation(few_digits(60, "test"), recipe_named("identity"))
+    config = TrainConfig(1, ema=0.5)
+    (report,) = train([Run(tmp_path / "run", student, Objective.parse("ce"), config)], stream, evaluation)
+    found = evaluate(ViewModel(student), evaluation, 10)
+    saved = count_weights(tmp_path / "run" / "best.safetensors")
+    read = read_run(tmp_path / "run").weights
+    assert (report.parameters, found.parameters, saved, read) == (expected,) * 4

@@ -31,6 +31,8 @@ KINDS: dict[str, Fault] = {
     "read-only disk": processes.read_only_disk,
     "permission": processes.no_permission,
     "broken disk": processes.broken_disk,
+    "unflushable folder": processes.unflushable_folder,
+    "few descriptors": processes.few_descriptors,
     "unreadable": processes.unreadable,
     "flip": files.flip,
     "cut": files.cut,

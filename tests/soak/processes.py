@@ -16,7 +16,7 @@ from logitcache.store.copy import copy_cache
 from logitcache.store.derive import derive_cache
 from logitcache.teacher.spool import open_spool
 from soak.disk import Recorder, replay
-from soak.subject import SAMPLES, SEEDS, HangError, Truth, dump_digits, one_line
+from soak.subject import SAMPLES, SEEDS, HangError, Truth, UntypedError, dump_digits, one_line
 from soak.watch import Operation, Watch
 
 SERVER = multiprocessing.get_context("forkserver")  # children start in no time: the server has imported torch
@@ -245,6 +245,82 @@ def _refuse_dump(what: str) -> Callable[[random.Random, Truth, Path], int]:
 
 full_disk, read_only_disk = _refuse_dump("full"), _refuse_dump("read-only")
 no_permission, broken_disk = _refuse_dump("permission"), _refuse_dump("broken")
+
+
+class Unflushable(Watch):
+    """Flushes files, but no folder."""
+
+    def __init__(self, folder: Path, error: int) -> None:
+        super().__init__(folder)
+        self.error, self.refused = error, 0
+
+    @contextmanager
+    def around(self, operation: Operation) -> Iterator[None]:
+        """Fail at a folder."""
+        if operation.kind == "sync" and (self.folder / operation.path).is_dir():
+            self.refused += 1
+            raise OSError(self.error, os.strerror(self.error))
+        yield
+
+
+def unflushable_folder(rng: random.Random, truth: Truth, folder: Path) -> int:
+    """Dump, go on, and copy on a disk that cannot flush a folder."""
+    watch = Unflushable(folder, rng.choice([errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF]))
+    out, told = folder / "c.zarr", set()
+    with watch.watching(), one_line():
+        with suppress(KeyboardInterrupt):
+            dump_digits(out, _stopping(lambda seed, shard: told.add((seed, shard)), rng.randint(1, 5)))
+        truth.require_survived(out, told)
+        dump_digits(out)
+        copy_cache(out, folder / "copy.zarr")
+    truth.require_whole(out)
+    truth.require_whole(folder / "copy.zarr")
+    return int(watch.refused > 0)
+
+
+# Few descriptors ------------------------------------------------------------------------------------------
+
+
+def _with_few_descriptors(out: Path, spools: Path, more: int, told: Any) -> None:
+    import resource
+
+    promised: list[tuple[int, int]] = []
+    said = ""
+    now = max(map(int, os.listdir("/dev/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (now + more, now + more))
+    try:
+        with one_line():
+            dump_digits(out, lambda seed, shard: promised.append((seed, shard)))
+            for seed in SEEDS:
+                open_spool(CacheReader(out), seed, spools)
+    except LogitCacheError:
+        pass
+    except AssertionError as error:
+        said = str(error)
+    told.send((promised, said))
+
+
+def few_descriptors(rng: random.Random, truth: Truth, folder: Path) -> None:
+    """Dump in a process that may open few files, maybe too few; then go on."""
+    out = folder / "c.zarr"
+    told, tell = SERVER.Pipe(duplex=False)
+    child = SERVER.Process(target=_with_few_descriptors, args=(out, folder, rng.randint(4, 24), tell))
+    child.start()
+    tell.close()
+    try:
+        if not told.poll(LONGEST):
+            raise HangError("a dump with few descriptors does not end")
+        promised, said = told.recv()
+    finally:
+        child.kill()
+        child.join()
+        told.close()
+    if said:
+        raise UntypedError(said)
+    truth.require_survived(out, set(promised))
+    with one_line():
+        dump_digits(out)
+    truth.require_whole(out)
 
 
 def unreadable(rng: random.Random, truth: Truth, folder: Path) -> int:

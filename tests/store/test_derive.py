@@ -209,7 +209,7 @@ def test_another_cache_in_its_place_is_refused_with_what_differs(dumped, tmp_pat
         ((6, "default"), {"top_k": 0}, "at least 1, found 0"),
         ((6, "default"), {"profile": "exact"}, "every class from a cache that keeps the top 6"),
         ((6, "compact"), {"profile": "default"}, r"default \(float16 gaps\) from compact"),
-        ((10, "exact"), {"top_k": 4}, "choose a profile too"),
+        ((10, "exact"), {"top_k": 4, "profile": "exact"}, "choose a profile too"),
         ((6, "default"), {"top_k": 6}, "nothing to derive"),
         ((6, "default"), {}, "nothing to derive"),
     ],
@@ -230,6 +230,12 @@ def test_seeds_that_are_not_complete_are_refused(dumped, tmp_path: Path) -> None
     (part / "seed-0" / "commit" / "c" / "1").unlink()
     with pytest.raises(IncompleteError, match="no complete seed"):
         derive_cache(part, tmp_path / "e.zarr", top_k=2)
+
+
+def test_fewer_logits_of_an_exact_cache_are_kept_as_a_dump_keeps_them(dumped) -> None:
+    source = CacheReader(dumped(10, "exact")).spec
+    assert derive_spec(source, 4) == derive_spec(source, 4, "default")
+    assert derive_spec(CacheReader(dumped(6, "compact")).spec, 4).profile.name == "compact"
 
 
 def test_shards_stay_where_they_are(dumped) -> None:

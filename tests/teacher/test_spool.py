@@ -16,9 +16,10 @@ from logitcache.errors import FormatError, IncompleteError, StorageError
 from logitcache.format.identity import PROFILES
 from logitcache.format.quantize import decode_gaps
 from logitcache.format.schema import CacheSpec, RowLayout
+from logitcache.locks import lock
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.teacher.sparse import SparseTeacher
-from logitcache.teacher.spool import default_spool_folder, open_spool, pack_rows
+from logitcache.teacher.spool import default_spool_folder, open_spool, pack_rows, spool_path
 
 
 def assert_decodes(teacher: SparseTeacher, arrays: dict[str, np.ndarray], spec: CacheSpec) -> None:
@@ -152,7 +153,7 @@ def build(path: Path, folder: Path, barrier, told) -> None:
     reader = CacheReader(path)
     barrier.wait()
     rows = open_spool(reader, 1, folder)
-    told.send((rows.tobytes(), os.stat(rows.filename).st_ino))
+    told.send((rows.tobytes(), spool_path(reader, 1, folder).stat().st_ino))
 
 
 def test_processes_that_open_a_spool_at_once_build_one(cache, tmp_path):
@@ -192,11 +193,9 @@ def test_the_spool_longest_unused_goes_first_and_who_has_it_mapped_keeps_it(cach
 
 
 def test_a_spool_that_another_process_is_opening_is_not_trimmed(cache, tmp_path):
-    from filelock import FileLock
-
     open_spool(cache, 0, tmp_path)
     (file,) = tmp_path.glob("*.spool")
-    with FileLock(file.with_suffix(".lock")):
+    with lock(file.with_suffix(".lock")):
         open_spool(cache, 1, tmp_path, limit=0)
     assert file.exists()
 

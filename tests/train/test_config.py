@@ -22,7 +22,7 @@ from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel
 from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.teacher.live import LiveTeacher
-from logitcache.train.config import PROTOCOLS, TrainConfig, protocol_named
+from logitcache.train.config import PROTOCOLS, TrainConfig, choose_protocol, protocol_named
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.events import EpochDone, StepDone, TrainEvent
 from logitcache.train.learner import Run
@@ -74,6 +74,28 @@ def test_protocols_are_the_published_ones() -> None:
         assert tuple(drops) == config.milestones
         assert rates[-1] == pytest.approx(config.lr / 1000)
     assert PROTOCOLS["digits"].config == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("data", "n", "view_size", "name", "epochs", "batch_size"),
+    [
+        ("digits", 1437, 8, "digits", 20, 64),
+        ("cifar100", 50_000, 32, "cifar-kd", 240, 64),
+        ("imagefolder:imagenet", 1_281_167, 224, "imagenet-kd", 100, 512),
+        ("imagefolder:imagenet", 1_281_167, 64, "imagenet-kd", 100, 512),
+        ("imagefolder:food", 75_750, 224, "imagenet-kd", 100, 512),
+        ("imagefolder:pets", 3_680, 224, "few", 52, 64),
+        ("imagefolder:emoji", 900, 64, "few", 53, 16),
+        ("imagefolder:shapes", 20, 64, "few", 100, 16),
+        ("imagefolder:birds", 19_999, 64, "few", 20, 64),
+    ],
+)
+def test_auto_goes_by_the_data(
+    data: str, n: int, view_size: int, name: str, epochs: int, batch_size: int
+) -> None:
+    found, protocol = choose_protocol("auto", data, n, view_size)
+    assert (found, protocol.config.epochs, protocol.batch_size) == (name, epochs, batch_size)
+    assert choose_protocol(found, "", n, 0) == (found, protocol)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -204,7 +226,8 @@ def test_clipping_bounds_the_step(tmp_path: Path, clip_norm: float | None) -> No
     before = {k: v.clone() for k, v in student.module.state_dict().items()}
 
     def stop(event: TrainEvent) -> None:
-        raise KeyboardInterrupt
+        if isinstance(event, StepDone):
+            raise KeyboardInterrupt
 
     config = TrainConfig(momentum=0.0, nesterov=False, weight_decay=0.0, warmup_epochs=0.0)
     run = Run(tmp_path, student, Objective.parse("kd"), config.replace({"lr": 0.1, "clip_norm": clip_norm}))

@@ -5,6 +5,7 @@ import io
 import pytest
 import torch
 
+from logitcache.errors import NonFiniteError
 from logitcache.train.epoch_meter import EpochMeter
 
 
@@ -29,3 +30,12 @@ def test_what_is_added_stays_as_it_is_and_a_checkpoint_keeps_every_digit() -> No
     again = EpochMeter(0, torch.device("cpu"))
     again.load_state_dict(torch.load(file, weights_only=True))
     assert again.means() == meter.means()
+
+
+@pytest.mark.parametrize(("epoch", "step", "told"), [(0, 0, "look here"), (0, 3, "slower"), (1, 0, "slower")])
+def test_a_rate_is_not_blamed_for_the_first_loss(epoch: int, step: int, told: str) -> None:
+    meter = EpochMeter(epoch, torch.device("cpu"))
+    meter.step = step
+    meter.add({"loss": torch.tensor(torch.nan)}, 4)
+    with pytest.raises(NonFiniteError, match=f"step {step + 1};.*{told}$"):
+        meter.require_finite(advice="slower", at_once="look here")

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small import few_digits
 from torch import nn
+from torch.utils.data import get_worker_info
 from training import outcome
 
 from logitcache.errors import (
@@ -44,6 +46,7 @@ from logitcache.train.evaluation import Evaluation
 from logitcache.train.events import StepDone, TrainEvent
 from logitcache.train.learner import Run
 from logitcache.train.loop import train
+from logitcache.views.datasets import ArrayImages
 from logitcache.views.recipes import recipe_named
 from logitcache_cli.exit_codes import catch_stop_signals
 
@@ -100,6 +103,46 @@ def test_stopped_and_resumed_is_uninterrupted(
             trained(out, SETTINGS[name], should_stop=after(steps))
     trained(out, SETTINGS[name])
     assert outcome(out) == whole[name]
+
+
+class Gated(ArrayImages):
+    """Digits of which one doesn't come from a worker while a file is there."""
+
+    gate = Path()
+
+    @classmethod
+    def by(cls, gate: Path, few: ArrayImages) -> "Gated":
+        images = cls(few.name, few.split, few.images, few.labels, 10, "digits")
+        images.gate = gate
+        return images
+
+    def image(self, sample: int) -> torch.Tensor:
+        while sample == 17 and get_worker_info() and self.gate.exists():
+            time.sleep(0.05)
+        return super().image(sample)
+
+
+@pytest.mark.parametrize("where", ["training", "evaluation"])
+def test_a_wish_to_stop_is_granted_while_no_batch_comes(
+    where: str, whole: dict[str, tuple[Any, ...]], tmp_path: Path
+) -> None:
+    (gate := tmp_path / "gate").touch()
+    images, tests, workers = few_digits(), few_digits(60, "test"), {where: 1}
+    if where == "training":
+        images = Gated.by(gate, images)
+    else:
+        tests = Gated.by(gate, tests)
+    stream = Stream.plain(images, RECIPE, seeds=(0, 1), batch_size=60, workers=workers.get("training", 0))
+    evaluation = Evaluation(tests, recipe_named("identity"), workers=workers.get("evaluation", 0))
+    run = Run(tmp_path / "run", with_dropout(), Objective.parse("ce"), SETTINGS["plain"])
+    wish = threading.Event()
+    (timer := threading.Timer(1.0, wish.set)).start()
+    with pytest.raises(StoppedError, match=r"stopped after step \d of epoch 1, as asked"):
+        train([run], stream, evaluation, should_stop=wish.is_set)
+    timer.join()
+    gate.unlink()
+    trained(tmp_path / "run", SETTINGS["plain"])
+    assert outcome(tmp_path / "run") == whole["plain"]
 
 
 @pytest.mark.parametrize("seed", [0, 1])

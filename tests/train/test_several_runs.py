@@ -109,8 +109,26 @@ def test_a_batch_too_small_for_two_heads_is_one_line(tmp_path: Path) -> None:
     cache = ("--teacher", "digits_tiny", "--weights", "t/best.safetensors", "--seeds", "0", "--out", "c.zarr")
     succeeds("dump", *cache, cwd=tmp_path)
     words = ("--student", "digits_tiny", "--loss", "dho", "--batch-size", "1", "--fraction", "0.02")
-    said = fails("train", *words, "--cache", "c.zarr", "--epochs", "1", "--out", "r", cwd=tmp_path)
+    ended = logitcache("train", *words, "--cache", "c.zarr", "--epochs", "1", "--out", "r", cwd=tmp_path)
+    assert ended.exit_code == 1
+    said = ended.stderr.splitlines()[-1]
     assert "leaves two views to train on; choose a larger --batch-size" in said
+
+
+def test_training_begins_with_what_it_will_do(tmp_path: Path) -> None:
+    words = ("train", "--student", "digits_tiny", "--loss", "ce", "--fraction", "0.1")
+    alone = logitcache(*words, "--epochs", "2", cwd=tmp_path).stderr
+    assert (
+        "protocol digits: sgd, lr 0.05 cosine, 2 epochs of 3 steps of 64, 6 in all; new views every epoch"
+        in alone
+    )
+    several = ("--variant", "lr=0.1", "--variant", "optimizer=adamw,lr=0.002,epochs=1")
+    few = ("--protocol", "few", "--epochs", "100", "--seeds", "1,3")
+    said = logitcache(*words, *few, *several, cwd=tmp_path).stderr
+    assert (
+        "few: sgd, lr 0.1 cosine, 100 epochs of 9 steps of 16, 900 in all; seeds 1, 3, few: each view" in said
+    )
+    assert "few: adamw, lr 0.002 cosine, 1 epochs of 9 steps of 16, 9 in all; new views" in said
 
 
 def test_what_may_surprise_of_a_student_is_said_before_it_trains(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from in_ranks import commanded, in_ranks
 from mixed import BOTH, a_recipe
 from safetensors.torch import load_file
 from small import few_digits
+from torch import nn
 from training import apart, outcome, perceptron, rows_of
 
 from logitcache.distributed import World
@@ -26,6 +27,7 @@ from logitcache.errors import (
     StudentsError,
     WeightsError,
 )
+from logitcache.format.identity import AdapterSpec
 from logitcache.losses import Objective
 from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel
@@ -99,6 +101,60 @@ def test_ranks_take_the_steps_of_one_process_with_the_teacher_live(
     mine, theirs = weights_of(tmp_path / "ranks"), weights_of(tmp_path / "alone")
     for name, value in mine.items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-4)
+
+
+class Partly(nn.Module):
+    """A layer without a part in the logits, frozen ones, and a batch norm of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen, self.used, self.unused = nn.Linear(64, 24), nn.Linear(24, 10), nn.Linear(24, 10)
+        self.norm = nn.BatchNorm1d(24)
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.used(self.norm(self.frozen(x.flatten(1))).relu())
+
+
+def partly() -> Model:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return Model("partly", Partly(), AdapterSpec(1, 8, (0.5,), (0.5,)), 10, "own")
+
+
+@pytest.mark.parametrize(
+    "config", [CONFIG, dataclasses.replace(CONFIG, accumulate=3)], ids=["plain", "pieces"]
+)
+def test_layers_that_are_unused_or_frozen_stay_as_they_are_in_ranks(
+    config: TrainConfig, exact: Path, tmp_path: Path
+) -> None:
+    heard = in_ranks(lambda world: trained(tmp_path / "run", world, exact, (config,), partly()))
+    assert heard[0][0].epochs == 2
+    began, ended = partly().module.state_dict(), weights_of(tmp_path / "run")
+    moved = {name.partition(".")[0] for name, value in began.items() if not torch.equal(value, ended[name])}
+    assert moved == {"used", "norm"}
+
+
+class Fickle(Partly):
+    """Leaves a layer out from its third forward on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forwards = 0
+        self.more = nn.Linear(64, 10)
+        del self.unused
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.forwards += 1
+        logits = super().forward(x)
+        return logits + self.more(x.flatten(1)) if self.forwards < 3 else logits
+
+
+def test_layers_that_come_and_go_are_one_line_in_ranks(exact: Path, tmp_path: Path) -> None:
+    student = dataclasses.replace(partly(), module=Fickle())
+    heard = in_ranks(lambda world: trained(tmp_path / "run", world, exact, student=student))
+    assert all(isinstance(heard[rank], OptionError) for rank in (0, 1)), heard
+    assert "takes other layers in some steps than in others" in str(heard[0])
 
 
 @pytest.mark.parametrize("batch_size", [32, 256])  # seven batches for three ranks, and one

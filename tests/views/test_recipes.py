@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from refusals import refused
 
 from logitcache.errors import DataError, FormatError, NotFoundError, OptionError, UnknownNameError
 from logitcache.format.identity import RecipeSpec, StepSpec
-from logitcache.versions import library_versions
+from logitcache.versions import cpu_kind, library_versions, view_conditions
 from logitcache.views.maker import ViewMaker, digest
 from logitcache.views.recipes import recipe_named
 
@@ -91,6 +94,32 @@ def test_versions_name_all_that_views_depend_on():
     versions = library_versions()
     assert set(versions) == {"logitcache", "torch", "torchvision", "pillow"}
     assert all(versions.values())
+    assert view_conditions() == {**versions, "cpu": cpu_kind()}
+
+
+def test_resizing_is_the_same_on_every_kind_of_cpu():
+    program = (
+        "import torch; from logitcache.views.maker import *; from logitcache.views.recipes import recipe_named\n"
+        "image = torch.arange(3 * 90 * 70).mul(7919).remainder(251).byte().view(3, 90, 70)\n"
+        "print(torch.backends.cpu.get_cpu_capability())\n"
+        "for name in ('imagenet@48', 'center@48'):\n"
+        "    print(*(digest(ViewMaker(recipe_named(name))(image, i, 0)) for i in range(4)))\n"
+    )
+    found = {}
+    for kind in ("default", "avx2"):
+        run = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "ATEN_CPU_CAPABILITY": kind},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        capability, *views = run.stdout.splitlines()
+        found[capability] = views
+    if len(found) < 2:
+        pytest.skip("this CPU has one kind of kernels")
+    default, other = found.values()
+    assert default == other
 
 
 # Refusals -------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from logitcache.format.identity import StepSpec
 from logitcache.models.build import build_model
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
+from logitcache.versions import cpu_kind, library_versions
 from logitcache.views.alignment import align_images
 from logitcache.views.datasets import ArrayImages, load_digits
 from logitcache.views.keyed_views import KeyedViews
@@ -158,6 +159,26 @@ def test_drift_names_the_libraries_whose_versions_differ(cache):
         prove_replay(elsewhere, KeyedViews(images, RECIPE), (1,))
     assert [f.field for f in refused.value.fields[1:]] == ["version of torchvision"]
     assert refused.value.fields[1].expected == "0.1"
+    assert "library versions" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "fields", "told"),
+    [
+        ("riscv64 DEFAULT", ["kind of CPU"], "on another kind of CPU some transforms round otherwise"),
+        (cpu_kind(), [], "the libraries are those that it was made with, so files have changed"),
+        (None, [], "does not say on what kind of CPU"),
+    ],
+)
+def test_drift_names_another_kind_of_cpu_where_it_is_known(cpu, fields, told, cache):
+    images = images_of()
+    images.changed = CANARY
+    elsewhere = CacheReader(cache.path)
+    versions = {**library_versions(), **({} if cpu is None else {"cpu": cpu})}
+    elsewhere.spec = dataclasses.replace(cache.spec, versions=versions)
+    with pytest.raises(DriftError, match=told) as refused:
+        prove_replay(elsewhere, KeyedViews(images, RECIPE), (1,))
+    assert [f.field for f in refused.value.fields[1:]] == fields
 
 
 @pytest.mark.parametrize("on_bad_image", ["error", "skip"])

@@ -1,0 +1,82 @@
+"""The logits of whatever a network answers: a tensor, or one among others.
+
+Networks answer with a tensor, with an object or a dict that has `logits` (Hugging Face; torchvision's Inception and
+GoogLeNet while they train), or with a tuple of logits and features. What else they give is left aside.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from logitcache.errors import WeightsError
+
+
+def take_logits(answer: object, num_classes: int, name: str, heads: int = 1) -> Tensor:
+    """Return the logits, (B, num_classes), or (B, 2, num_classes) of two heads.
+
+    Args:
+        answer: of the network `name`.
+        num_classes: C.
+        name: for messages.
+        heads: how many it may have.
+
+    Raises:
+        WeightsError: there are none; it says what there is.
+    """
+    logits = find_logits(answer, num_classes)
+    if isinstance(logits, Tensor) and (
+        (logits.ndim == 2 and logits.shape[1] == num_classes)
+        or (heads == 2 and logits.ndim == 3 and logits.shape[1:] == (2, num_classes))
+    ):
+        return logits
+    raise WeightsError(
+        f"{name}: expected logits (B, {num_classes}), found {_describe(answer)}; {_advise(logits, num_classes)}"
+    )
+
+
+def find_logits(answer: object, num_classes: int) -> object:
+    """Return what holds an answer's logits, a tensor if it is sound.
+
+    Of a tuple that is the one tensor of shape (B, num_classes), or the first of its elements if that has it.
+    """
+    if isinstance(answer, Tensor):
+        return answer
+    if isinstance(answer, Mapping) and "logits" in answer:
+        return answer["logits"]
+    if isinstance(found := getattr(answer, "logits", None), Tensor):
+        return found
+    if isinstance(answer, tuple | list):
+        fitting = [one for one in answer if _fits(one, num_classes)]
+        if fitting and (len(fitting) == 1 or fitting[0] is answer[0]):
+            return fitting[0]
+    return answer
+
+
+def _fits(value: Any, num_classes: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == num_classes
+
+
+def _describe(answer: object) -> str:
+    if isinstance(answer, Tensor):
+        return str(tuple(answer.shape))
+    if isinstance(answer, Mapping):
+        return f"a dict of {', '.join(f'{name}: {_describe(value)}' for name, value in answer.items())}"
+    if isinstance(answer, tuple | list):
+        return f"a {type(answer).__name__} of {', '.join(map(_describe, answer))}"
+    if isinstance(logits := getattr(answer, "logits", None), Tensor):
+        return f"{type(answer).__name__} with logits {_describe(logits)}"
+    return type(answer).__name__
+
+
+def _advise(logits: object, num_classes: int) -> str:
+    if not isinstance(logits, Tensor):
+        return "let it return the logits alone, or as `logits` of an object or a dict"
+    if logits.ndim > 2 and logits.shape[1] == num_classes and logits[0].numel() == num_classes:
+        return "let it flatten them"
+    if logits.ndim == 2:
+        return (
+            "its class count must be the data set's; features become logits by a last layer of as many outputs as "
+            "there are classes"
+        )
+    return "one row per image, and one number per class"

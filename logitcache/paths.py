@@ -1,0 +1,91 @@
+"""Paths as people write them: `~` for a home folder, environment variables, the folder of what is only kept.
+
+A variable that is set but empty is as good as not set. A user may have no name and no home, as in many containers.
+"""
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from logitcache.errors import OptionError, StorageError
+
+
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """Return a path, with the home folder in place of `~` or `~USER` at its beginning; as ./~ it is a plain name.
+
+    Raises:
+        OptionError: there is no such user, or this one has no home folder.
+    """
+    first, _, rest = os.fspath(path).partition(os.sep)
+    if not first.startswith("~"):
+        return Path(path)
+    try:
+        home = find_home() if first == "~" else Path(first).expanduser()
+    except RuntimeError:  # no such user
+        home = None
+    if home is None:
+        raise OptionError(
+            f"{path}: no home folder for {first}; give the whole path, or ./{first} for a folder of that name"
+        )
+    return home / rest.lstrip(os.sep)
+
+
+def find_home() -> Path | None:
+    """Return the user's home folder: $HOME, or what the system knows of the user; None where neither says."""
+    if home := read_variable("HOME"):
+        return Path(home)
+    try:
+        import pwd
+
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except (ImportError, KeyError):
+        return None
+
+
+def read_variable(name: str) -> str | None:
+    """Return an environment variable; None where it is not set, or empty."""
+    return os.environ.get(name, "").strip() or None
+
+
+def user_cache_folder() -> Path:
+    """Return where programs keep what can be made again: $XDG_CACHE_HOME, ~/.cache, or else a temporary folder.
+
+    A relative $XDG_CACHE_HOME is passed over, as the XDG specification has it, and ~/.cache if it cannot be written;
+    the temporary folder is this user's own, and nobody else's.
+
+    Raises:
+        StorageError: there is no such folder either.
+    """
+    if (chosen := read_variable("XDG_CACHE_HOME")) and Path(chosen).is_absolute():
+        return Path(chosen)
+    if (home := find_home()) is not None and home.is_absolute():
+        cache = home / ".cache"
+        if os.access(cache if cache.exists() else home, os.W_OK | os.X_OK):
+            return cache
+    return _make_temporary_folder()
+
+
+def name_user() -> None:
+    """Give a user without a name one in $LOGNAME: torch.compile names its folders by it."""
+    import getpass
+
+    try:
+        getpass.getuser()
+    except (ImportError, KeyError, OSError):
+        os.environ["LOGNAME"] = f"uid-{os.getuid()}"
+
+
+def _make_temporary_folder() -> Path:
+    advice = "name a folder in $XDG_CACHE_HOME or $LOGITCACHE_SPOOL"
+    try:
+        folder = Path(tempfile.gettempdir()) / f"logitcache-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise StorageError(
+            f"no home, and no temporary folder either ({error.strerror or error}); {advice}"
+        ) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise StorageError(f"{folder} belongs to somebody else, or others may write into it; {advice}")
+    return folder

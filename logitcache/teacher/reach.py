@@ -1,0 +1,64 @@
+"""How far a teacher's logits may lie apart: classes that it masks, and numbers that are no logits.
+
+A class that lies `MASKED` below the largest logit has no mass at any temperature in use: at T = 20 its probability is
+e^−50 of the first one's. Teachers mask classes by −∞, the lowest float or −10⁹, and the tail's mean would be all
+of that number. So whatever lies lower is taken to lie there, in a cache and live alike.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from logitcache.errors import NonFiniteError
+
+REACH = 10_000.0  # of a logit, up or down
+MASKED = 1_000.0  # the largest gap
+
+
+def raise_masked(logits: Tensor) -> Tensor:
+    """Return (B, C) logits, none of them more than `MASKED` below the largest of its row."""
+    top = logits.amax(1, keepdim=True).clamp(max=torch.finfo(logits.dtype).max)  # ∞ stays the only one
+    return logits.maximum(top - MASKED)
+
+
+def find_outliers(top: Tensor) -> Tensor:
+    """Say which rows are no logits, (B,) bool, by the largest number of each, (B,): NaN, or farther than ±`REACH`."""
+    return ~(top.abs() <= REACH)
+
+
+def outlier_error(
+    top: float, where: str, *, half: bool, class_: int | None = None, kept: str = ""
+) -> NonFiniteError:
+    """Return the error for a row that is no logits.
+
+    Args:
+        top: its largest number.
+        where: of which view.
+        half: whether the teacher runs in half precision.
+        class_: of that number.
+        kept: what became of the work so far, for the message.
+    """
+    if top <= -REACH:
+        advice = "at least one class must be left unmasked"
+    elif math.isfinite(top):
+        advice = "give a teacher whose answers are logits, as its loss takes them, not scaled"
+    else:
+        advice = f"{'try --precision float32 in another cache, or ' if half else ''}check the weights"
+    found = f"{top:g}" if math.isfinite(top) else str(top)
+    of_class = "" if class_ is None else f" (class {class_})"
+    return NonFiniteError(
+        f"the teacher's largest logit for {where} is {found}{of_class}, expected a number within ±{REACH:,.0f}; "
+        f"{kept}{advice}"
+    )
+
+
+def are_probabilities(listed: Tensor, tail_sum: Tensor) -> bool:
+    """Say whether a model's answers are probabilities: each row sums to 1, and none of what it lists is negative.
+
+    Args:
+        listed: (B, k) of a row's numbers.
+        tail_sum: (B,) sum of the others, 0 where there are none.
+    """
+    total = listed.sum(1) + tail_sum
+    return bool(((total - 1).abs() < 1e-3).all() and (listed >= 0).all() and (tail_sum > -1e-3).all())

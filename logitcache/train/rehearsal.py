@@ -1,0 +1,87 @@
+"""A student's step before its first one: what it answers while it trains, and which of its parameters learn."""
+
+from dataclasses import dataclass
+
+import torch
+
+from logitcache.errors import LogitCacheError, OptionError
+from logitcache.models.answers import take_logits
+from logitcache.models.build import Model
+from logitcache.models.catalog import seeded
+from logitcache.models.weights import first_line
+
+VIEWS = 2  # of which batch norm can learn
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What came of it.
+
+    Attributes:
+        unused: names of parameters that learn nothing: their layers have no part in the logits.
+        note: a line for people, or "".
+    """
+
+    unused: tuple[str, ...] = ()
+    note: str = ""
+
+
+def rehearse(student: Model) -> Rehearsal:
+    """Run a student forward and backward on a batch of noise, if it is no network of the catalog; it stays as it is.
+
+    Raises:
+        OptionError: it has nothing to train, or fails.
+        WeightsError: what it answers while it trains are no logits.
+    """
+    parameters = dict(student.module.named_parameters())
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        found = "all of its parameters are frozen" if parameters else "it has no parameters"
+        raise OptionError(f"{student.name} cannot be trained: {found}; leave some of them to learn")
+    if ":" not in student.name and student.weights != "own":
+        return Rehearsal()
+    adapter = student.adapter
+    shape = VIEWS, adapter.channels, adapter.size, adapter.size
+    module, device = student.module, next(iter(parameters.values())).device
+    modes = [(part, part.training) for part in module.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    grads = [(parameter, parameter.grad) for parameter in parameters.values()]
+    try:
+        with seeded(0):
+            noise = torch.randn(shape)
+            answer = module.train()(noise.to(device))
+            logits = take_logits(
+                answer, student.num_classes, f"{student.name}, while it trains", student.heads
+            )
+            for parameter in parameters.values():
+                parameter.grad = None
+            logits.float().sum().backward()  # type: ignore[no-untyped-call]
+        unused = [name for name, p in parameters.items() if p.requires_grad and p.grad is None]
+    except LogitCacheError:
+        raise
+    except Exception as error:  # of the user's own code, whatever it is
+        raise OptionError(
+            f"{student.name} fails on a {shape} float batch while it trains: {first_line(error)}"
+        ) from error
+    finally:
+        for part, training in modes:
+            part.training = training
+        for parameter, grad in grads:
+            parameter.grad = grad
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+    return Rehearsal(tuple(unused), _note(student, answer, unused))
+
+
+def _note(student: Model, answer: object, unused: list[str]) -> str:
+    told = []
+    if not isinstance(answer, torch.Tensor):
+        told.append(
+            f"answers with {type(answer).__name__} while it trains, of which the logits alone are trained"
+        )
+    if unused:
+        more = ", …" if len(unused) > 3 else ""
+        told.append(
+            f"has parameters that its logits don't depend on, and that learn nothing: {', '.join(unused[:3])}{more}"
+        )
+    return f"{student.name} {'; it '.join(told)}" if told else ""
