@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command import fails, succeeds
+from command import fails, logitcache, succeeds
 from dumping import IDENTITY, RECIPE, taught
 from in_ranks import in_ranks
 from pictures import image_folder
@@ -139,4 +139,8 @@ def test_commands_name_a_bad_test_image_first_and_leave_it_out_when_told_to(tmp_
     bad.write_bytes(whole)
     training_image = root / "train" / "bee" / "1.png"
     training_image.write_bytes(whole[:60])
-    assert fails(*training, "other", cwd=tmp_path).endswith("; mend or remove it")
+    ended = logitcache(*training, "other", cwd=tmp_path)
+    assert ended.exit_code == 1
+    assert ended.stderr.rstrip().endswith(
+        f"{training_image} does not decode (image file is truncated); mend or remove it"
+    )
