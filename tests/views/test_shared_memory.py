@@ -147,16 +147,18 @@ def waiting(leave: bool = False) -> KeyedViews:
 
 def test_workers_that_do_nothing_are_given_up(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(loading, "STALL_SECONDS", 2.0)
+    others = {child.pid for child in multiprocessing.active_children()}
     loader = view_loader(waiting(), [[(0, 0)], [(5, 0)]], workers=2)
     batches = iterate_batches(loader)
     assert next(batches).samples.tolist() == [0]
-    children = multiprocessing.active_children()
+    workers = {child.pid for child in multiprocessing.active_children()} - others
+    assert len(workers) == 2
     with pytest.raises(
         LogitCacheError, match=r"done nothing for .* minutes: .*--workers 0.*--shm-size"
     ) as said:
         next(batches)
     assert "\n" not in str(said.value)
-    assert not {child.pid for child in children} & {c.pid for c in multiprocessing.active_children()}
+    assert not workers & {child.pid for child in multiprocessing.active_children()}
 
 
 def test_a_wish_to_stop_is_heard_while_no_batch_comes():
