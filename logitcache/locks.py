@@ -1,8 +1,8 @@
 """Locks: a file that one process at a time holds, and lets go of however that process ends.
 
 They are filelock's. Where a disk has no flock (Lustre mounted without it, NFS without its lock service, some FUSE
-mounts), the lock is that a file exists, `FILE.soft`: that of a process of this host that has ended is taken over; one
-of another host cannot be asked, so who wants the lock is told who that is, since when, and how to take over.
+mounts), the lock is that a file exists, its name ending in SOFT. That of an ended process of this host is taken over;
+of another host nobody can tell, so who wants the lock is told who that is, since when, and how to take over.
 """
 
 import errno
