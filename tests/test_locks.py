@@ -1,315 +1,314 @@
-"""A lock is held by one process at a time, on disks with flock and without, however its holder ends."""
+"""Locks: held by one process at a time, free when it ends however it ends, with flock and on disks without."""
 
 import errno
 import fcntl
+import multiprocessing
 import os
 import re
 import signal
-import socket
 import subprocess
+import sys
+import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from small_caches import FORK, SMALL, fill
 
-from logitcache.errors import BusyError
-from logitcache.locks import FRESH, HeldError, Locks, lock
-from logitcache.store import CacheReader, CacheWriter
-from logitcache.teacher.spool import open_spool, spool_path
+from logitcache.locks import NO_FLOCK, HeldError, claim, lock
 
-NO_FLOCK = ["ENOSYS", "EOPNOTSUPP", "ENOLCK"]
+FORK = multiprocessing.get_context("fork")
+Disk = str | None
 
 
-def take_flock_away(monkeypatch: pytest.MonkeyPatch, error: str = "ENOSYS") -> None:
-    """Let this disk say that it has no flock."""
-
-    def flock(descriptor: int, operation: int) -> None:
-        raise OSError(getattr(errno, error), os.strerror(getattr(errno, error)))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+@pytest.fixture(params=[None, *sorted(errno.errorcode[code] for code in NO_FLOCK)])
+def disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Disk:
+    """A disk with flock, or the error of one without; forks of this process have it too."""
+    if request.param:
+        lose_flock(monkeypatch, getattr(errno, request.param))
+    return request.param
 
 
-def is_free(file: Path) -> bool:
-    """Could another process hold it?"""
-    told, tell = FORK.Pipe(duplex=False)
-    child = FORK.Process(target=_try, args=(file, tell))
-    child.start()
-    child.join()
-    return bool(told.recv())
+def lose_flock(monkeypatch: pytest.MonkeyPatch, code: int = errno.ENOSYS) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
 
 
-def _try(file: Path, tell) -> None:
+def hold(take: Callable[[], "contextmanager[None]"], told: Connection) -> None:
+    with take():
+        told.send("held")
+        time.sleep(600)
+
+
+@contextmanager
+def elsewhere(take: Callable[[], "contextmanager[None]"]) -> Iterator[multiprocessing.process.BaseProcess]:
+    """Another process that holds what `take` takes, until it is killed."""
+    here, there = FORK.Pipe()
+    process = FORK.Process(target=hold, args=(take, there))
+    process.start()
     try:
+        assert here.poll(60)
+        assert here.recv() == "held"
+        yield process
+    finally:
+        kill(process)
+
+
+def kill(process: multiprocessing.process.BaseProcess) -> None:
+    process.kill()
+    process.join()
+
+
+def give_to_another_host(*files: Path) -> None:
+    """Make soft locks those of a pod that is gone."""
+    for file in files:
+        text = file.read_text().splitlines()
+        file.write_text("\n".join([text[0], "pod-7", *text[2:], ""]))
+
+
+def claims(folder: Path, names: str) -> "contextmanager[None]":
+    """Claim folders as the store does."""
+    with ExitStack() as stack:
+        for name in names:
+            (folder / name).mkdir(exist_ok=True)
+            with lock(folder / ".lock", 60):
+                stack.enter_context(claim(folder / name, folder))
+        yield
+
+
+claim_all = contextmanager(claims)
+
+
+# One lock -------------------------------------------------------------------------------------------------
+
+
+def test_a_lock_is_held_by_one_process_who_is_named_and_is_free_when_that_is_killed(
+    disk: Disk, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.lock"
+    began = time.time()
+    with elsewhere(lambda: lock(file)) as process:
+        with pytest.raises(HeldError) as refused, lock(file):
+            pass
+        found = re.fullmatch(
+            rf"process {process.pid} on {re.escape(os.uname().nodename)} since (.*) UTC", refused.value.who
+        )
+        assert found
+        assert abs(refused.value.since - began) < 60
+        assert refused.value.how == ""  # that process lives: nobody shall delete its lock
+        kill(process)
         with lock(file):
-            tell.send(True)
-    except HeldError:
-        tell.send(False)
-
-
-def _hold(files: list[Path], tell) -> None:
-    locks = Locks()
-    with ExitStack() as stack:
-        for file in files:
-            stack.enter_context(locks.hold(file))
-        tell.send("held")
-        signal.pause()
-
-
-def hold_and_die(files: list[Path]) -> None:
-    """Hold locks in a process that is killed."""
-    told, tell = FORK.Pipe(duplex=False)
-    child = FORK.Process(target=_hold, args=(files, tell))
-    child.start()
-    assert told.recv() == "held"
-    child.kill()
-    child.join()
-
-
-def another_holder(file: Path, *, host: str = "pod-7", pid: int | None = None, start: str = "") -> None:
-    """Say in a lock file that another process holds it, since a minute ago, and has no flock."""
-    since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time.time() - 60))
-    file.write_text(f"process {pid or os.getpid()} on {host} since {since}, without flock\n {start}\n")
-
-
-@pytest.fixture(params=["flock", *NO_FLOCK])
-def any_disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param != "flock":
-        take_flock_away(monkeypatch, request.param)
-    return str(request.param)
-
-
-def test_one_holder_at_a_time_and_free_when_it_ends(any_disk: str, tmp_path: Path) -> None:
-    file = tmp_path / "lock"
-    with lock(file):
-        assert not is_free(file)
-        with pytest.raises(
-            HeldError, match=rf"process {os.getpid()} on {socket.gethostname()} since 20.* UTC"
-        ):
-            lock(file).__enter__()
-    assert is_free(file)
-    hold_and_die([file])
-    assert is_free(file)
+            pass
+    with lock(file), pytest.raises(HeldError, match=f"process {os.getpid()} on "), lock(file):
+        pass  # nor twice by one process
     with lock(file):
         pass
-    assert not [other for other in tmp_path.iterdir() if other != file]
 
 
-def test_processes_that_want_a_lock_of_one_that_was_killed_have_it_in_turn(
-    any_disk: str, tmp_path: Path
-) -> None:
-    file, counted = tmp_path / "lock", tmp_path / "count"
-    hold_and_die([file])
-    counted.write_text("0")
-    children = [FORK.Process(target=_count, args=(file, counted, 10)) for _ in range(4)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join()
-    assert counted.read_text() == "40"
-
-
-def _count(file: Path, counted: Path, times: int) -> None:
-    for _ in range(times):
+def test_who_waits_has_it_as_soon_as_it_is_free(disk: Disk, tmp_path: Path) -> None:
+    file = tmp_path / "a.lock"
+    with elsewhere(lambda: lock(file)) as process:
+        threading.Timer(0.3, kill, [process]).start()
+        began = time.monotonic()
         with lock(file, wait=60):
-            number = int(counted.read_text())
-            time.sleep(0.001)
-            counted.write_text(str(number + 1))
+            assert 0.2 < time.monotonic() - began < 30
 
 
-# One descriptor -------------------------------------------------------------------------------------------
+def count(file: Path, number: Path, times: int) -> None:
+    for _ in range(times):
+        with lock(file, 60):
+            number.write_text(str(int(number.read_text()) + 1))
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> list[Path]:
-    for number in range(40):
-        (tmp_path / str(number)).mkdir()
-    return [tmp_path / str(number) / "lock" for number in range(40)]
+def test_processes_that_take_turns_lose_no_turn(disk: Disk, tmp_path: Path) -> None:
+    number = tmp_path / "n"
+    number.write_text("0")
+    processes = [FORK.Process(target=count, args=(tmp_path / "a.lock", number, 5)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert number.read_text() == "15"
 
 
-def test_many_locks_take_one_descriptor_and_are_let_go_one_by_one(files: list[Path]) -> None:
-    before, locks = descriptors(), Locks()
-    with ExitStack() as rest, ExitStack() as first:
-        for number, file in enumerate(files):
-            (first if number < 20 else rest).enter_context(locks.hold(file))
-        assert descriptors() == before + 1
-        assert not any(map(is_free, files[::7]))
-        with pytest.raises(BlockingIOError), files[3].open("r+") as old:  # as an earlier logitcache locks
-            fcntl.flock(old, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        first.close()
-        assert [is_free(file) for file in files[::5]] == [True] * 4 + [False] * 4
-        assert descriptors() == before + 1
-    assert descriptors() == before
-    assert all(map(is_free, files[::7]))
-
-
-def test_of_a_killed_run_others_take_what_they_want_each(files: list[Path]) -> None:
-    hold_and_die(files)
-    assert files[0].stat().st_nlink == len(files)
-    mine, others = Locks(), Locks()
-    with mine.hold(files[0]), others.hold(files[1]), mine.hold(files[2]), others.hold(files[3]):
-        assert not any(map(is_free, files[:4]))
-        assert is_free(files[4])
-    assert all(map(is_free, files[:5]))
-
-
-def test_without_hard_links_each_lock_has_a_descriptor(files: list[Path], monkeypatch) -> None:
-    def link(*_: object) -> None:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-
-    monkeypatch.setattr(os, "link", link)
-    before, locks = descriptors(), Locks()
-    with ExitStack() as stack:
-        for file in files[:5]:
-            stack.enter_context(locks.hold(file))
-        assert descriptors() == before + 5
-        assert not any(map(is_free, files[:5]))
-    assert descriptors() == before
-    assert all(map(is_free, files[:5]))
-
-
-def test_what_this_process_holds_is_not_let_go_by_its_forks(files: list[Path]) -> None:
-    locks = Locks()
-    with locks.hold(files[0]):
-        child = FORK.Process(target=_hold_more, args=(locks, files[1]))
-        child.start()
-        child.join()
-        assert child.exitcode == 0
-        assert not is_free(files[0])
-        assert is_free(files[1])
-
-
-def _hold_more(locks: Locks, file: Path) -> None:
-    with locks.hold(file):
-        pass
-
-
-# Holders that cannot be asked -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("flock", [True, False])
-def test_a_holder_of_another_host_is_named_and_not_passed_over(
-    flock: bool, tmp_path: Path, monkeypatch
+def test_a_lock_of_another_host_without_flock_is_never_taken_over_silently(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not flock:
-        take_flock_away(monkeypatch)
-    file = tmp_path / "lock"
-    another_holder(file)
-    with pytest.raises(HeldError) as refused:
-        lock(file).__enter__()
-    assert re.fullmatch(rf"process {os.getpid()} on pod-7 since 20\d\d-.* UTC", refused.value.who)
-    assert f"if it has ended, delete {file} and run the same command again" in refused.value.how
+    lose_flock(monkeypatch)
+    file, soft = tmp_path / "a.lock", tmp_path / "a.lock.soft"
+    with elsewhere(lambda: lock(file)) as process:
+        give_to_another_host(soft)
     began = time.monotonic()
-    with pytest.raises(HeldError):
-        lock(file, wait=30).__enter__()  # it has held it for a minute already
-    assert time.monotonic() - began < 5
-    file.unlink()
+    for _ in range(2):
+        with pytest.raises(HeldError) as refused, lock(file, wait=600, wait_unknown=0):
+            pass
+        assert re.match(rf"process {process.pid} on pod-7 since \d", refused.value.who)
+        assert f"delete {soft}" in refused.value.how
+    os.utime(soft, (0, 0))  # a lock that is held for moments only, since 1970
+    with pytest.raises(HeldError, match="since 1970-01-01 00:00:00 UTC"), lock(file, wait=600):
+        pass
+    assert time.monotonic() - began < 60
+    monkeypatch.undo()
+    with pytest.raises(HeldError, match="pod-7"), lock(file):  # another node mounts that disk with flock
+        pass
+    soft.unlink()  # as advised
     with lock(file):
         pass
 
 
-@pytest.mark.parametrize("flock", [True, False])
-def test_a_holder_of_this_host_is_passed_over_once_it_has_ended(
-    flock: bool, tmp_path: Path, monkeypatch
+@pytest.mark.parametrize("text", ["", "?", "12\n", "99999999999999999999\nhere\n"])
+def test_a_soft_lock_that_names_nobody_can_be_taken_over_by_hand(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not flock:
-        take_flock_away(monkeypatch)
-    file, here = tmp_path / "lock", socket.gethostname()
-    ended = FORK.Process(target=int)
-    ended.start()
-    ended.join()
-    another_holder(file, host=here, pid=ended.pid)
-    with lock(file):
+    lose_flock(monkeypatch)
+    soft = tmp_path / "a.lock.soft"
+    soft.write_text(text)
+    with pytest.raises(HeldError) as refused, lock(tmp_path / "a.lock"):
         pass
-    another_holder(file, host=here, start="1")  # a process of our number, but before our time
-    with lock(file):
+    assert f"delete {soft}" in refused.value.how
+    soft.unlink()
+    with lock(tmp_path / "a.lock"):
         pass
-    file.write_text(f"{ended.pid}\n{here}\n")  # as filelock's soft locks say it
-    with lock(file):
-        pass
-    another_holder(file, host=here)
-    with pytest.raises(HeldError) as refused:
-        lock(file).__enter__()
-    assert not refused.value.how  # the system knows it
 
 
-def test_an_empty_file_is_nobodys_unless_it_is_new(tmp_path: Path, monkeypatch) -> None:
-    file = tmp_path / "lock"
-    with lock(file):
-        pass
-    assert file.read_bytes() == b""  # as flock leaves it
-    take_flock_away(monkeypatch)
-    began = time.monotonic()
-    with lock(file):  # its maker might be about to write who it is
-        assert time.monotonic() - began > FRESH / 2
-        assert b"without flock" in file.read_bytes()
-    assert not file.exists()
-
-
-def test_a_full_disk_keeps_no_lock_from_being_held(tmp_path: Path, monkeypatch) -> None:
-    def write(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "write", write)
-    with lock(tmp_path / "lock"), pytest.raises(HeldError, match="another process"):
-        lock(tmp_path / "lock").__enter__()
-
-
-# In the store ---------------------------------------------------------------------------------------------
-
-
-def test_who_holds_a_seed_is_said_with_what_frees_all_its_seeds(tmp_path: Path, monkeypatch) -> None:
-    take_flock_away(monkeypatch)
-    path = fill(tmp_path / "c o.zarr", SMALL, seeds=(0, 1, 2))
-    for seed in (0, 1):
-        another_holder(path / f"seed-{seed}" / "commit" / ".lock")
-    another_holder(path / "seed-2" / "commit" / ".lock", host="pod-70")
-    with pytest.raises(BusyError, match=r"seed 0 of .* written by process \d+ on pod-7 since") as refused:
-        fill(path, SMALL, seeds=(0,))
-    told = str(refused.value)
-    assert "\n" not in told
-    assert f"if it has ended, delete {path}/seed-0/commit/.lock and run" in told
-    subprocess.run(told.partition("all that it held: ")[2], shell=True, check=True)
-    fill(path, SMALL, seeds=(0, 1))
-    with pytest.raises(BusyError, match="pod-70"):
-        fill(path, SMALL, seeds=(2,))
-
-
-def test_a_shard_that_a_process_of_another_host_has_left_locked_is_refused_soon(
-    tmp_path: Path, monkeypatch
+def test_other_errors_of_the_disk_are_told_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take_flock_away(monkeypatch)
-    writer = CacheWriter.open(tmp_path / "c.zarr", SMALL)
-    with writer.seed(0) as own:
-        left = tmp_path / "c.zarr" / "seed-0" / "commit" / ".lock-0"
-        another_holder(left)
-        with pytest.raises(
-            BusyError, match=rf"shard 0 of .* written by process \d+ on pod-7 .*delete {left} and"
-        ):
-            own.write_if_missing(0, {})
-
-
-def test_a_spool_is_built_beside_a_lock_that_nobody_answers_for(tmp_path: Path, monkeypatch) -> None:
-    take_flock_away(monkeypatch)
-    reader = CacheReader(fill(tmp_path / "c.zarr", SMALL, seeds=(0,)))
-    rows = open_spool(reader, 0, tmp_path / "one").copy()
-    (tmp_path / "two").mkdir()
-    left = spool_path(reader, 0, tmp_path / "two").with_suffix(".lock")
-    another_holder(left)
-    assert (open_spool(reader, 0, tmp_path / "two") == rows).all()
-    assert sorted(file.suffix for file in (tmp_path / "two").iterdir()) == [".lock", ".spool"]
-    assert "pod-7" in left.read_text()
-
-
-def test_a_cache_is_begun_and_goes_on_where_there_is_no_flock(any_disk: str, tmp_path: Path) -> None:
-    path = fill(tmp_path / "c.zarr", SMALL, seeds=(0, 1))
-    writer = CacheWriter.open(path, SMALL)
-    with writer.seed(0), pytest.raises(BusyError, match="wait, or choose other seeds"), writer.seed(0):
+    lose_flock(monkeypatch, errno.EIO)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)), lock(tmp_path / "a.lock"):
         pass
-    assert CacheReader(path).complete() == [0, 1]
-    assert [CacheReader(path).strays(seed) for seed in (0, 1)] == [[], []]
+    assert not (tmp_path / "a.lock.soft").exists()
+
+
+# Claims ---------------------------------------------------------------------------------------------------
+
+
+def test_folders_are_claimed_by_one_process_each_and_are_free_when_it_is_killed(
+    disk: Disk, tmp_path: Path
+) -> None:
+    with elsewhere(lambda: claim_all(tmp_path, "abc")) as process, claim_all(tmp_path, "def"):
+        for name in "abc":
+            with (
+                pytest.raises(HeldError, match=f"process {process.pid} on .* since "),
+                claim_all(tmp_path, name),
+            ):
+                pass
+        with pytest.raises(HeldError, match=f"process {os.getpid()} on "), claim_all(tmp_path, "d"):
+            pass
+        kill(process)
+        with claim_all(tmp_path, "cb"):
+            pass
+        with elsewhere(lambda: claim_all(tmp_path, "ab")), pytest.raises(HeldError), claim_all(tmp_path, "b"):
+            pass
+    with claim_all(tmp_path, "abcdef"):
+        pass
+    assert sorted(file.name for file in tmp_path.rglob("*") if file.is_file()) == [".lock"]
+
+
+def descriptors(folder: Path) -> int:
+    files = (os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd"))
+    return sum(file.startswith(str(folder)) for file in files)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors as Linux does")
+def test_any_number_of_folders_takes_one_descriptor(disk: Disk, tmp_path: Path) -> None:
+    with claim_all(tmp_path, "abcdefghijklmnopqrstuvwxyz"):
+        assert descriptors(tmp_path) == 1
+    assert descriptors(tmp_path) == 0
+
+
+def test_claims_that_end_in_any_order_stay_claims_until_each_has_ended(disk: Disk, tmp_path: Path) -> None:
+    first, second = claim_all(tmp_path, "a"), claim_all(tmp_path, "b")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    with elsewhere(lambda: claim_all(tmp_path, "a")):
+        assert not can_claim(tmp_path, "b")
+    second.__exit__(None, None, None)
+    assert can_claim(tmp_path, "ab")
+
+
+def can_claim(folder: Path, names: str) -> bool:
+    """Ask another process whether it can claim these folders now."""
+    process = FORK.Process(target=claim_and_exit, args=(folder, names))
+    process.start()
+    process.join()
+    return process.exitcode == 0
+
+
+def claim_and_exit(folder: Path, names: str) -> None:
+    try:
+        with claim_all(folder, names):
+            pass
+    except HeldError:
+        sys.exit(1)
+
+
+FORKING = """
+import os, sys, time
+from pathlib import Path
+from logitcache.locks import claim, lock
+folder = Path(sys.argv[1])
+with lock(folder / ".lock", 60):
+    held = claim(folder / "a", folder)
+    held.__enter__()
+if os.fork() == 0:  # a worker; what the interpreter tears down here is the parent's
+    {worker}
+    sys.exit()
+print("forked", flush=True)
+{parent}
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_fork_that_ends_ends_no_claim_of_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    code = FORKING.format(
+        worker="held.__exit__(None, None, None)", parent="os.wait(); print('ended', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["forked\n", "ended\n"]
+        assert not can_claim(tmp_path, "a")
+        process.kill()
+    assert can_claim(tmp_path, "a")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_fork_that_outlives_its_parent_keeps_no_claim(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    code = FORKING.format(worker="print(os.getpid(), flush=True); time.sleep(600)", parent="time.sleep(600)")
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        lines = sorted(process.stdout.readline() for _ in range(2))
+        worker = int(lines[0])
+        try:
+            assert lines[1] == "forked\n"
+            process.kill()
+            process.wait()
+            assert can_claim(tmp_path, "a")
+            os.kill(worker, 0)  # it is there still
+        finally:
+            os.kill(worker, signal.SIGKILL)
+
+
+def test_what_earlier_versions_wrote_beside_their_locks_claims_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for text in ("process 1 on elsewhere", "", "../../etc/passwd", "0" * 31):
+        (tmp_path / "a" / ".owner").write_text(text)
+        with claim_all(tmp_path, "a"):
+            pass
+    outside = tmp_path / "outside"
+    outside.write_text("stays")
+    (tmp_path / "a" / ".owner").symlink_to(outside)
+    with claim_all(tmp_path, "a"):
+        pass
+    assert outside.read_text() == "stays"

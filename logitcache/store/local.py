@@ -1,16 +1,15 @@
 """A cache on a local disk: temporary files, flushed and renamed; locks that end with their process."""
 
 import os
-import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 from logitcache.errors import BusyError
 from logitcache.files import is_stray
-from logitcache.locks import HeldError, Locks, lock
+from logitcache.locks import SOFT, HeldError, claim, lock
 from logitcache.store.disk import (
     make_durable,
     make_folder,
@@ -35,13 +34,12 @@ class LocalPlace(Place):
     writable = True
     path: Path
 
-    def __init__(self, path: Path, seed_locks: Locks | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._seed_locks = seed_locks or Locks()  # of this cache, whatever the folder in it
 
     def at(self, name: str) -> "LocalPlace":
         """Return the folder `name` in this one."""
-        return LocalPlace(self.path / name, self._seed_locks)
+        return LocalPlace(self.path / name)
 
     def map(self, work: Callable[[_A], _B], items: Iterable[_A]) -> list[_B]:
         """Call `work` on one item after the other: a disk answers at once."""
@@ -134,10 +132,14 @@ class LocalPlace(Place):
                 make_names_durable([self.path / "zarr.json"])
             (self.path / ".lock").unlink(missing_ok=True)  # the root exists: no process takes this lock again
 
-    def lock_root(self) -> AbstractContextManager[object]:
-        """Lock the root of the cache; wait for another holder. A cache without sample keys has no place for that."""
-        keys = self.path / KEYS  # a folder where Zarr lists no files
-        return _waiting(keys / ".lock", f"{self.path} is being changed") if keys.is_dir() else nullcontext()
+    def lock_root(self) -> AbstractContextManager[None]:
+        """Lock the root of the cache; wait for another holder."""
+        return _waiting(self._locks() / ".lock", f"{self.path} is being changed")
+
+    def _locks(self) -> Path:
+        """Return the folder of the root's lock files: in the array of sample keys Zarr lists no files."""
+        keys = self.path / KEYS
+        return keys if keys.is_dir() else self.path
 
     @contextmanager
     def lock_seed(self, name: str) -> Iterator[None]:
@@ -146,21 +148,16 @@ class LocalPlace(Place):
         Raises:
             BusyError: another process holds the lock.
         """
-        file = self.path / "commit" / ".lock"
+        commit, root = self.path / "commit", LocalPlace(self.path.parent)
         with ExitStack() as stack:
             with self.storing():
-                file.parent.mkdir(parents=True, exist_ok=True)
+                commit.mkdir(parents=True, exist_ok=True)
                 try:
-                    stack.enter_context(self._seed_locks.hold(file))
+                    with root.lock_root():
+                        stack.enter_context(claim(commit, root._locks()))
                 except HeldError as error:
-                    every = f"{shlex.quote(str(self.path.parent))}/seed-*/commit/.lock*"
-                    advice = (
-                        f"{error.how}; all that it held: grep -l --null '{error.process} ' {every} | xargs -0 rm"
-                        if error.how
-                        else "wait, or choose other seeds with --seeds"
-                    )
+                    advice = error.how or "wait, or choose other seeds with --seeds"
                     raise BusyError(f"{name} is being written by {error.who}; {advice}") from error
-                file.with_name(".owner").unlink(missing_ok=True)  # of an earlier logitcache
                 self._delete_leftovers()
             yield
 
@@ -178,8 +175,8 @@ class LocalPlace(Place):
         return storing(self.path)
 
     def _delete_leftovers(self) -> None:
-        """Delete what a crash left: temporary files, and commits that a power cut left empty."""
-        for file in self.path.rglob("*.partial"):
+        """Delete what a crash left: temporary files, commits that a power cut left empty, locks without flock."""
+        for file in [*self.path.rglob("*.partial"), *(self.path / "commit").glob(f"{SHARD_LOCK}*{SOFT}*")]:
             file.unlink(missing_ok=True)
         for file in [self.path / "commit" / "zarr.json", *(self.path / "commit" / "c").glob("*")]:
             if file.is_file() and file.stat().st_size == 0:

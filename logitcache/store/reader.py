@@ -17,7 +17,6 @@ from logitcache.format.schema import CacheSpec
 from logitcache.store.address import place_of
 from logitcache.store.codecs import unpack
 from logitcache.store.disk import HOW_TO_MEND, HOW_TO_RESTORE, reading
-from logitcache.store.local import SHARD_LOCK
 from logitcache.store.place import CLASS_STATISTICS, KEYS, Place
 from logitcache.store.shards import (
     COMMIT,
@@ -230,12 +229,11 @@ class CacheReader:
         place = self._at(seed)
         with reading(place):
             found = place.files() or set()
-        expected = {*metadata_files(self.spec), "commit/.lock", "commit/.owner"}
+        expected = {*metadata_files(self.spec), "commit/.owner"}
         for shard in range(self.spec.layout.shards):
             *data, commit = shard_files(self.spec, shard)
             expected |= {commit, *data} if commit in found else {commit}
-            expected.add(f"commit/{SHARD_LOCK}{shard}")
-        return sorted(found - expected)
+        return sorted(name for name in found - expected if not name.startswith("commit/.lock"))
 
     def times(self) -> tuple[float, float] | None:
         """Return when the cache was begun, and when it last grew, in seconds of the epoch; None where it is unknown.

@@ -32,7 +32,7 @@ def _after(damage: Damage) -> Callable[[random.Random, Truth, Path], None]:
 
 def some_file(rng: random.Random, cache: Path) -> Path:
     """Choose a file; metadata as often as data."""
-    files = sorted(file for file in cache.rglob("*") if file.is_file() and file.name != ".lock")
+    files = sorted(file for file in cache.rglob("*") if file.is_file() and not file.name.startswith(".lock"))
     metadata = [file for file in files if file.name == "zarr.json"]
     return rng.choice(metadata if rng.random() < 0.4 else files)
 
