@@ -133,7 +133,9 @@ def flush_folder(folder: Path) -> None:
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # one may write into it, but not list it; on Windows, any folder
+    except OSError as error:  # EACCES: one may write into it, but not list it; on Windows, any folder
+        if error.errno not in _CANNOT_FLUSH | {errno.EACCES, errno.EPERM}:
+            raise
         return
     try:
         _sync(descriptor)

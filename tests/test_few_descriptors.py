@@ -14,11 +14,13 @@ from small_caches import FORK, fill, spec_of
 
 from logitcache.store import CacheReader, CacheWriter
 from logitcache.store.copy import copy_cache
+from logitcache.stream import worker_dataset
 from logitcache.stream.worker_dataset import PackedViews
+from logitcache.teacher import cached
 from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.spool import open_spool, spool_path
-from logitcache.teacher.spool_file import MOST_MAPPED
 
+MOST_MAPPED = 64  # as many here
 SEEDS = range(MOST_MAPPED + 16)
 SPEC = spec_of(n=3)
 MORE = 24  # descriptors than a process has to begin with
@@ -43,6 +45,7 @@ def with_few_descriptors(work: Callable[..., None], *args: object) -> None:
 
 def _limited(work: Callable[..., None], *args: object) -> None:
     os.fsync = lambda descriptor: None
+    cached.MOST_MAPPED = worker_dataset.MOST_MAPPED = MOST_MAPPED
     now = max(map(int, os.listdir("/proc/self/fd")))
     resource.setrlimit(resource.RLIMIT_NOFILE, (now + MORE, now + MORE))
     work(*args)

@@ -135,7 +135,7 @@ class _Wait:
 
     def __init__(self, workers: list[Any]) -> None:
         self.workers = workers
-        self.seconds = self.worked = 0.0
+        self.seconds, self.done = 0.0, 0.0
 
     def look(self, should_stop: Callable[[], bool]) -> None:
         """Look around, once every `LOOK_SECONDS`.
@@ -145,41 +145,68 @@ class _Wait:
             LogitCacheError: the workers have done nothing for `STALL_SECONDS`.
         """
         if should_stop():
-            self._end_workers()
+            _end(self.workers)
             raise StoppedError("stopped while waiting for views, as asked")
         if not self.seconds:
-            self.worked = _cpu_seconds(self.workers)
+            self.done = _measure_work(self.workers) or 0.0
         self.seconds += LOOK_SECONDS
         if self.seconds < STALL_SECONDS:
             return
-        if _cpu_seconds(self.workers) - self.worked < 1.0:
-            self._end_workers()
+        self.seconds, done = 0.0, _measure_work(self.workers)
+        if done is not None and done - self.done < 1.0:
+            _end(self.workers)
             raise LogitCacheError(
                 f"the workers that make views have done nothing for {STALL_SECONDS / 60:g} minutes: the images' "
                 "disk may not answer, or code of your own may wait; --workers 0 shows where (in a container try "
                 "--shm-size=1g too). Start again to go on"
             )
-        self.seconds = 0.0
-
-    def _end_workers(self) -> None:
-        for worker in self.workers:  # who may hear nothing else
-            worker.kill()
-        for _ in range(2):
-            with suppress(RuntimeError):  # torch's, of the first death
-                for worker in self.workers:
-                    worker.join(timeout=0.2)
 
 
-def _cpu_seconds(workers: Iterable[Any]) -> float:
-    """Return the CPU time of processes together; 0.0 where the system doesn't tell."""
-    ticks = 0
+def _measure_work(processes: Iterable[Any]) -> float | None:
+    """Sum seconds of CPU time of processes and their children, and megabytes read; None where nothing tells."""
+    work, told = 0.0, False
+    for process in processes:
+        folder = Path(f"/proc/{process.pid}")
+        with suppress(OSError, ValueError, IndexError):
+            fields = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            work += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+            told = True
+            work += int((folder / "io").read_text(encoding="utf-8").split()[1]) / 1e6
+    return work if told else None
+
+
+def _end(workers: Iterable[Any]) -> None:
+    """End workers, who may hear nothing else."""
     for worker in workers:
-        try:
-            fields = Path(f"/proc/{worker.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        except OSError:
-            continue
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK") if ticks else 0.0
+        worker.kill()
+    for _ in range(2):
+        with suppress(RuntimeError):  # torch's, of the first death
+            for worker in workers:
+                worker.join(timeout=0.2)
+
+
+def _start_workers(loader: "DataLoader[ViewBatch]") -> Iterator[ViewBatch]:
+    """Return a loader's iterator, with its workers started, which raises an error each `LOOK_SECONDS` that it waits.
+
+    Raises:
+        LogitCacheError: the system starts no more processes.
+    """
+    before = multiprocessing.active_children()
+    if (
+        left := getattr(loader, "_iterator", None)
+    ) is not None:  # of an epoch that was left, maybe in its middle
+        left._timeout = 0  # while it is made ready for the next, torch cannot be asked again
+    try:
+        batches = iter(loader)
+    except OSError as error:
+        _end(child for child in multiprocessing.active_children() if child not in before)
+        raise LogitCacheError(
+            f"workers that make views cannot be started: {error.strerror or error}; use fewer --workers, or allow "
+            "more processes (`ulimit -u`), open files (`ulimit -n`) or memory"
+        ) from error
+    if hasattr(batches, "_timeout"):  # torch's own name: without it, waits are as long as they are
+        batches._timeout = LOOK_SECONDS
+    return batches
 
 
 def iterate_batches(
@@ -199,9 +226,8 @@ def iterate_batches(
         raise LogitCacheError(f"this script starts workers while a worker imports it: {_BELOW_MAIN}")
     share_as_fits()
     spare_main_module()
-    loader.timeout = LOOK_SECONDS  # after which torch raises an error, and can be asked again
     try:
-        batches = iter(loader)
+        batches = _start_workers(loader)
         wait = _Wait(getattr(batches, "_workers", []))
         while True:
             try:
@@ -209,7 +235,7 @@ def iterate_batches(
             except StopIteration:
                 return
             except RuntimeError as error:
-                if not str(error).startswith("DataLoader timed out"):
+                if "timed out" not in str(error):
                     raise
                 wait.look(should_stop)
                 continue

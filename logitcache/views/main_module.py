@@ -3,16 +3,19 @@
 Where workers are started by spawn or forkserver (macOS, Windows, Linux from Python 3.14 on) each imports the main
 module again, so a script that is not below `if __name__ == "__main__":` would start workers of workers, which Python
 refuses. A worker that makes views needs nothing of the script, unless images, a transform or a recipe's step are
-defined in it.
+defined in it. A script that has that line is imported as ever: it may register what decoders need.
 """
 
+import ast
 import io
 import multiprocessing.context
 import multiprocessing.process
 import multiprocessing.spawn
 import pickle
+import sys
 import threading
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,9 +30,10 @@ _lock = threading.Lock()
 def spare_main_module() -> None:
     """Have DataLoader workers that make our views, and take nothing from the main module, not import it."""
     for name in ("SpawnProcess", "ForkServerProcess"):
-        kind = getattr(multiprocessing.context, name, None)  # Windows has the first only
-        if kind is not None and not hasattr(kind._Popen, "__wrapped__"):
-            kind._Popen = staticmethod(_without_main(kind._Popen))
+        kind: Any = getattr(multiprocessing.context, name, None)  # Windows has the first only
+        start = getattr(kind, "_Popen", None)
+        if start is not None and not hasattr(start, "__wrapped__"):
+            kind._Popen = staticmethod(_without_main(start))
 
 
 def is_imported_by_worker() -> bool:
@@ -70,7 +74,7 @@ def _without_main(start: Any) -> Any:
 def _makes_our_views(process: Any) -> bool:
     """Is this a DataLoader's worker, for our views, that needs nothing of the main module?"""
     target = getattr(process, "_target", None)
-    if not getattr(target, "__module__", "").startswith("torch.utils.data."):
+    if not getattr(target, "__module__", "").startswith("torch.utils.data.") or _is_guarded():
         return False
     scan = _Scan()
     try:
@@ -78,6 +82,18 @@ def _makes_our_views(process: Any) -> bool:
     except Exception:
         return False
     return scan.ours and not scan.main
+
+
+def _is_guarded() -> bool:
+    """Does the main module ask whether it is the main one, so that workers may import it? True if nobody can say."""
+    try:
+        tree = ast.parse(Path(str(sys.modules[MAIN].__file__)).read_bytes())
+    except (AttributeError, KeyError, OSError, SyntaxError, ValueError):
+        return True
+    return any(
+        isinstance(node, ast.Compare) and MAIN in ast.dump(node) and "__name__" in ast.dump(node)
+        for node in ast.walk(tree)
+    )
 
 
 class _Scan(pickle.Pickler):

@@ -8,6 +8,7 @@ no workers: `why_no_workers` says so.
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.context import BaseContext
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -17,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import reduce_tensor
 from torch.utils.data import get_worker_info
-from torch.utils.data._utils.collate import collate_tensor_fn, default_collate_fn_map
 
 FOLDER = "/dev/shm"  # of Linux; other systems have no folder for it, and no such limit
 KEPT_FREE = 4  # of the whole a quarter is left to semaphores, and to other programs
@@ -26,8 +26,12 @@ KEPT_FREE = 4  # of the whole a quarter is left to semaphores, and to other prog
 def share_as_fits() -> None:
     """Have tensors that go to another process take shared memory only where there is room; in workers as well."""
     ForkingPickler.register(Tensor, _reduce)
-    if default_collate_fn_map.get(Tensor) is collate_tensor_fn:  # not yet ours, nor the user's
-        default_collate_fn_map[Tensor] = _collate
+    collation: Any = getattr(torch.utils.data, "_utils", None)  # where torch has it now
+    collation = getattr(collation, "collate", None)
+    known = getattr(collation, "default_collate_fn_map", {})
+    by_torch: Callable[..., Tensor] | None = getattr(collation, "collate_tensor_fn", None)
+    if by_torch is not None and known.get(Tensor) is by_torch:  # not yet ours, nor the user's
+        known[Tensor] = partial(_collate, by_torch)
 
 
 def has_room(size: int) -> bool:
@@ -79,13 +83,13 @@ def _is_plain(tensor: Tensor) -> bool:
     )
 
 
-def _collate(batch: list[Tensor], *, collate_fn_map: Any = None) -> Tensor:
+def _collate(by_torch: Callable[..., Tensor], batch: list[Tensor], *, collate_fn_map: Any = None) -> Tensor:
     """Stack tensors as torch's default collation does, which in a worker does so in shared memory."""
     if get_worker_info() is not None and all(map(_is_plain, batch)):
         if not has_room(sum(tensor.nbytes for tensor in batch)):
             return torch.stack(batch)
         try:
-            return collate_tensor_fn(batch, collate_fn_map=collate_fn_map)  # type: ignore[no-any-return]
+            return by_torch(batch, collate_fn_map=collate_fn_map)
         except RuntimeError:  # another process was quicker; or they do not stack, which is said again
             return torch.stack(batch)
-    return collate_tensor_fn(batch, collate_fn_map=collate_fn_map)  # type: ignore[no-any-return]
+    return by_torch(batch, collate_fn_map=collate_fn_map)

@@ -16,7 +16,7 @@ from logitcache.format.identity import RecipeSpec, StepSpec
 from logitcache.views.datasets import ArrayImages
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.loader import _advise_on_death, view_loader
-from logitcache.views.main_module import needs_main
+from logitcache.views.main_module import _is_guarded, needs_main
 
 SCRIPT = """
 import multiprocessing
@@ -44,6 +44,27 @@ def test_the_snippet_of_the_integrations_and_a_stream_run_without_a_guard(tmp_pa
     words = [sys.executable, "script.py"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=200, env=environment)
     assert (done.returncode, done.stdout, done.stderr) == (0, "student 10\nstream 64\n", "")
+
+
+@pytest.mark.parametrize(
+    ("script", "guarded"),
+    [
+        ("import os\nif __name__ == '__main__':\n    os.getpid()\n", True),
+        ("def main(): pass\nif '__main__' == __name__: main()\n", True),
+        ("import os\nos.getpid()\n", False),
+        ("name = __name__\n", False),
+        ("this is no Python", True),
+        (None, True),
+    ],
+)
+def test_a_script_that_may_be_imported_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, guarded: bool
+):
+    file = tmp_path / "script.py"
+    if script is not None:
+        file.write_text(script, encoding="utf-8")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(file), raising=False)
+    assert _is_guarded() == guarded
 
 
 class Mine(ArrayImages):

@@ -1,5 +1,6 @@
 """Batches of workers where shared memory is short, or not to be had."""
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -210,3 +211,34 @@ def test_batches_come_in_a_container_of_little_shared_memory(tmp_path: Path):
     dump(tmp_path / "c.zarr", load_digits("train"), RECIPE, a_teacher(), DumpConfig(seeds=(0,), device="cpu"))
     done = in_container("size=128k", sys.executable, "-c", SCRIPT, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "1437\n1437\n", "")
+
+
+class Slow(ArrayImages):
+    """Digits of which each takes a while in a worker."""
+
+    def image(self, sample: int) -> torch.Tensor:
+        if torch.utils.data.get_worker_info():
+            time.sleep(0.3)
+        return super().image(sample)
+
+
+def test_an_epoch_that_is_left_keeps_the_next_one_waiting_and_no_more():
+    few = few_digits(20)
+    images = Slow("few", "train", few.images, few.labels, 10, "digits")
+    batches = [[(i, 0) for i in range(start, start + 5)] for start in range(0, 20, 5)]
+    loader = view_loader(KeyedViews(images, recipe_named("digits")), batches, workers=1)
+    assert next(iterate_batches(loader)).samples.tolist() == [0, 1, 2, 3, 4]
+    assert [batch.samples[0].item() for batch in iterate_batches(loader)] == [0, 5, 10, 15]
+
+
+def test_workers_that_cannot_be_started_are_one_line(monkeypatch: pytest.MonkeyPatch):
+    def refuse() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    loader = view_loader(views(), PAIRS, workers=2, start_method="fork")
+    said = r"temporarily.*fewer --workers.*ulimit"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fork", refuse)
+        with pytest.raises(LogitCacheError, match=said):
+            list(iterate_batches(loader))
+    assert len(list(iterate_batches(loader))) == len(PAIRS)
