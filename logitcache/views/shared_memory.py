@@ -29,8 +29,8 @@ def share_as_fits() -> None:
     collation: Any = getattr(torch.utils.data, "_utils", None)  # where torch has it now
     collation = getattr(collation, "collate", None)
     known = getattr(collation, "default_collate_fn_map", {})
-    by_torch: Callable[..., Tensor] | None = getattr(collation, "collate_tensor_fn", None)
-    if by_torch is not None and known.get(Tensor) is by_torch:  # not yet ours, nor the user's
+    by_torch: Any = getattr(collation, "collate_tensor_fn", None)
+    if callable(by_torch) and known.get(Tensor) is by_torch:  # not yet ours, nor the user's
         known[Tensor] = partial(_collate, by_torch)
 
 
