@@ -26,12 +26,10 @@ KEPT_FREE = 4  # of the whole a quarter is left to semaphores, and to other prog
 def share_as_fits() -> None:
     """Have tensors that go to another process take shared memory only where there is room; in workers as well."""
     ForkingPickler.register(Tensor, _reduce)
-    collation: Any = getattr(torch.utils.data, "_utils", None)  # where torch has it now
-    collation = getattr(collation, "collate", None)
-    known = getattr(collation, "default_collate_fn_map", {})
-    by_torch: Any = getattr(collation, "collate_tensor_fn", None)
-    if callable(by_torch) and known.get(Tensor) is by_torch:  # not yet ours, nor the user's
-        known[Tensor] = partial(_collate, by_torch)
+    collation = getattr(getattr(torch.utils.data, "_utils", None), "collate", None)  # where torch has it now
+    known: dict[Any, Any] = getattr(collation, "default_collate_fn_map", {})
+    if known.get(Tensor, known) is getattr(collation, "collate_tensor_fn", None):  # not yet ours, nor the user's
+        known[Tensor] = partial(_collate, known[Tensor])
 
 
 def has_room(size: int) -> bool:
