@@ -28,7 +28,9 @@ def share_as_fits() -> None:
     ForkingPickler.register(Tensor, _reduce)
     collation = getattr(getattr(torch.utils.data, "_utils", None), "collate", None)  # where torch has it now
     known: dict[Any, Any] = getattr(collation, "default_collate_fn_map", {})
-    if known.get(Tensor, known) is getattr(collation, "collate_tensor_fn", None):  # not yet ours, nor the user's
+    if known.get(Tensor, known) is getattr(
+        collation, "collate_tensor_fn", None
+    ):  # not yet ours, nor the user's
         known[Tensor] = partial(_collate, known[Tensor])
 
 
