@@ -59,6 +59,8 @@ def plan(
 
         config = PlanConfig(**pick_fields(context.params, PlanConfig) | parsed)
         inputs = DumpInputs(**pick_fields(context.params, DumpInputs)).open(lambda text: say(f"note: {text}"))
+        if inputs.images.note:
+            say(f"note: {inputs.images.note}")
         found = plan_cache(*inputs, config, lambda views: advance(views.done, views.total))
     if not json:
         console.print(_table(found))

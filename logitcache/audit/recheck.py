@@ -65,7 +65,7 @@ def recheck_views(
 ) -> RecheckReport:
     """Run the teacher again on `count` views, drawn by the key `seed` from all committed shards.
 
-    Views of images that are newer than the cache come first (`replay.find_newer_images`).
+    Images that are newer than the cache come first (`replay.find_newer_images`): one view of each, then further ones.
 
     Args:
         reader: the cache.
@@ -120,13 +120,13 @@ def _draw(reader: CacheReader, count: int, seed: int, first: npt.NDArray[np.int6
     ends = np.cumsum([len(spec.layout.samples_of(j)) for _, j in shards])
     total = int(ends[-1])
     stretches = [spec.layout.samples_of(j) for _, j in shards]
-    suspects = np.concatenate(
-        [
-            end - samples.stop + first[(samples.start <= first) & (first < samples.stop)]
-            for end, samples in zip(ends, stretches, strict=True)
-        ]
-    )
-    chosen: set[int] = {*suspects[permutation(len(suspects), seed)[:count]].tolist()}
+    within = [first[(samples.start <= first) & (first < samples.stop)] for samples in stretches]
+    before = [end - samples.stop for end, samples in zip(ends, stretches, strict=True)]
+    suspects = np.concatenate([some + start for some, start in zip(within, before, strict=True)])
+    order = permutation(len(suspects), seed)
+    views_before = _count_before(np.concatenate(within)[order])
+    order = order[np.argsort(views_before, kind="stable")]  # a view of each image, then a second of each, ...
+    chosen: set[int] = {*suspects[order[:count]].tolist()}
     number = 0
     while len(chosen) < min(count, total):
         chosen.add(key(seed, number) % total)
@@ -137,6 +137,15 @@ def _draw(reader: CacheReader, count: int, seed: int, first: npt.NDArray[np.int6
         samples = spec.layout.samples_of(shards[at][1])
         pairs.append((shards[at][0], samples[index - int(ends[at])]))  # counted from the shard's end
     return sorted(pairs)
+
+
+def _count_before(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return how often each value, (m,), stands before its place: 5 7 5 5 gives 0 0 1 2."""
+    order = np.argsort(values, kind="stable")
+    ranked = values[order]
+    counts = np.empty(len(values), dtype=np.int64)
+    counts[order] = np.arange(len(values)) - np.searchsorted(ranked, ranked)
+    return counts
 
 
 @dataclass(frozen=True)

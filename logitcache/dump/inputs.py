@@ -78,8 +78,6 @@ class DumpInputs:
             LogitCacheError: as `open_images`, `recipe_named` and `build_model` do.
         """
         images = open_images("digits" if self.data == "auto" else self.data, self.split or "train")
-        if on_note and images.note:
-            on_note(images.note)
         if isinstance(self.recipe, RecipeSpec):
             recipe = self.recipe
         else:

@@ -189,6 +189,11 @@ def open_seeds(
         )
     keys, calibration, statistics = require_distinct_keys(images), None, None
     require_repeatable(KeyedViews(images, recipe))
+    if cache is not None:
+        images, spec = _match_cache(cache, images, recipe, teacher, config)
+        keys = require_distinct_keys(images)
+    if on_note and images.note:  # not of what the cache keeps
+        on_note(images.note)
     if cache is None:
         spec = cache_spec(images, recipe, teacher, config)
         if count := calibration_views(spec, config.calibration):
@@ -202,16 +207,13 @@ def open_seeds(
             if calibration.kept:
                 statistics = found
                 spec = cache_spec(images, recipe, teacher, config, calibrated=True)
-    else:
-        images, spec = _match_cache(cache, images, recipe, teacher, config)
-        keys = require_distinct_keys(images)
-        if on_note:
-            if config.calibration is not None:
-                on_note(f"{cache.path} is there, so --calibration is left aside: it keeps what it has")
-            try:
-                cache.statistics()
-            except FormatError as error:  # who reads the cache is refused; it can be dumped on all the same
-                on_note(str(error))
+    elif on_note:
+        if config.calibration is not None:
+            on_note(f"{cache.path} is there, so --calibration is left aside: it keeps what it has")
+        try:
+            cache.statistics()
+        except FormatError as error:  # who reads the cache is refused; it can be dumped on all the same
+            on_note(str(error))
     writer = CacheWriter.open(out, spec, keys, statistics, grow=config.grow)
     views = KeyedViews(images, recipe, config.on_bad_image)
     began = time.perf_counter()

@@ -182,7 +182,7 @@ class Stream:
         images: Images | None = None,
         *,
         allow_drift: bool = False,
-        spool_folder: Path | None = None,
+        spool_folder: str | Path | None = None,
         spool_limit: int = DEFAULT_SPOOL_LIMIT,
         **options: Any,
     ) -> Self:
@@ -218,7 +218,7 @@ class Stream:
         space: AverageSpace = "probability",
         seeds: tuple[int, ...] = (),
         allow_drift: bool = False,
-        spool_folder: Path | None = None,
+        spool_folder: str | Path | None = None,
         spool_limit: int = DEFAULT_SPOOL_LIMIT,
         **options: Any,
     ) -> Self:

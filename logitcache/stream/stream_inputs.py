@@ -63,7 +63,7 @@ class StreamInputs:
     recipe: str = "auto"
     samples_file: Path | None = None
     allow_drift: bool = False
-    spool_folder: Path | None = None
+    spool_folder: str | Path | None = None
     spool_limit: int = DEFAULT_SPOOL_LIMIT
 
     def open_data(self) -> Self:

@@ -64,7 +64,7 @@ class CachedViews(PackedViews):
         seeds: Sequence[int] = (),
         transform: Callable[[Tensor], Any] | None = None,
         allow_drift: bool = False,
-        spool_folder: Path | None = None,
+        spool_folder: str | Path | None = None,
         spool_limit: int = DEFAULT_SPOOL_LIMIT,
     ) -> None:
         reader = cache if isinstance(cache, CacheReader) else CacheReader(cache)

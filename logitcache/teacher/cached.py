@@ -32,7 +32,7 @@ class CachedTeacher:
     def __init__(
         self,
         cache: str | Path | CacheReader,
-        spool_folder: Path | None = None,
+        spool_folder: str | Path | None = None,
         spool_limit: int = DEFAULT_SPOOL_LIMIT,
     ) -> None:
         self.reader = reader = cache if isinstance(cache, CacheReader) else CacheReader(cache)

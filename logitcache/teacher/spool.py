@@ -52,7 +52,7 @@ def default_spool_folder() -> Path:
     return user_cache_folder() / "logitcache" / "spool"
 
 
-def spool_path(reader: CacheReader, seed: int, folder: Path | None = None) -> Path:
+def spool_path(reader: CacheReader, seed: int, folder: str | Path | None = None) -> Path:
     """Return where `open_spool` keeps a complete seed."""
     layout = RowLayout.of(reader.spec)
     folder = expand_home(folder) if folder else default_spool_folder()
@@ -60,7 +60,7 @@ def spool_path(reader: CacheReader, seed: int, folder: Path | None = None) -> Pa
 
 
 def open_spool(
-    reader: CacheReader, seed: int, folder: Path | None = None, limit: int = DEFAULT_SPOOL_LIMIT
+    reader: CacheReader, seed: int, folder: str | Path | None = None, limit: int = DEFAULT_SPOOL_LIMIT
 ) -> PackedRows:
     """Map one complete seed, decoding it first if no process has yet.
 

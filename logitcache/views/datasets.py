@@ -25,7 +25,15 @@ from logitcache.plugins import load_callable, require_own
 from logitcache.views.decoding import pillow_to_tensor, printable_path
 from logitcache.views.folders import FolderImages
 from logitcache.views.images import Images, Labels, Samples, check_labels, hash_parts
-from logitcache.views.items import describe_own_error, find_file, is_renumbered, read_item, read_labels
+from logitcache.views.items import (
+    describe_own_error,
+    find_file,
+    is_renumbered,
+    read_class_names,
+    read_item,
+    read_labels,
+    says_class,
+)
 
 LOOKED_AT = 256  # items of a data set of your own, when it is opened
 
@@ -184,13 +192,15 @@ class WrappedImages(Images):
                 image, said[sample] = self._read(sample)
                 self._channels = max(self._channels, len(image))
         labels = read_labels(data, said, self.describe)
-        names = [] if is_renumbered(data, labels) else [str(one) for one in getattr(data, "classes", ())]
+        names = [] if is_renumbered(data, labels) else read_class_names(data)
         self.class_names = names
         self.labels = check_labels(name, labels, len(data), len(names) or None)
-        self.num_classes = len(names) or int(self.labels.max()) + 1 or None
+        highest = int(self.labels.max())
+        self.num_classes = (len(names) if names[1:] else 0) or highest + 1 or None
         if split == "train" and self.num_classes == 1:
             raise DataError(
-                f"{name}: expected at least 2 classes, found 1; images without labels have label -1"
+                f"{name}: expected at least 2 classes, found no label but 0; for images without labels give -1 as "
+                "label"
             )
         self._fingerprint = self.fingerprint_of(slice(None))
 
@@ -202,7 +212,7 @@ class WrappedImages(Images):
             DataError: it is no image, or of another label than when the data set was opened.
         """
         image, label = self._read(sample)
-        if label != self.labels[sample]:
+        if not says_class(label, int(self.labels[sample])):
             raise DataError(
                 f"{self.describe(sample)} says label {label}, and the data set {self.labels[sample]} when it was "
                 "opened; an item's label must not change, and must be that of `targets` where there are some"
@@ -212,7 +222,7 @@ class WrappedImages(Images):
                 f"{self.describe(sample)} is in colour, and {LOOKED_AT} others, evenly spaced, are gray; "
                 'let the data set give all in one mode, by image.convert("RGB")'
             )
-        return image.expand(self._channels, -1, -1)
+        return image.expand(self._channels, -1, -1).contiguous()
 
     def describe(self, sample: int) -> str:
         """Say which image this is, for messages; by its file too, where the data set lists its files."""
@@ -274,8 +284,15 @@ def _advise_on(image: Any) -> str:
         return "leave ToTensor and Normalize out of the data set"
     if isinstance(image, Tensor) and kind == "torch.uint8" and len(shape) == 3 and shape[2] in (1, 3):
         return "its channels are to come first, by image.permute(2, 0, 1)"
-    if isinstance(image, np.ndarray) and kind == "uint8":
-        return "PIL.Image.fromarray(image) makes an image of it"
+    if isinstance(image, Tensor) and kind == "torch.uint8" and len(shape) == 2:
+        return "its one channel is to come first, by image[None]"
+    if isinstance(image, np.ndarray) and kind == "uint8" and len(shape) in (2, 3):
+        if len(shape) == 2 or shape[2] in (3, 4):
+            return "PIL.Image.fromarray(image) makes an image of it"
+        if shape[2] == 1:
+            return "PIL.Image.fromarray(image[:, :, 0]) makes an image of it"
+        if shape[0] in (1, 3):
+            return "torch.from_numpy(image) makes a tensor of it"
     return "let the data set convert it"
 
 
@@ -303,4 +320,8 @@ def wrap_images(data: Any, name: str, split: str = "train") -> Images:
         raise DataError(
             f"{name}: expected logitcache Images or a data set with len() and [i], found {type(data).__name__}"
         )
+    try:
+        len(data)
+    except Exception as error:
+        raise DataError(f"{name}: len() of the data set raised {describe_own_error(error)}") from error
     return WrappedImages(name, split, data)

@@ -14,8 +14,10 @@ from torch import Tensor
 from logitcache.errors import ImageError
 
 ORIENTATION = 0x0112  # tag of EXIF
-BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 MIN_IS_WHITE = 0
+SIGNED, FLOAT = 2, 3
+ADVICE = "of no known range: save it with 8 bits, or 16 without sign"
 
 
 def decode_image(path: Path) -> Tensor:
@@ -28,9 +30,9 @@ def decode_image(path: Path) -> Tensor:
     """
     from PIL import Image, UnidentifiedImageError
 
+    _quieten_pillow()
     try:
-        # Warnings are of metadata, mostly; what cannot be decoded raises.
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
+        with Image.open(path) as file:
             file.load()
             pixels = pillow_to_tensor(_turn_upright(file), file)
     except Exception as error:  # whatever a decoder raises, the file is what is wrong
@@ -39,6 +41,21 @@ def decode_image(path: Path) -> Tensor:
             reason = "it is empty" if path.stat().st_size == 0 else "it is not an image that Pillow knows"
         raise ImageError(f"{printable_path(path)} does not decode ({reason}); mend or remove it") from error
     return pixels.expand(3, -1, -1).contiguous()
+
+
+def _quieten_pillow() -> None:
+    """Ignore what Pillow warns of metadata; what cannot be decoded raises, and of huge pictures it warns still.
+
+    The filter stays in the process, in front: to set one around each image would make Python forget what it has
+    warned of already, and is not safe with threads.
+    """
+    global _filter
+    if _filter is None or warnings.filters[0] != _filter:
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+        _filter = warnings.filters[0]
+
+
+_filter: Any = None
 
 
 def pillow_to_tensor(image: Any, file: Any = None) -> Tensor:
@@ -53,8 +70,10 @@ def pillow_to_tensor(image: Any, file: Any = None) -> Tensor:
     Raises:
         ValueError: the range of its pixels is not known.
     """
+    file = image if file is None else file
+    _refuse_signed_and_float(file)
     if image.mode.startswith("I") or image.mode == "F":
-        array = _take_high_bits(image, image if file is None else file)
+        array = _take_high_bits(image, file)
     elif image.mode in ("1", "L", "LA"):
         array = np.array(image.convert("L"))
     elif image.mode == "La":
@@ -68,6 +87,15 @@ def pillow_to_tensor(image: Any, file: Any = None) -> Tensor:
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
 
 
+def _refuse_signed_and_float(file: Any) -> None:
+    """Refuse a TIFF whose samples are not unsigned, which Pillow gives in modes of unsigned ones too."""
+    formats = np.ravel(getattr(file, "tag_v2", {}).get(SAMPLE_FORMAT, ())).tolist()
+    if SIGNED in formats or FLOAT in formats:
+        raise ValueError(
+            f"its pixels are {'signed' if SIGNED in formats else 'floating-point'} numbers, {ADVICE}"
+        )
+
+
 def _take_high_bits(image: Any, file: Any) -> Any:
     """Return the highest 8 bits of gray pixels, (H, W) uint8."""
     tags = getattr(file, "tag_v2", {})
@@ -77,10 +105,7 @@ def _take_high_bits(image: Any, file: Any) -> Any:
         bits = 16  # Pillow scales those of PPM to it
     else:
         kind = "floating-point numbers" if image.mode == "F" else "signed, or of 32 bits,"
-        raise ValueError(
-            f"its pixels are {kind} in Pillow's mode {image.mode}, of no known range: save it with 8 bits, or 16 "
-            "without sign"
-        )
+        raise ValueError(f"its pixels are {kind} in Pillow's mode {image.mode}, {ADVICE}")
     array = (np.asarray(image) >> (bits - 8)).astype(np.uint8)  # Pillow would clip at 255
     return 255 - array if tags.get(PHOTOMETRIC) == MIN_IS_WHITE else array
 

@@ -59,8 +59,8 @@ class FolderImages(Images):
             classes = trained
         if len(classes) < 2:
             raise DataError(
-                f"{printable_path(folder)}: expected at least 2 class folders, found {len(classes)}; "
-                "for images without classes use folder:PATH"
+                f"{printable_path(folder)}: expected at least 2 class folders, found {len(classes)}"
+                f"{_blame_hidden(folder, left_out)}; for images without classes use folder:PATH"
             )
         files: list[str] = []
         labels: list[int] = []
@@ -70,13 +70,11 @@ class FolderImages(Images):
                 found = _sorted_paths([*found, *not_shown])
             left_out += not_shown
             if not found and split == "train":
-                raise DataError(
-                    f"{printable_path(folder / name_of_class)}: no images; expected files in {_SUFFIX_LIST}"
-                )
+                raise _no_images(folder / name_of_class, folder, not_shown)
             files += found
             labels += [label] * len(found)
         if not files:
-            raise DataError(f"{printable_path(folder)}: no images; expected files in {_SUFFIX_LIST}")
+            raise _no_images(folder, folder, left_out)
         opened = cls(name, split, folder, files, np.asarray(labels, dtype=np.int64), len(classes))
         opened.class_names = [printable_path(Path(name_of_class)) for name_of_class in classes]
         if left_out and not hidden:
@@ -94,7 +92,7 @@ class FolderImages(Images):
         if hidden:
             files = _sorted_paths([*files, *left_out])
         if not files:
-            raise DataError(f"{printable_path(root)}: no images; expected files in {_SUFFIX_LIST}")
+            raise _no_images(root, root, left_out)
         opened = cls(name, split, root, files, np.full(len(files), -1, dtype=np.int64), None)
         if left_out and not hidden:
             opened.note = _describe_hidden(root, left_out)
@@ -137,18 +135,26 @@ _SUFFIX_LIST = " ".join(IMAGE_SUFFIXES)
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether systems and tools hide a file or folder: .ipynb_checkpoints, ._1.png, __MACOSX, @eaDir."""
+    """Tell whether systems and tools hide a file or folder, or keep it for themselves: ._1.png, __MACOSX, @eaDir."""
     return name.startswith(".") or name.casefold() in _SYSTEM_FOLDERS
 
 
 _SYSTEM_FOLDERS = {
     "__macosx",
+    "__pycache__",
     "@eadir",
+    "@recently-snapshot",
+    "@recycle",
+    "@tmp",
     "#recycle",
     "#snapshot",
+    "~snapshot",
     "lost+found",
+    "found.000",
     "$recycle.bin",
+    "network trash folder",
     "system volume information",
+    "temporary items",
 }
 
 
@@ -203,6 +209,15 @@ def _describe_hidden(folder: Path, files: list[str]) -> str:
     return f"left out as hidden, or of the system: {first}" + (
         f" and {len(files) - 1:,} others" if files[1:] else ""
     )
+
+
+def _no_images(where: Path, root: Path, hidden: list[str]) -> DataError:
+    expected = f"expected files in {_SUFFIX_LIST}"
+    return DataError(f"{printable_path(where)}: no images{_blame_hidden(root, hidden)}; {expected}")
+
+
+def _blame_hidden(folder: Path, files: list[str]) -> str:
+    return f" ({_describe_hidden(folder, files)}; rename what is meant)" if files else ""
 
 
 def _stat(path: Path) -> tuple[int, float]:

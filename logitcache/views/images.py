@@ -123,6 +123,12 @@ def check_labels(name: str, labels: Any, n: int, num_classes: int | None) -> Lab
         raise DataError(
             f"{name}: expected one class number per image; found labels of no one shape"
         ) from error
+    if found.shape == (n, 1):
+        found = found[:, 0]
+    if found.dtype.kind == "f":
+        numbers = found.astype(np.float64)
+        if (np.abs(numbers) < 2.0**53).all() and (numbers == np.floor(numbers)).all():
+            found = numbers.astype(np.int64)
     if found.shape != (n,) or not n or found.dtype.kind not in "iu":
         raise DataError(
             f"{name}: expected one class number per image, found {found.dtype} labels of shape {found.shape} "
@@ -134,9 +140,20 @@ def check_labels(name: str, labels: Any, n: int, num_classes: int | None) -> Lab
     return np.ascontiguousarray(found, dtype=np.int64)
 
 
+def are_probabilities(rows: npt.NDArray[Any]) -> bool:
+    """Tell whether each row, (..., C), is a one-hot label, or probabilities of one class above all others."""
+    if not rows.shape or rows.shape[-1] < 2 or rows.dtype.kind not in "biuf":
+        return False
+    rows = rows.astype(np.float64)
+    alone = (rows == rows.max(-1, keepdims=True)).sum(-1) == 1
+    return bool((rows >= 0).all() and np.allclose(rows.sum(-1), 1, atol=1e-2) and alone.all())
+
+
 def _advise_on_labels(found: npt.NDArray[Any]) -> str:
-    if found.ndim == 2 and found.dtype.kind in "biuf":
-        return "; of one-hot labels take the class by .argmax(1)"
+    if found.ndim == 2 and found.size and found.dtype.kind in "biuf":
+        if are_probabilities(found):
+            return "; of one-hot labels take the class by .argmax(1)"
+        return "; of several labels per image choose one"
     advice = {"f": "; make whole numbers of them", "U": "; number the classes from 0"}
     return advice.get(found.dtype.kind, "") if found.size else ""
 

@@ -4,20 +4,24 @@ import struct
 import traceback
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from logitcache.errors import DataError, ImageError, LogitCacheError
+from logitcache.views.images import are_probabilities
 
 DECODERS = ("PIL.", "torchvision.io.", "cv2", "imageio.", "skimage.io.")
 UNREAD = -1  # label of an item that could not be read
 
 
 class Item(NamedTuple):
-    """An image, whatever kind the data set gives, and its label; a whole number is an int."""
+    """An image, whatever kind the data set gives, and its label; a whole number is an int, alone in a list too."""
 
     image: Any
     label: Any
@@ -47,10 +51,22 @@ def read_item(data: Any, sample: int, where: str) -> Item:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ImageError(f"{where} does not decode ({reason}); mend or remove it") from error
     try:
+        if isinstance(item, str | bytes | Tensor) or (isinstance(item, np.ndarray) and item.dtype != object):
+            raise TypeError("one thing, although it has parts")
         return Item(item[0], _to_number(item[1]))
     except (TypeError, LookupError) as error:
-        found = f"a dict of {', '.join(map(str, item))}" if isinstance(item, Mapping) else type(item).__name__
-        raise DataError(f"{where}: expected an (image, label) pair, found {found}") from error
+        raise DataError(
+            f"{where}: expected an (image, label) pair, found {_describe_item(item)}; for images without labels "
+            "give -1 as label"
+        ) from error
+
+
+def _describe_item(item: Any) -> str:
+    if isinstance(item, Mapping):
+        return f"a dict of {', '.join(map(str, item))}"
+    if isinstance(item, Tensor | np.ndarray):
+        return f"one {type(item).__name__}, {tuple(item.shape)} {item.dtype}"
+    return f"{type(item).__name__} of {len(item)}" if isinstance(item, tuple | list) else type(item).__name__
 
 
 def read_labels(data: Any, shown: Mapping[int, Any], describe: Callable[[int], str]) -> list[Any]:
@@ -68,12 +84,15 @@ def read_labels(data: Any, shown: Mapping[int, Any], describe: Callable[[int], s
     Raises:
         DataError: as `read_item`.
     """
-    listed = _list_labels(data)
+    try:
+        listed = _list_labels(data)
+    except Exception:  # it is the user's code, on what it may not be meant for: the items say what is right
+        listed = None
     if listed is not None and len(listed) != len(data):
-        if hasattr(data, "targets"):
+        if _attribute(data, "targets") is not None:
             return listed  # to be refused: which of them are meant?
         listed = None
-    if listed is not None and all(_is_same(listed[sample], label) for sample, label in shown.items()):
+    if listed is not None and all(says_class(label, listed[sample]) for sample, label in shown.items()):
         return listed
     return [_read_label(data, sample, describe(sample)) for sample in range(len(data))]
 
@@ -96,21 +115,37 @@ def _list_labels(data: Any) -> list[Any] | None:
     listed = data.tensors[1] if isinstance(data, TensorDataset) and len(data.tensors) > 1 else _targets(data)
     if listed is None:
         return None
-    transform = getattr(data, "target_transform", None)
+    transform = _attribute(data, "target_transform")
+    labels = [_to_number(label) for label in (listed.tolist() if hasattr(listed, "tolist") else listed)]
+    if not callable(transform):
+        return labels
+    said = [_to_number(transform(label)) for label in labels]
+    return [label if says_class(one, label) else one for one, label in zip(said, labels, strict=True)]
+
+
+def says_class(label: Any, class_: Any) -> bool:
+    """Tell whether an item's label is a class: the same number, or a one-hot label or probabilities of that class."""
+    if _is_same(label, class_):
+        return True
     try:
-        labels = listed.tolist() if hasattr(listed, "tolist") else list(listed)
-        return [_to_number(transform(label) if callable(transform) else label) for label in labels]
-    except Exception:  # it is the user's code, on what it may not be meant for: the items say what is right
-        return None
+        row = np.asarray(label)
+        return row.ndim == 1 and are_probabilities(row) and _is_same(int(row.argmax()), class_)
+    except (TypeError, ValueError, RuntimeError):  # no numbers
+        return False
 
 
 def find_file(data: Any, sample: int) -> Any:
     """Return the file of an item, where a data set lists (file, label) pairs as torchvision's do; else None."""
+    with suppress(Exception):  # what it lists may be anything
+        return _find_file(data, sample)
+
+
+def _find_file(data: Any, sample: int) -> Any:
     if isinstance(data, Subset):
-        return find_file(data.dataset, data.indices[sample])
+        return _find_file(data.dataset, data.indices[sample])
     if isinstance(data, ConcatDataset):
         part = bisect_right(data.cumulative_sizes, sample)
-        return find_file(data.datasets[part], sample - (data.cumulative_sizes[part - 1] if part else 0))
+        return _find_file(data.datasets[part], sample - (data.cumulative_sizes[part - 1] if part else 0))
     files = getattr(data, "samples", None)
     pair = files[sample] if isinstance(files, list) and len(files) == len(data) else None
     return pair[0] if isinstance(pair, tuple) and pair and isinstance(pair[0], str | Path) else None
@@ -119,21 +154,45 @@ def find_file(data: Any, sample: int) -> Any:
 def is_renumbered(data: Any, labels: list[Any]) -> bool:
     """Tell whether labels are other numbers than the data set's own list, so that its class names are not theirs."""
     try:
-        listed = [int(target) for target in _targets(data)]
+        listed = [int(_to_number(target)) for target in _targets(data)]
     except (TypeError, ValueError, RuntimeError):  # there are none, or no numbers
         return False
     return len(listed) == len(labels) and not _is_same(listed, labels)
 
 
+def read_class_names(data: Any) -> list[str]:
+    """List the names in a data set's `classes`; none where that is no list of them."""
+    classes = _attribute(data, "classes")
+    if isinstance(classes, str | bytes | Set):
+        return []
+    try:
+        return [str(one) for one in classes]
+    except Exception:  # None, a number, a method
+        return []
+
+
 def _targets(data: Any) -> Any:
-    targets = getattr(data, "targets", None)
-    return getattr(data, "labels", None) if targets is None else targets
+    targets = _attribute(data, "targets")
+    return _attribute(data, "labels") if targets is None else targets
+
+
+def _attribute(data: Any, name: str) -> Any:
+    """Return an attribute of a data set; None where it has none, or one that raises."""
+    try:
+        return getattr(data, name, None)
+    except Exception:
+        return None
 
 
 def _to_number(label: Any) -> Any:
-    """Return a whole number of any library as an int, and whatever else as it is."""
-    value = label.item() if hasattr(label, "item") and getattr(label, "ndim", 1) == 0 else label
-    return int(value) if isinstance(value, bool) else value
+    """Return a whole number of any type, alone in a list or an array too, as an int, and whatever else as it is."""
+    value = label
+    while isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
+    if hasattr(value, "item") and getattr(value, "shape", None) in ((), (1,)):
+        value = value.item()
+    is_whole = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
+    return int(value) if is_whole else value
 
 
 def _is_same(label: Any, other: Any) -> bool:

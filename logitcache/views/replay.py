@@ -1,5 +1,6 @@
 """Proof, before anything relies on it, that the views of a cache can be made again here."""
 
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -18,6 +19,8 @@ from logitcache.views.datasets import open_recorded
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, check_batch
 from logitcache.views.maker import digest
+
+MOST_ASKED = 1000  # views that the teacher is to be asked of again, by the advice on newer images
 
 
 @dataclass(frozen=True)
@@ -148,11 +151,16 @@ def describe_newer_images(reader: CacheReader, images: Images) -> str | None:
     """Say which images are newer than a cache, as `find_newer_images` finds them, and what to do; None for none."""
     if not len(newer := find_newer_images(reader, images)):
         return None
-    first = images.describe(int(newer[0]))
-    command = f"logitcache verify {reader.path} --replay {min(1000, max(50, len(newer)))}"
+    asked = min(MOST_ASKED, max(50, len(newer)))
+    command = f"logitcache verify {shlex.quote(str(reader.path))} --replay {asked}"
+    if images.name != reader.spec.dataset.name:
+        command += f" --data {shlex.quote(images.name)}"
+    which = "these" if len(newer) <= asked else f"{asked:,} of these"
+    were, them = ("was", "it is another") if len(newer) == 1 else ("were", "they are others")
     return (
-        f"{len(newer):,} of {len(images):,} images are newer than {reader.path}, first {first}; only canaries tell "
-        f"whether they are others: `{command}` asks the teacher again, of these first"
+        f"{len(newer):,} of {len(images):,} images {were} changed or touched since {reader.path} was made, first "
+        f"{images.describe(int(newer[0]))}; only canaries tell whether {them}: `{command}` asks the teacher again, "
+        f"of {which} first"
     )
 
 

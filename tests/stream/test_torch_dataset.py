@@ -218,6 +218,19 @@ def test_workers_do_not_decode(cache: CacheReader, tmp_path: Path) -> None:
     assert len(next(iter(loader))) == 3
 
 
+def test_a_spool_folder_may_be_named_by_text(cache: CacheReader, tmp_path: Path) -> None:
+    data = CachedViews(few_digits(N), cache, spool_folder=str(tmp_path / "views"))
+    data.prepare([0])
+    assert data.files[0].parent == tmp_path / "views"
+    stream = Stream.from_cache(
+        cache, few_digits(N), spool_folder=str(tmp_path / "stream"), workers=0, device="cpu", seeds=(0,)
+    )
+    assert len(next(iter(stream.epoch(0))).views)
+    CachedTeacher(cache, str(tmp_path / "teacher")).take([0], 0)
+    for name in ("views", "stream", "teacher"):
+        assert len(list((tmp_path / name).glob("*.spool"))) == 1
+
+
 # Answers ----------------------------------------------------------------------------------------------------
 
 

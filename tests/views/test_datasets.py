@@ -78,6 +78,8 @@ def test_a_fingerprint_does_not_change_with_the_name_nor_with_how_memory_lies():
         array_images(images=fortran),
         array_images(labels=wide),
         array_images(labels=mine.labels.astype(np.int32)),
+        array_images(labels=mine.labels.astype(np.float16)),
+        array_images(labels=mine.labels[:, None]),
     ):
         assert same.fingerprint == mine.fingerprint
         assert same.labels.dtype == np.int64
@@ -92,7 +94,10 @@ def test_a_fingerprint_does_not_change_with_the_name_nor_with_how_memory_lies():
         ({"images": torch.zeros(0, 3, 5, 5, dtype=torch.uint8), "labels": np.zeros(0, int)}, "(0, 3, 5, 5)"),
         ({"labels": np.arange(3)}, "(3,)"),
         ({"labels": np.zeros((4, 2), int)}, "(4, 2)"),
-        ({"labels": np.zeros(4)}, "float64"),
+        ({"labels": np.array([0, 1, 0.5, 1])}, "float64"),
+        ({"labels": np.array([0, 1, np.nan, 1])}, "float64"),
+        ({"labels": np.eye(4)}, "one-hot labels take the class by .argmax(1)"),
+        ({"labels": np.array([[1, 1], [0, 1], [1, 0], [0, 0]])}, "of several labels per image choose one"),
         ({"labels": np.array([0, 1, 2, 3])}, "found 3"),
         ({"labels": np.array([0, -2, 1, 1])}, "found -2"),
     ],

@@ -2,6 +2,7 @@
 
 import os
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,7 @@ DEEP = {
     "colour.ppm": b"P6 34 21 65535\n" + (GRAY_RGB.astype(np.uint16) * 257).astype(">u2").tobytes(),
 }
 RANGELESS = {
+    "signed 8.tif": tiff(8, 2, (GRAY.astype(int) - 128).astype(np.int8)),
     "signed.tif": tiff(16, 2, GRAY.astype("<i2")),
     "unsigned 32.tif": tiff(32, 1, GRAY.astype("<u4")),
     "signed 32.tif": tiff(32, 2, GRAY.astype("<i4")),
@@ -125,6 +127,12 @@ RANGELESS = {
 def test_more_than_8_bits_without_sign_are_scaled(name: str, tmp_path: Path):
     (tmp_path / name).write_bytes(DEEP[name])
     assert (decode_image(tmp_path / name).permute(1, 2, 0).numpy() == GRAY_RGB).all()
+
+
+def test_a_signed_tiff_of_a_data_set_of_your_own_is_refused_too(tmp_path: Path):
+    (tmp_path / "signed.tif").write_bytes(RANGELESS["signed 8.tif"])
+    with Image.open(tmp_path / "signed.tif") as image, pytest.raises(ValueError, match="signed numbers"):
+        pillow_to_tensor(image)
 
 
 @pytest.mark.parametrize("name", RANGELESS)
@@ -204,6 +212,25 @@ def test_an_orientation_in_xmp_turns_a_picture_also_where_its_exif_does_not_pars
     xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     Image.fromarray(smooth()).save(tmp_path / "xmp.jpg", xmp=xmp, **({"exif": exif} if exif else {}))
     assert decode_image(tmp_path / "xmp.jpg").shape == (3, 34, 21)
+
+
+def test_decoding_lets_python_remember_what_it_has_warned_of(tmp_path: Path):
+    Image.fromarray(smooth()).save(tmp_path / "odd.jpg", exif=SPOILT_EXIF["cut"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(4):
+            decode_image(tmp_path / "odd.jpg")
+            warnings.warn("of mine", UserWarning, stacklevel=1)
+    assert [str(warning.message) for warning in caught] == ["of mine"]
+
+
+def test_a_picture_so_large_that_it_may_be_a_bomb_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    Image.fromarray(smooth()).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    with pytest.warns(Image.DecompressionBombWarning):
+        assert decode_image(tmp_path / "large.png").shape == (3, 21, 34)
 
 
 # Damage ---------------------------------------------------------------------------------------------------

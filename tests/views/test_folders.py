@@ -11,6 +11,7 @@ import pytest
 from pictures import image_folder, smooth, write
 from refusals import refused
 
+from logitcache.dump.inputs import DumpInputs
 from logitcache.dump.job import dump
 from logitcache.dump.settings import DumpConfig
 from logitcache.errors import (
@@ -28,6 +29,8 @@ from logitcache.views.alignment import align_images
 from logitcache.views.datasets import open_images
 from logitcache.views.folders import FolderImages
 from logitcache.views.images import UNLABELLED_CLASSES
+
+DUMPING = DumpConfig(seeds=(0,), top_k=2, workers=0, device="cpu")
 
 
 def test_an_image_folder_gives_files_by_class_in_order_with_true_pixels(tmp_path: Path):
@@ -284,6 +287,9 @@ HIDDEN = (
     "@eaDir/0.png",
     "lost+found/0.png",
     "$RECYCLE.BIN/0.png",
+    "__pycache__/0.png",
+    "~snapshot/ant/0.png",
+    "Network Trash Folder/0.png",
     "ant/._0.png",
     "ant/.ipynb_checkpoints/0-checkpoint.png",
     "bee/more/@eaDir/0.png",
@@ -305,6 +311,26 @@ def test_what_systems_hide_is_neither_class_nor_image_and_is_told(name: str, tmp
     unlabelled = open_images(f"folder:{root}")
     assert len(unlabelled) == 18
     assert unlabelled.note.endswith(f"{root / 'train' / name} and 1 others")
+
+
+@pytest.mark.parametrize(
+    ("names", "data", "found"),
+    [
+        (["train/ant/0.png", "train/.bee/0.png"], "imagefolder", "found 1 (left out as hidden"),
+        (
+            ["train/ant/0.png", "train/bee/0.png", "train/cat/.hid/0.png"],
+            "imagefolder",
+            "cat: no images (left",
+        ),
+        ([".all/0.png"], "folder", "no images (left out as hidden"),
+    ],
+)
+def test_hidden_images_are_named_where_nothing_else_is_there(
+    names: list[str], data: str, found: str, tmp_path: Path
+):
+    for name in names:
+        write(tmp_path / name)
+    refused(DataError, lambda: open_images(f"{data}:{tmp_path}"), found, str(tmp_path / names[-1]), "rename")
 
 
 def test_hidden_folders_without_images_are_not_worth_a_word(tmp_path: Path):
@@ -341,6 +367,13 @@ def test_an_earlier_cache_that_holds_hidden_images_keeps_their_numbers(tmp_path:
     old = as_before(root)
     assert len(old) == 10
     cache = dumped_cache(tmp_path / "c.zarr", old)
+    notes: list[str] = []
+    inputs = DumpInputs("resnet8", "random", f"imagefolder:{root}", cache.spec.recipe)
+    images, recipe, teacher = inputs.open(notes.append)
+    dump(tmp_path / "c.zarr", images, recipe, teacher, DUMPING, on_note=notes.append)
+    assert not [note for note in notes if "hidden" in note]
+    dump(tmp_path / "new.zarr", images, recipe, teacher, DUMPING, on_note=notes.append)
+    assert [str(root) in note for note in notes if "hidden" in note] == [True]
     found = align_images(cache, open_images(f"imagefolder:{root}"))
     assert isinstance(found, FolderImages)
     assert found.files == old.files
@@ -359,5 +392,5 @@ def test_an_earlier_cache_with_a_hidden_class_is_refused_and_told_why(tmp_path: 
 def dumped_cache(out: Path, images: FolderImages) -> CacheReader:
     teacher = build_model("resnet8", num_classes=images.num_classes or 0, view_size=8, weights="random")
     recipe = RecipeSpec("small", 1, (StepSpec("Resize", {"size": [8, 8]}),))
-    dump(out, images, recipe, teacher, DumpConfig(seeds=(0,), top_k=2, workers=0, device="cpu"))
+    dump(out, images, recipe, teacher, DUMPING)
     return CacheReader(out)

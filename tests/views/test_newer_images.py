@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from breaking import rewrite
 from command import logitcache, succeeds
 from pictures import write
 
+from logitcache.audit.recheck import recheck_views
+from logitcache.models.build import build_model
 from logitcache.store import CacheReader
 from logitcache.views.alignment import align_images
 from logitcache.views.datasets import open_images
@@ -35,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     for i in range(N):
         write(folder / "d" / "train" / "ab"[i % 2] / f"{i:02}.bmp", picture(i))
-    succeeds(*DUMP, "--data", "imagefolder:d", "--seeds", 0, "--out", "c.zarr", cwd=folder)
+    succeeds(*DUMP, "--data", "imagefolder:d", "--seeds", "0-2", "--out", "c.zarr", cwd=folder)
     return folder
 
 
@@ -95,12 +98,56 @@ def test_replaced_files_of_the_same_size_are_told_and_asked_for_first(
     training = ["train", "--student", "resnet8", "--cache", "c.zarr", *words, "--epochs", 1, "--out", "run"]
     ended = logitcache(*training, cwd=copied)
     assert ended.exit_code == 0
-    assert "note: 3 of 48 images are newer than c.zarr, first " in ended.output
-    assert "verify c.zarr --replay 50" in ended.output
+    assert "note: 3 of 48 images were changed or touched since c.zarr was made, first " in ended.output
+    assert f"`logitcache verify c.zarr --replay 50 --data imagefolder:{copied / 'd'}` asks" in ended.output
     checking = ["verify", "c.zarr", "--replay", 3, "--data", f"imagefolder:{copied / 'd'}"]
     ended = logitcache(*checking, cwd=copied)
     assert ended.exit_code == 1
     assert "3 views are off by more than rounding" in ended.output
+
+
+def test_each_newer_image_is_asked_for_once_before_any_is_again(copied: Path):
+    """Each image's answers are off by a power of two of its own: the mean tells which were asked for."""
+    files = some_without_canary(copied, 12)
+    data = f"imagefolder:{copied / 'd'}"
+    images = open_images(data)
+    samples = [i for i in range(N) if Path(images.describe(i)) in files]
+    times = images.times()
+    assert times is not None
+    for seed in range(3):
+        for shard in range(3):
+
+            def spoil(arrays: dict[str, np.ndarray], start: int = 16 * shard) -> None:
+                for number, sample in enumerate(samples):
+                    if start <= sample < start + 16:
+                        arrays["top"][sample - start] += 2.0 ** (number + 1)
+
+            rewrite(copied / "c.zarr", seed, shard, spoil)
+    set_time(copied / "c.zarr", times.max() + 0.001)
+    for file in files:
+        file.touch()
+    assert newer(copied) == samples
+    reader = CacheReader(copied / "c.zarr")
+    teacher = build_model("resnet8", num_classes=2, view_size=32, weights="random")
+    for seed in range(3):
+        once = recheck_views(reader, open_images(data), teacher, 12, seed=seed, device="cpu")
+        assert (once.views, once.off) == (12, 12)
+        assert once.mean_error * 12 == pytest.approx(2.0**13 - 2, abs=1.5)
+    twice = recheck_views(reader, open_images(data), teacher, 24, device="cpu")
+    assert twice.mean_error * 24 == pytest.approx(2 * (2.0**13 - 2), abs=1.5)
+
+
+def test_the_advice_for_a_newer_image_can_be_pasted(copied: Path):
+    odd = copied / "my caches" / "c.zarr"
+    shutil.copytree(copied / "c.zarr", odd)
+    times = open_images(f"imagefolder:{copied / 'd'}").times()
+    assert times is not None
+    set_time(odd, times.max() + 0.001)
+    some_without_canary(copied, 1)[0].touch()
+    told = describe_newer_images(CacheReader(odd), open_images(f"imagefolder:{copied / 'd'}"))
+    assert told is not None
+    assert told.startswith(f"1 of 48 images was changed or touched since {odd} was made")
+    assert f"`logitcache verify '{odd}' --replay 50 " in told
 
 
 def test_a_data_set_that_was_copied_later_is_told_nothing_of(copied: Path):

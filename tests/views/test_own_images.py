@@ -203,7 +203,7 @@ def test_an_own_image_that_does_not_open_is_an_image_error_and_no_end_of_the_res
         ("gives_dicts", "(image, label) pair, found a dict of image, label"),
         ("gives_hwc", "(8, 8, 3) torch.uint8; its channels are to come first"),
         ("gives_pixels", "PIL.Image.fromarray"),
-        ("gives_one_class", "at least 2 classes, found 1"),
+        ("gives_one_class", "found no label but 0; for images without labels give -1"),
         ("gives_empty_images", "(3, 0, 8)"),
         ("raises", "RuntimeError: no such disk ("),
         ("broken_code", "sample 4"),
