@@ -57,12 +57,17 @@ def calibrate(
 
 def calibration_rows(found: "Calibration") -> list[tuple[str, str]]:
     """Return what a calibration came to, as rows to print."""
+    from logitcache.teacher.reach import describe_split_tails
+
     even, completed = (" / ".join(f"{kl:.3f}" for kl in kls) for kls in (found.even, found.completed))
     if found.kept:
         what = f"from {found.views:,} views, {found.factors} factors"
     else:
         what = f"none: {found.views:,} views say that an even tail is nearer to this teacher"
-    return [
+    rows = [
         ("class statistics", what),
         ("KL, T = 1 / 2 / 4", f"{completed} from the teacher on views held out; with an even tail {even}"),
     ]
+    if found.unmasked and not found.kept:
+        rows.append(("masked classes", describe_split_tails(found.unmasked)))
+    return rows

@@ -20,7 +20,7 @@ from logitcache.format.identity import Profile
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.teacher.completion import FEWEST, HELD_OUT, Completion, fit_statistics
-from logitcache.teacher.reach import find_outliers, outlier_error, raise_masked
+from logitcache.teacher.reach import count_unmasked, find_outliers, outlier_error, raise_masked, split_tails
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.keyed_views import Pair
 from logitcache.views.keys import permutation
@@ -49,6 +49,8 @@ class Calibration(Spec):
             tails even.
         completed: the same with the tail completed by statistics of the other views.
         kept: whether a cache is to keep them: only if completing is no farther from the teacher at any temperature.
+        unmasked: the most classes that a view leaves unmasked, of views with masked classes beside others outside
+            their top k; 0 where there are none.
     """
 
     views: int
@@ -56,6 +58,7 @@ class Calibration(Spec):
     even: tuple[float, ...]
     completed: tuple[float, ...]
     kept: bool
+    unmasked: int = 0
 
 
 class Calibrated(NamedTuple):
@@ -118,8 +121,10 @@ def try_statistics(logits: Tensor, k: int, profile: Profile) -> Calibrated:
     completed = even if trial is None else measure_divergence(logits[held_out], k, trial, profile)
     statistics = fit_statistics(logits)
     kept = trial is not None and is_no_farther(completed, even)
+    unmasked = torch.cat([count_unmasked(rows) for rows in torch.split(logits, ROWS)])
+    most = int((unmasked * split_tails(unmasked, k, logits.shape[1])).max())
     return Calibrated(
-        Calibration(len(logits), statistics.factors.shape[1], even, completed, kept), statistics
+        Calibration(len(logits), statistics.factors.shape[1], even, completed, kept, most), statistics
     )
 
 

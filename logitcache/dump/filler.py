@@ -25,7 +25,14 @@ from logitcache.format.spec import Spec
 from logitcache.models.build import Model
 from logitcache.models.forward import BatchHalver
 from logitcache.store import SeedWriter
-from logitcache.teacher.reach import are_probabilities, find_outliers, outlier_error
+from logitcache.teacher.reach import (
+    are_probabilities,
+    count_unmasked,
+    describe_split_tails,
+    find_outliers,
+    outlier_error,
+    split_tails,
+)
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, Pair, ViewBatch
@@ -81,7 +88,8 @@ class Filler:
     Attributes:
         spec: of the cache.
         pipeline: its views, in its order, and its teacher.
-        on_note: called with a line for people, where answers look like probabilities.
+        on_note: called with a line for people, where answers look like probabilities, or an even tail would give mass
+            to masked classes.
     """
 
     spec: CacheSpec
@@ -210,6 +218,7 @@ def _run_teacher(model: BatchHalver, batch: ViewBatch, spec: CacheSpec, device: 
             "tail_lse": teacher.tail_lse,
             "tail_mean": teacher.tail_mean,
             "tail_var": None if spec.calibrated else teacher.tail_var,
+            "unmasked": None if spec.calibrated or not spec.tail_size else count_unmasked(logits),
         }
         pieces[seed] = {name: _to_host(part) for name, part in parts.items() if part is not None}
     ready = None
@@ -252,6 +261,7 @@ class _ShardBuilder:
     views: KeyedViews
     on_note: Callable[[str], None] | None
     reports: list[ShardReport] = field(default_factory=list)
+    _noted: bool = False
     _open: dict[tuple[int, int], _Buffer] = field(default_factory=dict)
     _writing: deque[Future[ShardReport]] = field(default_factory=deque)
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "writer"))
@@ -286,14 +296,8 @@ class _ShardBuilder:
                 class_=int(parts["ids"][wrong][0, 0]),
                 kept="nothing of this shard was committed; ",
             )
-        if self.on_note and _look_like_probabilities(
-            self.spec, {n: part[valid] for n, part in parts.items()}
-        ):
-            self.on_note(
-                "the teacher's answers look like probabilities, which distillation would soften once more; leave "
-                "the softmax out of it"
-            )
-        self.on_note = None  # the first batch tells
+        if self.on_note:
+            self._note({name: part[valid] for name, part in parts.items()})
         first = int(samples[0])
         shard = self.spec.layout.shard_of(first)
         buffer = self._open.setdefault((shard, seed), _Buffer(self._zeros(shard)))
@@ -312,6 +316,23 @@ class _ShardBuilder:
             del self._open[shard, seed]
             self._wait(1)
             self._writing.append(self._thread.submit(self._write, seed, shard, buffer.arrays))
+
+    def _note(self, parts: Mapping[str, Tensor]) -> None:
+        """Tell what is odd about a teacher's answers: of the first batch, or once of any."""
+        assert self.on_note is not None
+        if not self._noted and _look_like_probabilities(self.spec, parts):
+            self.on_note(
+                "the teacher's answers look like probabilities, which distillation would soften once more; leave "
+                "the softmax out of it"
+            )
+        self._noted = True
+        if "unmasked" in parts:
+            unmasked = parts["unmasked"]
+            split = split_tails(unmasked, self.spec.k, self.spec.dataset.num_classes)
+            if split.any():
+                told = describe_split_tails(int(unmasked[split].max()))
+                self.on_note(f"in {int(split.sum()):,} of {len(split):,} views {told}")
+                self.on_note = None
 
     def _write(self, seed: int, shard: int, arrays: Mapping[str, npt.NDArray[Any]]) -> ShardReport:
         commit = self.writers[seed].write_if_missing(shard, arrays)

@@ -2,7 +2,8 @@
 
 A class that lies `MASKED` below the largest logit has no mass at any temperature in use: at T = 20 its probability is
 e^−50 of the first one's. Teachers mask classes by −∞, the lowest float or −10⁹, and the tail's mean would be all
-of that number. So whatever lies lower is taken to lie there, in a cache and live alike.
+of that number. So whatever lies lower is taken to lie there, in a cache and live alike. Completing
+keeps them there; an even tail, which knows no class of it from another, can't: it gives each the same.
 """
 
 import math
@@ -20,6 +21,24 @@ def raise_masked(logits: Tensor) -> Tensor:
     """Return (B, C) logits, none of them more than `MASKED` below the largest of its row."""
     top = logits.amax(1, keepdim=True).clamp(max=torch.finfo(logits.dtype).max)  # ∞ stays the only one
     return logits.maximum(top - MASKED)
+
+
+def count_unmasked(logits: Tensor) -> Tensor:
+    """Count the classes that each row leaves unmasked: (B, C) logits -> (B,) int64."""
+    return (logits > logits.amax(1, keepdim=True) - MASKED).sum(1)
+
+
+def split_tails(unmasked: Tensor, k: int, num_classes: int) -> Tensor:
+    """Say which rows have masked classes beside others outside their top k, (B,) bool, by `count_unmasked`."""
+    return (unmasked > k) & (unmasked < num_classes)
+
+
+def describe_split_tails(most: int) -> str:
+    """Say what an even tail makes of masked classes, and what to do, where views leave `most` others unmasked."""
+    return (
+        "the teacher masks classes, and leaves more unmasked than the cache lists; without class statistics an even "
+        f"tail gives masked ones as much mass as others: list all others by --top-k {most:,} or more, in a new cache"
+    )
 
 
 def find_outliers(top: Tensor) -> Tensor:

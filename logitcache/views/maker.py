@@ -12,6 +12,7 @@ also from `random` and `numpy.random`: they are seeded with the key while a view
 import random
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,23 +96,26 @@ def _resize_in_integers() -> None:
     """Have torchvision resize uint8 images by torch's integer kernel, whose pixels are the same on every CPU.
 
     By itself it takes that kernel where AVX2 makes it fast, and elsewhere goes through floats, which round otherwise.
-    It stays so in this process: several threads may make views.
+    It stays so in this process: several threads may make views. A torchvision that chooses elsewhere is left alone.
     """
-    from torchvision.transforms.v2.functional import _geometry
+    with suppress(ImportError, AttributeError):
+        from torchvision.transforms.v2.functional import _geometry
 
-    choose = getattr(_geometry, "_do_native_uint8_resize_on_cpu", None)
-    if choose is not None and not isinstance(choose, _IntegersToo):
-        _geometry._do_native_uint8_resize_on_cpu = _IntegersToo(choose)
+        choose = _geometry._do_native_uint8_resize_on_cpu
+        if not isinstance(choose, _IntegersToo):
+            _geometry._do_native_uint8_resize_on_cpu = _IntegersToo(choose)
 
 
 @dataclass(frozen=True)
 class _IntegersToo:
     """Torchvision's choice of a kernel, but for bilinear resizing, which is always in integers."""
 
-    choose: Callable[[Any], bool]
+    choose: Callable[..., bool]
 
-    def __call__(self, interpolation: Any) -> bool:
-        return interpolation.value == "bilinear" or self.choose(interpolation)
+    def __call__(self, interpolation: Any, *args: Any, **options: Any) -> bool:
+        return getattr(interpolation, "value", None) == "bilinear" or self.choose(
+            interpolation, *args, **options
+        )
 
 
 def digest(view: Tensor) -> int:

@@ -191,6 +191,7 @@ def _compare_canaries(
 
 
 CPU = "kind of CPU"
+ROUND_ALIKE = (" AVX2", " AVX512")  # kinds of CPU, by their instructions
 
 
 def _other_conditions(spec: CacheSpec) -> list[Difference]:
@@ -205,17 +206,20 @@ def _other_conditions(spec: CacheSpec) -> list[Difference]:
 def _advise(spec: CacheSpec, others: list[Difference]) -> str:
     """Say what to do about views that drift, by what is known to be otherwise here."""
     again = "or dump it again here"
-    names = [difference.field for difference in others]
-    if names == [CPU]:
-        return f"on another kind of CPU some transforms round otherwise: make views on one of the cache's, {again}"
-    if names:
-        return f"use the library versions and files that the cache was made with, {again}"
-    unsaid = (
-        ""
-        if "cpu" in spec.versions
-        else " (the cache does not say on what kind of CPU: it is of an earlier logitcache)"
-    )
+    earlier = ""
+    if "cpu" not in spec.versions:
+        earlier = (
+            "; the cache is of an earlier logitcache, which does not say on what kind of CPU, and which resized "
+            "otherwise on some, by one level of a pixel: then dump it again, or train with --allow-drift"
+        )
+    if any(difference.field != CPU for difference in others):
+        return f"use the library versions and files that the cache was made with, {again}{earlier}"
+    if all(str(kind).endswith(ROUND_ALIKE) for other in others for kind in (other.expected, other.found)):
+        return (
+            "the libraries are those that it was made with, so files have changed, or the data set or a step of the "
+            f"recipe is random by itself: give the files as they were, {again}{earlier}"
+        )
     return (
-        f"the libraries are those that it was made with{unsaid}, so files have changed, or the data set or a step of "
-        f"the recipe is random by itself: give the files as they were, {again}"
+        "files have changed, or some transform rounds otherwise on a CPU without AVX2: give the files as they were, "
+        f"make views on a CPU of the cache's kind, {again}"
     )

@@ -27,6 +27,7 @@ from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
 from logitcache.teacher.live import LiveTeacher
 from logitcache.teacher.reach import MASKED
+from logitcache_cli.calibrate import calibration_rows
 
 HIDDEN = range(6, 10)
 MASKS = (-math.inf, torch.finfo(torch.float32).min, -1e9)
@@ -78,6 +79,44 @@ def test_masked_classes_have_no_mass_in_a_sound_cache(
             loss, _ = objective(student, batch.teacher, batch.target, progress=0.5)
             assert loss.isfinite(), name
             assert torch.autograd.grad(loss, student)[0].isfinite().all(), name
+
+
+def masking_per_image() -> Model:
+    return answering(
+        lambda y: y.masked_fill((1000 * y).frac().abs() < 0.5, -math.inf).index_fill(1, torch.tensor([0]), 0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("teacher", "k", "calibration", "noted"),
+    [
+        (masking(-math.inf), 4, 0, True),
+        (masking(-math.inf), 4, None, False),  # completed: no mass there, as above
+        (masking(-math.inf), 6, 0, False),  # all of the tail is masked, and has no mass
+        (masking_per_image(), 2, None, True),
+        (a_teacher(), 4, 0, False),
+    ],
+)
+def test_an_even_tail_that_gives_masked_classes_mass_is_told_once(
+    teacher: Model, k: int, calibration: int | None, noted: bool, tmp_path: Path
+) -> None:
+    notes: list[str] = []
+    config = DumpConfig((0, 1), k, workers=0, batch_size=16, calibration=calibration)
+    report = dump(tmp_path / "c.zarr", few_digits(64), RECIPE, teacher, config, on_note=notes.append)
+    told = [note for note in notes if "masks classes" in note]
+    assert len(told) == noted
+    if noted:
+        most = int(told[0].split("--top-k ")[1].split()[0])
+        assert most == 6 or most in range(3, 10)
+    if noted and report.calibration is not None:
+        assert report.calibration.unmasked > k
+        assert "--top-k" in dict(calibration_rows(report.calibration))["masked classes"]
+    if k == 6:
+        taught = Stream.from_cache(
+            tmp_path / "c.zarr", few_digits(64), batch_size=64, device="cpu", workers=0
+        )
+        answer = next(iter(taught.epoch(0))).teacher
+        assert float(answer.at(4.0).probs[:, HIDDEN.start :].max()) < 1e-6
 
 
 def test_a_plan_for_a_teacher_that_masks_is_of_numbers(tmp_path: Path) -> None:

@@ -90,6 +90,18 @@ def test_interpolation_is_given_by_its_name():
     assert not torch.equal(sharp, soft)
 
 
+def test_a_torchvision_that_chooses_its_kernel_elsewhere_is_left_alone(monkeypatch: pytest.MonkeyPatch):
+    from torchvision.transforms.v2.functional import _geometry
+
+    expected = ViewMaker(steps("Resize", size=[20, 20]))(picture(), 0, 0)
+    choose = _geometry._do_native_uint8_resize_on_cpu
+    wrapped = type(choose)(lambda interpolation, *, antialias: antialias)
+    assert wrapped("other", antialias=True)  # what a later one may ask besides
+    monkeypatch.setitem(sys.modules, "torchvision.transforms.v2.functional._geometry", None)
+    monkeypatch.delattr("torchvision.transforms.v2.functional._geometry", raising=False)
+    assert torch.equal(ViewMaker(steps("Resize", size=[20, 20]))(picture(), 0, 0), expected)
+
+
 def test_versions_name_all_that_views_depend_on():
     versions = library_versions()
     assert set(versions) == {"logitcache", "torch", "torchvision", "pillow"}

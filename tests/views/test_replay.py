@@ -165,9 +165,14 @@ def test_drift_names_the_libraries_whose_versions_differ(cache):
 @pytest.mark.parametrize(
     ("cpu", "fields", "told"),
     [
-        ("riscv64 DEFAULT", ["kind of CPU"], "on another kind of CPU some transforms round otherwise"),
+        ("riscv64 DEFAULT", ["kind of CPU"], "files have changed, or .* otherwise on a CPU without AVX2"),
+        ("x86_64 NO AVX", ["kind of CPU"], "files have changed, or .* otherwise on a CPU without AVX2"),
         (cpu_kind(), [], "the libraries are those that it was made with, so files have changed"),
-        (None, [], "does not say on what kind of CPU"),
+        (
+            None,
+            [],
+            "files have changed, .* does not say on what kind of CPU, .* by one level .* --allow-drift",
+        ),
     ],
 )
 def test_drift_names_another_kind_of_cpu_where_it_is_known(cpu, fields, told, cache):
@@ -179,6 +184,33 @@ def test_drift_names_another_kind_of_cpu_where_it_is_known(cpu, fields, told, ca
     with pytest.raises(DriftError, match=told) as refused:
         prove_replay(elsewhere, KeyedViews(images, RECIPE), (1,))
     assert [f.field for f in refused.value.fields[1:]] == fields
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "told"),
+    [
+        ("AVX2", "AVX512", "the libraries are those .* so files have changed"),
+        ("AVX2", "DEFAULT", "files have changed, or .* otherwise on a CPU without AVX2"),
+    ],
+)
+def test_the_kind_of_cpu_is_a_reason_only_where_one_lacks_avx2(was, now, told, cache, monkeypatch):
+    images = images_of()
+    images.changed = CANARY
+    elsewhere = CacheReader(cache.path)
+    elsewhere.spec = dataclasses.replace(cache.spec, versions={**library_versions(), "cpu": f"x86_64 {was}"})
+    monkeypatch.setattr("logitcache.versions.cpu_kind", lambda: f"x86_64 {now}")
+    with pytest.raises(DriftError, match=told) as refused:
+        prove_replay(elsewhere, KeyedViews(images, RECIPE), (1,))
+    assert [f.field for f in refused.value.fields[1:]] == ["kind of CPU"]
+
+
+def test_an_earlier_cache_of_other_versions_is_told_of_resizing_too(cache):
+    images = images_of()
+    images.changed = CANARY
+    elsewhere = CacheReader(cache.path)
+    elsewhere.spec = dataclasses.replace(cache.spec, versions={**library_versions(), "torchvision": "0.1"})
+    with pytest.raises(DriftError, match=r"library versions and files .* earlier logitcache"):
+        prove_replay(elsewhere, KeyedViews(images, RECIPE), (1,))
 
 
 @pytest.mark.parametrize("on_bad_image", ["error", "skip"])
