@@ -266,6 +266,10 @@ def cache_spec(
     )
 
 
+_DRAWN = "weights that are drawn come out otherwise by other code or versions, and on another kind of CPU"
+_OWN = f"your code gave others, read from a file that has changed, or drawn: {_DRAWN}"
+
+
 def _match_cache(
     cache: CacheReader, images: Images, recipe: RecipeSpec, teacher: Model, config: DumpConfig
 ) -> tuple[Images, CacheSpec]:
@@ -289,8 +293,8 @@ def _match_cache(
         raise MismatchError(
             f"the teacher of {cache.path} has other weights",
             fields,
-            "weights that are drawn come out otherwise by other code or versions, and on another kind of CPU: read "
-            "them from a file, or give another --out to begin a new cache",
+            f"{_OWN if teacher.weights == 'own' else _DRAWN}: read them from one file each time, or give another "
+            "--out to begin a new cache",
         )
     if not fields or any(f.field not in DATA for f in fields):
         return images, here  # this cache; or another one, as `CacheWriter.open` will say

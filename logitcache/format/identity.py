@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from logitcache.errors import UnknownNameError
-from logitcache.format.spec import Spec, jsonable, require
+from logitcache.format.spec import Spec, parse_json, require
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -83,8 +83,7 @@ class StepSpec(Spec):
     args: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        nan = json.dumps(jsonable(self.args)) != json.dumps(self.args)
-        require(not nan, f"arguments of {self.transform} must be finite, found {self.args}")
+        parse_json(self.args, f"arguments of {self.transform}")
 
 
 MIXES = ("MixUp", "CutMix")

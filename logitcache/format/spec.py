@@ -60,6 +60,23 @@ def jsonable(value: object) -> Any:
     return value
 
 
+def parse_json(value: object, where: str, depth: int = 0) -> Any:
+    """Check that a value is JSON: no NaN, no date (TOML has those), no NumPy number, nested at most 32 deep.
+
+    Raises:
+        FormatError: it isn't; `where` says which value.
+    """
+    if depth > _DEEPEST:
+        raise FormatError(f"{where}: nested more than {_DEEPEST} deep")
+    if isinstance(value, list | tuple):
+        return [parse_json(v, where, depth + 1) for v in value]
+    if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
+        return {k: parse_json(v, where, depth + 1) for k, v in value.items()}
+    if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise FormatError(f"{where}: expected a JSON value, found {_short(value)}")
+
+
 def _parse_spec(cls: type[_S], data: object, where: str) -> _S:
     if not isinstance(data, Mapping):
         raise FormatError(f"{where}: expected an object, found {_short(data)}")
@@ -80,7 +97,7 @@ def _parse(hint: Any, value: object, where: str) -> Any:
     """Check one JSON value against a type hint and convert it (lists to tuples, objects to specs)."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
-        return _parse_json(value, where)
+        return parse_json(value, where)
     if isinstance(hint, type) and issubclass(hint, Spec):
         return _parse_spec(hint, value, where)
     if origin is Literal and value in args:
@@ -103,19 +120,6 @@ def _parse(hint: Any, value: object, where: str) -> Any:
     expected = " or ".join(map(repr, args)) if origin is Literal else getattr(hint, "__name__", str(hint))
     expected = f"finite {expected}" if isinstance(value, float) and not math.isfinite(value) else expected
     raise FormatError(f"{where}: expected {expected}, found {_short(value)}")
-
-
-def _parse_json(value: object, where: str, depth: int = 0) -> Any:
-    """Check that a value is JSON: no NaN, no date (TOML has those), nested at most 32 deep."""
-    if depth > _DEEPEST:
-        raise FormatError(f"{where}: nested more than {_DEEPEST} deep")
-    if isinstance(value, list | tuple):
-        return [_parse_json(v, where, depth + 1) for v in value]
-    if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
-        return {k: _parse_json(v, where, depth + 1) for k, v in value.items()}
-    if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    raise FormatError(f"{where}: expected a JSON value, found {_short(value)}")
 
 
 _DEEPEST = 32

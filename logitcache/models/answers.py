@@ -1,7 +1,8 @@
 """The logits of whatever a network answers: a tensor, or one among others.
 
 Networks answer with a tensor, with an object or a dict that has `logits` (Hugging Face; torchvision's Inception and
-GoogLeNet while they train), or with a tuple of logits and features. What else they give is left aside.
+GoogLeNet while they train), or with a tuple in which one tensor alone has their shape. What else they
+give is left aside.
 """
 
 from collections.abc import Mapping
@@ -12,34 +13,37 @@ from torch import Tensor
 from logitcache.errors import WeightsError
 
 
-def take_logits(answer: object, num_classes: int, name: str, heads: int = 1) -> Tensor:
+def take_logits(answer: object, rows: int, num_classes: int, name: str, heads: int = 1) -> Tensor:
     """Return the logits, (B, num_classes), or (B, 2, num_classes) of two heads.
 
     Args:
         answer: of the network `name`.
+        rows: B, how many images it was shown.
         num_classes: C.
         name: for messages.
         heads: how many it may have.
 
     Raises:
-        WeightsError: there are none; it says what there is.
+        WeightsError: there are none, or several tensors that may be; it says what there is.
     """
-    logits = find_logits(answer, num_classes)
+    logits = _find_logits(answer, num_classes)
     if isinstance(logits, Tensor) and (
         (logits.ndim == 2 and logits.shape[1] == num_classes)
         or (heads == 2 and logits.ndim == 3 and logits.shape[1:] == (2, num_classes))
     ):
-        return logits
+        if logits.shape[0] == rows:  # `len` would bind an exported graph to this batch size
+            return logits
+        raise WeightsError(
+            f"{name}: expected a row of logits for each of {rows} images, found {logits.shape[0]}; let it answer "
+            "every image with a row of its own"
+        )
     raise WeightsError(
         f"{name}: expected logits (B, {num_classes}), found {_describe(answer)}; {_advise(logits, num_classes)}"
     )
 
 
-def find_logits(answer: object, num_classes: int) -> object:
-    """Return what holds an answer's logits, a tensor if it is sound.
-
-    Of a tuple that is the one tensor of shape (B, num_classes), or the first of its elements if that has it.
-    """
+def _find_logits(answer: object, num_classes: int) -> object:
+    """Return what holds an answer's logits, a tensor if it is sound; of a tuple the one tensor of their shape."""
     if isinstance(answer, Tensor):
         return answer
     if isinstance(answer, Mapping) and "logits" in answer:
@@ -48,8 +52,7 @@ def find_logits(answer: object, num_classes: int) -> object:
         return found
     if isinstance(answer, tuple | list):
         fitting = [one for one in answer if _fits(one, num_classes)]
-        if fitting and (len(fitting) == 1 or fitting[0] is answer[0]):
-            return fitting[0]
+        return fitting[0] if len(fitting) == 1 else answer
     return answer
 
 
@@ -70,6 +73,13 @@ def _describe(answer: object) -> str:
 
 
 def _advise(logits: object, num_classes: int) -> str:
+    elements = logits if isinstance(logits, tuple | list) else ()
+    fitting = [str(at) for at, one in enumerate(elements) if _fits(one, num_classes)]
+    if fitting:
+        return (
+            f"elements {' and '.join(fitting)} of it could each be the logits: let it return the logits alone, or as "
+            "`logits` of an object or a dict"
+        )
     if not isinstance(logits, Tensor):
         return "let it return the logits alone, or as `logits` of an object or a dict"
     if logits.ndim > 2 and logits.shape[1] == num_classes and logits[0].numel() == num_classes:

@@ -50,7 +50,7 @@ class ViewModel(nn.Module):
             images = images.to(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, dtype=self.dtype, enabled=self.dtype is not torch.float32):
             answer = self.module(images)
-        return take_logits(answer, self._num_classes, self._name, self._heads).float()
+        return take_logits(answer, views.shape[0], self._num_classes, self._name, self._heads).float()
 
     def on(self, device: torch.device) -> "ViewModel":
         """Move to a device, and the weights into the memory format that the images will have."""

@@ -271,7 +271,7 @@ class TwoHeads(nn.Module):
 
     def apart(self, x: Tensor) -> Tensor:
         """Both heads' logits, (B, 2, C), in either mode."""
-        both = take_logits(self.body(x), self.outputs, type(self.body).__name__)
+        both = take_logits(self.body(x), x.shape[0], self.outputs, type(self.body).__name__)
         return both.reshape(-1, 2, both.shape[1] // 2)  # of any batch size, in an exported graph too
 
     def forward(self, x: Tensor) -> Tensor:

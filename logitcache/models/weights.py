@@ -54,6 +54,10 @@ class WeightsHeader(Spec):
 
     def __post_init__(self) -> None:
         require((self.parameters or 0) >= 0, f"parameters must be 0 or more, found {self.parameters}")
+        require(
+            len(self.class_names) in (0, self.num_classes),
+            f"class_names must be of {self.num_classes} classes, or of none; found {len(self.class_names)}",
+        )
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -15,7 +15,7 @@ from logitcache.teacher.completion import Completion
 from logitcache.teacher.reach import find_outliers, outlier_error
 from logitcache.teacher.sparse import SparseTeacher
 
-CHECK_EVERY = 50  # answers; looking at them waits for the device
+CHECK_EVERY = 50  # answers of a GPU; looking at them waits for it
 
 
 class LiveTeacher:
@@ -55,10 +55,19 @@ class LiveTeacher:
         outlier = self._outlier.to(worst.device)
         self._outlier = torch.where(outlier == 0, worst[at], outlier)
         self._answers += 1
-        if self._answers % CHECK_EVERY in (0, 1) and (found := float(self._outlier)):
+        if not worst.is_cuda or self._answers % CHECK_EVERY in (0, 1):
+            self.finish()
+        return teacher
+
+    def finish(self) -> None:
+        """Look at the last answers.
+
+        Raises:
+            NonFiniteError: one is no logits.
+        """
+        if found := float(self._outlier):
             half = getattr(self.model, "dtype", torch.float32) is not torch.float32
             raise outlier_error(found, f"a view of the last {CHECK_EVERY} batches", half=half)
-        return teacher
 
 
 def require_same_teacher(reader: CacheReader, teacher: Model) -> None:

@@ -159,8 +159,6 @@ class TrainJob:
                     model, variant.config.epochs * stream.steps(0), size, self.input_size
                 ):
                     on_line(f"note: {note}")
-                names = tuple(stream.views.images.class_names)
-                model = replace(model, class_names=names, evaluation=stream.evaluation)
                 students.append(Student(model, variant))
         lines = tuple(describe_training(protocol, variants, stream))
         return TrainSetup(students, stream, self._open_evaluation(stream, on_line), lines)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from logitcache.distributed import World
-from logitcache.errors import DeviceMemoryError, OptionError, StorageError, join_alternatives
+from logitcache.errors import DeviceMemoryError, LogitCacheError, OptionError, StorageError, join_alternatives
 from logitcache.losses.objective import Objective
 from logitcache.models.build import Model
 from logitcache.models.forward import ViewModel, choose_precision
@@ -66,6 +66,7 @@ class Learner:
 
     def __init__(self, run: Run, stream: Stream) -> None:
         run.config.check()
+        run = dataclasses.replace(run, student=_describe_student(run.student, stream))
         self.run, self.stream, self.device = run, stream, stream.device
         self.steps = stream.steps(0)
         self.world = stream.config.world
@@ -304,6 +305,17 @@ def _open_validation(run: Run, stream: Stream, world: World) -> Validation | Non
     if world.size > 1:
         raise OptionError("an objective that mixes two heads (dho) holds images out; train it in one process")
     return Validation(stream)
+
+
+def _describe_student(student: Model, stream: Stream) -> Model:
+    """Have a student say what it learns from: the classes, where they have names, and the test images' recipe."""
+    named = (tuple(stream.views.images.class_names), student.class_names)
+    names = next((names for names in named if len(names) == student.num_classes), ())
+    try:
+        evaluation = stream.evaluation
+    except LogitCacheError:  # its file, or code, is not there: training goes on without evaluation too
+        evaluation = None
+    return dataclasses.replace(student, class_names=names, evaluation=evaluation)
 
 
 def _prepare(run: Run, device: torch.device) -> tuple[Model, Rehearsal]:

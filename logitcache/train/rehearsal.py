@@ -10,7 +10,7 @@ from logitcache.models.build import Model
 from logitcache.models.catalog import seeded
 from logitcache.models.weights import first_line
 
-VIEWS = 2  # of which batch norm can learn
+VIEWS = (2, 8, 64)  # batch norm can learn of 2; some layers need more
 
 
 @dataclass(frozen=True)
@@ -39,29 +39,14 @@ def rehearse(student: Model) -> Rehearsal:
         raise OptionError(f"{student.name} cannot be trained: {found}; leave some of them to learn")
     if ":" not in student.name and student.weights != "own":
         return Rehearsal()
-    adapter = student.adapter
-    shape = VIEWS, adapter.channels, adapter.size, adapter.size
-    module, device = student.module, next(iter(parameters.values())).device
+    module = student.module
     modes = [(part, part.training) for part in module.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     grads = [(parameter, parameter.grad) for parameter in parameters.values()]
     try:
         with seeded(0):
-            noise = torch.randn(shape)
-            answer = module.train()(noise.to(device))
-            logits = take_logits(
-                answer, student.num_classes, f"{student.name}, while it trains", student.heads
-            )
-            for parameter in parameters.values():
-                parameter.grad = None
-            logits.float().sum().backward()  # type: ignore[no-untyped-call]
+            answer = _try_batches(student)
         unused = [name for name, p in parameters.items() if p.requires_grad and p.grad is None]
-    except LogitCacheError:
-        raise
-    except Exception as error:  # of the user's own code, whatever it is
-        raise OptionError(
-            f"{student.name} fails on a {shape} float batch while it trains: {first_line(error)}"
-        ) from error
     finally:
         for part, training in modes:
             part.training = training
@@ -70,7 +55,46 @@ def rehearse(student: Model) -> Rehearsal:
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
+    if all(name in unused for name, p in parameters.items() if p.requires_grad):
+        raise _nothing_learns(student)
     return Rehearsal(tuple(unused), _note(student, answer, unused))
+
+
+def _try_batches(student: Model) -> object:
+    """Return what a student answers on the smallest batch that it takes; its parameters then have gradients."""
+    adapter = student.adapter
+    refusals = []
+    for views in VIEWS:
+        shape = views, adapter.channels, adapter.size, adapter.size
+        try:
+            return _try_batch(student, shape)
+        except LogitCacheError:
+            raise
+        except Exception as error:  # of the user's own code, whatever it is
+            told = f"{student.name} fails on a {shape} float batch while it trains: {first_line(error)}"
+            refusals.append(OptionError(told))
+            refusals[-1].__cause__ = error
+    raise refusals[0]
+
+
+def _try_batch(student: Model, shape: tuple[int, int, int, int]) -> object:
+    parameters = list(student.module.parameters())
+    answer = student.module.train()(torch.randn(shape).to(parameters[0].device))
+    name = f"{student.name}, while it trains"
+    logits = take_logits(answer, shape[0], student.num_classes, name, student.heads)
+    if not logits.requires_grad:
+        raise _nothing_learns(student)
+    for parameter in parameters:
+        parameter.grad = None
+    logits.float().sum().backward()  # type: ignore[no-untyped-call]
+    return answer
+
+
+def _nothing_learns(student: Model) -> OptionError:
+    return OptionError(
+        f"{student.name} cannot be trained: its logits depend on no parameter that learns; see whether its forward "
+        "detaches them, or runs under no_grad"
+    )
 
 
 def _note(student: Model, answer: object, unused: list[str]) -> str:

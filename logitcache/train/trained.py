@@ -1,16 +1,17 @@
 """Trained students: what a run folder or a file of weights says of one, and the model built from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from logitcache.errors import FormatError, NotFoundError, OptionError
+from logitcache.errors import FormatError, LogitCacheError, NotFoundError, OptionError
 from logitcache.format.identity import RecipeSpec
 from logitcache.models.build import Model, build_model
 from logitcache.models.weights import read_header
 from logitcache.paths import expand_home
 from logitcache.plugins import require_own
 from logitcache.train.run_folder import RunFolder
+from logitcache.views.recipes import recipe_named
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,19 @@ class TrainedStudent:
                 f"{self.file} tells {classes} classes apart, --num-classes says {num_classes}; leave it out"
             )
         weights = str(self.file)
-        return build_model(
+        model = build_model(
             name, num_classes=classes, view_size=view_size, weights=weights, input_size=input_size
         )
+        return replace(model, evaluation=model.evaluation or self._find_evaluation())
+
+    def _find_evaluation(self) -> RecipeSpec | None:
+        """Return the recipe of test images, by that of the training views; None for code, which is not run for it."""
+        if self.recipe is None or ":" in self.recipe.evaluation:
+            return None
+        try:
+            return recipe_named(self.recipe.evaluation)
+        except LogitCacheError:  # its file is not there
+            return None
 
 
 def list_runs(folder: Path) -> list[Path]:

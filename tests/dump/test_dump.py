@@ -224,8 +224,17 @@ def test_weights_that_were_drawn_otherwise_are_not_advised_to_be_drawn_again(who
     teacher = a_teacher()
     with torch.no_grad():
         next(teacher.module.parameters()).mul_(1 + 2**-20)  # as another kind of CPU rounds
-    with pytest.raises(MismatchError, match="drawn come out otherwise"):
+    with pytest.raises(MismatchError, match="; weights that are drawn come out otherwise"):
         dump_digits(whole, teacher=teacher)
+
+
+def test_weights_of_your_own_that_differ_may_be_from_a_changed_file_or_drawn(tmp_path: Path) -> None:
+    teacher = dataclasses.replace(a_teacher(), weights="own")
+    dump_digits(tmp_path / "c.zarr", 32, teacher, seeds=(0,))
+    with torch.no_grad():
+        next(teacher.module.parameters()).mul_(2)
+    with pytest.raises(MismatchError, match=r"read from a file that has changed, or drawn"):
+        dump_digits(tmp_path / "c.zarr", 32, teacher, seeds=(0,))
 
 
 def test_going_on_with_another_recipe_is_refused(whole: Path) -> None:

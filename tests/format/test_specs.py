@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import math
+from enum import Enum
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -208,8 +210,16 @@ def test_a_value_out_of_range_is_refused(path: tuple[Any, ...], value: Any):
         CacheSpec.from_dict(put(through_json(small_cache()), path, value))
 
 
+@pytest.mark.parametrize("value", [np.int64(8), np.float32(0.5), [Enum("Mode", "near").near], {8: 1}, {1, 2}])
+def test_what_json_cannot_write_is_refused_in_a_recipe(value: object) -> None:
+    with pytest.raises(FormatError, match="arguments of Resize: expected a JSON value, found"):
+        StepSpec("Resize", {"size": value})
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, [1.0, -math.inf], {"deep": math.nan}])
 def test_what_json_lacks_is_refused_in_a_recipe_and_null_in_a_report(value: object) -> None:
-    with pytest.raises(FormatError, match="RandomErasing must be finite"):
+    with pytest.raises(
+        FormatError, match=r"arguments of RandomErasing: expected a JSON value, found (nan|-?inf)"
+    ):
         StepSpec("RandomErasing", {"value": value})
     assert json.dumps(jsonable({"a": (value, 1.5)}), allow_nan=False).count("null") == 1

@@ -36,12 +36,12 @@ class Output:
         OrderedDict(loss=torch.tensor(1.0), logits=LOGITS),
         (LOGITS, FEATURES),
         (FEATURES, LOGITS),
-        [LOGITS, AUXILIARY],
+        [LOGITS, (AUXILIARY,)],
         (LOGITS, None),
     ],
 )
 def test_logits_are_found(answer: object) -> None:
-    assert take_logits(answer, 10, "net") is LOGITS
+    assert take_logits(answer, 3, 10, "net") is LOGITS
 
 
 @pytest.mark.parametrize(
@@ -58,19 +58,34 @@ def test_logits_are_found(answer: object) -> None:
         (Output(FEATURES), "found Output with logits (3, 64)"),
         (Output(None), "found Output; let it return the logits alone"),
         ({"out": LOGITS}, "found a dict of out: (3, 10)"),
-        ((FEATURES, LOGITS, AUXILIARY), "found a tuple of (3, 64), (3, 10), (3, 10); let it return"),
+        (
+            (FEATURES, LOGITS, AUXILIARY),
+            "found a tuple of (3, 64), (3, 10), (3, 10); elements 1 and 2 of it could",
+        ),
+        (
+            [LOGITS, AUXILIARY],
+            "found a list of (3, 10), (3, 10); elements 0 and 1 of it could each be the logits",
+        ),
         ((), "found a tuple of ; let it"),
         (None, "found NoneType; let it return"),
     ],
 )
 def test_what_holds_no_logits_is_described(answer: object, told: str) -> None:
     with pytest.raises(WeightsError, match=re.escape(f"net: expected logits (B, 10), {told}")):
-        take_logits(answer, 10, "net")
+        take_logits(answer, 3, 10, "net")
+
+
+@pytest.mark.parametrize("answer", [LOGITS[:1], {"logits": LOGITS[:2]}, (LOGITS.repeat(2, 1), None)])
+def test_each_image_must_have_its_row(answer: object) -> None:
+    with pytest.raises(
+        WeightsError, match=r"net: expected a row of logits for each of 3 images, found [126];"
+    ):
+        take_logits(answer, 3, 10, "net")
 
 
 def test_two_heads_are_taken_where_there_may_be_two() -> None:
     both = torch.randn(3, 2, 10)
-    assert take_logits(both, 10, "net", heads=2) is both
+    assert take_logits(both, 3, 10, "net", heads=2) is both
 
 
 class Talkative(nn.Module):

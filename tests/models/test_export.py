@@ -1,8 +1,10 @@
 """Exported students answer as the student does, elsewhere and at any batch size, or there is no file."""
 
 import json
+import re
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +16,13 @@ from command import fails, logitcache, succeeds
 from pictures import picture_folder
 from torch import Tensor, nn
 
-from logitcache.errors import MismatchError, OptionError, StorageError
+from logitcache.errors import FormatError, MismatchError, OptionError, StorageError
 from logitcache.format.identity import AdapterSpec
-from logitcache.models.build import Model, build_model
+from logitcache.models.build import Model, build_model, save_weights
 from logitcache.models.export import export_model
 from logitcache.models.forward import ViewModel
 from logitcache.models.nets import HeadMixing
-from logitcache.models.weights import read_header
+from logitcache.models.weights import WeightsHeader, read_header
 from logitcache.views.recipes import recipe_named
 
 FORMATS = ("onnx", "torchscript")
@@ -184,6 +186,27 @@ def test_a_student_says_its_classes_and_what_it_is_to_be_shown(tmp_path: Path, f
     weights = str(tmp_path / "run" / "best.safetensors")
     again = build_model("resnet8", num_classes=len(classes), view_size=32, weights=weights)
     assert (again.class_names, again.evaluation) == (tuple(classes), recipe_named("center@32"))
+
+
+def test_an_earlier_run_says_what_it_is_to_be_shown_by_its_record(tmp_path: Path) -> None:
+    succeeds("train", "--student", "digits_tiny", "--loss", "ce", "--epochs", 1, "--out", "run", cwd=tmp_path)
+    weights = tmp_path / "run" / "best.safetensors"
+    model = build_model("digits_tiny", num_classes=10, view_size=8, weights=str(weights))
+    save_weights(weights, replace(model, evaluation=None))
+    succeeds("export", "run", "--format", "torchscript", cwd=tmp_path)
+    about = json.loads(read_torchscript(tmp_path / "run" / "best.torchscript", some_views(2))[1])
+    assert about["views"]["name"] == model.evaluation.name
+    config = tmp_path / "run" / "config.json"
+    config.write_text(re.sub(r'"evaluation": "\w+"', '"evaluation": "gone.toml"', config.read_text()))
+    succeeds("export", "run", "--format", "torchscript", cwd=tmp_path)
+    about = json.loads(read_torchscript(tmp_path / "run" / "best.torchscript", some_views(2))[1])
+    assert about["views"] is None
+
+
+@pytest.mark.parametrize("count", [1, 11])
+def test_names_of_other_classes_are_no_header(count: int) -> None:
+    with pytest.raises(FormatError, match=f"class_names must be of 10 classes, or of none; found {count}"):
+        WeightsHeader("net", 10, AdapterSpec(1, 8, (0.5,), (0.5,)), class_names=("a",) * count)
 
 
 def some_colours() -> Tensor:

@@ -1,5 +1,6 @@
 """A student is tried before it trains: what it answers meanwhile, and what of it learns."""
 
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from logitcache.train.learner import Run
 from logitcache.train.loop import train
 from logitcache.train.rehearsal import rehearse
 
+Pair = namedtuple("Pair", ("logits", "aside"))
+
 
 class Branching(nn.Module):
     """Answers with more while it trains, as Inception does."""
@@ -34,13 +37,27 @@ class Branching(nn.Module):
             return self.main(hidden)
         if self.kind == "features":
             return hidden
-        if self.kind == "broken":
-            raise RuntimeError("too small")
-        return self.main(hidden), self.aside(hidden)
+        if self.kind == "broken" or (self.kind == "wide" and len(x) < 8):
+            raise RuntimeError(f"too small: {len(x)}")
+        if self.kind == "wide":
+            return self.main(hidden)
+        if self.kind == "pair":
+            return Pair(self.main(hidden), self.aside(hidden))
+        if self.kind == "twins":
+            return self.main(hidden), self.aside(hidden)
+        if self.kind == "mean":
+            return self.main(hidden).mean(0, keepdim=True)
+        if self.kind == "detached":
+            return self.main(hidden).detach()
+        return (
+            hidden[:, :10].clone().requires_grad_()
+        )  # unlearnt: of no parameter but the norm's, which is frozen
 
 
 def a_student(kind: str) -> Model:
-    return Model(kind, Branching(kind), AdapterSpec(1, 8, (0.5,), (0.5,)), 10, "own")
+    module = Branching(kind)
+    module.norm.requires_grad_(kind != "unlearnt")
+    return Model(kind, module, AdapterSpec(1, 8, (0.5,), (0.5,)), 10, "own")
 
 
 def run(student: Model, out: Path) -> list[str]:
@@ -55,7 +72,7 @@ def test_auxiliary_heads_are_not_trained_and_that_is_said(tmp_path: Path) -> Non
     student = a_student("pair")
     aside, main = (layer.weight.clone() for layer in (student.module.aside, student.module.main))
     (note,) = run(student, tmp_path / "run")
-    assert "pair answers with tuple while it trains, of which the logits alone are trained" in note
+    assert "pair answers with Pair while it trains, of which the logits alone are trained" in note
     assert "learn nothing: aside.weight, aside.bias" in note
     assert torch.equal(student.module.aside.weight, aside)
     assert not torch.equal(student.module.main.weight, main)
@@ -77,7 +94,23 @@ def test_a_rehearsal_leaves_a_student_as_it_was() -> None:
     ("kind", "error", "told"),
     [
         ("features", WeightsError, r"features, while it trains: expected logits \(B, 10\), found \(2, 64\)"),
-        ("broken", OptionError, r"broken fails on a \(2, 1, 8, 8\) float batch while it trains: too small"),
+        (
+            "broken",
+            OptionError,
+            r"broken fails on a \(2, 1, 8, 8\) float batch while it trains: too small: 2",
+        ),
+        ("twins", WeightsError, r"elements 0 and 1 of it could each be the logits"),
+        ("mean", WeightsError, r"a row of logits for each of 2 images, found 1;"),
+        (
+            "detached",
+            OptionError,
+            "detached cannot be trained: its logits depend on no parameter that learns",
+        ),
+        (
+            "unlearnt",
+            OptionError,
+            "unlearnt cannot be trained: its logits depend on no parameter that learns",
+        ),
     ],
 )
 def test_what_fails_only_in_training_is_one_line(
@@ -86,6 +119,11 @@ def test_what_fails_only_in_training_is_one_line(
     with pytest.raises(error, match=told):
         run(a_student(kind), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_student_that_takes_only_larger_batches_is_trained(tmp_path: Path) -> None:
+    run(a_student("wide"), tmp_path / "run")
+    assert (tmp_path / "run" / "best.safetensors").exists()
 
 
 @pytest.mark.parametrize("frozen", [True, False])

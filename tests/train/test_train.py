@@ -24,6 +24,7 @@ from logitcache.losses import LOSSES, Objective
 from logitcache.models.build import build_model
 from logitcache.models.forward import ViewModel
 from logitcache.models.nets import HeadMixing
+from logitcache.models.weights import read_header
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
 from logitcache.teacher.live import LiveTeacher
@@ -319,3 +320,41 @@ def test_a_last_sample_is_not_left_alone_in_a_batch(tmp_path: Path, n: int) -> N
     assert sum(sizes) == n
     config = TrainConfig(epochs=1)
     train([a_run(tmp_path / "r", "ce", config, "resnet8")], stream)  # its last batch norms see 1 x 1 at worst
+
+
+NAMES = tuple("abcdefghij")
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "expected"),
+    [
+        (NAMES, (), NAMES),
+        (NAMES, NAMES[::-1], NAMES),  # what it learns from now
+        ((), NAMES, NAMES),
+        (NAMES[:3], (), ()),  # of other classes
+        ((), (), ()),
+    ],
+)
+def test_weights_say_their_classes_and_the_recipe_of_test_images(
+    data: tuple[str, ...], model: tuple[str, ...], expected: tuple[str, ...], tmp_path: Path
+) -> None:
+    images = few_digits(64)
+    images.class_names = list(data)
+    run = a_run(tmp_path / "run", "ce", dataclasses.replace(CONFIG, epochs=1))
+    run = dataclasses.replace(run, student=dataclasses.replace(run.student, class_names=model))
+    train([run], Stream.plain(images, RECIPE, seeds=(0,), batch_size=32, workers=0))
+    header = read_header(tmp_path / "run" / "best.safetensors")
+    assert header is not None
+    assert (header.class_names, header.evaluation) == (expected, recipe_named(RECIPE.evaluation))
+    told = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert told["class_names"] == list(expected)
+
+
+def test_a_recipe_of_test_images_that_is_not_there_ends_no_training(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, evaluation="gone.toml")
+    config = dataclasses.replace(CONFIG, epochs=1)
+    train(
+        [a_run(tmp_path / "run", "ce", config)],
+        Stream.plain(few_digits(64), recipe, seeds=(0,), batch_size=32, workers=0),
+    )
+    assert read_header(tmp_path / "run" / "best.safetensors").evaluation is None
