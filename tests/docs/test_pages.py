@@ -80,7 +80,16 @@ NOT_RUN = {
 # Pages for those who change the code, which have nothing to run.
 OF_THE_CODE = ("docs/design.md", "docs/decisions.md")
 # Options of other programs that pages name.
-OF_OTHERS = {"--shm-size", "--constraint", "--nproc-per-node", "--only", "--number", "--logdir", "--nthreads", "--help"}
+OF_OTHERS = {
+    "--shm-size",
+    "--constraint",
+    "--nproc-per-node",
+    "--only",
+    "--number",
+    "--logdir",
+    "--nthreads",
+    "--help",
+}
 
 
 def run_here(block: str, folder: Path) -> None:
