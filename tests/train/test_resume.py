@@ -253,6 +253,15 @@ def test_a_signal_ends_with_a_checkpoint_and_a_line(sent: signal.Signals, tmp_pa
     assert f"step {ledger['step']} of epoch {ledger['epoch'] + 1}" in said
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_first_signal_is_a_wish_once_training_has_begun(begun: bool) -> None:
+    with pytest.raises(KeyboardInterrupt), catch_stop_signals(lambda: begun) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop() is begun
+        time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_going_on_needs_a_folder(tmp_path: Path) -> None:
     said = fails("train", "--student", "digits_tiny", "--loss", "ce", "--resume", cwd=tmp_path)
     assert said.endswith("--resume goes on with a run; name its folder with --out")
