@@ -62,7 +62,7 @@ def report(
         StorageError: the page cannot be written.
     """
     names = dict.fromkeys(
-        path if "://" in str(path) else write_path(Path(os.path.normpath(expand_home(path))))
+        str(path) if "://" in str(path) else write_path(Path(os.path.normpath(expand_home(path))))
         for path in paths
     )
     if not names:
