@@ -28,8 +28,13 @@ def bench(
     n: Annotated[
         int, typer.Option("--n", min=0, help="Views, samples (scale), pictures (dump, train); 0: as fits.")
     ] = 0,
-    logits: Annotated[Path | None, typer.Option(help="store: an .npz of real logits (n, C).")] = None,
-    folder: Annotated[Path | None, typer.Option(help="store, scale: where to write.")] = None,
+    logits: Annotated[
+        Path | None,
+        typer.Option(help="store: an .npz of real logits (n, C).", parser=expand_home, metavar="PATH"),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="store, scale: where to write.", parser=expand_home, metavar="PATH")
+    ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(help="scale: an SVG file to draw.", parser=parse_output_path, metavar="PATH"),
@@ -55,7 +60,6 @@ def bench(
     """
     from logitcache.bench.suites import SUITES, BenchConfig, run_suite
 
-    logits, folder = (expand_home(path) if path else None for path in (logits, folder))
     if folder:
         require_folder(folder)
     if plot:

@@ -7,7 +7,6 @@ from typing import Any
 import typer
 
 from logitcache.errors import FormatError, NotFoundError, UnknownNameError
-from logitcache.paths import expand_home
 
 CONFIG_FILE = "logitcache.toml"
 
@@ -20,7 +19,7 @@ def read_defaults(path: Path | None, context: typer.Context) -> dict[str, Any]:
         FormatError: it is not TOML, or a table is not one.
         UnknownNameError: it names a command or option that does not exist.
     """
-    file = expand_home(path or CONFIG_FILE)
+    file = path or Path(CONFIG_FILE)
     if not file.is_file():
         if path:
             raise NotFoundError(f"no such config file: {path}; `logitcache init --out {path}` writes one")

@@ -63,8 +63,8 @@ def _fit_threads() -> None:
     """
     from dask.system import cpu_count
 
-    if (cores := cpu_count()) < (os.cpu_count() or 1):
-        os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+    if (cores := cpu_count()) < (os.cpu_count() or 1) and read_variable("OMP_NUM_THREADS") is None:
+        os.environ["OMP_NUM_THREADS"] = str(cores)
 
 
 def print_on_sigterm() -> None:
@@ -85,17 +85,21 @@ def print_on_sigterm() -> None:
 
 
 @contextmanager
-def catch_stop_signals() -> Iterator[Callable[[], bool]]:
+def catch_stop_signals(begun: Callable[[], bool] = lambda: True) -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether SIGTERM or Ctrl-C came; a second one acts at once.
 
-    Work that then ends with a `StoppedError` ends the program with one line and exit code 128 + the signal's number,
-    SIGTERM's where another rank received it.
+    Until work has `begun` that asks that function, the first acts at once too. Work that then ends with a
+    `StoppedError` ends the program with one line and exit code 128 + the signal's number, SIGTERM's where another
+    rank received it.
     """
     received: list[int] = []
 
     def handle(number: int, _: object) -> None:
-        received.append(number)
         restore()
+        if begun():
+            received.append(number)
+        else:
+            os.kill(os.getpid(), number)
 
     def restore() -> None:
         for number, handler in handlers.items():

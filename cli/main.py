@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from logitcache import __version__
+from logitcache.paths import expand_home
 
 from .bench import bench
 from .calibrate import calibrate
@@ -66,7 +67,12 @@ def _show_version(wanted: bool) -> None:
 def main(
     context: typer.Context,
     config: Annotated[
-        Path | None, typer.Option(help=f"Defaults for every command; ./{CONFIG_FILE} if it is there.")
+        Path | None,
+        typer.Option(
+            help=f"Defaults for every command; ./{CONFIG_FILE} if it is there.",
+            parser=expand_home,
+            metavar="PATH",
+        ),
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")

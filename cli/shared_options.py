@@ -40,7 +40,9 @@ OnBadTestImage = Annotated[
     ),
 ]
 
-Student = Annotated[Path, typer.Argument(help="Run folder, or a file of weights.")]
+Student = Annotated[
+    Path, typer.Argument(help="Run folder, or a file of weights.", parser=expand_home, metavar="PATH")
+]
 BestOrLast = Annotated[Literal["best", "last"], typer.Option(help="Which of a run folder.")]
 Architecture = Annotated[
     str | None, typer.Option("--student", help="Its architecture, where the file does not say.")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from logitcache.paths import expand_home
 from logitcache.units import parse_size
 
 from .shared_options import find_only_cache, parse_output_path, parse_seeds, parse_weights, pick_fields
@@ -30,7 +31,10 @@ Seeds = Annotated[str, _option("Augmentation seeds; all complete ones by default
 SeedOrderName = Annotated[Literal["mod", "random"], _option("Seeds in turn, or shuffled in rounds.")]
 ViewsPerImage = Annotated[int, _option("Seeds of an image in one batch, decoded once.")]
 Fraction = Annotated[float, _option("Of the samples to train on.")]
-SamplesFile = Annotated[Path | None, _option("List of samples: numbers in text, or .npy.", "--samples")]
+SamplesFile = Annotated[
+    Path | None,
+    _option("List of samples: numbers in text, or .npy.", "--samples", parser=expand_home, metavar="PATH"),
+]
 AllowDrift = Annotated[bool, _option("Train although views differ.", "--allow-drift")]
 SpoolFolder = Annotated[
     Path | None,

@@ -37,7 +37,9 @@ def open_output() -> Iterator[None]:
             if not (refusal := _flush(sys.stdout)):
                 raise
         except OSError as error:
-            if error.filename or not (refusal := _flush(sys.stdout, "\n")):  # it was of another file
+            # stdout still holds what it did not take, but for one that holds nothing: that is asked again
+            asked = "\n" if getattr(sys.stdout, "write_through", False) else ""
+            if error.filename or not (refusal := _flush(sys.stdout, asked)):  # it was of another file
                 raise
         else:
             refusal = _flush(sys.stdout)

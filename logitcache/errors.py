@@ -24,6 +24,7 @@ builtin that fits, so ``except FileNotFoundError`` in your code keeps working.
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -38,7 +39,9 @@ class LogitCacheError(Exception):
         return _rebuild, (type(self), str(self), self.__dict__)
 
     def with_prefix(self, name: str) -> Self:
-        """Return this error with a name before its message: of one of several students or processes."""
+        """Return this error with a name before its message, where that does not name it: of a student or process."""
+        if re.search(rf"(?<![\w./-]){re.escape(name)}(?![\w.-])", str(self)):
+            return self
         return _rebuild(type(self), f"{name}: {self}", self.__dict__)
 
 

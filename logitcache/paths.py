@@ -12,12 +12,16 @@ from logitcache.errors import OptionError, StorageError
 
 
 def expand_home(path: str | os.PathLike[str]) -> Path:
-    """Return a path, with the home folder in place of `~` or `~USER` at its beginning; as ./~ it is a plain name.
+    """Return a text as a path, with the home folder in place of `~` or `~USER` at its beginning; ./~ is a plain name.
+
+    What is a path object already is returned as it is: somebody has read it, and `~` is a plain name there.
 
     Raises:
         OptionError: there is no such user, or this one has no home folder.
     """
-    first, _, rest = os.fspath(path).partition(os.sep)
+    if not isinstance(path, str):
+        return Path(path)
+    first, _, rest = path.partition(os.sep)
     if not first.startswith("~"):
         return Path(path)
     try:
@@ -29,6 +33,11 @@ def expand_home(path: str | os.PathLike[str]) -> Path:
             f"{path}: no home folder for {first}; give the whole path, or ./{first} for a folder of that name"
         )
     return home / rest.lstrip(os.sep)
+
+
+def write_path(path: Path) -> str:
+    """Return a path as text that `expand_home` reads as that very path."""
+    return f".{os.sep}{path}" if str(path).startswith("~") else str(path)
 
 
 def find_home() -> Path | None:

@@ -14,7 +14,7 @@ from small_caches import SMALL, fill
 from logitcache.errors import NotFoundError, OptionError, StorageError
 from logitcache.models.build import build_model, save_weights
 from logitcache.models.weights import download_weights
-from logitcache.paths import expand_home, find_home, user_cache_folder
+from logitcache.paths import expand_home, find_home, user_cache_folder, write_path
 from logitcache.report.page import report
 from logitcache.store import CacheReader
 from logitcache.store.copy import copy_cache
@@ -52,7 +52,8 @@ def nobody(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tilde_is_the_home_folder_and_a_plain_name_elsewhere(home: Path, monkeypatch) -> None:
     assert expand_home("~") == home
     assert expand_home("~/a/b") == home / "a" / "b"
-    assert expand_home(Path("~/a")) == home / "a"
+    assert expand_home(Path("~/a")) == Path("~/a")  # which is no text, and has been read
+    assert expand_home(write_path(Path("./~a"))) == Path("~a")
     assert expand_home("~root") == Path(pwd.getpwnam("root").pw_dir)
     for plain in ("a", "./~", "./~x/y", "a/~", "/~"):
         assert expand_home(plain) == Path(plain)
@@ -62,20 +63,20 @@ def test_tilde_is_the_home_folder_and_a_plain_name_elsewhere(home: Path, monkeyp
     assert find_home() == Path(pwd.getpwuid(os.getuid()).pw_dir)
 
 
-def test_every_path_of_the_library_may_begin_with_it(home: Path) -> None:
-    fill(Path("~/c.zarr"), SMALL, seeds=(0,))
+def test_every_text_that_the_library_takes_as_a_path_may_begin_with_it(home: Path) -> None:
+    fill(home / "c.zarr", SMALL, seeds=(0,))
     copy_cache("~/c.zarr", "~/d.zarr")
     reader = CacheReader("~/d.zarr")
     assert reader.complete() == CacheReader(home / "c.zarr").complete() == [0]
-    open_spool(reader, 0, Path("~/spool"))
+    open_spool(reader, 0, home / "spool")
     run = a_run(home / "run", rows_of(2))
-    assert RunFolder(Path("~/run")).has_run()
+    assert not RunFolder(Path("~/run")).has_run()  # a path object is what it says
     save_weights("~/w.safetensors", build_model("digits_tiny", num_classes=10, view_size=8, weights="random"))
     build_model("digits_tiny", num_classes=10, view_size=8, weights="~/w.safetensors")
     assert TrainedStudent.find("~/w.safetensors").name == "digits_tiny"
     report("~/report.html", ["~/run"])
     (home / "samples.txt").write_text("3 1")
-    assert read_samples(Path("~/samples.txt")) == (3, 1)
+    assert read_samples(home / "samples.txt") == (3, 1)
     (home / "r.toml").write_text('name = "r"\n[[steps]]\ntransform = "CenterCrop"\nsize = 8\n')
     assert recipe_named("~/r.toml").name == "r"
     for name in ("imagefolder:~/none", "folder:~/none", "cifar10:~/none"):

@@ -43,7 +43,10 @@ def take_logits(answer: object, rows: int, num_classes: int, name: str, heads: i
 
 
 def _find_logits(answer: object, num_classes: int) -> object:
-    """Return what holds an answer's logits, a tensor if it is sound; of a tuple the one tensor of their shape."""
+    """Return what holds an answer's logits, a tensor if it is sound.
+
+    Of a tuple that is its first element, or the only other one, of their shape.
+    """
     if isinstance(answer, Tensor):
         return answer
     if isinstance(answer, Mapping) and "logits" in answer:
@@ -52,8 +55,15 @@ def _find_logits(answer: object, num_classes: int) -> object:
         return found
     if isinstance(answer, tuple | list):
         fitting = [one for one in answer if _fits(one, num_classes)]
-        return fitting[0] if len(fitting) == 1 else answer
+        if fitting and (len(fitting) == 1 or fitting[0] is answer[0]):
+            return fitting[0]
     return answer
+
+
+def has_other_logits(answer: object, num_classes: int) -> bool:
+    """Tell whether a tuple holds other tensors of the shape of logits than the first, which is taken."""
+    several = answer if isinstance(answer, tuple | list) and not hasattr(answer, "logits") else ()
+    return sum(_fits(one, num_classes) for one in several) > 1
 
 
 def _fits(value: Any, num_classes: int) -> bool:

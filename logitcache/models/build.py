@@ -9,6 +9,7 @@ import hashlib
 import math
 import os
 import re
+import warnings
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
@@ -24,7 +25,7 @@ from logitcache.errors import (
     WeightsError,
 )
 from logitcache.format.identity import AdapterSpec, RecipeSpec
-from logitcache.models.answers import take_logits
+from logitcache.models.answers import has_other_logits, take_logits
 from logitcache.models.catalog import ModelEntry, find_model, seeded
 from logitcache.models.nets import TwoHeads, double_head
 from logitcache.models.weights import (
@@ -293,3 +294,8 @@ def _check_forward(model: Model) -> None:
         for part, training in modes:
             part.training = training
     take_logits(answer, 1, model.num_classes, model.name)
+    if has_other_logits(answer, model.num_classes):
+        warnings.warn(
+            f"{model.name} answers with several tensors of the shape of logits; the first is taken",
+            stacklevel=2,
+        )

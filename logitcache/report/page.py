@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element
 from logitcache.errors import NotFoundError, OptionError
 from logitcache.files import require_file, writing
 from logitcache.format.spec import Spec
-from logitcache.paths import expand_home
+from logitcache.paths import expand_home, write_path
 from logitcache.report.cache_facts import CacheFacts, OnSeedRead, read_cache
 from logitcache.report.cache_section import cache_headings, make_cache_section
 from logitcache.report.html import Ids, tag, to_html
@@ -62,7 +62,8 @@ def report(
         StorageError: the page cannot be written.
     """
     names = dict.fromkeys(
-        path if "://" in path else os.path.normpath(expand_home(path)) for path in map(str, paths)
+        str(path) if "://" in str(path) else write_path(Path(os.path.normpath(expand_home(path))))
+        for path in paths
     )
     if not names:
         raise OptionError("a report needs run folders, caches, or both; found none")

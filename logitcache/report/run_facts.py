@@ -156,7 +156,9 @@ def read_run(path: str | Path) -> RunFacts:
         student=str(student.get("name")) if isinstance(student, dict) else "student",
         loss=_loss(expression) if isinstance(expression, str) else "loss",
         weights=count_weights(weights) if weights.exists() else None,
-        settings=dict(_flatten({name: part for name, part in config.items() if name != "command"})),
+        settings=dict(
+            _flatten({name: part for name, part in config.items() if name not in ("command", "folder")})
+        ),
         rows=finite,
         reliability=folder.read_reliability(),
         left_out=sum(map(len, rows)) - sum(map(len, finite)),

@@ -187,10 +187,19 @@ FEW_STEPS = 3_000  # that a student from random weights wants, about
 SMALL_BATCH = 2_000  # images below which batches are small, so that there are steps at all
 
 
-def protocol_for_few(n: int) -> TrainProtocol:
-    """Return the protocol `few`, of n images: epochs enough for some 3,000 steps, at least 20 and at most 100."""
-    batch_size = 16 if n < SMALL_BATCH else 64
-    epochs = min(100, max(20, round(FEW_STEPS * batch_size / n)))
+MOST_EPOCHS = 100  # of few images, whatever the steps
+
+
+def protocol_for_few(n: int, batch_size: int | None = None, views_per_image: int = 1) -> TrainProtocol:
+    """Return the protocol `few`, of n images: epochs enough for some 3,000 steps, at least 20 and at most 100.
+
+    Args:
+        n: images, of each of which an epoch shows `views_per_image` views.
+        batch_size: views per step; None: what suits so many images.
+        views_per_image: see `StreamConfig`.
+    """
+    batch_size = batch_size or (16 if n < SMALL_BATCH else 64)
+    epochs = min(MOST_EPOCHS, max(20, round(FEW_STEPS * batch_size / (n * max(1, views_per_image)))))
     return TrainProtocol(
         TrainConfig(epochs), batch_size, "ours: as digits, for as many steps as few images allow"
     )
@@ -210,7 +219,21 @@ def protocol_named(name: str) -> TrainProtocol:
     return PROTOCOLS[name]
 
 
-def choose_protocol(name: str, data: str, n: int, view_size: int) -> tuple[str, TrainProtocol]:
+def possible_protocols(name: str) -> list[TrainProtocol]:
+    """Return what `choose_protocol` may come to, before the data is known.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+    """
+    if name not in ("auto", "few"):
+        return [protocol_named(name)]
+    few = protocol_for_few(1)
+    return [few] if name == "few" else [few, *PROTOCOLS.values()]
+
+
+def choose_protocol(
+    name: str, data: str, n: int, view_size: int, batch_size: int | None = None, views_per_image: int = 1
+) -> tuple[str, TrainProtocol]:
     """Return a protocol with its name; "auto" and "few" are by the data.
 
     Args:
@@ -218,6 +241,7 @@ def choose_protocol(name: str, data: str, n: int, view_size: int) -> tuple[str, 
         data: name of the data set, as `open_images` takes it.
         n: its number of training images.
         view_size: longer side of its views, in pixels.
+        batch_size, views_per_image: as `protocol_for_few` takes them.
 
     Raises:
         UnknownNameError: there is none of that name.
@@ -226,4 +250,6 @@ def choose_protocol(name: str, data: str, n: int, view_size: int) -> tuple[str, 
         few = "digits" if data == "digits" else "few"
         many = "cifar-kd" if view_size <= SMALL_VIEW and n < MANY_IMAGES else "imagenet-kd"
         name = few if n < FEW_IMAGES else many
-    return name, protocol_for_few(n) if name == "few" else protocol_named(name)
+    if name == "few":
+        return name, protocol_for_few(n, batch_size, views_per_image)
+    return name, protocol_named(name)

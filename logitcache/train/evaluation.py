@@ -108,22 +108,25 @@ class Evaluation:
         device = stream.device
         return cls(images, recipe, teacher, workers=workers, device=device, on_bad_image=on_bad_image)
 
-    def find_bad_images(self) -> list[int]:
+    def find_bad_images(self, should_stop: Callable[[], bool] = lambda: False) -> list[int]:
         """Decode every image once, where they are not in memory, before anything is spent on training.
+
+        Args:
+            should_stop: asked while no batch comes from the workers.
 
         Returns:
             Those that do not decode, and are left out of the scores.
 
         Raises:
             DataError: one does not, and none is to be left out; the message names it. Or not one decodes.
+            StoppedError: `should_stop` said so.
         """
         if self.images.pixels() is not None:
             return []
         self._sampler.current = self._batches
         with _say_test_image():
-            return [
-                i for batch in iterate_batches(self._loader) for i in batch.samples[~batch.valid].tolist()
-            ]
+            batches = iterate_batches(self._loader, should_stop)
+            return [i for batch in batches for i in batch.samples[~batch.valid].tolist()]
 
     def describe_newer_images(self) -> str | None:
         """Say which images are newer than the cache of the teacher's answers; None for none, or without a teacher."""

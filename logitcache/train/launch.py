@@ -4,7 +4,8 @@
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,27 +14,37 @@ from typing import Any, NamedTuple
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from logitcache.distributed import World
-from logitcache.errors import DataError, LogitCacheError, NotFoundError, OptionError, StudentsError
+from logitcache.errors import (
+    DataError,
+    LogitCacheError,
+    NotFoundError,
+    OptionError,
+    StoppedError,
+    StudentsError,
+    UnknownNameError,
+)
+from logitcache.format.spec import jsonable
 from logitcache.models.build import NEW_HEAD, Model, build_model
 from logitcache.models.catalog import require_known_model
 from logitcache.models.export import export_model, require_format
+from logitcache.models.forward import choose_device, choose_precision
 from logitcache.store import CacheReader, seed_list
 from logitcache.stream.stream import Stream
 from logitcache.stream.stream_inputs import StreamInputs
-from logitcache.train.config import choose_protocol
+from logitcache.train.config import PROTOCOLS, TrainConfig, TrainProtocol, choose_protocol, possible_protocols
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.events import OnTrainEvent, TrainEvent, TrainingBegun
 from logitcache.train.learner import Run
 from logitcache.train.loop import RunReport, train
-from logitcache.train.run_folder import claim_folders
-from logitcache.train.trained import TrainedStudent
+from logitcache.train.run_folder import RunFolder, claim_folders
+from logitcache.train.trained import TrainedStudent, list_runs
 from logitcache.train.variants import Variant, VariantInputs
 from logitcache.views.keyed_views import OnBadImage
 
 OnLine = Callable[[str], None]
 
 LABEL_LENGTH = 100  # characters of a folder's name
-FEW_TO_LOOK_AT = 20_000  # test images, which are decoded once before training
+FEW_TO_LOOK_AT = 5_000  # test images, which are decoded once before training
 MANY_TIMES = 50  # that each view is seen, above which more seeds are worth naming
 UNLEARNT = 2e-2  # share of first values in running statistics above which evaluation suffers
 
@@ -75,6 +86,7 @@ class TrainJob:
         teacher_cache: path or URL of a cache of the test split, to compare the students with their teacher.
         exports: formats to write the best weights in besides, as `export_model` takes them; into the run folders.
         on_bad_image: whether a test image that does not decode is an error, or left out of the scores.
+        command: the words to keep in a run folder that is begun, by which it can go on; none: this program's own.
     """
 
     students: tuple[str, ...]
@@ -86,6 +98,7 @@ class TrainJob:
     teacher_cache: str | None = None
     exports: tuple[str, ...] = ()
     on_bad_image: OnBadImage = "error"
+    command: tuple[str, ...] = ()
 
     def run(self, world: World, on_line: OnLine, **options: Any) -> list[RunReport]:
         """Open everything, train with all ranks of the world, and export.
@@ -107,8 +120,8 @@ class TrainJob:
         with world.process_group(), ExitStack() as stack:
             if world.rank == 0:
                 try:
-                    self._check(**options)
-                    setup = self._open(world, on_line)
+                    self._check(world, **options)
+                    setup = self._open(world, on_line, **options)
                     folders = stack.enter_context(self._name_folders(setup.students))
                 except BaseException:
                     world.broadcast(None)
@@ -118,26 +131,51 @@ class TrainJob:
                 paths = world.broadcast()
                 if paths is None:
                     return []
-                setup, folders = self._open(world, lambda line: None), [Path(path) for path in paths]
+                setup, folders = self._open(world, _say_nothing, **options), [Path(path) for path in paths]
             runs = [
-                Run(folder, model, variant.build_objective(), variant.config)
+                Run(folder, model, variant.build_objective(), variant.config, self.command)
                 for folder, (model, variant) in zip(folders, setup.students, strict=True)
             ]
             options["on_progress"] = _announce(setup.lines, on_line, options.get("on_progress"))
             return self._train_and_export(runs, setup.stream, setup.evaluation, **options)
 
-    def _check(self, *, resume: bool = False, **_: Any) -> None:
-        """Refuse what would fail only after hours of training."""
+    def _check(self, world: World, *, resume: bool = False, **_: Any) -> None:
+        """Refuse what would fail only after data is opened, or after hours of training."""
         for format in self.exports:
             require_format(format)
         if resume and self.out is None:
             raise OptionError("--resume goes on with a run; name its folder with --out")
-
-    def _open(self, world: World, on_line: OnLine) -> TrainSetup:
-        for name in self.students:  # before all that takes longer
+        for name in self.students:
             require_known_model(name)
+        device = choose_device(world.choose_device(self.inputs.config.device))
+        for variant in self._build_variants():
+            choose_precision(variant.config.precision, device)
+
+    def _build_variants(self) -> tuple[Variant, ...]:
+        """Build the variants by a protocol that allows them, of those that may be chosen.
+
+        Raises:
+            UnknownNameError, OptionError: none does.
+        """
+        refusals: list[Exception] = []
+        for protocol in possible_protocols(self.variants.protocol):
+            try:
+                return self.variants.build(protocol.config)
+            except (UnknownNameError, OptionError) as error:
+                refusals.append(error)
+        raise refusals[0]
+
+    def _open(
+        self,
+        world: World,
+        on_line: OnLine,
+        *,
+        resume: bool = False,
+        should_stop: Callable[[], bool] = lambda: False,
+        **_: Any,
+    ) -> TrainSetup:
         inputs = self.inputs.open_data()
-        protocol, settings = choose_protocol(self.variants.protocol, *inputs.measure())
+        protocol, settings = self._choose_protocol(inputs, resume)
         variants = self.variants.build(settings.config)
         if self.variants.batch_size is None:
             inputs = replace(inputs, config=replace(inputs.config, batch_size=settings.batch_size))
@@ -155,13 +193,70 @@ class TrainJob:
                     input_size=self.input_size,
                     new_head=True,
                 )
-                for note in _list_notes(
-                    model, variant.config.epochs * stream.steps(0), size, self.input_size
-                ):
-                    on_line(f"note: {note}")
                 students.append(Student(model, variant))
-        lines = tuple(describe_training(protocol, variants, stream))
-        return TrainSetup(students, stream, self._open_evaluation(stream, on_line), lines)
+        if resume:
+            students = self._choose_students(students)
+        if world.rank:  # which says nothing, and has looked at nothing
+            return TrainSetup(students, stream, self._open_evaluation(stream, on_line), ())
+        for model, variant in students:
+            steps = variant.config.epochs * stream.steps(0)
+            for note in _list_notes(model, steps, size, self.input_size):
+                on_line(f"note: {note}")
+        lines = tuple(describe_training(protocol, [student.variant for student in students], stream))
+        evaluation = self._open_evaluation(stream, on_line)
+        if evaluation and not (resume and self._was_evaluated(students)):
+            _look_at_images(evaluation, on_line, should_stop)
+        return TrainSetup(students, stream, evaluation, lines)
+
+    def _choose_protocol(self, inputs: StreamInputs, resume: bool) -> tuple[str, TrainProtocol]:
+        """Choose a protocol by the data; of a run that goes on, the one that it was begun with."""
+        given = self.variants.batch_size, inputs.config.views_per_image
+        size = inputs.measure()
+        chosen = choose_protocol(self.variants.protocol, *size, *given)
+        if not resume or self.out is None or self.variants.protocol != "auto":
+            return chosen
+        records = [RunFolder(run).read_config() for run in _list_runs(self.out)]
+        others = [(name, PROTOCOLS[name]) for name in PROTOCOLS]  # a logitcache before chose "digits" for all
+        others.append(choose_protocol("few", *size, *given))
+        return min([chosen, *others], key=lambda choice: self._differences(choice[1], records))
+
+    def _differences(self, protocol: TrainProtocol, records: Sequence[Mapping[str, Any]]) -> int:
+        """Count the settings in which runs that are there differ from those that a protocol would give."""
+        try:
+            variants = self.variants.build(protocol.config)
+        except OptionError:  # settings given here do not fit this protocol
+            return len(TrainConfig.__dataclass_fields__) * (1 + len(records))
+        size = self.variants.batch_size or protocol.batch_size
+        count = 0
+        for record in records:
+            config, stream = record.get("config") or {}, record.get("stream") or {}
+            settings = [jsonable(variant.config.to_dict()) for variant in variants]
+            count += min(sum(config.get(k) != v for k, v in setting.items()) for setting in settings)
+            count += stream.get("batch_size") != size
+        return count
+
+    def _choose_students(self, students: list[Student]) -> list[Student]:
+        """Return those to go on with: all, or the one whose run is in the very folder that is named.
+
+        Raises:
+            OptionError: it is nobody's.
+        """
+        if self.out is None or len(students) == 1 or not RunFolder(self.out).has_run():
+            return students
+        name = self.out.absolute().name
+        labels = {student.label: student for student in students}
+        found = labels.get(name) or labels.get(re.sub(r"-\d+$", "", name))
+        if found is None:
+            raise OptionError(
+                f"{self.out} holds one run, and its name says none of {', '.join(labels)}; name its --student, and "
+                "its --variant, alone"
+            )
+        return [found]
+
+    def _was_evaluated(self, students: Sequence[Student]) -> bool:
+        """Is there a run of each of the students that has an epoch with scores?"""
+        runs = [RunFolder(folder) for folder in self._list_folders(students)]
+        return all(any("top1" in row for row in run.read_metrics()) for run in runs)
 
     def _open_evaluation(self, stream: Stream, on_line: OnLine) -> Evaluation | None:
         teacher = CacheReader(self.teacher_cache) if self.teacher_cache else None
@@ -172,14 +267,6 @@ class TrainJob:
             return None
         if newer := evaluation.describe_newer_images():
             on_line(f"note: {newer}")
-        few = (
-            len(evaluation.images) <= FEW_TO_LOOK_AT
-        )  # of more the first evaluation tells, and no epoch is lost
-        if stream.config.world.rank == 0 and few and (bad := evaluation.find_bad_images()):
-            on_line(
-                f"note: {len(bad):,} of {len(evaluation.images):,} test images do not decode and are left out of "
-                f"the scores: {evaluation.images.describe(bad[0])}{' and others' if len(bad) > 1 else ''}"
-            )
         return evaluation
 
     def _name_folders(self, students: Sequence[Student]) -> AbstractContextManager[Sequence[Path]]:
@@ -188,12 +275,24 @@ class TrainJob:
             raise OptionError(f"{doubled[0]} would be trained twice; name each --student and --variant once")
         if self.out is None:
             return claim_folders(Path("runs"), labels)
-        return nullcontext([self.out / label for label in labels] if len(labels) > 1 else [self.out])
+        return nullcontext(self._list_folders(students))
+
+    def _list_folders(self, students: Sequence[Student]) -> list[Path]:
+        if self.out is None:
+            return []
+        return [self.out / student.label for student in students] if len(students) > 1 else [self.out]
 
     def _train_and_export(self, runs: Sequence[Run], *inputs: Any, **options: Any) -> list[RunReport]:
         errors: dict[str, LogitCacheError] = {}
         try:
             reports = train(runs, *inputs, **options)
+        except StoppedError as error:
+            if self.out is not None or len(runs) == 1:
+                raise
+            raise StoppedError(
+                f"{str(error).partition(';')[0]}; `logitcache train --out RUN --resume` goes on with each RUN of "
+                f"{', '.join(str(run.out) for run in runs)}"
+            ) from error
         except StudentsError as error:
             errors, reports = error.errors, error.reports
         problem = "ended early"
@@ -207,6 +306,24 @@ class TrainJob:
         if errors:
             raise StudentsError(errors, reports, len(runs), problem)
         return reports
+
+
+def _say_nothing(line: str) -> None:
+    """Leave it to rank 0."""
+
+
+def _list_runs(out: Path) -> list[Path]:
+    """List the runs to go on with: in a folder itself, or in those in it."""
+    return [out] if RunFolder(out).has_run() else list_runs(out)
+
+
+def _look_at_images(evaluation: Evaluation, on_line: OnLine, should_stop: Callable[[], bool]) -> None:
+    """Decode the test images once, where they are few; of more the first evaluation tells, and no epoch is lost."""
+    if len(evaluation.images) <= FEW_TO_LOOK_AT and (bad := evaluation.find_bad_images(should_stop)):
+        on_line(
+            f"note: {len(bad):,} of {len(evaluation.images):,} test images do not decode and are left out of "
+            f"the scores: {evaluation.images.describe(bad[0])}{' and others' if len(bad) > 1 else ''}"
+        )
 
 
 def _announce(lines: Iterable[str], on_line: OnLine, on_progress: OnTrainEvent | None) -> OnTrainEvent:
@@ -230,10 +347,7 @@ def describe_training(protocol: str, variants: Sequence[Variant], stream: Stream
         optimizers = " or ".join(
             dict.fromkeys(f"{config.optimizer}, lr {config.lr:g} {config.schedule}" for config in configs)
         )
-        round_ = range(
-            min(epochs, len(seeds))
-        )  # epochs of which each has another seed, and maybe other steps
-        steps = round(sum(map(stream.steps, round_)) * epochs / len(round_))
+        steps = stream.steps(0)  # of another epoch it would take a seed decoded
         again = epochs * stream.config.views_per_image / len(seeds)
         views = f"{seed_list(seeds)}, few: each view comes {again:.0f} times"
         if again < MANY_TIMES:
@@ -241,8 +355,8 @@ def describe_training(protocol: str, variants: Sequence[Variant], stream: Stream
         if stream.teacher is None and len(seeds) >= epochs:
             views = "new views every epoch"
         yield (
-            f"protocol {protocol}: {optimizers}, {epochs} epochs of {stream.steps(0):,} steps of {size}, "
-            f"{steps:,} in all; {views}"
+            f"protocol {protocol}: {optimizers}, {epochs} epochs of {steps:,} steps of {size}, "
+            f"{steps * epochs:,} in all; {views}"
         )
 
 
@@ -265,7 +379,7 @@ def _list_notes(model: Model, steps: int, view_size: int, input_size: int) -> It
 
 def _export(folder: str, formats: Iterable[str]) -> tuple[str, ...]:
     """Write a run's best weights in each format, beside them; returns the files."""
-    trained = TrainedStudent.find(folder)
+    trained = TrainedStudent.find(Path(folder))
     model = trained.build_model()
     files = {format: trained.file.with_suffix(f".{format}") for format in formats}
     return tuple(export_model(model, file, require_format(format)).path for format, file in files.items())

@@ -1,8 +1,9 @@
 """One student in training: its network, optimiser, moving average and run folder, from step to step."""
 
 import dataclasses
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,12 +42,14 @@ class Run:
         objective: what it minimises. One that mixes two heads at evaluation (`dho`) chooses how on images held
             out (`validation.choose_held_out`), which that run, and no other beside it, does not train on.
         config: its settings.
+        command: the words to keep in a run folder that is begun; none: this program's own.
     """
 
     out: Path
     student: Model
     objective: Objective
     config: TrainConfig = field(default_factory=TrainConfig)
+    command: Sequence[str] = ()
 
 
 class Learner:
@@ -106,7 +109,8 @@ class Learner:
             StorageError: the disk said no.
         """
         if self.world.rank == 0:
-            self.folder.begin(self._config(), self.run.student.class_names, resume=resume)
+            names, command = self.run.student.class_names, self.run.command or sys.argv
+            self.folder.begin(self._config(), names, command, resume=resume)
         if resume:
             self.folder.load_checkpoint(self._parts())
             if self.world.rank == 0:

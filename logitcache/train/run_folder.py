@@ -12,7 +12,7 @@ Each file is written as a temporary file, NAME.part, and then renamed, so that a
 
 import json
 import math
-import sys
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -33,7 +33,7 @@ from logitcache.files import replacing, require_folder
 from logitcache.format.spec import jsonable
 from logitcache.models.build import Model, save_weights
 from logitcache.models.weights import first_line
-from logitcache.paths import expand_home
+from logitcache.store import seed_list
 from logitcache.train.confidence import Reliability
 from logitcache.versions import library_versions
 
@@ -52,7 +52,7 @@ class RunFolder:
     """The files of one run."""
 
     def __init__(self, path: Path) -> None:
-        self.path = expand_home(path)
+        self.path = path
 
     def has_run(self) -> bool:
         """Is there a run in it?"""
@@ -71,12 +71,20 @@ class RunFolder:
         if self.has_run():
             raise OptionError(f"{self.path} holds a run already; --resume it, or choose another --out")
 
-    def begin(self, config: dict[str, Any], class_names: Sequence[str] = (), *, resume: bool) -> None:
+    def begin(
+        self,
+        config: dict[str, Any],
+        class_names: Sequence[str] = (),
+        command: Sequence[str] = (),
+        *,
+        resume: bool,
+    ) -> None:
         """Write config.json, or compare with the one that is there.
 
         Args:
             config: all that makes the run.
             class_names: of the student's classes, to be kept beside it.
+            command: the words that the run is begun by; likewise, with the current folder, in which they were said.
             resume: whether there may be a run.
 
         Raises:
@@ -90,7 +98,12 @@ class RunFolder:
         if self.has_run():
             self._require_same(config)
             return
-        beside = {"class_names": list(class_names), "versions": library_versions(), "command": sys.argv}
+        beside = {
+            "class_names": list(class_names),
+            "versions": library_versions(),
+            "command": list(command),
+            "folder": os.getcwd(),
+        }
         text = json.dumps(jsonable({**config, **beside}), indent=2) + "\n"
         with _storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -101,6 +114,8 @@ class RunFolder:
         fields: list[Difference] = []
         for name, value in json.loads(json.dumps(jsonable(config))).items():
             fields += _differences(name, found.get(name), value)
+        if any(field.field == "stream.seeds" for field in fields):  # then what is held of each differs too
+            fields = [field for field in fields if not field.field.startswith("stream.teacher.cached.")]
         if not fields:
             return
         advice = "resume with its own options, or choose another --out"
@@ -308,7 +323,14 @@ def _differences(name: str, expected: object, found: object) -> Iterator[Differe
         for k in {**expected, **found}:
             yield from _differences(f"{name}.{k}", expected.get(k), found.get(k))
     elif expected != found:
-        yield Difference(name, expected, found)
+        yield Difference(name, _shorten(expected), _shorten(found))
+
+
+def _shorten(value: object) -> object:
+    """Write whole numbers in a row as their range, as seeds mostly are."""
+    if isinstance(value, list) and len(value) > 2 and all(type(number) is int for number in value):
+        return seed_list(value).removeprefix("seeds ")
+    return value
 
 
 def _save_states(states: dict[str, Any], file: Path) -> None:

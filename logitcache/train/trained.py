@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from logitcache.errors import FormatError, LogitCacheError, NotFoundError, OptionError
 from logitcache.format.identity import RecipeSpec
 from logitcache.models.build import Model, build_model
 from logitcache.models.weights import read_header
-from logitcache.paths import expand_home
+from logitcache.paths import expand_home, write_path
 from logitcache.plugins import require_own
 from logitcache.train.run_folder import RunFolder
 from logitcache.views.recipes import recipe_named
@@ -103,7 +103,7 @@ class TrainedStudent:
             raise OptionError(
                 f"{self.file} tells {classes} classes apart, --num-classes says {num_classes}; leave it out"
             )
-        weights = str(self.file)
+        weights = write_path(self.file)
         model = build_model(
             name, num_classes=classes, view_size=view_size, weights=weights, input_size=input_size
         )
@@ -124,8 +124,22 @@ def list_runs(folder: Path) -> list[Path]:
     return sorted(file.parent for file in folder.glob("*/config.json"))
 
 
-def read_command(folder: Path) -> list[str]:
-    """Return the words that a run, or the runs in a folder, were begun with, after ``logitcache train``.
+class Command(NamedTuple):
+    """How a run was begun.
+
+    Attributes:
+        words: what followed ``logitcache train``.
+        folder: in which they were said; None where that is not known, or is no more.
+        run: whose record this is.
+    """
+
+    words: list[str]
+    folder: Path | None
+    run: Path
+
+
+def read_command(folder: Path) -> Command:
+    """Return how a run, or the runs in a folder, were begun.
 
     Raises:
         NotFoundError: there is no run.
@@ -135,10 +149,12 @@ def read_command(folder: Path) -> list[str]:
     runs = [folder] if RunFolder(folder).has_run() else list_runs(folder)
     if not runs:
         raise NotFoundError(f"no run in {folder}: config.json is not there; leave out --resume to begin one")
-    words = RunFolder(runs[0]).read_config().get("command")
+    record = RunFolder(runs[0]).read_config()
+    words, said_in = record.get("command"), record.get("folder")
     if not isinstance(words, list) or words[1:2] != ["train"] or not all(isinstance(w, str) for w in words):
         raise OptionError(f"{runs[0]} was not begun by `logitcache train …` alone; give its options again")
-    return words[2:]
+    folder = Path(said_in) if isinstance(said_in, str) else Path()
+    return Command(words[2:], folder if folder.is_absolute() and folder.is_dir() else None, runs[0])
 
 
 def _read_record(folder: Path, record: dict[str, Any]) -> tuple[str, str, RecipeSpec]:

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from command import fails, logitcache, on_terminal, succeeds
 from console import without_progress
-from pictures import picture_folder
+from dumping import dump_digits
+from pictures import image_folder, picture_folder
 from typer.main import get_command
 
 from logitcache_cli import progress
@@ -162,6 +163,111 @@ def test_a_run_goes_on_by_its_own_options(tmp_path: Path) -> None:
     assert "of the standard library" in train("--out", "runs/two", "--resume").stderr
     config.write_text(json.dumps({**record, "command": ["train.py"]}))
     assert "was not begun by `logitcache train" in train("--out", "runs/two", "--resume").stderr
+
+
+CE = ("--loss", "ce", "--fraction", 0.1)
+
+
+def test_a_run_goes_on_from_another_folder(tmp_path: Path) -> None:
+    dump_digits(tmp_path / "c.zarr", n=64, seeds=(0,))
+    there, here = tmp_path / "runs" / "r", tmp_path / "else" / "where"
+    here.mkdir(parents=True)
+    words = ("train", "--student", "digits_tiny", "--cache", "c.zarr", "--epochs", 1, "--out", "runs/r")
+    succeeds(*words, cwd=tmp_path)
+    again = logitcache("train", "--out", "../../runs/r", "--resume", cwd=here)
+    assert again.exit_code == 0, again.output
+    assert (
+        f"goes on in {tmp_path} with: logitcache train --student digits_tiny --cache c.zarr" in again.stderr
+    )
+    shutil.move(
+        tmp_path / "c.zarr", here / "moved.zarr"
+    )  # a list given now takes the place of the one before
+    succeeds("train", "--out", "../../runs/r", "--resume", "--cache", "moved.zarr", cwd=here)
+
+    record = json.loads((there / "config.json").read_text())
+    assert record["folder"] == str(tmp_path)
+    stranger = [*record["command"], "--data", "mine:images"]
+    (there / "config.json").write_text(json.dumps({**record, "command": stranger}))
+    line = fails("train", "--out", "../../runs/r", "--resume", cwd=here)
+    assert f"names the code mine:images of {tmp_path}, which is not run because a file says so" in line
+
+
+def test_a_folder_that_is_begun_on_resuming_keeps_the_whole_command(tmp_path: Path) -> None:
+    students = ("--student", "digits_tiny", "--student", "digits_small")
+    succeeds("train", *students, *CE, "--epochs", 1, "--out", "two", cwd=tmp_path)
+    shutil.rmtree(tmp_path / "two" / "digits_small-ce")
+    before = json.loads((tmp_path / "two" / "digits_tiny-ce" / "config.json").read_text())
+    for _ in range(2):
+        succeeds("train", "--out", "two", "--resume", cwd=tmp_path)
+    begun = json.loads((tmp_path / "two" / "digits_small-ce" / "config.json").read_text())
+    assert begun["command"] == before["command"]
+
+    for folder in (tmp_path / "two").iterdir():
+        nobody = {**json.loads((folder / "config.json").read_text()), "command": ["logitcache", "train"]}
+        (folder / "config.json").write_text(json.dumps(nobody))
+    assert "names no --student" in fails("train", "--out", "two", "--resume", cwd=tmp_path)
+
+
+def test_one_run_of_several_goes_on_alone(tmp_path: Path) -> None:
+    students = ("--student", "digits_tiny", "--student", "digits_small")
+    succeeds("train", *students, *CE, "--epochs", 1, cwd=tmp_path)
+    one = json.loads(succeeds("train", "--out", "runs/digits_small-ce-0", "--resume", "--json", cwd=tmp_path))
+    assert [(run["out"], run["student"]) for run in one["runs"]] == [
+        ("runs/digits_small-ce-0", "digits_small")
+    ]
+    line = fails("train", "--out", "runs", "--resume", cwd=tmp_path)
+    assert "no run in runs; name one with --out, such as runs/digits_small-ce-0, of the 2 there" in line
+    (tmp_path / "runs" / "digits_small-ce-0").rename(tmp_path / "renamed")
+    line = logitcache("train", "--out", "renamed", "--resume", cwd=tmp_path).stderr
+    assert "its name says none of digits_tiny-ce, digits_small-ce" in line
+
+
+def test_a_run_begun_by_a_config_file_goes_on_without_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('[train]\nstudent = "digits_tiny"\nloss = "ce"\nfraction = 0.1\n')
+    succeeds("--config", "mine.toml", "train", "--epochs", 1, "--out", "r", cwd=tmp_path)
+    (tmp_path / "mine.toml").rename(tmp_path / "logitcache.toml")
+    (tmp_path / "logitcache.toml").write_text('[train]\nstudent = "digits_small"\n')  # for other runs
+    again = json.loads(succeeds("train", "--out", "r", "--resume", "--json", cwd=tmp_path))
+    assert [run["student"] for run in again["runs"]] == ["digits_tiny"]
+
+
+def test_a_run_of_a_time_before_protocols_were_chosen_goes_on_by_its_command(tmp_path: Path) -> None:
+    """Then all had the protocol digits; pictures as few as these have another one now."""
+    image_folder(tmp_path / "pics")
+    words = (
+        "train",
+        "--student",
+        "digits_tiny",
+        "--loss",
+        "ce",
+        "--data",
+        "imagefolder:pics",
+        "--batch-size",
+        4,
+    )
+    succeeds(*words, "--protocol", "digits", "--out", "r", cwd=tmp_path)
+    succeeds(*words, "--out", "r", "--resume", cwd=tmp_path)
+    line = fails(*words, "--out", "r", "--resume", "--lr", 0.2, cwd=tmp_path)
+    assert "another configuration: config.lr: expected 0.05, found 0.2; resume" in line
+    line = fails(*words, "--out", "r", "--resume", "--epochs", 300, cwd=tmp_path)
+    assert "stream.seeds: expected 0-19, found 0-299; resume" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--protocol", "nonsense"), "unknown protocol 'nonsense'"),
+        (("--variant", "lrr=0.1"), "unknown setting 'lrr'"),
+        (("--variant", "lr=much"), "lr"),
+        (("--precision", "float17"), "precision must be"),
+        (("--device", "gpu"), "no device 'gpu'"),
+        (("--schedule", "multistep", "--milestones", "9,3"), "milestones must rise"),
+    ],
+)
+def test_a_wrong_name_is_told_before_data_is_opened(
+    words: tuple[str, ...], told: str, tmp_path: Path
+) -> None:
+    assert told in fails(*PLAIN, "--data", "imagefolder:/none", *words, cwd=tmp_path)
 
 
 def test_a_dump_interrupted_at_the_keyboard_says_how_to_go_on(tmp_path: Path) -> None:

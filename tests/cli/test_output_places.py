@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from command import fails, logitcache, succeeds
+from dumping import dump_digits
 from typer.main import get_command
 
 from logitcache.errors import OptionError, StorageError
@@ -133,3 +134,13 @@ def test_a_run_is_not_written_into_a_cache(things: Path, tmp_path: Path) -> None
     line = fails(*words_of(FOLDERS["train"], "good.zarr"), cwd=folder)
     assert "good.zarr is a cache; choose another --out" in line
     assert {file.name for file in (folder / "good.zarr").iterdir()} == before
+
+
+def test_a_folder_called_like_a_home_is_a_plain_name_everywhere(tmp_path: Path) -> None:
+    dump_digits(tmp_path / "c.zarr", n=64, seeds=(0,))
+    words = ("train", "--student", "digits_tiny", "--cache", "c.zarr", "--epochs", 1, "--spool-dir", "./~s")
+    succeeds(*words, "--out", "./~x", cwd=tmp_path)
+    succeeds("evaluate", "./~x", cwd=tmp_path)
+    succeeds("report", "./~x", "--out", "./~r.html", cwd=tmp_path)
+    succeeds("train", "--out", "./~x", "--resume", cwd=tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"c.zarr", "~s", "~x", "~r.html"}

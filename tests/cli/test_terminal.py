@@ -131,6 +131,22 @@ def test_a_full_stdout_is_one_line_and_a_full_stderr_nothing(tmp_path: Path) -> 
         assert (ended.returncode, ended.stdout) == (1, "")
 
 
+def test_an_error_that_is_not_of_stdout_leaves_stdout_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer := io.BytesIO(), encoding="utf-8"))
+    with pytest.raises(ConnectionResetError), open_output():
+        raise ConnectionResetError(104, "Connection reset by peer")
+    assert buffer.getvalue() == b""
+
+
+@pytest.mark.skipif("not os.path.exists('/dev/full')")
+def test_a_full_stdout_that_holds_nothing_back_is_one_line_too() -> None:
+    command = [sys.executable, "-u", "-m", "logitcache_cli", "--version"]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr == "logitcache: cannot write the output: No space left on device\n"
+
+
 class Full(io.StringIO):
     def write(self, text: str) -> Any:
         if text:

@@ -38,6 +38,7 @@ class Output:
         (FEATURES, LOGITS),
         [LOGITS, (AUXILIARY,)],
         (LOGITS, None),
+        (LOGITS, AUXILIARY),  # as by custom
     ],
 )
 def test_logits_are_found(answer: object) -> None:
@@ -61,10 +62,6 @@ def test_logits_are_found(answer: object) -> None:
         (
             (FEATURES, LOGITS, AUXILIARY),
             "found a tuple of (3, 64), (3, 10), (3, 10); elements 1 and 2 of it could",
-        ),
-        (
-            [LOGITS, AUXILIARY],
-            "found a list of (3, 10), (3, 10); elements 0 and 1 of it could each be the logits",
         ),
         ((), "found a tuple of ; let it"),
         (None, "found NoneType; let it return"),

@@ -22,7 +22,13 @@ from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel
 from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.teacher.live import LiveTeacher
-from logitcache.train.config import PROTOCOLS, TrainConfig, choose_protocol, protocol_named
+from logitcache.train.config import (
+    PROTOCOLS,
+    TrainConfig,
+    choose_protocol,
+    possible_protocols,
+    protocol_named,
+)
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.events import EpochDone, StepDone, TrainEvent
 from logitcache.train.learner import Run
@@ -96,6 +102,26 @@ def test_auto_goes_by_the_data(
     found, protocol = choose_protocol("auto", data, n, view_size)
     assert (found, protocol.config.epochs, protocol.batch_size) == (name, epochs, batch_size)
     assert choose_protocol(found, "", n, 0) == (found, protocol)
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "views", "epochs"), [(3_680, 128, 1, 100), (3_680, 32, 1, 26), (3_680, None, 2, 26)]
+)
+def test_few_comes_to_some_3000_steps_whatever_a_step_holds(
+    n: int, batch_size: int | None, views: int, epochs: int
+) -> None:
+    _, protocol = choose_protocol("few", "", n, 224, batch_size, views)
+    assert protocol.config.epochs == epochs
+    assert epochs * n * views / protocol.batch_size == pytest.approx(3_000, rel=0.05)
+    assert protocol.batch_size == (batch_size or 64)
+
+
+def test_a_protocol_is_chosen_of_those_that_are_possible() -> None:
+    for data, n, size in (("digits", 1437, 8), ("cifar100", 50_000, 32), ("x", 10**6, 224)):
+        assert choose_protocol("auto", data, n, size)[1] in possible_protocols("auto")
+    assert possible_protocols("digits") == [protocol_named("digits")]
+    with pytest.raises(UnknownNameError, match="unknown protocol 'digit'"):
+        possible_protocols("digit")
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)

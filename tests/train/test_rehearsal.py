@@ -99,7 +99,6 @@ def test_a_rehearsal_leaves_a_student_as_it_was() -> None:
             OptionError,
             r"broken fails on a \(2, 1, 8, 8\) float batch while it trains: too small: 2",
         ),
-        ("twins", WeightsError, r"elements 0 and 1 of it could each be the logits"),
         ("mean", WeightsError, r"a row of logits for each of 2 images, found 1;"),
         (
             "detached",

@@ -1,5 +1,6 @@
 """Wherever a training is interrupted, going on ends where it would have ended, bit for bit."""
 
+import contextlib
 import json
 import os
 import random
@@ -251,6 +252,15 @@ def test_a_signal_ends_with_a_checkpoint_and_a_line(sent: signal.Signals, tmp_pa
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(rows) == ledger["epoch"]
     assert f"step {ledger['step']} of epoch {ledger['epoch'] + 1}" in said
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_first_signal_is_a_wish_once_training_has_begun(begun: bool) -> None:
+    with catch_stop_signals(lambda: begun) as stop:
+        for at_once in (False, True) if begun else (True,):
+            with pytest.raises(KeyboardInterrupt) if at_once else contextlib.nullcontext():
+                os.kill(os.getpid(), signal.SIGINT)
+        assert stop() is begun
 
 
 def test_going_on_needs_a_folder(tmp_path: Path) -> None:

@@ -7,17 +7,22 @@ from typing import Any
 
 import pytest
 from command import fails, logitcache, succeeds
-from dumping import RECIPE
+from dumping import RECIPE, dump_digits
 from small import few_digits
 
+from logitcache.distributed import ALONE
 from logitcache.errors import OptionError
 from logitcache.losses import Objective
 from logitcache.models.build import build_model
-from logitcache.stream.stream import Stream
+from logitcache.stream.stream import Stream, StreamConfig
+from logitcache.stream.stream_inputs import StreamInputs
 from logitcache.train.config import TrainConfig
+from logitcache.train.events import TrainEvent, TrainingBegun
+from logitcache.train.launch import TrainJob
 from logitcache.train.learner import Run
 from logitcache.train.loop import train
 from logitcache.train.run_folder import RunFolder, claim_folders
+from logitcache.train.variants import VariantInputs
 
 CONFIG = TrainConfig(epochs=2, lr=0.1)
 
@@ -129,6 +134,22 @@ def test_training_begins_with_what_it_will_do(tmp_path: Path) -> None:
         "few: sgd, lr 0.1 cosine, 100 epochs of 9 steps of 16, 900 in all; seeds 1, 3, few: each view" in said
     )
     assert "few: adamw, lr 0.002 cosine, 1 epochs of 9 steps of 16, 9 in all; new views" in said
+
+
+def test_before_training_no_seed_is_decoded_but_the_first_epochs(tmp_path: Path) -> None:
+    dump_digits(tmp_path / "c.zarr", n=64, seeds=range(4))
+    decoded: list[int] = []
+
+    def look(event: TrainEvent) -> None:
+        if isinstance(event, TrainingBegun):
+            decoded.append(len(list((tmp_path / "spool").glob("*.spool"))))
+
+    inputs = StreamInputs(StreamConfig(), (tmp_path / "c.zarr",), spool_folder=tmp_path / "spool")
+    variants = VariantInputs("kd", settings={"epochs": 4})
+    said: list[str] = []
+    TrainJob(("digits_tiny",), variants, inputs, tmp_path / "run").run(ALONE, said.append, on_progress=look)
+    assert decoded == [1]
+    assert "4 epochs of 1 steps of 64, 4 in all; seeds 0-3" in said[-1]
 
 
 def test_what_may_surprise_of_a_student_is_said_before_it_trains(tmp_path: Path) -> None:
