@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from logitcache.errors import WeightsError
 from logitcache.format.identity import AdapterSpec
-from logitcache.models.answers import take_logits
-from logitcache.models.build import Model
+from logitcache.models.answers import has_other_logits, take_logits
+from logitcache.models.build import Model, _check_forward
 from logitcache.models.export import export_model
 from logitcache.models.forward import ViewModel
 
@@ -101,3 +101,18 @@ def test_a_network_that_says_more_is_run_doubled_and_exported(tmp_path: Any) -> 
     torch.testing.assert_close(ViewModel(model)(views), expected)
     assert export_model(model, tmp_path / "net.pt", "torchscript").num_classes == 10
     assert ViewModel(model.with_two_heads())(views).shape == (2, 2, 10)
+
+
+class Twins(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x.flatten(1)[:, :10], -x.flatten(1)[:, :10]
+
+
+def test_where_others_might_be_meant_a_model_is_told_which_is_taken() -> None:
+    model = Model("twins", Twins(), AdapterSpec(1, 8, (0.5,), (0.5,)), 10, "own")
+    with pytest.warns(
+        UserWarning, match="twins answers with several tensors of the shape of logits; the first"
+    ):
+        _check_forward(model)
+    assert not has_other_logits(Inception(LOGITS, AUXILIARY), 10)
+    assert not has_other_logits((FEATURES, LOGITS), 10)

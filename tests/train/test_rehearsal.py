@@ -68,11 +68,12 @@ def run(student: Model, out: Path) -> list[str]:
     return [event.note for event in events if isinstance(event, StudentNoted)]
 
 
-def test_auxiliary_heads_are_not_trained_and_that_is_said(tmp_path: Path) -> None:
-    student = a_student("pair")
+@pytest.mark.parametrize(("kind", "told"), [("pair", "Pair"), ("twins", "tuple")])
+def test_auxiliary_heads_are_not_trained_and_that_is_said(tmp_path: Path, kind: str, told: str) -> None:
+    student = a_student(kind)
     aside, main = (layer.weight.clone() for layer in (student.module.aside, student.module.main))
     (note,) = run(student, tmp_path / "run")
-    assert "pair answers with Pair while it trains, of which the logits alone are trained" in note
+    assert f"{kind} answers with {told} while it trains, of which the logits alone are trained" in note
     assert "learn nothing: aside.weight, aside.bias" in note
     assert torch.equal(student.module.aside.weight, aside)
     assert not torch.equal(student.module.main.weight, main)
