@@ -259,7 +259,7 @@ with lock(folder / ".lock", 60):
 if os.fork() == 0:  # a worker; what the interpreter tears down here is the parent's
     {worker}
     sys.exit()
-print("forked", flush=True)
+os.write(1, b"forked\\n")
 {parent}
 """
 
@@ -283,21 +283,26 @@ def test_a_fork_that_ends_ends_no_claim_of_its_parent(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_fork_that_outlives_its_parent_keeps_no_claim(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    code = FORKING.format(worker="print(os.getpid(), flush=True); time.sleep(600)", parent="time.sleep(600)")
+    code = FORKING.format(
+        worker="os.write(1, b'%d\\n' % os.getpid()); time.sleep(600)", parent="time.sleep(600)"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        lines = sorted(process.stdout.readline() for _ in range(2))
-        worker = int(lines[0])
+        worker = None
         try:
+            lines = sorted(process.stdout.readline() for _ in range(2))
+            worker = int(lines[0])
             assert lines[1] == "forked\n"
             process.kill()
             process.wait()
             assert can_claim(tmp_path, "a")
             os.kill(worker, 0)  # it is there still
         finally:
-            os.kill(worker, signal.SIGKILL)
+            process.kill()
+            if worker is not None:
+                os.kill(worker, signal.SIGKILL)
 
 
 def test_what_earlier_versions_wrote_beside_their_locks_claims_nothing(tmp_path: Path) -> None:

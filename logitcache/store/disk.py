@@ -55,12 +55,12 @@ def require_file(path: Path, most: int) -> None:
 
 
 def size_of(folder: Path, *, recurse: bool = True) -> int:
-    """Sum the bytes of the files of a folder that other processes may be writing in."""
+    """Sum the bytes of the files of a folder that other processes may be writing in, but for hidden ones: locks."""
     size = 0
     for parent, folders, files in os.walk(folder):
         if not recurse:
             folders.clear()
-        for file in files:
+        for file in (name for name in files if not name.startswith(".")):
             with suppress(FileNotFoundError):  # it was renamed meanwhile
                 size += (Path(parent) / file).stat().st_size
     return size

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -133,13 +133,9 @@ class LocalPlace(Place):
             (self.path / ".lock").unlink(missing_ok=True)  # the root exists: no process takes this lock again
 
     def lock_root(self) -> AbstractContextManager[None]:
-        """Lock the root of the cache; wait for another holder."""
-        return _waiting(self._locks() / ".lock", f"{self.path} is being changed")
-
-    def _locks(self) -> Path:
-        """Return the folder of the root's lock files: in the array of sample keys Zarr lists no files."""
-        keys = self.path / KEYS
-        return keys if keys.is_dir() else self.path
+        """Lock the root of the cache; wait for another holder. A cache without sample keys has no place for that."""
+        keys = self.path / KEYS  # a folder where Zarr lists no files
+        return _waiting(keys / ".lock", f"{self.path} is being changed") if keys.is_dir() else nullcontext()
 
     @contextmanager
     def lock_seed(self, name: str) -> Iterator[None]:
@@ -148,13 +144,14 @@ class LocalPlace(Place):
         Raises:
             BusyError: another process holds the lock.
         """
-        commit, root = self.path / "commit", LocalPlace(self.path.parent)
+        commit, keys = self.path / "commit", self.path.parent / KEYS
+        locks = keys if keys.is_dir() else commit  # without sample keys a lock for each seed
         with ExitStack() as stack:
             with self.storing():
                 commit.mkdir(parents=True, exist_ok=True)
                 try:
-                    with root.lock_root():
-                        stack.enter_context(claim(commit, root._locks()))
+                    with _waiting(locks / ".lock", f"{self.path.parent} is being changed"):
+                        stack.enter_context(claim(commit, locks))
                 except HeldError as error:
                     advice = error.how or "wait, or choose other seeds with --seeds"
                     raise BusyError(f"{name} is being written by {error.who}; {advice}") from error

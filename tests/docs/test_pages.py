@@ -71,6 +71,7 @@ NOT_RUN = {
     "python -m logitcache.bench.anchors": "takes minutes",
     "python -m logitcache.bench.truncation": "takes minutes; tests/bench measure the same on less",
     "python -m logitcache.bench.closeness": "takes half an hour; tests/bench measure one cache",
+    "logitcache train --out RUN --resume": "goes on in the folder of the run; tests/train goes on with several",
     "make": "sets up an environment of its own",
     "pip install": "downloads",
     "dask": "serves until it is stopped; the test has a scheduler and a worker of its own",

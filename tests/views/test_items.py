@@ -161,7 +161,9 @@ def test_one_hot_labels_of_other_classes_than_the_listed_are_refused():
     )
 
 
-@pytest.mark.parametrize("classes", [None, 10, len, "abc", {"a", "b"}, [].append], ids=lambda value: str(type(value)))
+@pytest.mark.parametrize(
+    "classes", [None, 10, len, "abc", {"a", "b"}, [].append], ids=lambda value: str(type(value))
+)
 def test_classes_that_are_no_list_of_names_are_passed_over(classes: Any):
     images = wrap_images(Bare(lambda i: (gray(i), i % 2), classes=classes), "mine")
     assert (images.class_names, images.num_classes) == ([], 2)
