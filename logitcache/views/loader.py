@@ -72,13 +72,6 @@ def view_loader(
         if engine is not None:
             return VectorizedLoader(views, engine, batches)
     workers = choose_workers(workers, views.images, device)
-    if workers and (reason := why_no_workers(multiprocessing.get_context(start_method), workers)):
-        warnings.warn(
-            f"no workers can be started here ({reason}), so views are made in the program itself; in a container "
-            "--shm-size=1g makes room for them, and --workers 0 asks for none",
-            stacklevel=2,
-        )
-        workers = 0
     options: dict[str, Any] = {}
     if workers:
         options = {
@@ -226,6 +219,17 @@ def iterate_batches(
         raise LogitCacheError(f"this script starts workers while a worker imports it: {_BELOW_MAIN}")
     share_as_fits()
     spare_main_module()
+    context = loader.multiprocessing_context or multiprocessing.get_context()
+    started = getattr(loader, "_iterator", None) is not None
+    if not started and (reason := why_no_workers(context, loader.num_workers)):
+        warnings.warn(
+            f"no workers can be started here ({reason}), so views are made in the program itself; in a container "
+            "--shm-size=1g makes room for them, and --workers 0 asks for none",
+            stacklevel=2,
+        )
+        here = DataLoader(loader.dataset, batch_sampler=loader.batch_sampler, collate_fn=loader.collate_fn)
+        yield from map(check_batch, here)
+        return
     try:
         batches = _start_workers(loader)
         wait = _Wait(getattr(batches, "_workers", []))
