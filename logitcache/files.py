@@ -10,17 +10,42 @@ from pathlib import Path
 
 from logitcache.errors import LogitCacheError, OptionError, StorageError
 
-_STRAY = re.compile(
-    r"\.DS_Store|\._.*|\.AppleDouble|\.localized|\.Spotlight-V100|\.Trashes|\.fseventsd|\.TemporaryItems|__MACOSX"
-    r"|Thumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information"
-    r"|lost\+found|\.nfs[0-9a-f]+|\.fuse_hidden[0-9a-f]+|\.Trash-\d+|\.directory|\.snapshot|@eaDir|.*_\$folder\$",
-    re.IGNORECASE,
-)
+_CANNOT_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EISDIR}
+_OF_SYSTEMS = {  # names of files and folders, in lower case
+    ".appledouble",
+    ".directory",
+    ".ds_store",
+    ".fseventsd",
+    ".localized",
+    ".snapshot",
+    ".spotlight-v100",
+    ".temporaryitems",
+    ".trashes",
+    "#recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "@eadir",
+    "@recently-snapshot",
+    "@recycle",
+    "@tmp",
+    "__macosx",
+    "__pycache__",
+    "desktop.ini",
+    "found.000",
+    "lost+found",
+    "thumbs.db",
+    "~snapshot",
+    "network trash folder",
+    "system volume information",
+    "temporary items",
+}
+_NUMBERED = re.compile(r"\._.*|\.nfs[0-9a-f]+|\.fuse_hidden[0-9a-f]+|\.trash-\d+|.*_\$folder\$")
 
 
 def is_stray(name: str) -> bool:
     """Return whether a file or folder of that name is one that systems and file managers leave in any folder."""
-    return _STRAY.fullmatch(name) is not None
+    lower = name.casefold()
+    return lower in _OF_SYSTEMS or _NUMBERED.fullmatch(lower) is not None
 
 
 def require_file(out: Path, example: str) -> None:
@@ -142,9 +167,6 @@ def flush_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in _CANNOT_FLUSH:
             raise
-
-
-_CANNOT_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EISDIR}
 
 
 def _sync(descriptor: int) -> None:

@@ -17,7 +17,7 @@ from logitcache.models.forward import ViewModel, choose_device
 from logitcache.store.reader import CacheReader
 from logitcache.store.shards import Arrays
 from logitcache.teacher.live import require_same_teacher
-from logitcache.teacher.reach import MASKED, find_outliers, outlier_error, raise_masked
+from logitcache.teacher.reach import MASKED, require_logits
 from logitcache.views.alignment import align_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, check_batch
@@ -178,12 +178,13 @@ def _compare(
         part = pairs[first : first + batch_size]
         rows = {name: arrays[name][[i - start for _, i in part]] for name in ("ids", "gap", "top")}
         batch = check_batch(views.__getitems__([(sample, seed) for seed, sample in part]))
-        logits = raise_masked(model(batch.views.to(device)).cpu())
-        if (wrong := find_outliers(logits.amax(1))).any():
-            where = f"{views.images.describe(int(batch.samples[wrong][0]))} under seed {part[0][0]}"
-            top, class_ = logits[wrong][0].max(0)
-            half = spec.teacher.precision != "float32"
-            raise outlier_error(float(top), where, half=half, class_=int(class_))
+
+        def where(row: int, pairs: list[tuple[int, int]] = part) -> str:
+            seed, sample = pairs[row]
+            return f"{views.images.describe(sample)} under seed {seed}"
+
+        half = spec.teacher.precision != "float32"
+        logits = require_logits(model(batch.views.to(device)).cpu(), batch.valid, where, half=half)
         results.append(_compare_rows(spec, rows, logits.numpy()))
     if not results:
         return None

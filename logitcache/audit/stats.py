@@ -123,7 +123,7 @@ def compute_stats(
     """
     if images is not None:
         images = align_images(reader, images)
-    chosen = sorted(reader.choose_seeds(seeds))
+    chosen = sorted(reader.choose_complete(seeds))
     n, classes = reader.spec.dataset.n, reader.spec.dataset.num_classes
     labels = np.full(n, -1) if images is None else images.labels
     statistics = reader.statistics()

@@ -20,7 +20,7 @@ from logitcache.format.identity import Profile
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.teacher.completion import FEWEST, HELD_OUT, Completion, fit_statistics
-from logitcache.teacher.reach import count_unmasked, find_outliers, outlier_error, raise_masked, split_tails
+from logitcache.teacher.reach import count_unmasked, require_logits, split_tails
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.keyed_views import Pair
 from logitcache.views.keys import permutation
@@ -91,13 +91,13 @@ def sample_logits(pipeline: Pipeline, count: int) -> Tensor:
     """Return (N, C) float32 logits of `count` views, on the CPU; those whose image does not decode are left out."""
     parts = []
     for batch in pipeline.batches(list(_batches(len(pipeline.views), count, pipeline.batch_size))):
-        logits = raise_masked(pipeline.model(batch.views.to(pipeline.device, non_blocking=True)).cpu())
-        if (wrong := batch.valid & find_outliers(logits.amax(1))).any():
-            image = pipeline.views.images.describe(int(batch.samples[wrong][0]))
-            half = pipeline.model.model.dtype is not torch.float32
-            top, class_ = logits[wrong][0].max(0)
-            where = f"{image}, on a view of the calibration,"
-            raise outlier_error(float(top), where, half=half, class_=int(class_))
+        logits = pipeline.model(batch.views.to(pipeline.device, non_blocking=True)).cpu()
+
+        def where(row: int, samples: Tensor = batch.samples) -> str:
+            return f"{pipeline.views.images.describe(int(samples[row]))}, on a view of the calibration,"
+
+        half = pipeline.model.model.dtype is not torch.float32
+        logits = require_logits(logits, batch.valid, where, half=half)
         parts.append(logits[batch.valid])
     return torch.cat(parts)
 

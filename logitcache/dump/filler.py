@@ -26,12 +26,12 @@ from logitcache.models.build import Model
 from logitcache.models.forward import BatchHalver
 from logitcache.store import SeedWriter
 from logitcache.teacher.reach import (
-    are_probabilities,
     count_unmasked,
     describe_split_tails,
     find_outliers,
     outlier_error,
     split_tails,
+    sum_to_one,
 )
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.images import Images
@@ -238,7 +238,7 @@ def _to_host(piece: Tensor) -> Tensor:
 def _look_like_probabilities(spec: CacheSpec, parts: Mapping[str, Tensor]) -> bool:
     top = parts["top"]
     tail_sum = spec.tail_size * (top + parts["tail_mean"]) if spec.tail_size else torch.zeros_like(top)
-    return len(top) > 0 and are_probabilities(top[:, None] - parts["gap"], tail_sum)
+    return len(top) > 0 and sum_to_one(top[:, None] - parts["gap"], tail_sum)
 
 
 # Into shards ----------------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ class _ShardBuilder:
                 f"{self.views.images.describe(int(samples[wrong][0]))} under seed {seed}",
                 half=self.spec.teacher.precision != "float32",
                 class_=int(parts["ids"][wrong][0, 0]),
-                kept="nothing of this shard was committed; ",
+                so_far="nothing of this shard was committed; ",
             )
         if self.on_note:
             self._note({name: part[valid] for name, part in parts.items()})
@@ -326,13 +326,15 @@ class _ShardBuilder:
                 "the softmax out of it"
             )
         self._noted = True
-        if "unmasked" in parts:
-            unmasked = parts["unmasked"]
-            split = split_tails(unmasked, self.spec.k, self.spec.dataset.num_classes)
-            if split.any():
-                told = describe_split_tails(int(unmasked[split].max()))
-                self.on_note(f"in {int(split.sum()):,} of {len(split):,} views {told}")
-                self.on_note = None
+        unmasked = parts.get("unmasked")
+        if unmasked is None:
+            self.on_note = None  # the first batch has told
+            return
+        split = split_tails(unmasked, self.spec.k, self.spec.dataset.num_classes)
+        if split.any():
+            problem = describe_split_tails(int(unmasked[split].max()))
+            self.on_note(f"in {int(split.sum()):,} of {len(split):,} views {problem}")
+            self.on_note = None
 
     def _write(self, seed: int, shard: int, arrays: Mapping[str, npt.NDArray[Any]]) -> ShardReport:
         commit = self.writers[seed].write_if_missing(shard, arrays)

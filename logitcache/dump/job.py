@@ -314,9 +314,7 @@ def _choose_seeds(
     """Return the seeds to dump: those asked for, or all that the cache has, or those of a new cache."""
     standard = (0,) if split == "test" else (0, 1, 2, 3)
     begun = cache is not None and any(cache.commits(seed).any() for seed in cache.seeds())
-    opened = (
-        cache.opened_seeds() if cache and begun else []
-    )  # before the first shard not all may have been opened
+    opened = cache.opened_seeds() if cache and begun else []  # all are, before the first shard is committed
     if config.seeds is None:
         if on_note and cache and opened not in ([], list(standard)):
             on_note(f"{cache.path} goes on with its own {seed_list(opened)}")

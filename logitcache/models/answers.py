@@ -1,8 +1,8 @@
 """The logits of whatever a network answers: a tensor, or one among others.
 
 Networks answer with a tensor, with an object or a dict that has `logits` (Hugging Face; torchvision's Inception and
-GoogLeNet while they train), or with a tuple in which one tensor alone has their shape. What else they
-give is left aside.
+GoogLeNet while they train), or with a tuple of them and other things, first by custom. What else they give is left
+aside.
 """
 
 from collections.abc import Mapping

@@ -97,7 +97,7 @@ def read_cache(
         MismatchError: the images are others than the cache's.
         FormatError: a shard is damaged.
     """
-    complete = reader.choose_seeds()
+    complete = reader.choose_complete()
     kept, tried = _compare_numbers_of_logits(reader, take_evenly(complete, SAMPLED_SEEDS))
     return CacheFacts(
         about=summarize(reader),

@@ -74,7 +74,7 @@ def derive_cache(
     """
     reader = CacheReader(source)
     spec = derive_spec(reader.spec, top_k, profile)
-    chosen = reader.choose_seeds(seeds or ())
+    chosen = reader.choose_complete(seeds or ())
     try:
         writer = open_copy(reader, out, spec)
     except MismatchError as error:

@@ -122,7 +122,7 @@ class CacheReader:
                 "go on with `logitcache dump`, or choose complete ones with --seeds"
             )
 
-    def choose_seeds(self, seeds: Iterable[int] = ()) -> list[int]:
+    def choose_complete(self, seeds: Iterable[int] = ()) -> list[int]:
         """Return these seeds, which must be complete; or all that are, with a warning that names the others.
 
         Raises:

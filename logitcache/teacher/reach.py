@@ -7,6 +7,7 @@ keeps them there; an even tail, which knows no class of it from another, can't: 
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -46,8 +47,28 @@ def find_outliers(top: Tensor) -> Tensor:
     return ~(top.abs() <= REACH)
 
 
+def require_logits(logits: Tensor, wanted: Tensor, where: Callable[[int], str], *, half: bool) -> Tensor:
+    """Return a batch's logits with masked classes raised, after a look at them; waits for the device.
+
+    Args:
+        logits: (B, C).
+        wanted: (B,) bool: rows that count.
+        where: says of which view a row is, for the message.
+        half: whether the teacher runs in half precision.
+
+    Raises:
+        NonFiniteError: a row that counts is no logits.
+    """
+    raised = raise_masked(logits)
+    if (wrong := wanted & find_outliers(raised.amax(1))).any():
+        row = int(wrong.nonzero()[0])
+        top, class_ = raised[row].max(0)
+        raise outlier_error(float(top), where(row), half=half, class_=int(class_))
+    return raised
+
+
 def outlier_error(
-    top: float, where: str, *, half: bool, class_: int | None = None, kept: str = ""
+    top: float, where: str, *, half: bool, class_: int | None = None, so_far: str = ""
 ) -> NonFiniteError:
     """Return the error for a row that is no logits.
 
@@ -56,7 +77,7 @@ def outlier_error(
         where: of which view.
         half: whether the teacher runs in half precision.
         class_: of that number.
-        kept: what became of the work so far, for the message.
+        so_far: what became of the work until then, for the message.
     """
     if top <= -REACH:
         advice = "at least one class must be left unmasked"
@@ -68,11 +89,11 @@ def outlier_error(
     of_class = "" if class_ is None else f" (class {class_})"
     return NonFiniteError(
         f"the teacher's largest logit for {where} is {found}{of_class}, expected a number within ±{REACH:,.0f}; "
-        f"{kept}{advice}"
+        f"{so_far}{advice}"
     )
 
 
-def are_probabilities(listed: Tensor, tail_sum: Tensor) -> bool:
+def sum_to_one(listed: Tensor, tail_sum: Tensor) -> bool:
     """Say whether a model's answers are probabilities: each row sums to 1, and none of what it lists is negative.
 
     Args:

@@ -185,8 +185,6 @@ MANY_IMAGES = 200_000  # from here on ImageNet's protocol, whatever their size
 SMALL_VIEW = 64  # pixels a side, up to which CIFAR's protocol is the one that is used
 FEW_STEPS = 3_000  # that a student from random weights wants, about
 SMALL_BATCH = 2_000  # images below which batches are small, so that there are steps at all
-
-
 MOST_EPOCHS = 100  # of few images, whatever the steps
 
 

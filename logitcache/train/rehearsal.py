@@ -71,8 +71,8 @@ def _try_batches(student: Model) -> object:
         except LogitCacheError:
             raise
         except Exception as error:  # of the user's own code, whatever it is
-            told = f"{student.name} fails on a {shape} float batch while it trains: {first_line(error)}"
-            refusals.append(OptionError(told))
+            message = f"{student.name} fails on a {shape} float batch while it trains: {first_line(error)}"
+            refusals.append(OptionError(message))
             refusals[-1].__cause__ = error
     raise refusals[0]
 
@@ -98,14 +98,14 @@ def _nothing_learns(student: Model) -> OptionError:
 
 
 def _note(student: Model, answer: object, unused: list[str]) -> str:
-    told = []
+    notes = []
     if not isinstance(answer, torch.Tensor):
-        told.append(
+        notes.append(
             f"answers with {type(answer).__name__} while it trains, of which the logits alone are trained"
         )
     if unused:
         more = ", …" if len(unused) > 3 else ""
-        told.append(
+        notes.append(
             f"has parameters that its logits don't depend on, and that learn nothing: {', '.join(unused[:3])}{more}"
         )
-    return f"{student.name} {'; it '.join(told)}" if told else ""
+    return f"{student.name} {'; it '.join(notes)}" if notes else ""

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from logitcache.errors import DataError, NotFoundError
+from logitcache.files import is_stray
 from logitcache.views.decoding import decode_image, printable_path
 from logitcache.views.images import Images, Labels, Samples, hash_parts
 
@@ -136,26 +137,7 @@ _SUFFIX_LIST = " ".join(IMAGE_SUFFIXES)
 
 def is_hidden(name: str) -> bool:
     """Tell whether systems and tools hide a file or folder, or keep it for themselves: ._1.png, __MACOSX, @eaDir."""
-    return name.startswith(".") or name.casefold() in _SYSTEM_FOLDERS
-
-
-_SYSTEM_FOLDERS = {
-    "__macosx",
-    "__pycache__",
-    "@eadir",
-    "@recently-snapshot",
-    "@recycle",
-    "@tmp",
-    "#recycle",
-    "#snapshot",
-    "~snapshot",
-    "lost+found",
-    "found.000",
-    "$recycle.bin",
-    "network trash folder",
-    "system volume information",
-    "temporary items",
-}
+    return name.startswith(".") or is_stray(name)
 
 
 def _class_folders(folder: Path) -> tuple[list[str], list[str]]:

@@ -157,15 +157,15 @@ class _Wait:
 
 def _measure_work(processes: Iterable[Any]) -> float | None:
     """Sum seconds of CPU time of processes and their children, and megabytes read; None where nothing tells."""
-    work, told = 0.0, False
+    work, known = 0.0, False
     for process in processes:
         folder = Path(f"/proc/{process.pid}")
         with suppress(OSError, ValueError, IndexError):
             fields = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
             work += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-            told = True
+            known = True
             work += int((folder / "io").read_text(encoding="utf-8").split()[1]) / 1e6
-    return work if told else None
+    return work if known else None
 
 
 def _end(workers: Iterable[Any]) -> None:
@@ -185,9 +185,8 @@ def _start_workers(loader: "DataLoader[ViewBatch]") -> Iterator[ViewBatch]:
         LogitCacheError: the system starts no more processes.
     """
     before = multiprocessing.active_children()
-    if (
-        left := getattr(loader, "_iterator", None)
-    ) is not None:  # of an epoch that was left, maybe in its middle
+    left = getattr(loader, "_iterator", None)
+    if left is not None:  # of an epoch that was left, maybe in its middle
         left._timeout = 0  # while it is made ready for the next, torch cannot be asked again
     try:
         batches = iter(loader)

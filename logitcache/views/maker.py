@@ -9,6 +9,7 @@ A recipe is data (`RecipeSpec`): torchvision v2 transforms by name with their ar
 also from `random` and `numpy.random`: they are seeded with the key while a view is made, and restored afterwards.
 """
 
+import functools
 import random
 import zlib
 from collections.abc import Callable
@@ -92,6 +93,7 @@ class ViewMaker:
         return pixels.clone() if is_image else pixels  # writing to a view must not change the data set
 
 
+@functools.cache
 def _resize_in_integers() -> None:
     """Have torchvision resize uint8 images by torch's integer kernel, whose pixels are the same on every CPU.
 
@@ -101,9 +103,7 @@ def _resize_in_integers() -> None:
     with suppress(ImportError, AttributeError):
         from torchvision.transforms.v2.functional import _geometry
 
-        choose = _geometry._do_native_uint8_resize_on_cpu
-        if not isinstance(choose, _IntegersToo):
-            _geometry._do_native_uint8_resize_on_cpu = _IntegersToo(choose)
+        _geometry._do_native_uint8_resize_on_cpu = _IntegersToo(_geometry._do_native_uint8_resize_on_cpu)
 
 
 @dataclass(frozen=True)

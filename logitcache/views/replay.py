@@ -66,7 +66,7 @@ def open_proved_views(
     require_own(reader.path, *recipe.code)
     images = images or open_recorded(data.name, data.split, reader.path)
     views = KeyedViews(align_images(reader, images), reader.spec.recipe)
-    chosen = tuple(reader.choose_seeds(seeds))
+    chosen = tuple(reader.choose_complete(seeds))
     if allow_drift:
         return views, chosen, find_drift(reader, views, chosen)
     prove_replay(reader, views, chosen)

@@ -28,9 +28,8 @@ def share_as_fits() -> None:
     ForkingPickler.register(Tensor, _reduce)
     collation = getattr(getattr(torch.utils.data, "_utils", None), "collate", None)  # where torch has it now
     known: dict[Any, Any] = getattr(collation, "default_collate_fn_map", {})
-    if known.get(Tensor, known) is getattr(
-        collation, "collate_tensor_fn", None
-    ):  # not yet ours, nor the user's
+    by_torch = getattr(collation, "collate_tensor_fn", None)
+    if known.get(Tensor, known) is by_torch:  # not yet ours, nor the user's
         known[Tensor] = partial(_collate, known[Tensor])
 
 

@@ -16,7 +16,7 @@ from refusals import refused
 from logitcache.errors import DataError, FormatError, NotFoundError, OptionError, UnknownNameError
 from logitcache.format.identity import RecipeSpec, StepSpec
 from logitcache.versions import cpu_kind, library_versions, view_conditions
-from logitcache.views.maker import ViewMaker, digest
+from logitcache.views.maker import ViewMaker, _resize_in_integers, digest
 from logitcache.views.recipes import recipe_named
 
 # Recipes --------------------------------------------------------------------------------------------------
@@ -99,6 +99,7 @@ def test_a_torchvision_that_chooses_its_kernel_elsewhere_is_left_alone(monkeypat
     assert wrapped("other", antialias=True)  # what a later one may ask besides
     monkeypatch.setitem(sys.modules, "torchvision.transforms.v2.functional._geometry", None)
     monkeypatch.delattr("torchvision.transforms.v2.functional._geometry", raising=False)
+    _resize_in_integers.cache_clear()
     assert torch.equal(ViewMaker(steps("Resize", size=[20, 20]))(picture(), 0, 0), expected)
 
 
