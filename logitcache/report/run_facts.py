@@ -22,6 +22,7 @@ from logitcache.train.run_folder import RunFolder
 
 Setting = str | int | float | bool | None
 REPEATED = ("config.seed", "stream.order")  # what differs between repeats, beside random initial weights
+BEGINNING = ("command", "folder", "protocol")  # how a run was begun: what came of it stands beside
 LONGEST = 72
 MOST = 1e140  # what is larger counts as infinite
 
@@ -156,9 +157,7 @@ def read_run(path: str | Path) -> RunFacts:
         student=str(student.get("name")) if isinstance(student, dict) else "student",
         loss=_loss(expression) if isinstance(expression, str) else "loss",
         weights=count_weights(weights) if weights.exists() else None,
-        settings=dict(
-            _flatten({name: part for name, part in config.items() if name not in ("command", "folder")})
-        ),
+        settings=dict(_flatten({name: part for name, part in config.items() if name not in BEGINNING})),
         rows=finite,
         reliability=folder.read_reliability(),
         left_out=sum(map(len, rows)) - sum(map(len, finite)),

@@ -5,7 +5,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,6 @@ from logitcache.errors import (
     StudentsError,
     UnknownNameError,
 )
-from logitcache.format.spec import jsonable
 from logitcache.models.build import NEW_HEAD, Model, build_model
 from logitcache.models.catalog import require_known_model
 from logitcache.models.export import export_model, require_format
@@ -31,7 +30,7 @@ from logitcache.models.forward import choose_device, choose_precision
 from logitcache.store import CacheReader, seed_list
 from logitcache.stream.stream import Stream
 from logitcache.stream.stream_inputs import StreamInputs
-from logitcache.train.config import PROTOCOLS, TrainConfig, TrainProtocol, choose_protocol, possible_protocols
+from logitcache.train.config import TrainProtocol, choose_protocol, possible_protocols
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.events import OnTrainEvent, TrainEvent, TrainingBegun
 from logitcache.train.learner import Run
@@ -46,6 +45,7 @@ OnLine = Callable[[str], None]
 LABEL_LENGTH = 100  # characters of a folder's name
 FEW_TO_LOOK_AT = 5_000  # test images, which are decoded once before training
 MANY_TIMES = 50  # that each view is seen, above which more seeds are worth naming
+FIRST_PROTOCOL = "digits"  # of runs that do not name theirs: there was no other default
 UNLEARNT = 2e-2  # share of first values in running statistics above which evaluation suffers
 
 
@@ -65,11 +65,12 @@ class Student(NamedTuple):
 
 
 class TrainSetup(NamedTuple):
-    """What training takes, and lines that say how it will go."""
+    """What training takes, the name of its protocol, and lines that say how it will go."""
 
     students: list[Student]
     stream: Stream
     evaluation: Evaluation | None
+    protocol: str
     lines: tuple[str, ...]
 
 
@@ -133,7 +134,7 @@ class TrainJob:
                     return []
                 setup, folders = self._open(world, _say_nothing, **options), [Path(path) for path in paths]
             runs = [
-                Run(folder, model, variant.build_objective(), variant.config, self.command)
+                Run(folder, model, variant.build_objective(), variant.config, setup.protocol, self.command)
                 for folder, (model, variant) in zip(folders, setup.students, strict=True)
             ]
             options["on_progress"] = _announce(setup.lines, on_line, options.get("on_progress"))
@@ -175,7 +176,7 @@ class TrainJob:
         **_: Any,
     ) -> TrainSetup:
         inputs = self.inputs.open_data()
-        protocol, settings = self._choose_protocol(inputs, resume)
+        protocol, settings = self._choose_protocol(inputs, resume=resume)
         variants = self.variants.build(settings.config)
         if self.variants.batch_size is None:
             inputs = replace(inputs, config=replace(inputs.config, batch_size=settings.batch_size))
@@ -197,7 +198,7 @@ class TrainJob:
         if resume:
             students = self._choose_students(students)
         if world.rank:  # which says nothing, and has looked at nothing
-            return TrainSetup(students, stream, self._open_evaluation(stream, on_line), ())
+            return TrainSetup(students, stream, self._open_evaluation(stream, on_line), protocol, ())
         for model, variant in students:
             steps = variant.config.epochs * stream.steps(0)
             for note in _list_notes(model, steps, size, self.input_size):
@@ -206,34 +207,17 @@ class TrainJob:
         evaluation = self._open_evaluation(stream, on_line)
         if evaluation and not (resume and self._was_evaluated(students)):
             _look_at_images(evaluation, on_line, should_stop)
-        return TrainSetup(students, stream, evaluation, lines)
+        return TrainSetup(students, stream, evaluation, protocol, lines)
 
-    def _choose_protocol(self, inputs: StreamInputs, resume: bool) -> tuple[str, TrainProtocol]:
-        """Choose a protocol by the data; of a run that goes on, the one that it was begun with."""
-        given = self.variants.batch_size, inputs.config.views_per_image
-        size = inputs.measure()
-        chosen = choose_protocol(self.variants.protocol, *size, *given)
-        if not resume or self.out is None or self.variants.protocol != "auto":
-            return chosen
-        records = [RunFolder(run).read_config() for run in _list_runs(self.out)]
-        others = [(name, PROTOCOLS[name]) for name in PROTOCOLS]  # a logitcache before chose "digits" for all
-        others.append(choose_protocol("few", *size, *given))
-        return min([chosen, *others], key=lambda choice: self._differences(choice[1], records))
-
-    def _differences(self, protocol: TrainProtocol, records: Sequence[Mapping[str, Any]]) -> int:
-        """Count the settings in which runs that are there differ from those that a protocol would give."""
-        try:
-            variants = self.variants.build(protocol.config)
-        except OptionError:  # settings given here do not fit this protocol
-            return len(TrainConfig.__dataclass_fields__) * (1 + len(records))
-        size = self.variants.batch_size or protocol.batch_size
-        count = 0
-        for record in records:
-            config, stream = record.get("config") or {}, record.get("stream") or {}
-            settings = [jsonable(variant.config.to_dict()) for variant in variants]
-            count += min(sum(config.get(k) != v for k, v in setting.items()) for setting in settings)
-            count += stream.get("batch_size") != size
-        return count
+    def _choose_protocol(self, inputs: StreamInputs, *, resume: bool) -> tuple[str, TrainProtocol]:
+        """Choose a protocol by the data; for a run that goes on, the one that it was begun by."""
+        name = self.variants.protocol
+        if name == "auto" and resume and self.out is not None:
+            begun = (RunFolder(run).read_config() for run in list_runs(self.out))
+            name = next((str(record.get("protocol") or FIRST_PROTOCOL) for record in begun), name)
+        return choose_protocol(
+            name, *inputs.measure(), self.variants.batch_size, inputs.config.views_per_image
+        )
 
     def _choose_students(self, students: list[Student]) -> list[Student]:
         """Return those to go on with: all, or the one whose run is in the very folder that is named.
@@ -310,11 +294,6 @@ class TrainJob:
 
 def _say_nothing(line: str) -> None:
     """Leave it to rank 0."""
-
-
-def _list_runs(out: Path) -> list[Path]:
-    """List the runs to go on with: in a folder itself, or in those in it."""
-    return [out] if RunFolder(out).has_run() else list_runs(out)
 
 
 def _look_at_images(evaluation: Evaluation, on_line: OnLine, should_stop: Callable[[], bool]) -> None:

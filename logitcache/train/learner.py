@@ -1,6 +1,7 @@
 """One student in training: its network, optimiser, moving average and run folder, from step to step."""
 
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -42,13 +43,15 @@ class Run:
         objective: what it minimises. One that mixes two heads at evaluation (`dho`) chooses how on images held
             out (`validation.choose_held_out`), which that run, and no other beside it, does not train on.
         config: its settings.
-        command: the words to keep in a run folder that is begun; none: this program's own.
+        protocol: name of the protocol that these are after, to keep in a run folder that is begun.
+        command: the words to keep there, with the current folder, in which they were said; none: this program's own.
     """
 
     out: Path
     student: Model
     objective: Objective
     config: TrainConfig = field(default_factory=TrainConfig)
+    protocol: str | None = None
     command: Sequence[str] = ()
 
 
@@ -109,8 +112,13 @@ class Learner:
             StorageError: the disk said no.
         """
         if self.world.rank == 0:
-            names, command = self.run.student.class_names, self.run.command or sys.argv
-            self.folder.begin(self._config(), names, command, resume=resume)
+            beside = {
+                "class_names": self.run.student.class_names,
+                "protocol": self.run.protocol,
+                "command": list(self.run.command or sys.argv),
+                "folder": os.getcwd(),
+            }
+            self.folder.begin(self._config(), beside, resume=resume)
         if resume:
             self.folder.load_checkpoint(self._parts())
             if self.world.rank == 0:

@@ -12,7 +12,6 @@ Each file is written as a temporary file, NAME.part, and then renamed, so that a
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -73,9 +72,8 @@ class RunFolder:
 
     def begin(
         self,
-        config: dict[str, Any],
-        class_names: Sequence[str] = (),
-        command: Sequence[str] = (),
+        config: Mapping[str, Any],
+        beside: Mapping[str, Any],
         *,
         resume: bool,
     ) -> None:
@@ -83,8 +81,7 @@ class RunFolder:
 
         Args:
             config: all that makes the run.
-            class_names: of the student's classes, to be kept beside it.
-            command: the words that the run is begun by; likewise, with the current folder, in which they were said.
+            beside: what to keep besides of a run that is begun, such as the command that began it.
             resume: whether there may be a run.
 
         Raises:
@@ -98,18 +95,12 @@ class RunFolder:
         if self.has_run():
             self._require_same(config)
             return
-        beside = {
-            "class_names": list(class_names),
-            "versions": library_versions(),
-            "command": list(command),
-            "folder": os.getcwd(),
-        }
-        text = json.dumps(jsonable({**config, **beside}), indent=2) + "\n"
+        text = json.dumps(jsonable({**config, "versions": library_versions(), **beside}), indent=2) + "\n"
         with _storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             _write_text(self.path / "config.json", text)
 
-    def _require_same(self, config: dict[str, Any]) -> None:
+    def _require_same(self, config: Mapping[str, Any]) -> None:
         found = self.read_config()
         fields: list[Difference] = []
         for name, value in json.loads(json.dumps(jsonable(config))).items():

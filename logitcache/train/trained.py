@@ -120,7 +120,9 @@ class TrainedStudent:
 
 
 def list_runs(folder: Path) -> list[Path]:
-    """List the run folders in a folder, by name."""
+    """List the run folders in a folder, by name; of a run folder, itself."""
+    if RunFolder(folder).has_run():
+        return [folder]
     return sorted(file.parent for file in folder.glob("*/config.json"))
 
 
@@ -146,7 +148,7 @@ def read_command(folder: Path) -> Command:
         OptionError: it was not begun by that command.
         FormatError: its config.json is damaged.
     """
-    runs = [folder] if RunFolder(folder).has_run() else list_runs(folder)
+    runs = list_runs(folder)
     if not runs:
         raise NotFoundError(f"no run in {folder}: config.json is not there; leave out --resume to begin one")
     record = RunFolder(runs[0]).read_config()

@@ -246,6 +246,11 @@ def test_a_run_of_a_time_before_protocols_were_chosen_goes_on_by_its_command(tmp
         4,
     )
     succeeds(*words, "--protocol", "digits", "--out", "r", cwd=tmp_path)
+    succeeds(*words, "--out", "r", "--resume", cwd=tmp_path)  # by the name that it keeps
+    config = tmp_path / "r" / "config.json"
+    record = json.loads(config.read_text())
+    assert record.pop("protocol") == "digits"
+    config.write_text(json.dumps(record))
     succeeds(*words, "--out", "r", "--resume", cwd=tmp_path)
     line = fails(*words, "--out", "r", "--resume", "--lr", 0.2, cwd=tmp_path)
     assert "another configuration: config.lr: expected 0.05, found 0.2; resume" in line
