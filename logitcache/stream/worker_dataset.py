@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from logitcache.errors import IncompleteError, OptionError
 from logitcache.format.schema import RowLayout
-from logitcache.teacher.spool_file import MOST_MAPPED, is_intact, map_rows
+from logitcache.teacher.spool_file import is_intact, map_rows
 from logitcache.views.keyed_views import KeyedViews, Pair, check_batch
 from logitcache.views.main_module import spare_main_module
 from logitcache.views.shared_memory import share_as_fits
@@ -75,10 +75,8 @@ class PackedViews(Dataset[Item]):
     def _rows(self, samples: npt.NDArray[np.int64], seeds: npt.NDArray[np.int64]) -> Tensor:
         rows = np.empty((len(samples), self.layout.row_bytes), dtype=np.uint8)
         for seed in np.unique(seeds).tolist():
-            mapped = self._mapped.pop(seed, None)
-            self._mapped[seed] = self._map(seed) if mapped is None else mapped  # the last is the latest used
-            while len(self._mapped) > MOST_MAPPED:
-                del self._mapped[next(iter(self._mapped))]
+            if seed not in self._mapped:
+                self._mapped[seed] = self._map(seed)
             rows[seeds == seed] = self._mapped[seed][samples[seeds == seed]]
         valid = ~np.isnan(np.ascontiguousarray(rows[:, self.layout.top]).view(np.float32)[:, 0])
         if not valid.all():

@@ -17,7 +17,6 @@ from logitcache.store.statistics import statistics_digest
 from logitcache.teacher.completion import Completion
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT, PackedRows, open_spool
-from logitcache.teacher.spool_file import MOST_MAPPED
 
 
 class CachedTeacher:
@@ -118,9 +117,7 @@ class CachedTeacher:
 
     def _rows(self, seed: int) -> PackedRows:
         if seed not in self._spools or _failed(self._spools[seed]):
-            self.prepare([*[*self._spools][1 - MOST_MAPPED :], seed])
-        else:
-            self._spools[seed] = self._spools.pop(seed)  # the last is the latest used
+            self.prepare([*self._spools, seed])
         return self._spools[seed].result()
 
 

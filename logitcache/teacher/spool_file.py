@@ -9,7 +9,6 @@ import torch
 
 READ_BYTES = 1 << 24  # at a time
 CRC_BYTES = 4
-MOST_MAPPED = 1024  # seeds; the longest unused are let go, so that the disk gets back what was deleted
 
 
 def map_rows(file: Path, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
