@@ -370,8 +370,6 @@ class Stream:
                 batch.partners,
                 self._mixed_labels(batch, labels),
             )
-        if self.teacher is not None:
-            self.teacher.finish()
 
     def _mixed_labels(self, batch: ViewBatch, labels: Tensor) -> MixedLabels | None:
         if batch.partners is None or batch.shares is None:

@@ -91,9 +91,6 @@ class CachedTeacher:
             rows = rows.pin_memory()
         return self.decode(rows.to(views.device, non_blocking=True))
 
-    def finish(self) -> None:
-        """Nothing to look at: a cache holds no answers that are no logits."""
-
     def decode(self, rows: Tensor) -> SparseTeacher:
         """Return the answers that rows, (B, row_bytes) uint8, stand for; on the device that they are on."""
         if self._completion is not None:

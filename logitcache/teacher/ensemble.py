@@ -61,11 +61,6 @@ class Ensemble:
             [t.answer(views, samples, seeds) for t in self.teachers], self.weights, self.space
         )
 
-    def finish(self) -> None:
-        """Have every member look at its last answers."""
-        for teacher in self.teachers:
-            teacher.finish()
-
 
 def average_teachers(
     teachers: Sequence[SparseTeacher],

@@ -55,19 +55,10 @@ class LiveTeacher:
         outlier = self._outlier.to(worst.device)
         self._outlier = torch.where(outlier == 0, worst[at], outlier)
         self._answers += 1
-        if not worst.is_cuda or self._answers % CHECK_EVERY in (0, 1):
-            self.finish()
-        return teacher
-
-    def finish(self) -> None:
-        """Look at the last answers.
-
-        Raises:
-            NonFiniteError: one is no logits.
-        """
-        if found := float(self._outlier):
+        if (not worst.is_cuda or self._answers % CHECK_EVERY == 1) and (found := float(self._outlier)):
             half = getattr(self.model, "dtype", torch.float32) is not torch.float32
             raise outlier_error(found, f"a view of the last {CHECK_EVERY} batches", half=half)
+        return teacher
 
 
 def require_same_teacher(reader: CacheReader, teacher: Model) -> None:

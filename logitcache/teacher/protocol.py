@@ -26,6 +26,3 @@ class Teacher(Protocol):
 
     def answer(self, views: Tensor, samples: Tensor, seeds: Tensor) -> SparseTeacher:
         """Answer for B views, on the views' device."""
-
-    def finish(self) -> None:
-        """End an epoch: raise what is wrong with its last answers, if that was not looked at yet."""

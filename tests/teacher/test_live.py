@@ -4,15 +4,12 @@ import math
 
 import pytest
 import torch
-from dumping import RECIPE, a_teacher, dump_digits
-from small import few_digits
+from dumping import a_teacher, dump_digits
 
 from logitcache.errors import MismatchError, NonFiniteError
 from logitcache.models.build import build_model
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
-from logitcache.stream.stream import Stream
-from logitcache.teacher.ensemble import Ensemble
 from logitcache.teacher.live import LiveTeacher, require_same_teacher
 
 
@@ -24,23 +21,6 @@ def test_another_teacher_is_refused_and_each_field_named(tmp_path):
     with pytest.raises(MismatchError, match="another teacher") as refused:
         require_same_teacher(cache, other)
     assert {f.field for f in refused.value.fields} == {"teacher.name", "teacher.weights_sha256"}
-
-
-@pytest.mark.parametrize("together", [False, True])
-def test_the_last_answers_of_an_epoch_are_looked_at(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher = a_teacher()
-    answers = iter([1.0, 1.0, math.nan])
-    teacher.module.register_forward_hook(lambda module, views, logits: logits * next(answers))
-    live = LiveTeacher(ViewModel(teacher), 60, 10, 10)
-    plain = Stream.plain(few_digits(60), RECIPE, seeds=(0,), batch_size=20, workers=0, device="cpu")
-    both = Ensemble([live, LiveTeacher(ViewModel(a_teacher()), 60, 10, 10)]) if together else live
-    epoch, finish = Stream(plain.views, both, plain.config).epoch(0), LiveTeacher.finish
-    monkeypatch.setattr(LiveTeacher, "finish", lambda self: None)  # as on a GPU
-    for _ in range(3):
-        next(epoch)
-    monkeypatch.setattr(LiveTeacher, "finish", finish)
-    with pytest.raises(NonFiniteError, match="is nan"):
-        next(epoch)
 
 
 def test_a_cpu_looks_at_every_answer() -> None:
