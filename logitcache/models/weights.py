@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from logitcache.errors import FormatError, StorageError, WeightsError
+from logitcache.errors import FormatError, WeightsError
 from logitcache.files import writing
 from logitcache.format.identity import AdapterSpec, RecipeSpec
 from logitcache.format.spec import Spec, require
@@ -120,12 +120,9 @@ def write_weights(path: Path, state: StateDict, header: WeightsHeader) -> None:
         StorageError: the file cannot be written.
     """
     state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
-    try:
-        with writing(path) as temporary:
-            metadata = {"logitcache": json.dumps(header.to_dict())}
-            safetensors.torch.save_file(state, temporary, metadata=metadata)
-    except safetensors.SafetensorError as error:
-        raise StorageError(f"cannot write {path}: {first_line(error)}") from error
+    content = safetensors.torch.save(state, {"logitcache": json.dumps(header.to_dict())})
+    with writing(path) as temporary:  # safetensors' own writer would leave other files when it is killed
+        temporary.write_bytes(content)
 
 
 def download_weights(url: str, file: str) -> StateDict:

@@ -59,6 +59,11 @@ class CacheReader:
         self.spec = read_root(self.place)
         self._begun: dict[int, int] = {}  # by seed, how many shards its arrays are long enough for
 
+    @classmethod
+    def of(cls, cache: "str | Path | CacheReader") -> "CacheReader":
+        """Return a reader of the cache at a path or URL; a reader is itself."""
+        return cache if isinstance(cache, CacheReader) else cls(cache)
+
     def seeds(self) -> list[int]:
         """List the seeds that have been begun, in rising order."""
         with reading(self.path):

@@ -202,7 +202,7 @@ class Stream:
             DriftError: views made here differ from those that the teacher saw.
             IncompleteError: seeds asked for are not complete.
         """
-        reader = cache if isinstance(cache, CacheReader) else CacheReader(cache)
+        reader = CacheReader.of(cache)
         config = _configure(**options)
         views, seeds, drift = open_proved_views(reader, images, config.seeds, allow_drift=allow_drift)
         config = dataclasses.replace(config, seeds=seeds)
@@ -240,7 +240,7 @@ class Stream:
             IncompleteError: no seed is complete in all of them, or one asked for is not.
             OptionError: weights or space cannot be honoured.
         """
-        readers = [cache if isinstance(cache, CacheReader) else CacheReader(cache) for cache in caches]
+        readers = [CacheReader.of(cache) for cache in caches]
         require_same_views(readers)
         chosen = seeds or tuple(sorted(set.intersection(*(set(reader.complete()) for reader in readers))))
         if not chosen:

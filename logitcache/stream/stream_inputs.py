@@ -46,7 +46,7 @@ class StreamInputs:
     Attributes:
         config: how batches are made, for all ranks together. Without seeds all that the caches have complete are
             taken; without a cache too, new ones for each epoch, up to 10,000 epochs.
-        caches: paths or URLs; several are an ensemble, none trains from labels alone.
+        caches: those, or their paths or URLs; several are an ensemble, none trains from labels alone.
         mix_weights: of an ensemble's caches; none: even.
         mix_space: what an ensemble averages, as `Stream.from_caches` takes it.
         data: images, or as `open_images` takes them; "auto": the caches' images, or the digits.
@@ -56,7 +56,7 @@ class StreamInputs:
     """
 
     config: StreamConfig
-    caches: tuple[str | Path, ...] = ()
+    caches: tuple[str | Path | CacheReader, ...] = ()
     mix_weights: tuple[float, ...] = ()
     mix_space: AverageSpace = "probability"
     data: str | Images = "auto"
@@ -67,12 +67,14 @@ class StreamInputs:
     spool_limit: int = DEFAULT_SPOOL_LIMIT
 
     def open_data(self) -> Self:
-        """Return these inputs with their images opened, where no cache says what these are.
+        """Return these inputs with their caches opened, or, without any, their images.
 
         Raises:
-            LogitCacheError: see `open_images`.
+            LogitCacheError: see `CacheReader` and `open_images`.
         """
-        return self if self.caches else replace(self, data=self._images() or open_images("digits"))
+        if self.caches:
+            return replace(self, caches=tuple(map(CacheReader.of, self.caches)))
+        return replace(self, data=self._images() or open_images("digits"))
 
     def measure(self) -> DataSize:
         """Look at what is trained on: its name, number of samples, size of a view.
@@ -81,7 +83,7 @@ class StreamInputs:
             LogitCacheError: see `CacheReader`, `open_images` and `read_samples`.
         """
         if self.caches:
-            spec = CacheReader(self.caches[0]).spec
+            spec = CacheReader.of(self.caches[0]).spec
             name, n, side = spec.dataset.name, spec.dataset.n, spec.recipe.view_size
             side = side or spec.teacher.adapter.size
         else:
@@ -124,11 +126,12 @@ class StreamInputs:
             config = replace(config, samples=read_samples(self.samples_file))
         if not self.caches:
             return self._open_plain(config, epochs)
-        stream = self._open_caches(config)
+        readers = [CacheReader.of(cache) for cache in self.caches]
+        stream = self._open_caches(readers, config)
         if stream.drift:
             on_line(f"warning: --allow-drift: {stream.drift}; the run's config.json records it")
-        for cache in self.caches:
-            if newer := describe_newer_images(CacheReader(cache), stream.views.images):
+        for reader in readers:
+            if newer := describe_newer_images(reader, stream.views.images):
                 on_line(f"note: {newer}")
                 break
         if left_out := stream.views.images.left_out:
@@ -142,10 +145,10 @@ class StreamInputs:
         seeds = config.seeds or tuple(range(min(epochs, FRESH_EPOCHS) * config.views_per_image))
         return Stream.plain(images, recipe, **vars(replace(config, seeds=seeds)))
 
-    def _open_caches(self, config: StreamConfig) -> Stream:
+    def _open_caches(self, readers: list[CacheReader], config: StreamConfig) -> Stream:
         if self.recipe != "auto":
             raise OptionError(
-                f"the views of {self.caches[0]} are made by its own recipe, found --recipe {self.recipe}; leave it "
+                f"the views of {readers[0].path} are made by its own recipe, found --recipe {self.recipe}; leave it "
                 "out, or `logitcache dump` another cache with it"
             )
         images = self._images()
@@ -155,10 +158,10 @@ class StreamInputs:
             "spool_limit": self.spool_limit,
             **vars(config),
         }
-        if len(self.caches) == 1 and not self.mix_weights:
-            return Stream.from_cache(self.caches[0], images, **options)
+        if len(readers) == 1 and not self.mix_weights:
+            return Stream.from_cache(readers[0], images, **options)
         weights = self.mix_weights or None
-        return Stream.from_caches(self.caches, images, weights=weights, space=self.mix_space, **options)
+        return Stream.from_caches(readers, images, weights=weights, space=self.mix_space, **options)
 
 
 def read_samples(file: Path) -> tuple[int, ...]:

@@ -67,7 +67,7 @@ class CachedViews(PackedViews):
         spool_folder: str | Path | None = None,
         spool_limit: int = DEFAULT_SPOOL_LIMIT,
     ) -> None:
-        reader = cache if isinstance(cache, CacheReader) else CacheReader(cache)
+        reader = CacheReader.of(cache)
         if reader.spec.recipe.mix_steps:
             raise OptionError(
                 f"the views of {reader.path} are mixed of two images; train on a Stream, which gives both labels"

@@ -34,7 +34,7 @@ class CachedTeacher:
         spool_folder: str | Path | None = None,
         spool_limit: int = DEFAULT_SPOOL_LIMIT,
     ) -> None:
-        self.reader = reader = cache if isinstance(cache, CacheReader) else CacheReader(cache)
+        self.reader = reader = CacheReader.of(cache)
         self.spool_folder, self.spool_limit = spool_folder, spool_limit
         self.layout = RowLayout.of(reader.spec)
         self.num_classes = reader.spec.dataset.num_classes

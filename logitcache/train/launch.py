@@ -271,12 +271,7 @@ class TrainJob:
         try:
             reports = train(runs, *inputs, **options)
         except StoppedError as error:
-            if self.out is not None or len(runs) == 1:
-                raise
-            raise StoppedError(
-                f"{str(error).partition(';')[0]}; `logitcache train --out RUN --resume` goes on with each RUN of "
-                f"{', '.join(str(run.out) for run in runs)}"
-            ) from error
+            raise StoppedError(f"{error}; {self._describe_going_on(runs)}") from error
         except StudentsError as error:
             errors, reports = error.errors, error.reports
         problem = "ended early"
@@ -290,6 +285,13 @@ class TrainJob:
         if errors:
             raise StudentsError(errors, reports, len(runs), problem)
         return reports
+
+    def _describe_going_on(self, runs: Sequence[Run]) -> str:
+        if self.out is None and len(runs) > 1:  # each has a folder of its own
+            folders = ", ".join(str(run.out) for run in runs)
+            return f"`logitcache train --out RUN --resume` goes on with each RUN of {folders}"
+        out = self.out or runs[0].out
+        return f"the same command with --out {out} and --resume goes on from there"
 
 
 def _say_nothing(line: str) -> None:

@@ -136,7 +136,8 @@ def train(
     if world.rank:
         return []
     if checkpoints.stopped:
-        raise _stopped(checkpoints.stopped, [run.out for run in runs])
+        at = checkpoints.stopped
+        raise StoppedError(f"stopped after step {at.step} of epoch {at.epoch + 1}, as asked")
     reports = [_report(learner, seconds) for learner in cohort.learners if learner not in cohort.failed]
     cohort.require_success(reports)
     return reports
@@ -357,15 +358,6 @@ def _open_learners(runs: Sequence[Run], stream: Stream, world: World, resume: bo
     for learner in learners:
         learner.join_ranks()
     return learners
-
-
-def _stopped(at: StepDone, folders: Sequence[Path]) -> StoppedError:
-    shared = {folder.parent for folder in folders} if len(folders) > 1 else set(folders)
-    out = f"--out {shared.pop()} and " if len(shared) == 1 else ""
-    return StoppedError(
-        f"stopped after step {at.step} of epoch {at.epoch + 1}, as asked; "
-        f"the same command with {out}--resume goes on from there"
-    )
 
 
 def _report(learner: Learner, seconds: float) -> RunReport:

@@ -4,6 +4,8 @@ import argparse
 import json
 import os
 import pickle
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import safetensors.torch
 import torch
 import torchvision.models
 from building import refused, tiny
+from small_caches import FORK
 
 from logitcache.errors import NotFoundError, OptionError, StorageError, WeightsError
 from logitcache.models.build import build_model, save_weights
@@ -34,6 +37,27 @@ def test_saving_replaces_a_file_and_reports_a_disk_that_says_no(tmp_path):
     assert tiny(str(path)).weights_sha256 == tiny(seed=2).weights_sha256
     with pytest.raises(StorageError, match="cannot write"):
         save_weights(path / "below-a-file", tiny())
+
+
+def save_until_killed(folder: Path, most: int) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # the kernel kills whoever writes more
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    save_weights(folder / "w.safetensors", tiny(seed=2))
+
+
+def test_a_writer_that_is_killed_leaves_the_file_before_and_one_that_the_next_replaces(
+    tmp_path: Path,
+) -> None:
+    save_weights(tmp_path / "w.safetensors", tiny(seed=1))
+    child = FORK.Process(target=save_until_killed, args=(tmp_path, 4096))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGXFSZ
+    assert sorted(os.listdir(tmp_path)) == ["w.safetensors", "w.safetensors.part"]
+    assert tiny(str(tmp_path / "w.safetensors")).weights_sha256 == tiny(seed=1).weights_sha256
+    save_weights(tmp_path / "w.safetensors", tiny(seed=2))
+    assert os.listdir(tmp_path) == ["w.safetensors"]
 
 
 def wrapped(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -246,7 +246,9 @@ def test_a_signal_ends_with_a_checkpoint_and_a_line(sent: signal.Signals, tmp_pa
         os.killpg(process.pid, sent)  # as a terminal and a cluster do: to all its processes
         said = process.stderr.read()
     assert process.returncode == 128 + sent
-    assert "logitcache: stopped after step" in said.splitlines()[-1]
+    last = said.splitlines()[-1]
+    assert "logitcache: stopped after step" in last
+    assert last.endswith("; the same command with --out run and --resume goes on from there")
     assert "Traceback" not in said
     ledger = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["ledger"]
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

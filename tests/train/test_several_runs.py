@@ -1,5 +1,6 @@
 """Several runs of one command: each has a folder of its own, all of them begin or none, and all go on together."""
 
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -11,7 +12,7 @@ from dumping import RECIPE, dump_digits
 from small import few_digits
 
 from logitcache.distributed import ALONE
-from logitcache.errors import OptionError
+from logitcache.errors import OptionError, StoppedError
 from logitcache.losses import Objective
 from logitcache.models.build import build_model
 from logitcache.stream.stream import Stream, StreamConfig
@@ -150,6 +151,29 @@ def test_before_training_no_seed_is_decoded_but_the_first_epochs(tmp_path: Path)
     TrainJob(("digits_tiny",), variants, inputs, tmp_path / "run").run(ALONE, said.append, on_progress=look)
     assert decoded == [1]
     assert "4 epochs of 1 steps of 64, 4 in all; seeds 0-3" in said[-1]
+
+
+@pytest.mark.parametrize(
+    ("students", "out", "told"),
+    [
+        (("digits_tiny",), None, "with --out runs/digits_tiny-ce-0 and --resume goes on from there"),
+        (("digits_tiny", "digits_small"), Path("two"), "with --out two and --resume goes on from there"),
+        (
+            ("digits_tiny", "digits_small"),
+            None,
+            "--resume` goes on with each RUN of runs/digits_tiny-ce-0, runs/digits_small-ce-0",
+        ),
+    ],
+)
+def test_training_that_is_stopped_says_how_each_run_goes_on(
+    students: tuple[str, ...], out: Path | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    inputs, variants = StreamInputs(StreamConfig(fraction=0.1, workers=0)), VariantInputs("ce")
+    seen: list[TrainEvent] = []
+    job = TrainJob(students, variants, inputs, out)
+    with pytest.raises(StoppedError, match=f"{re.escape(told)}$"):
+        job.run(ALONE, print, on_progress=seen.append, should_stop=lambda: bool(seen))
 
 
 def test_what_may_surprise_of_a_student_is_said_before_it_trains(tmp_path: Path) -> None:
