@@ -24,7 +24,6 @@ GOES_ON = {  # of other commands nothing is left to go on with
     "copy": _AGAIN,
     "train": "; with --resume, and its folder as --out, a run goes on from its last checkpoint",
 }
-COMPUTING = {"bench", "calibrate", "demo", "dump", "evaluate", "export", "plan", "stats", "train", "verify"}
 _running = ""  # the command, once its options are read
 
 
@@ -35,8 +34,6 @@ def exit_on_error(command: Callable[_P, None]) -> Callable[_P, None]:
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> None:
         global _running
         _running = command.__name__
-        if _running in COMPUTING:
-            _fit_threads()
         try:
             command(*args, **kwargs)
         except LogitCacheError as error:
@@ -53,18 +50,6 @@ def exit_on_error(command: Callable[_P, None]) -> Callable[_P, None]:
             raise typer.Exit(1) from error
 
     return wrapped
-
-
-def _fit_threads() -> None:
-    """Have torch, which is imported later, take no more threads than cores that this process may use.
-
-    By itself it takes one for each core of the machine, whatever a container's share of them, and many threads on few
-    cores wait for each other.
-    """
-    from dask.system import cpu_count
-
-    if (cores := cpu_count()) < (os.cpu_count() or 1) and read_variable("OMP_NUM_THREADS") is None:
-        os.environ["OMP_NUM_THREADS"] = str(cores)
 
 
 def print_on_sigterm() -> None:

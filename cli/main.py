@@ -26,6 +26,7 @@ from .plan import plan
 from .report import report
 from .stats import stats
 from .terminal import open_output
+from .threads import fit_threads
 from .train import train
 from .verify import verify
 
@@ -84,6 +85,7 @@ def main(
 
     logitcache train --student resnet18
     """
+    fit_threads(context.invoked_subcommand)
     if context.invoked_subcommand != "init":  # which writes such a file, over a damaged one too
         context.default_map = read_defaults(config, context)
 

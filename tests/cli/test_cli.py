@@ -537,7 +537,7 @@ def test_urls_that_cannot_be_used_end_in_one_line(
     reason="needs two cores, and a choice of them",
 )
 def test_threads_fit_the_cores_that_may_be_used() -> None:
-    code = "import os; from logitcache_cli.exit_codes import _fit_threads; _fit_threads()"
+    code = "import os; from logitcache_cli.threads import fit_threads; fit_threads('train')"
     code += "; import torch; print(os.environ.get('OMP_NUM_THREADS'), torch.get_num_threads())"
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
 
