@@ -90,15 +90,15 @@ class Objective(nn.Module):
                 weights.
         """
         texts = _split_terms(expression)
-        weights = [_parse_weight(text, ce_weight) for text in texts if re.match(r"ce\s*(:|$)", text)]
-        if len(weights) > 1 or any(weight != ce_weight != 1.0 for weight in weights):
-            named = ", ".join(
-                f"{weight:g}" for weight in [*weights, *([ce_weight] if ce_weight != 1.0 else [])]
-            )
+        own = [text for text in texts if re.match(r"ce\s*(:|$)", text)]
+        weights = [_parse_weight(text, ce_weight) for text in own]
+        beside = [] if ce_weight == 1.0 else [ce_weight]
+        if len(own) > 1 or len({*weights, *beside}) > 1:
+            named = ", ".join(f"{weight:g}" for weight in weights + beside)
             raise OptionError(
                 f"cross-entropy takes one weight, found {named}, in {expression!r} and beside it"
             )
-        terms = tuple(_parse_weighted(text) for text in texts if not re.match(r"ce\s*(:|$)", text))
+        terms = tuple(_parse_weighted(text) for text in texts if text not in own)
         return cls(terms, ce_weight=[*weights, ce_weight][0], label_smoothing=label_smoothing)
 
     @property

@@ -100,15 +100,13 @@ def test_without_pretrained_weights_auto_is_random_and_default_is_an_error():
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A torch hub folder of our own, and no network."""
-    before = torch.hub.get_dir()
-    torch.hub.set_dir(str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))  # set_dir(get_dir()) would hold today's folder for good
 
     def unreachable(*_: object, **__: object) -> None:
         raise URLError("no route to host")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    yield tmp_path / "checkpoints"
-    torch.hub.set_dir(before)
+    return tmp_path / "checkpoints"
 
 
 @pytest.mark.parametrize("weights", ["auto", "default", "IMAGENET1K_V1"])
