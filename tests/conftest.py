@@ -23,7 +23,12 @@ def spools_go_to_a_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
+    """One thread for each process; and autograd begins here, before anything is exported.
+
+    After `torch.export` it would begin with threads of its own, and no process forked from this one could train.
+    """
     torch.set_num_threads(1)
+    torch.ones(1, requires_grad=True).sum().backward()
 
 
 @pytest.fixture(scope="session")
