@@ -100,7 +100,9 @@ def test_without_pretrained_weights_auto_is_random_and_default_is_an_error():
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A torch hub folder of our own, and no network."""
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))  # set_dir(get_dir()) would hold today's folder for good
+    monkeypatch.setattr(
+        torch.hub, "_hub_dir", str(tmp_path)
+    )  # set_dir(get_dir()) would hold today's folder for good
 
     def unreachable(*_: object, **__: object) -> None:
         raise URLError("no route to host")
