@@ -11,8 +11,8 @@ Weights = Annotated[str, typer.Option(help="auto, default (torchvision's), rando
 Data = Annotated[
     str,
     typer.Option(
-        help="digits, cifar10, cifar100, imagefolder:PATH, folder:PATH, module:function.",
-        show_default="digits",
+        help="letters, digits, cifar10, cifar100, imagefolder:PATH, folder:PATH, module:function.",
+        show_default="letters",
     ),
 ]
 Split = Annotated[

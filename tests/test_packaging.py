@@ -35,7 +35,7 @@ def test_the_wheel_holds_every_module_and_what_goes_with_them(wheel: Path) -> No
     listing = ["git", "-C", str(ROOT), "ls-tree", "-r", "--name-only", "HEAD", "logitcache", "cli"]
     kept = subprocess.run(listing, check=True, capture_output=True, text=True).stdout.split()
     modules = {re.sub("^cli/", "logitcache_cli/", name) for name in kept if name.endswith(".py")}
-    others = {"data/digits.npz", "data/README.md", "py.typed", "report/page.css"}
+    others = {"data/digits.npz", "data/letters.npz", "data/README.md", "py.typed", "report/page.css"}
     assert held == modules | {f"logitcache/{name}" for name in others}
 
 

@@ -76,5 +76,5 @@ def test_code_that_a_file_names_is_never_of_the_library_or_of_a_package(name: st
 def test_code_of_ones_own_folder_and_names_that_are_no_code_pass(tmp_path: Path, monkeypatch):
     (tmp_path / "plugin_mine.py").write_text("raise SystemExit('imported')\n")
     monkeypatch.chdir(tmp_path)
-    require_own("a.zarr", "plugin_mine:data", "plugin_absent:data", "logitcache.bench.glyphs:glyphs")
+    require_own("a.zarr", "plugin_mine:data", "plugin_absent:data", "logitcache.bench.glyphs:rare_glyphs")
     require_own("a.zarr", "digits", "imagefolder:/data/pets", "folder:./pets", "cifar10:", "")

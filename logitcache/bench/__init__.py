@@ -13,6 +13,6 @@ docs/losses.md and docs/results.md.
 - `baselines`: other ways to keep a teacher's answers: LMDB, HDF5, Parquet, plain files
 - `divergence`: how far what a record keeps is from the teacher's distribution
 - `plot`: `scale` as a picture
-- `contest`, `glyphs`: losses under one budget, on digits and on letters in many typefaces
+- `contest`: losses under one budget, on digits and letters; `glyphs`: letters drawn
 - `truncation`: how far k < C moves a loss
 """

@@ -2,7 +2,7 @@
 
     python -m logitcache.bench.anchors
 
-On the letters (`glyphs`), with the contest's teacher and student: how far each record is from the teacher, how far
+On the letters that ship, with the contest's teacher and student: how far each record is from the teacher, how far
 the gradient of KD from it is from that with all logits, and what a student learns from it. Bytes are counted before
 compression: ids 2, counts 1, numbers 2 but for those that are said to be int8.
 """
@@ -24,8 +24,8 @@ from logitcache.bench.contest import (
     ContestConfig,
     Entry,
     Task,
-    glyphs_task,
-    rare_glyphs_task,
+    letters_task,
+    rare_letters_task,
 )
 from logitcache.bench.synthetic import RecordedLogits, SyntheticLogits, TeacherLogits
 from logitcache.bench.table import markdown
@@ -215,7 +215,7 @@ def fidelity_table(logits: Tensor, teach: Callable[[Record], Sequence[float]] | 
     return markdown(["record", "bytes", "KL at T = 1", "2", "4", "1 − r", "cosine", *students], rows)
 
 
-LETTERS = replace(CONTESTS["glyphs"][1], losses=())
+LETTERS = replace(CONTESTS["letters"][1], losses=())
 
 
 def open_contest(out: Path, task: Task, config: ContestConfig = LETTERS) -> tuple[Contest, Tensor]:
@@ -231,12 +231,12 @@ def main() -> None:
     """Print a table for each teacher: of both kinds of letters, a made-up one, and of any files of logits named."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        contest, logits = open_contest(Path(folder) / "letters", glyphs_task())
+        contest, logits = open_contest(Path(folder) / "letters", letters_task())
         table = fidelity_table(
             logits, lambda record: [_teach(contest, record, seed) for seed in range(SEEDS)]
         )
         print(f"\n200 letters\n\n{table}", flush=True)
-        _, logits = open_contest(Path(folder) / "rare", rare_glyphs_task())
+        _, logits = open_contest(Path(folder) / "rare", rare_letters_task())
         print(f"\n151 rare letters\n\n{fidelity_table(logits)}", flush=True)
     sources: list[TeacherLogits] = [SyntheticLogits(VIEWS, "shuffled")]
     sources += [RecordedLogits(Path(name), "shuffled") for name in sys.argv[1:]]

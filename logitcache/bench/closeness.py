@@ -20,10 +20,10 @@ from logitcache.bench.contest import (
     ContestConfig,
     Entry,
     Task,
-    glyphs_task,
+    letters_task,
     mean_and_std,
     mean_difference,
-    rare_glyphs_task,
+    rare_letters_task,
 )
 from logitcache.bench.table import markdown
 from logitcache.dump.calibration import (
@@ -37,8 +37,8 @@ from logitcache.teacher.completion import Completion, fit_statistics
 KINDS = (*((k, True) for k in (1, 2, 4, 8, 16, 32)), *((k, False) for k in (4, 8, 16, 32)))  # k, completed?
 SEEDS = 5
 TASKS: dict[str, tuple[Callable[[], Task], Sequence[Entry]]] = {  # with what validation chose in the contests
-    "200 letters": (glyphs_task, (Entry("kd", 4.0, 0.4), Entry("cmkd", 16.0, 0.4))),
-    "151 rare letters": (rare_glyphs_task, (Entry("kd", 1.0, 1.6), Entry("cmkd", 4.0, 0.8))),
+    "200 letters": (letters_task, (Entry("kd", 4.0, 0.4), Entry("cmkd", 16.0, 0.4))),
+    "151 rare letters": (rare_letters_task, (Entry("kd", 1.0, 1.6), Entry("cmkd", 4.0, 0.8))),
 }
 
 

@@ -1,13 +1,14 @@
 """Losses under one budget, weight and learning rate of each tuned: the tables of docs/losses.md and docs/results.md.
 
     python -m logitcache.bench.contest                  # every loss on the digits
-    python -m logitcache.bench.contest glyphs           # some, on letters, by what the cache keeps
-    python -m logitcache.bench.contest glyphs-k8        # tuned with 8 logits of 200
-    python -m logitcache.bench.contest glyphs-weak      # so, with a teacher that learnt less
-    python -m logitcache.bench.contest glyphs-strong    # with one that learnt more
-    python -m logitcache.bench.contest rare-glyphs      # other letters, and a teacher of another kind
-    python -m logitcache.bench.contest rare-glyphs-k8   # tuned with 8 logits of 151
-    python -m logitcache.bench.contest glyphs-k8 --tune "cmkd(temperature=4.0)" …  # these losses, on validation alone
+    python -m logitcache.bench.contest letters          # some, on letters, by what the cache keeps
+    python -m logitcache.bench.contest letters-k8       # tuned with 8 logits of 200
+    python -m logitcache.bench.contest letters-weak     # so, with a teacher that learnt less
+    python -m logitcache.bench.contest letters-strong   # with one that learnt more
+    python -m logitcache.bench.contest letters-large    # with one twice as wide
+    python -m logitcache.bench.contest rare-letters     # other letters, and a teacher of another kind
+    python -m logitcache.bench.contest rare-letters-k8  # tuned with 8 logits of 151
+    python -m logitcache.bench.contest letters-k8 --tune "cmkd(temperature=4.0)" …  # these, on validation alone
 
 The same contest is held twice. To tune, the teacher, its cache and all students see four fifths of the training
 images and are scored on the last fifth, a keyed choice: first every weight and learning rate under a few seeds, then
@@ -27,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from logitcache.bench.glyphs import CLASSES, RARE_CLASSES, glyphs, rare_glyphs, shifted
+from logitcache.bench.glyphs import CLASSES, RARE_CLASSES, rare_glyphs
 from logitcache.bench.table import markdown
 from logitcache.dump.job import dump
 from logitcache.dump.settings import DumpConfig
@@ -43,7 +44,7 @@ from logitcache.train.config import TrainConfig
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.learner import Run
 from logitcache.train.loop import train
-from logitcache.views.datasets import ArrayImages, load_digits
+from logitcache.views.datasets import ArrayImages, load_digits, load_letters
 from logitcache.views.keys import permutation
 from logitcache.views.recipes import recipe_named
 
@@ -242,14 +243,21 @@ def digits_task() -> Task:
     return Task(train, test, recipe_named(train.recipe), "digits_teacher", "digits_tiny")
 
 
-def glyphs_task() -> Task:
-    """Return 200 letters in typefaces that were not trained on, and a student of 7,772 parameters."""
-    return Task(glyphs("train"), glyphs("test"), shifted(), "digits_teacher", "digits_small")
+def letters_task() -> Task:
+    """Return the letters that ship, and a student of 7,772 parameters."""
+    train, test = load_letters("train"), load_letters("test")
+    return Task(train, test, recipe_named(train.recipe), "letters_teacher", "letters_small")
 
 
-def rare_glyphs_task() -> Task:
+def letters_large_task() -> Task:
+    """Return the same with a teacher twice as wide."""
+    return replace(letters_task(), teacher="letters_large")
+
+
+def rare_letters_task() -> Task:
     """Return 151 other letters, a convolutional teacher of another kind, and the same student."""
-    return Task(rare_glyphs("train"), rare_glyphs("test"), shifted(), "resnet8", "digits_small")
+    train, test = rare_glyphs("train"), rare_glyphs("test")
+    return Task(train, test, recipe_named(train.recipe), "resnet8", "letters_small")
 
 
 _LOSSES = ("kd", "dist", "cmkd", "cmkd(difficulty=fixed)", "cmkd(difficulty=fixed,balance=0.0)")
@@ -261,12 +269,13 @@ _BY_K = replace(_LETTERS, losses=(*_LOSSES, "dkd", "pld"), others=(16, 8, 4))
 
 CONTESTS: dict[str, tuple[Callable[[], Task], ContestConfig]] = {
     "digits": (digits_task, ContestConfig()),
-    "glyphs": (glyphs_task, replace(_BY_K, top_k=CLASSES)),
-    "glyphs-k8": (glyphs_task, replace(_LETTERS, losses=_BY_K.losses)),
-    "glyphs-weak": (glyphs_task, replace(_LETTERS, teacher_epochs=10)),
-    "glyphs-strong": (glyphs_task, replace(_LETTERS, teacher_epochs=60)),
-    "rare-glyphs": (rare_glyphs_task, replace(_BY_K, top_k=RARE_CLASSES)),
-    "rare-glyphs-k8": (rare_glyphs_task, replace(_LETTERS, losses=_BY_K.losses)),
+    "letters": (letters_task, replace(_BY_K, top_k=CLASSES)),
+    "letters-k8": (letters_task, replace(_LETTERS, losses=_BY_K.losses)),
+    "letters-weak": (letters_task, replace(_LETTERS, teacher_epochs=10)),
+    "letters-strong": (letters_task, replace(_LETTERS, teacher_epochs=60)),
+    "letters-large": (letters_large_task, _LETTERS),
+    "rare-letters": (rare_letters_task, replace(_BY_K, top_k=RARE_CLASSES)),
+    "rare-letters-k8": (rare_letters_task, replace(_LETTERS, losses=_BY_K.losses)),
 }
 
 

@@ -1,11 +1,12 @@
-"""Letters in many typefaces, as images: a harder data set than the digits, that any machine can make.
+"""Letters in many typefaces, drawn: how `data/letters.npz` was made, and other letters that any machine can make.
 
-    logitcache train --student resnet8 --loss ce \\
-        --data logitcache.bench.glyphs:glyphs --recipe logitcache.bench.glyphs:shifted
+    python -m logitcache.bench.glyphs letters.npz
+    logitcache train --student letters_small --loss ce --recipe letters --data logitcache.bench.glyphs:rare_glyphs
 
 The typefaces are those that matplotlib ships (the extra `pictures`): twelve to train on, and four others to test on.
 """
 
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +15,6 @@ import numpy.typing as npt
 import torch
 
 from logitcache.errors import OptionError
-from logitcache.format.identity import RecipeSpec, StepSpec
 from logitcache.views.datasets import ArrayImages
 
 TEST_FACES = ("DejaVuSans-BoldOblique", "DejaVuSansMono", "DejaVuSerif-Italic", "STIXGeneralBol")
@@ -27,41 +27,33 @@ SIDE, SIZES = 20, (13, 16)  # pixels
 CLASSES, RARE_CLASSES = 200, 151
 
 
-def glyphs(split: str = "train") -> ArrayImages:
-    """Return 200 letters in every typeface and two sizes: 4,800 images to train on, 1,600 to test on.
+def draw_glyphs(letters: tuple[str, ...], split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Draw letters in every typeface of a split and two sizes: images, (n, SIDE, SIDE) uint8, and labels, (n,).
 
     Raises:
         OptionError: matplotlib is not installed.
     """
-    return _images("glyphs", split, _letters()[:CLASSES])
+    faces = TRAIN_FACES if split == "train" else TEST_FACES
+    images = [_draw(letter, face, size) for face in faces for size in SIZES for letter in letters]
+    return np.stack(images), np.tile(np.arange(len(letters)), len(faces) * len(SIZES))
 
 
 def rare_glyphs(split: str = "train") -> ArrayImages:
-    """Return the 151 letters that come after those: 3,624 images to train on, 1,208 to test on.
+    """Return the 151 letters that come after those that ship: 3,624 images to train on, 1,208 to test on.
 
     Raises:
         OptionError: matplotlib is not installed.
     """
-    return _images("rare_glyphs", split, _letters()[CLASSES:])
-
-
-def _images(name: str, split: str, letters: tuple[str, ...]) -> ArrayImages:
-    faces = TRAIN_FACES if split == "train" else TEST_FACES
-    images = np.stack([_draw(c, face, size) for face in faces for size in SIZES for c in letters])
-    labels = np.tile(np.arange(len(letters)), len(faces) * len(SIZES))
+    letters = choose_letters()[CLASSES:]
+    images, labels = draw_glyphs(letters, split)
     pixels = torch.from_numpy(images)[:, None]
-    return ArrayImages(f"{__name__}:{name}", split, pixels, labels, len(letters), "center@20")
-
-
-def shifted() -> RecipeSpec:
-    """Return the recipe of its views: moved by up to two pixels, sometimes with a part erased."""
-    crop = StepSpec("RandomCrop", {"size": SIDE, "padding": 2})
-    erased = StepSpec("RandomErasing", {"p": 0.5, "scale": [0.02, 0.15]})
-    return RecipeSpec("shifted", 1, (crop, erased), "identity")
+    found = ArrayImages(f"{__name__}:rare_glyphs", split, pixels, labels, len(letters), "letters")
+    found.class_names = letters
+    return found
 
 
 @cache
-def _letters() -> tuple[str, ...]:
+def choose_letters() -> tuple[str, ...]:
     """Choose the first letters, by code point, that every typeface has and that look like none before them."""
     files = [_file(face) for face in (*TRAIN_FACES, *TEST_FACES)]
     from fontTools.ttLib import TTFont  # comes with matplotlib
@@ -96,3 +88,18 @@ def _file(face: str) -> str:
             "the glyphs need matplotlib's typefaces; pip install 'logitcache[pictures]'"
         ) from None
     return str(Path(get_data_path(), "fonts", "ttf", f"{face}.ttf"))
+
+
+def main() -> None:
+    """Draw the letters that ship, into the file that is named."""
+    letters = choose_letters()[:CLASSES]
+    drawn = {split: draw_glyphs(letters, split) for split in ("train", "test")}
+    images, labels = (np.concatenate(parts) for parts in zip(*drawn.values(), strict=True))
+    test = np.arange(len(labels)) >= len(drawn["train"][1])
+    np.savez_compressed(
+        sys.argv[1], images=images, labels=labels.astype(np.uint8), test=test, letters=np.array(letters)
+    )
+
+
+if __name__ == "__main__":
+    main()

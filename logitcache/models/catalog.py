@@ -13,7 +13,7 @@ from torch import nn
 
 from logitcache.errors import OptionError, UnknownNameError, WeightsError
 from logitcache.format.identity import AdapterSpec
-from logitcache.models.nets import DIGITS_NETS, NETS
+from logitcache.models.nets import GRAY_NETS, GRAY_SIDES, NETS
 from logitcache.models.weights import WITH_AUXILIARY_HEADS, StateDict, download_weights, first_line
 from logitcache.plugins import load_callable
 
@@ -106,8 +106,9 @@ def canonical_name(name: str) -> str:
 
 
 def _net_entry(name: str) -> ModelEntry:
-    digits = name in DIGITS_NETS
-    adapter = AdapterSpec(1, 8, (0.5,), (0.5,)) if digits else AdapterSpec(3, 32, *_CIFAR)
+    adapter = AdapterSpec(3, 32, *_CIFAR)
+    if name in GRAY_NETS:
+        adapter = AdapterSpec(1, GRAY_SIDES[name.partition("_")[0]], (0.5,), (0.5,))
     return ModelEntry(name, lambda num_classes, _: NETS[name](num_classes), adapter)
 
 

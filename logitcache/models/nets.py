@@ -1,9 +1,9 @@
 """Small networks that torchvision does not have, under the names the distillation papers use.
 
 `CIFAR_NETS` take (B, 3, 32, 32) float images: the family of the CRD benchmark ("Contrastive Representation
-Distillation", arXiv 1910.10699), which later papers compare on. `DIGITS_NETS` take (B, 1, 8, 8): a teacher
-and two students for the digits that ship with logitcache. Each entry maps a class count to a fresh module
-whose output is (B, num_classes) logits.
+Distillation", arXiv 1910.10699), which later papers compare on. `GRAY_NETS` take (B, 1, H, W): teachers and
+students for the digits and the letters that ship with logitcache. Each entry maps a class count to a fresh
+module whose output is (B, num_classes) logits.
 
 Three blocks come first, then the networks made of them, the two tables, and a second head for any network.
 """
@@ -164,10 +164,10 @@ def cifar_mobilenet_v2(num_classes: int, *, width: float) -> nn.Module:
     return _initialised(nn.Sequential(*layers, _head(1280, num_classes)))
 
 
-def digits_net(num_classes: int, *, stages: Sequence[Sequence[int]]) -> nn.Module:
-    """Plain convnet for (B, 1, 8, 8) digits, ours: one convolution per width in `stages`.
+def gray_net(num_classes: int, *, stages: Sequence[Sequence[int]]) -> nn.Module:
+    """Plain convnet for small gray images, (B, 1, H, W), ours: one convolution per width in `stages`.
 
-    The first stage sees the full 8x8 pixels; each later one halves the image first.
+    The first stage sees all pixels; each later one halves the image first.
     """
     layers: list[nn.Module] = []
     inputs = 1
@@ -197,13 +197,19 @@ CIFAR_NETS: dict[str, Callable[[int], nn.Module]] = {
     "mobilenet_v2_half": partial(cifar_mobilenet_v2, width=0.5),
 }
 
-DIGITS_NETS: dict[str, Callable[[int], nn.Module]] = {
-    "digits_tiny": partial(digits_net, stages=((6,), (12,))),
-    "digits_small": partial(digits_net, stages=((12,), (24,))),
-    "digits_teacher": partial(digits_net, stages=((48, 48), (96, 96))),
-}
+_GRAY_SMALL, _GRAY_LARGE = ((12,), (24,)), ((48, 48), (96, 96))
 
-NETS: dict[str, Callable[[int], nn.Module]] = {**CIFAR_NETS, **DIGITS_NETS}
+GRAY_NETS: dict[str, Callable[[int], nn.Module]] = {
+    "digits_tiny": partial(gray_net, stages=((6,), (12,))),
+    "digits_small": partial(gray_net, stages=_GRAY_SMALL),
+    "digits_teacher": partial(gray_net, stages=_GRAY_LARGE),
+    "letters_small": partial(gray_net, stages=_GRAY_SMALL),
+    "letters_teacher": partial(gray_net, stages=_GRAY_LARGE),
+    "letters_large": partial(gray_net, stages=((96, 96), (192, 192))),
+}
+GRAY_SIDES = {"digits": 8, "letters": 20}  # pixels of the images that a network is named after
+
+NETS: dict[str, Callable[[int], nn.Module]] = {**CIFAR_NETS, **GRAY_NETS}
 
 
 # Two heads ----------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def report(
     Args:
         out: the file to write, .html.
         paths: run folders and caches; caches may be URLs.
-        data: images of the caches, as `open_images` takes them; no others are opened, but the digits that ship.
+        data: images of the caches, as `open_images` takes them; no others are opened, but those that ship.
         on_progress: called with (seeds read, seeds to read), cache by cache.
 
     Raises:

@@ -16,7 +16,7 @@ from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.teacher.ensemble import AverageSpace
 from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT
-from logitcache.views.datasets import open_images
+from logitcache.views.datasets import DEFAULT_DATA, open_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.recipes import recipe_named
@@ -49,7 +49,7 @@ class StreamInputs:
         caches: those, or their paths or URLs; several are an ensemble, none trains from labels alone.
         mix_weights: of an ensemble's caches; none: even.
         mix_space: what an ensemble averages, as `Stream.from_caches` takes it.
-        data: images, or as `open_images` takes them; "auto": the caches' images, or the digits.
+        data: images, or as `open_images` takes them; "auto": the caches' images, or the letters.
         recipe: without a cache, as `recipe_named` takes it; "auto": the data's own.
         samples_file: lists the samples to train on: numbers in text, or an .npy array; None: as `config` has it.
         allow_drift, spool_folder, spool_limit: as `Stream.from_cache` takes them.
@@ -74,7 +74,7 @@ class StreamInputs:
         """
         if self.caches:
             return replace(self, caches=tuple(map(CacheReader.of, self.caches)))
-        return replace(self, data=self._images() or open_images("digits"))
+        return replace(self, data=self._images() or open_images(DEFAULT_DATA))
 
     def measure(self) -> DataSize:
         """Look at what is trained on: its name, number of samples, size of a view.
@@ -100,7 +100,7 @@ class StreamInputs:
         return open_images(self.data) if self.data != "auto" else None
 
     def _plain(self) -> tuple[Images, RecipeSpec]:
-        images = self._images() or open_images("digits")
+        images = self._images() or open_images(DEFAULT_DATA)
         return images, recipe_named(self.recipe if self.recipe != "auto" else images.recipe)
 
     def open(self, epochs: int, world: World, on_line: Callable[[str], None]) -> Stream:

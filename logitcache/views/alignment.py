@@ -17,7 +17,7 @@ from torch import Tensor
 
 from logitcache.errors import DataError, Difference, LogitCacheError, MismatchError, NotFoundError
 from logitcache.store.reader import CacheReader
-from logitcache.views.datasets import open_images
+from logitcache.views.datasets import SHIPPED, open_images
 from logitcache.views.images import Images, Samples
 
 SampleKeys = npt.NDArray[np.uint64]
@@ -77,7 +77,7 @@ class OrderedImages(Images):
 
 
 def open_images_to_show(reader: CacheReader, named: Sequence[str] = ()) -> tuple[Images | None, str]:
-    """Open a cache's images to show them: those that the user named, or the digits that ship.
+    """Open a cache's images to show them: those that the user named, or those that ship.
 
     The name in the cache is not enough: a cache from elsewhere may name code, or any folder of this disk, whose
     images would then be shown and passed on.
@@ -95,7 +95,7 @@ def open_images_to_show(reader: CacheReader, named: Sequence[str] = ()) -> tuple
     """
     spec = reader.spec.dataset
     found: LogitCacheError | None = None
-    for name in [*named, *(["digits"] if spec.name == "digits" else [])]:
+    for name in [*named, *([spec.name] if spec.name in SHIPPED else [])]:
         try:
             return align_images(reader, open_images(name, spec.split)), name
         except (DataError, MismatchError) as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -42,8 +43,8 @@ def open_images(name: str, split: str = "train") -> Images:
     """Open images by name.
 
     Args:
-        name: ``digits``, ``cifar10[:ROOT]``, ``cifar100[:ROOT]``, ``imagefolder:PATH`` (train/ and val/ with
-            a folder per class), ``folder:PATH`` (unlabelled) or ``package.module:function``, called as
+        name: ``letters``, ``digits``, ``cifar10[:ROOT]``, ``cifar100[:ROOT]``, ``imagefolder:PATH`` (train/ and val/
+            with a folder per class), ``folder:PATH`` (unlabelled) or ``package.module:function``, called as
             ``function(split)`` and returning `Images` or a map-style data set of (image, label).
         split: "train" or "test" (for an image folder: val/).
 
@@ -55,22 +56,22 @@ def open_images(name: str, split: str = "train") -> Images:
     if split not in ("train", "test"):
         raise OptionError(f"split must be train or test, found {split!r}")
     kind, _, rest = name.partition(":")
-    if kind == "digits" and not rest:
-        return load_digits(split)
+    if name in SHIPPED:
+        return SHIPPED[name](split)
     if kind in ("cifar10", "cifar100"):
         return load_cifar(kind, rest, split)
     if kind == "imagefolder" and rest:
         return FolderImages.labelled(name, expand_home(rest), split)
     if kind == "folder" and rest:
         return FolderImages.unlabelled(name, expand_home(rest), split)
-    if rest and kind != "digits":
+    if rest and kind not in SHIPPED:
         return _own_images(name, split)
     if name and expand_home(name).is_dir():
         classes = (expand_home(name) / "train").is_dir()
         hint = "" if classes else "(without labels; with them, put a folder per class into train/ and val/)"
         meant = f"{'imagefolder' if classes else 'folder'}:{name}"
         raise UnknownNameError("data set", name, (), hint, meant=meant)
-    known = ["digits", "cifar10", "cifar100", "imagefolder:PATH", "folder:PATH"]
+    known = [*SHIPPED, "cifar10", "cifar100", "imagefolder:PATH", "folder:PATH"]
     raise UnknownNameError("data set", name, known, "(or your own as module:function)")
 
 
@@ -131,19 +132,39 @@ class ArrayImages(Images):
         return hash_parts(str(images.shape).encode(), images.data, labels.data)
 
 
+def load_letters(split: str = "train") -> ArrayImages:
+    """Return the 200 letters that ship with logitcache, 20 x 20 pixels: 4,800 images to train, 1,600 to test on.
+
+    Those to test on are in typefaces that those to train on are not in.
+    """
+    images, labels, letters = _read_shipped("letters.npz", split, "letters")
+    found = ArrayImages("letters", split, torch.from_numpy(images)[:, None], labels, len(letters), "letters")
+    found.class_names = letters.tolist()
+    return found
+
+
 def load_digits(split: str = "train") -> ArrayImages:
-    """Return the 1,797 UCI optical digits that ship with logitcache: 1,437 to train, 360 to test on."""
-    with find_digits().open("rb") as file, np.load(file, allow_pickle=False) as data:
-        rows = data["test"] == (split == "test")
-        pixels = np.round(data["images"][rows] * (255 / 16)).astype(np.uint8)
-        labels = data["labels"][rows].astype(np.int64)
+    """Return the 1,797 UCI optical digits that ship with logitcache, 8 x 8: 1,437 to train, 360 to test on."""
+    images, labels = _read_shipped("digits.npz", split)
+    pixels = np.round(images * (255 / 16)).astype(np.uint8)
     return ArrayImages("digits", split, torch.from_numpy(pixels)[:, None], labels, 10, "digits")
 
 
-def find_digits() -> Any:
-    """Return the file of the digits: inside an installed package, or in data/ of a checkout."""
-    installed = importlib.resources.files("logitcache") / "data" / "digits.npz"
-    return installed if installed.is_file() else Path(__file__).parents[2] / "data" / "digits.npz"
+SHIPPED = {"letters": load_letters, "digits": load_digits}
+DEFAULT_DATA = "letters"  # where neither the command line nor a cache names any
+
+
+def _read_shipped(file_name: str, split: str, *more: str) -> list[npt.NDArray[Any]]:
+    """Read images and labels of a split, and other arrays of the file as they are."""
+    with find_shipped(file_name).open("rb") as file, np.load(file, allow_pickle=False) as data:
+        rows = data["test"] == (split == "test")
+        return [data["images"][rows], data["labels"][rows].astype(np.int64), *(data[name] for name in more)]
+
+
+def find_shipped(file_name: str) -> Any:
+    """Return a file of data that ships: inside an installed package, or in data/ of a checkout."""
+    installed = importlib.resources.files("logitcache") / "data" / file_name
+    return installed if installed.is_file() else Path(__file__).parents[2] / "data" / file_name
 
 
 def load_cifar(kind: str, root: str, split: str) -> ArrayImages:

@@ -66,6 +66,10 @@ _FLIP = StepSpec("RandomHorizontalFlip")
 _FIXED: dict[str, _Steps] = {
     "identity": (),
     "digits": (StepSpec("RandomCrop", {"size": 8, "padding": 1}),),
+    "letters": (
+        StepSpec("RandomCrop", {"size": 20, "padding": 2}),
+        StepSpec("RandomErasing", {"p": 0.5, "scale": [0.02, 0.15]}),
+    ),
     "cifar": (StepSpec("RandomCrop", {"size": 32, "padding": 4}), _FLIP),
 }
 

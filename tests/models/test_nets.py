@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision.models
 
-from logitcache.models.nets import CIFAR_NETS, DIGITS_NETS, NETS
+from logitcache.models.nets import CIFAR_NETS, GRAY_NETS, NETS
 
 # Million parameters for the 100 classes of CIFAR-100, as the papers print them.
 PUBLISHED = {
@@ -41,7 +41,7 @@ def test_cifar_nets_have_the_published_number_of_parameters(name):
 
 def test_digits_nets_leave_a_gap_between_student_and_teacher():
     tiny, small, teacher = (
-        parameters(DIGITS_NETS[f"digits_{size}"](10)) for size in ("tiny", "small", "teacher")
+        parameters(GRAY_NETS[f"digits_{size}"](10)) for size in ("tiny", "small", "teacher")
     )
     assert 800 <= tiny <= 1_000
     assert 2_000 <= small <= 5_000
@@ -52,7 +52,7 @@ def test_digits_nets_leave_a_gap_between_student_and_teacher():
 def test_logits_are_one_row_per_image_and_each_image_stands_alone(name):
     torch.manual_seed(0)
     net = NETS[name](7).eval()
-    images = torch.randn(3, 1, 8, 8) if name in DIGITS_NETS else torch.randn(3, 3, 32, 32)
+    images = torch.randn(3, 1, 8, 8) if name in GRAY_NETS else torch.randn(3, 3, 32, 32)
     with torch.no_grad():
         logits = net(images)
         alone = net(images[1:2])
@@ -65,7 +65,7 @@ def test_logits_are_one_row_per_image_and_each_image_stands_alone(name):
 def test_every_parameter_learns(name):
     torch.manual_seed(0)
     net = NETS[name](5)
-    shape = (8, 1, 8, 8) if name in DIGITS_NETS else (8, 3, 32, 32)
+    shape = (8, 1, 8, 8) if name in GRAY_NETS else (8, 3, 32, 32)
     torch.nn.functional.cross_entropy(net(torch.randn(shape)), torch.arange(8) % 5).backward()
     # A bias in front of a batch norm is the exception: the norm takes it away again.
     idle = {n for n, p in net.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-9}

@@ -12,7 +12,7 @@ from pictures import write_cifar
 from refusals import refused
 
 from logitcache.errors import DataError, NotFoundError
-from logitcache.views.datasets import ArrayImages, find_digits, open_images
+from logitcache.views.datasets import ArrayImages, find_shipped, open_images
 
 # Digits ---------------------------------------------------------------------------------------------------
 
@@ -21,7 +21,7 @@ def test_the_digits_are_those_of_scikit_learn():
     from sklearn.datasets import load_digits
 
     theirs = load_digits()
-    with find_digits().open("rb") as file, np.load(file, allow_pickle=False) as ours:
+    with find_shipped("digits.npz").open("rb") as file, np.load(file, allow_pickle=False) as ours:
         assert (ours["images"] == theirs.images).all()
         assert (ours["labels"] == theirs.target).all()
         test = ours["test"]
