@@ -1,6 +1,6 @@
 """Both stages on real images: a teacher, its cache, and a small student trained by CE, KD and CMKD.
 
-Everything is measured while it runs. The images are the 1,797 digits that ship.
+Everything is measured while it runs. The images are the letters that ship, or the digits.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Any
 
 from logitcache.dump.job import DumpReport, dump
 from logitcache.dump.settings import DumpConfig
-from logitcache.errors import OptionError, StorageError
+from logitcache.errors import OptionError, StorageError, UnknownNameError
 from logitcache.files import is_stray, require_folder, writing
 from logitcache.format.spec import Spec
 from logitcache.losses.objective import Objective
@@ -22,6 +22,7 @@ from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel, choose_device
 from logitcache.models.weights import count_parameters
 from logitcache.paths import expand_home
+from logitcache.report.opening import Gain
 from logitcache.report.page import report
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
@@ -31,14 +32,55 @@ from logitcache.train.evaluation import Evaluation
 from logitcache.train.learner import Run
 from logitcache.train.loop import RunReport, train
 from logitcache.train.run_folder import RunFolder
-from logitcache.views.datasets import load_digits
+from logitcache.views.datasets import SHIPPED
 from logitcache.views.recipes import recipe_named
 
-TEACHER, STUDENT = "digits_teacher", "digits_tiny"
-# Peak learning rates, as `bench.contest` chose them on images that neither student nor teacher had seen; but
-# cross-entropy has the rate at which it is better than at the contest's, 1.6.
-PEAK_LR = {"ce": 0.8, "kd": 0.4, "cmkd": 0.4}
 MARK = "demo.json"
+
+
+@dataclass(frozen=True)
+class Lesson(Spec):
+    """How a student is taught: what it minimises, as `Objective.parse` reads it, and its peak learning rate."""
+
+    objective: str
+    lr: float
+
+
+@dataclass(frozen=True)
+class DemoTask(Spec):
+    """What the demo does with some images.
+
+    Attributes:
+        teacher, student: networks by name.
+        lessons: by the name of the loss, cross-entropy first.
+        top_k: logits to keep.
+        teacher_epochs, student_epochs: passes over the training images.
+        repeats: students of each loss.
+    """
+
+    teacher: str
+    student: str
+    lessons: dict[str, Lesson]
+    top_k: int
+    teacher_epochs: int
+    student_epochs: int
+    repeats: int
+
+
+# Weights and rates are those that `bench.contest` chose on a fifth of the training images, which neither teacher nor
+# students had seen; but on the digits cross-entropy has the rate at which it is better than at the contest's, 1.6.
+TASKS = {
+    "letters": DemoTask(
+        "letters_teacher", "letters_small",
+        {"CE": Lesson("ce", 0.8), "KD": Lesson("kd:2", 0.8), "CMKD": Lesson("cmkd:16", 0.4)},
+        top_k=8, teacher_epochs=20, student_epochs=10, repeats=5,
+    ),
+    "digits": DemoTask(
+        "digits_teacher", "digits_tiny",
+        {"CE": Lesson("ce", 0.8), "KD": Lesson("kd", 0.4), "CMKD": Lesson("cmkd", 0.4)},
+        top_k=4, teacher_epochs=25, student_epochs=8, repeats=6,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,30 +88,49 @@ class DemoConfig(Spec):
     """How much of the demo to run.
 
     Attributes:
+        data: "letters" or "digits".
         seeds: augmentation seeds to dump.
-        top_k: logits to keep of the 10.
-        teacher_epochs, student_epochs: passes over the 1,437 training images.
-        repeats: runs per loss, each with its own initial weights and order of the data; epochs are timed as often, up
-            to three times.
+        teacher_epochs, student_epochs: passes over the training images; None: as many as the task has.
+        repeats: runs per loss, each with its own initial weights and order of the data; None: as many as the task
+            has. Epochs are timed as often, up to three times.
         workers: DataLoader workers.
         device: where to run.
+
+    Raises:
+        UnknownNameError: there is no demo on such data.
     """
 
+    data: str = "letters"
     seeds: int = 10
-    top_k: int = 4
-    teacher_epochs: int = 25
-    student_epochs: int = 8
-    repeats: int = 6
+    teacher_epochs: int | None = None
+    student_epochs: int | None = None
+    repeats: int | None = None
     workers: int = 1
     device: str = "auto"
+
+    def task(self) -> DemoTask:
+        """Return what the demo does, as much of it as is wanted."""
+        if self.data not in TASKS:
+            raise UnknownNameError("demo", self.data, TASKS)
+        wanted = {name: getattr(self, name) for name in ("teacher_epochs", "student_epochs", "repeats")}
+        return dataclasses.replace(TASKS[self.data], **{n: value for n, value in wanted.items() if value})
 
 
 @dataclass(frozen=True)
 class LossResult(Spec):
-    """Top-1 accuracies of one loss on the 360 test images, in [0, 1], one per repeat."""
+    """What students of one loss came to.
+
+    Attributes:
+        loss: its name.
+        lesson: how they were taught.
+        top1: accuracies on the test images, in [0, 1], one per repeat.
+        gain: what they have over the students of cross-entropy; None for these themselves.
+    """
 
     loss: str
+    lesson: Lesson
     top1: tuple[float, ...]
+    gain: Gain | None
 
     @property
     def mean(self) -> float:
@@ -86,6 +147,8 @@ class LossResult(Spec):
 class DemoReport(Spec):
     """What the demo measured, and the page about it; seconds per epoch are of the student trained by KD alone."""
 
+    data: str
+    test_images: int
     teacher: str
     teacher_parameters: int
     teacher_top1: float
@@ -94,6 +157,8 @@ class DemoReport(Spec):
     results: tuple[LossResult, ...]
     cache: str
     cached_views: int
+    top_k: int
+    num_classes: int
     bytes_per_view: float
     dump_seconds: float
     epoch_seconds_cached: float
@@ -116,27 +181,30 @@ def demo(
         StorageError: it cannot be written.
     """
     on_stage = on_stage or (lambda line: None)
+    task = config.task()
     job = _Demo(_make_folder(expand_home(out)), config)
-    on_stage(f"1. train a teacher, {TEACHER}, on {len(job.images):,} digits")
+    on_stage(f"1. train a teacher, {task.teacher}, on {len(job.images):,} {config.data}")
     trained = job.train_teacher()
-    on_stage(f"2. dump its top {config.top_k} logits under {config.seeds} augmentation seeds")
+    classes = job.images.num_classes or 0
+    on_stage(f"2. dump its top {task.top_k} of {classes} logits under {config.seeds} augmentation seeds")
     dumped = job.dump_logits()
-    on_stage(
-        f"3. train {STUDENT} by {', '.join(loss.upper() for loss in PEAK_LR)}, {config.repeats} times each"
-    )
+    on_stage(f"3. train {task.student} by {', '.join(task.lessons)}, {task.repeats} times each")
     results = job.train_students()
     on_stage("4. time the student's epochs, with the cache and with the teacher live")
     cached, live = job.time_epochs()
-    student = _build(STUDENT, 0).module
     result = DemoReport(
-        teacher=TEACHER,
+        data=config.data,
+        test_images=len(job.test_images),
+        teacher=task.teacher,
         teacher_parameters=trained.parameters,
         teacher_top1=trained.top1 or 0.0,
-        student=STUDENT,
-        student_parameters=count_parameters(student),
+        student=task.student,
+        student_parameters=count_parameters(job.build(task.student, 0).module),
         results=results,
         cache=str(job.cache),
         cached_views=dumped.views_in_cache,
+        top_k=task.top_k,
+        num_classes=classes,
         bytes_per_view=CacheReader(job.cache).info()["bytes_per_sample_view"],
         dump_seconds=dumped.seconds,
         epoch_seconds_cached=cached,
@@ -153,25 +221,32 @@ class _Demo:
 
     def __init__(self, out: Path, config: DemoConfig) -> None:
         self.out, self.config, self.device = out, config, choose_device(config.device)
-        self.images, self.test_images = load_digits("train"), load_digits("test")
+        self.task = config.task()
+        self.images, self.test_images = (SHIPPED[config.data](split) for split in ("train", "test"))
         self.recipe = recipe_named(self.images.recipe)
         self.test_recipe = recipe_named(self.recipe.evaluation)
         self.cache, self.test_cache = out / "cache.zarr", out / "test.zarr"
 
+    def build(self, name: str, seed: int, weights: str = "random") -> Model:
+        side = self.images.images.shape[-1]
+        classes = self.images.num_classes or 0
+        return build_model(name, num_classes=classes, view_size=side, weights=weights, seed=seed)
+
     def student_folder(self, loss: str, repeat: int) -> Path:
-        return self.out / "runs" / f"{loss}-{repeat}"
+        return self.out / "runs" / f"{loss.lower()}-{repeat}"
 
     def train_teacher(self) -> RunReport:
-        epochs = self.config.teacher_epochs
+        epochs = self.task.teacher_epochs
         stream = Stream.plain(self.images, self.recipe, **self._stream_options(0, epochs))
-        run = Run(self.out / "teacher", _build(TEACHER, 0), Objective.parse("ce"), TrainConfig(epochs=epochs))
+        teacher = self.build(self.task.teacher, 0)
+        run = Run(self.out / "teacher", teacher, Objective.parse("ce"), TrainConfig(epochs=epochs))
         return train([run], stream, Evaluation(self.test_images, self.test_recipe))[0]
 
     def dump_logits(self) -> DumpReport:
         teacher, config = self._build_teacher(), self.config
         dump_config = DumpConfig(
             seeds=tuple(range(config.seeds)),
-            top_k=config.top_k,
+            top_k=self.task.top_k,
             workers=config.workers,
             device=config.device,
             precision="float32",
@@ -183,39 +258,43 @@ class _Demo:
 
     def train_students(self) -> tuple[LossResult, ...]:
         evaluation = Evaluation(self.test_images, self.test_recipe, CacheReader(self.test_cache))
-        top1: dict[str, list[float]] = {loss: [] for loss in PEAK_LR}
-        for repeat in range(self.config.repeats):
+        top1: dict[str, list[float]] = {loss: [] for loss in self.task.lessons}
+        for repeat in range(self.task.repeats):
             runs = []
-            for loss, lr in PEAK_LR.items():
-                config = TrainConfig(epochs=self.config.student_epochs, lr=lr, seed=repeat)
-                student, folder = _build(STUDENT, repeat), self.student_folder(loss, repeat)
-                runs.append(Run(folder, student, Objective.parse(loss), config))
+            for loss, lesson in self.task.lessons.items():
+                config = TrainConfig(epochs=self.task.student_epochs, lr=lesson.lr, seed=repeat)
+                student, folder = self.build(self.task.student, repeat), self.student_folder(loss, repeat)
+                runs.append(Run(folder, student, Objective.parse(lesson.objective), config))
             trained = train(runs, self._open_cache(repeat), evaluation)
-            for loss, student_report in zip(PEAK_LR, trained, strict=True):
+            for loss, student_report in zip(top1, trained, strict=True):
                 assert student_report.top1 is not None
                 top1[loss].append(student_report.top1)
-        return tuple(LossResult(loss, tuple(values)) for loss, values in top1.items())
+        plain = top1["CE"]
+        return tuple(
+            LossResult(loss, lesson, tuple(top1[loss]), Gain.of_pairs(top1[loss], plain) if at else None)
+            for at, (loss, lesson) in enumerate(self.task.lessons.items())
+        )
 
     def time_epochs(self) -> tuple[float, float]:
         """Return the median seconds of a student's second epoch, with the cache and with the teacher live."""
-        teacher = self._build_teacher()
+        teacher, task = self._build_teacher(), self.task
         model = ViewModel(teacher).on(self.device)
-        live = LiveTeacher(model, len(self.images), self.config.top_k, teacher.num_classes)
+        live = LiveTeacher(model, len(self.images), task.top_k, teacher.num_classes)
         seconds: dict[str, list[float]] = {"cached": [], "live": []}
-        for attempt in range(min(self.config.repeats, 3)):
+        for attempt in range(min(task.repeats, 3)):
             for name in seconds:
                 stream = self._open_cache(0)
                 if name == "live":
                     stream = Stream(stream.views, live, stream.config)
-                folder = self.out / "timing" / f"{name}-{attempt}"
-                train([Run(folder, _build(STUDENT, 0), Objective.parse("kd"), TrainConfig(epochs=2))], stream)
+                folder, student = self.out / "timing" / f"{name}-{attempt}", self.build(task.student, 0)
+                train([Run(folder, student, Objective.parse("kd"), TrainConfig(epochs=2))], stream)
                 seconds[name].append(RunFolder(folder).read_metrics()[-1]["seconds"])
         return statistics.median(seconds["cached"]), statistics.median(seconds["live"])
 
     def write_page(self) -> Path:
-        page, repeats = self.out / "report.html", range(self.config.repeats)
-        students = [self.student_folder(loss, repeat) for loss in PEAK_LR for repeat in repeats]
-        report(page, [*students, self.out / "teacher", self.cache])
+        page, repeats = self.out / "report.html", range(self.task.repeats)
+        students = [self.student_folder(loss, repeat) for loss in self.task.lessons for repeat in repeats]
+        report(page, [*students, self.cache, self.test_cache])
         return page
 
     def _open_cache(self, order: int) -> Stream:
@@ -232,11 +311,7 @@ class _Demo:
         }
 
     def _build_teacher(self) -> Model:
-        return _build(TEACHER, 0, str(self.out / "teacher" / "last.safetensors"))
-
-
-def _build(name: str, seed: int, weights: str = "random") -> Model:
-    return build_model(name, num_classes=10, view_size=8, weights=weights, seed=seed)
+        return self.build(self.task.teacher, 0, str(self.out / "teacher" / "last.safetensors"))
 
 
 def _make_folder(out: Path) -> Path:

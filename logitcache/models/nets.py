@@ -164,10 +164,10 @@ def cifar_mobilenet_v2(num_classes: int, *, width: float) -> nn.Module:
     return _initialised(nn.Sequential(*layers, _head(1280, num_classes)))
 
 
-def gray_net(num_classes: int, *, stages: Sequence[Sequence[int]]) -> nn.Module:
+def gray_net(num_classes: int, *, stages: Sequence[Sequence[int]], stride: int = 1) -> nn.Module:
     """Plain convnet for small gray images, (B, 1, H, W), ours: one convolution per width in `stages`.
 
-    The first stage sees all pixels; each later one halves the image first.
+    The first convolution takes every `stride`-th pixel; each stage but the first halves the image before.
     """
     layers: list[nn.Module] = []
     inputs = 1
@@ -175,7 +175,7 @@ def gray_net(num_classes: int, *, stages: Sequence[Sequence[int]]) -> nn.Module:
         if stage:
             layers.append(nn.MaxPool2d(2))
         for width in widths:
-            layers += [_conv_bn(inputs, width), nn.ReLU()]
+            layers += [_conv_bn(inputs, width, stride=1 if layers else stride), nn.ReLU()]
             inputs = width
     return _initialised(nn.Sequential(*layers, _head(inputs, num_classes)))
 
@@ -203,9 +203,9 @@ GRAY_NETS: dict[str, Callable[[int], nn.Module]] = {
     "digits_tiny": partial(gray_net, stages=((6,), (12,))),
     "digits_small": partial(gray_net, stages=_GRAY_SMALL),
     "digits_teacher": partial(gray_net, stages=_GRAY_LARGE),
-    "letters_small": partial(gray_net, stages=_GRAY_SMALL),
-    "letters_teacher": partial(gray_net, stages=_GRAY_LARGE),
-    "letters_large": partial(gray_net, stages=((96, 96), (192, 192))),
+    "digits_large": partial(gray_net, stages=((96, 96), (192, 192))),
+    "letters_small": partial(gray_net, stages=_GRAY_SMALL, stride=2),
+    "letters_teacher": partial(gray_net, stages=_GRAY_LARGE, stride=2),
 }
 GRAY_SIDES = {"digits": 8, "letters": 20}  # pixels of the images that a network is named after
 

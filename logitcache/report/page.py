@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from xml.etree.ElementTree import Element
 
 from logitcache.errors import NotFoundError, OptionError
 from logitcache.files import require_file, writing
@@ -15,9 +14,9 @@ from logitcache.paths import expand_home, write_path
 from logitcache.report.cache_facts import CacheFacts, OnSeedRead, read_cache
 from logitcache.report.cache_section import cache_headings, make_cache_section
 from logitcache.report.html import Ids, tag, to_html
-from logitcache.report.metrics import metric_named
+from logitcache.report.opening import describe_outcome
 from logitcache.report.run_facts import RunFacts, RunGroup, group_runs, read_run
-from logitcache.report.run_section import find_teachers, make_run_sections
+from logitcache.report.run_section import make_run_sections
 from logitcache.report.thumbnails import CacheImages, make_thumbnails, open_images_of
 from logitcache.store import CacheReader
 from logitcache.train.run_folder import RunFolder
@@ -150,7 +149,7 @@ def make_page(
                     "header",
                     tag("p", "logitcache report", class_="eyebrow"),
                     tag("h1", title),
-                    _summary(groups, caches),
+                    *(tag("p", text) for text in describe_outcome(groups, caches)),
                     tag("nav", tag("ul", contents), aria_label="Contents"),
                 ),
                 tag("main", main, id="main"),
@@ -169,26 +168,3 @@ def _title(groups: Sequence[RunGroup], caches: Sequence[CacheFacts]) -> str:
     parts = [f"{runs} run{'s' if runs > 1 else ''}"] if runs else []
     parts += [f"{len(caches)} cache{'s' if len(caches) > 1 else ''}"] if caches else []
     return ", ".join(parts) + (f" on {data.pop()}" if len(data) == 1 else "")
-
-
-def _summary(groups: Sequence[RunGroup], caches: Sequence[CacheFacts]) -> Element | None:
-    """Say which student has the highest top-1, and what the teachers have."""
-    if groups and not any(group.finished for group in groups):
-        return tag("p", "No run has come to its end yet.")
-    tested = [(top1, group) for group in groups if group.finished and (top1 := group.spread("top1"))]
-    if not tested:
-        return None
-    (mean, deviation), best = max(tested, key=lambda pair: pair[0][0])
-    many = len(best.runs)
-    text = (
-        f"{100 * mean:.1f} ± {100 * deviation:.1f} % over {many} runs" if many > 1 else f"{100 * mean:.2f} %"
-    )
-    if many == 1 and best.copies:
-        text += f" ({1 + len(best.copies)} runs of the same seed)"
-    tied = [group.name for (other, _), group in tested if group is not best and round(mean - other, 4) == 0]
-    also = f", a tie with {', '.join(tied[:3])}{' and others' if tied[3:] else ''}" if tied else ""
-    teachers = [
-        f" {name[0].upper()}{name[1:]}: {metric_named('top1').format(cache.accuracy('top1'))}."
-        for name, cache in find_teachers(groups, caches).items()
-    ]
-    return tag("p", f"Highest top-1 after the last epoch: {best.name}, {text}{also}.", *teachers)
