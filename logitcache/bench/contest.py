@@ -70,7 +70,7 @@ class ContestConfig(Spec):
         weights: to try, times each loss's default.
         rates: peak learning rates to try.
         epochs: of a student.
-        teacher_epochs: of the teacher.
+        teacher_epochs, teacher_lr: of the teacher.
         top_k: logits kept, of the cache that is tuned with and the first that is scored.
         others: further numbers of logits to score with; 0 is the teacher live.
         cached: augmentation seeds in the cache; epoch e takes seed e modulo their number.
@@ -85,6 +85,7 @@ class ContestConfig(Spec):
     rates: tuple[float, ...] = (0.2, 0.4, 0.8, 1.6)
     epochs: int = 8
     teacher_epochs: int = 25
+    teacher_lr: float = 0.05
     top_k: int = 4
     others: tuple[int, ...] = ()
     cached: int = 10
@@ -134,7 +135,8 @@ class Contest:
         self.out, self.task, self.images, self.config = out, task, images, config
         self.evaluation = Evaluation(scored, recipe_named(task.recipe.evaluation))
         self.teacher = self.network(task.teacher, 0)
-        run = Run(out / "teacher", self.teacher, Objective.parse("ce"), TrainConfig(config.teacher_epochs))
+        training = TrainConfig(config.teacher_epochs, lr=config.teacher_lr)
+        run = Run(out / "teacher", self.teacher, Objective.parse("ce"), training)
         stream = Stream.plain(images, task.recipe, batch_size=64, seeds=tuple(range(config.teacher_epochs)))
         self.teacher_top1 = train([run], stream, self.evaluation)[0].top1
 
@@ -271,6 +273,10 @@ _LETTERS = ContestConfig(
     losses=_LOSSES, weights=(1.0, 2.0, 4.0), rates=(0.4, 0.8, 1.6), epochs=10, teacher_epochs=20, top_k=8,
     heat_seeds=2, finalists=3, tuning_seeds=4, seeds=8,
 )  # fmt: skip
+_DEMO = replace(
+    _LETTERS, losses=("kd", "cmkd"), weights=(0.5, 1.0, 2.0, 4.0), rates=(0.4, 0.8, 1.6, 3.2),
+    teacher_epochs=12, teacher_lr=0.2,
+)  # fmt: skip
 _BY_K = replace(_LETTERS, losses=(*_LOSSES, "dkd", "pld"), others=(16, 8, 4))
 
 CONTESTS: dict[str, tuple[Callable[[], Task], ContestConfig]] = {
@@ -279,7 +285,7 @@ CONTESTS: dict[str, tuple[Callable[[], Task], ContestConfig]] = {
     "letters-k8": (letters_task, replace(_LETTERS, losses=_BY_K.losses)),
     "letters-weak": (letters_task, replace(_LETTERS, teacher_epochs=10)),
     "letters-strong": (letters_task, replace(_LETTERS, teacher_epochs=60)),
-    "letters-demo": (demo_task, replace(_LETTERS, losses=("kd", "cmkd"), teacher_epochs=12)),
+    "letters-demo": (demo_task, _DEMO),
     "letters-large": (letters_large_task, _LETTERS),
     "rare-letters": (rare_letters_task, replace(_BY_K, top_k=RARE_CLASSES)),
     "rare-letters-k8": (rare_letters_task, replace(_LETTERS, losses=_BY_K.losses)),

@@ -88,8 +88,8 @@ def _gain_of_student(student: str, tested: Sequence[RunGroup]) -> str:
         else f"{runs[0]} to {runs[-1]} runs"
     )
     return (
-        f"Labels alone bring {student} to {_percent(base)} top-1; a teacher's answers, {', '.join(parts)}{more} "
-        f"({each} of each{', ± standard error' if runs[0] > 1 else ', so chance is not told from gain'})."
+        f"Labels alone bring {student} to {_percent(base)} top-1; with a teacher's answers it comes to "
+        f"{', '.join(parts)}{more}; {each} of each, {'± standard error' if runs[0] > 1 else 'so it may be chance'}."
     )
 
 
@@ -97,7 +97,7 @@ def _compare(group: RunGroup, base: RunGroup, student: str) -> str:
     name = group.name.removeprefix(f"{student} · ")
     difference = _difference(group, base)
     within = difference.error is not None and abs(difference.mean) < NOISE * difference.error
-    return f"by {name}, to {_percent(group)} ({difference} points{', within the noise' if within else ''})"
+    return f"{_percent(group)} by {name} ({difference} points{', within the noise' if within else ''})"
 
 
 def _difference(group: RunGroup, base: RunGroup) -> Gain:
@@ -164,7 +164,7 @@ def _describe_cost(groups: Sequence[RunGroup], caches: Sequence[CacheFacts]) -> 
     asked = f"once for each of {views:,} views"
     seconds = [run.seconds / len(run.rows) for run in taught]
     rates = [found for run in taught if (found := run.rate) is not None]
-    pace = f" at {rate(statistics.fmean(rates))}" if rates else ""
+    pace = f" at {rate(statistics.fmean(rates))} views/s" if rates else ""
     students = f"all {len(taught)} students" if len(taught) > 1 else "the student"
     return (
         f"That took the teacher {asked}, whatever the number of students; {students} trained without it, "

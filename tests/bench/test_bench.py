@@ -273,24 +273,14 @@ def test_what_a_cache_loses_stands_beside_what_students_make_of_it(
     assert " ± " in four[6]
 
 
-def test_glyphs_of_the_test_are_in_other_typefaces() -> None:
-    from logitcache.bench.glyphs import glyphs
-
-    train, test = glyphs("train"), glyphs("test")
-    assert (len(train), len(test), train.num_classes) == (4800, 1600, 200)
-    assert np.bincount(test.labels).tolist() == [8] * 200
-    trained_on = {image.numpy().tobytes() for image in train.images}
-    assert sum(image.numpy().tobytes() in trained_on for image in test.images) < 16
-
-
 def test_glyphs_without_their_typefaces(monkeypatch: pytest.MonkeyPatch) -> None:
     from logitcache.bench import glyphs
 
-    glyphs._letters.cache_clear()
+    glyphs.choose_letters.cache_clear()
     for package in ("matplotlib", "fontTools", "fontTools.ttLib"):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(OptionError, match=r"pip install 'logitcache\[pictures\]'"):
-        glyphs.glyphs()
+        glyphs.rare_glyphs()
 
 
 # The store ------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ import torch
 from pictures import write_cifar
 from refusals import refused
 
-from logitcache.errors import DataError, NotFoundError
+from logitcache.bench.glyphs import draw_glyphs
+from logitcache.errors import DataError, NotFoundError, UnknownNameError
 from logitcache.views.datasets import ArrayImages, find_shipped, open_images
 
 # Digits ---------------------------------------------------------------------------------------------------
@@ -41,6 +42,49 @@ def test_the_split_of_the_digits_is_disjoint_and_stratified():
     every = np.bincount(np.concatenate([train.labels, test.labels]))
     assert np.abs(np.bincount(test.labels) - every * 360 / 1797).max() < 1
     assert train.fingerprint != test.fingerprint
+
+
+# Letters --------------------------------------------------------------------------------------------------
+
+
+def test_the_letters_are_in_other_typefaces_to_test_on_than_to_train_on():
+    train, test = open_images("letters"), open_images("letters", "test")
+    assert isinstance(train, ArrayImages)
+    assert isinstance(test, ArrayImages)
+    assert (train.images.shape, test.images.shape) == ((4800, 1, 20, 20), (1600, 1, 20, 20))
+    assert np.bincount(train.labels).tolist() == [24] * 200
+    assert np.bincount(test.labels).tolist() == [8] * 200
+    trained_on = {image.numpy().tobytes() for image in train.images}
+    assert sum(image.numpy().tobytes() in trained_on for image in test.images) < 16
+
+
+def test_letters_have_their_names_and_every_class_looks_like_no_other():
+    train = open_images("letters")
+    assert train.class_names == open_images("letters", "test").class_names
+    assert len(set(train.class_names)) == train.num_classes == 200
+    assert "".join(train.class_names[:4]) == "ABCD"
+    assert all(name.isalpha() and len(name) == 1 for name in train.class_names)
+    first = [
+        train.image(int(sample)).numpy().tobytes() for sample in np.unique(train.labels, return_index=True)[1]
+    ]
+    assert len(set(first)) > 190
+
+
+def test_the_letters_are_as_they_are_drawn():
+    ours = open_images("letters")
+    drawn, labels = draw_glyphs(tuple(ours.class_names), "train")
+    assert (labels == ours.labels).all()
+    off = np.abs(
+        drawn.astype(int) - ours.images[:, 0].numpy().astype(int)
+    )  # another FreeType shades otherwise
+    assert np.percentile(off, 99) < 32
+
+
+@pytest.mark.parametrize("name", ["letters", "digits"])
+def test_what_ships_is_no_folder_and_takes_no_path(name):
+    assert open_images(name).name == name
+    with pytest.raises(UnknownNameError, match=f"'{name}:x'"):
+        open_images(f"{name}:x")
 
 
 # In memory ------------------------------------------------------------------------------------------------

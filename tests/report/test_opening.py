@@ -1,0 +1,89 @@
+"""What the page opens with: gains in pairs, with their errors, whatever runs and caches are named."""
+
+import json
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reports import a_run, rows_of
+
+from logitcache.report.cache_facts import read_cache
+from logitcache.report.opening import Gain, describe_outcome
+from logitcache.report.run_facts import RunFacts, group_runs, read_run
+from logitcache.store import CacheReader
+
+ACCURACIES = st.lists(st.floats(0, 1), min_size=2, max_size=6)
+
+
+def trained(folder: Path, loss: str, top1: float, seed: int = 0, student: str = "net") -> RunFacts:
+    """Write a run of that loss that comes to that accuracy, and read it."""
+    rows = [{**row, "top1": top1} for row in rows_of(2)]
+    path = a_run(folder / f"{student}-{loss}-{seed}", rows, student=student, seed=seed)
+    config = json.loads((path / "config.json").read_text())
+    config["objective"]["expression"] = loss
+    (path / "config.json").write_text(json.dumps(config))
+    return read_run(path)
+
+
+@given(mine=ACCURACIES, offset=st.floats(-0.3, 0.3))
+def test_a_gain_in_pairs_has_no_error_where_all_gain_alike(mine: list[float], offset: float) -> None:
+    gain = Gain.of_pairs([top1 + offset for top1 in mine], mine)
+    assert gain.mean == pytest.approx(offset, abs=1e-9)
+    assert gain.error == pytest.approx(0, abs=1e-9)
+
+
+@given(mine=ACCURACIES, theirs=ACCURACIES)
+def test_a_gain_of_unpaired_runs_is_the_difference_of_means_with_welchs_error(
+    mine: list[float], theirs: list[float]
+) -> None:
+    gain = Gain.of_groups(mine, theirs)
+    assert gain.mean == pytest.approx(statistics.fmean(mine) - statistics.fmean(theirs))
+    error = math.sqrt(statistics.variance(mine) / len(mine) + statistics.variance(theirs) / len(theirs))
+    assert gain.error == pytest.approx(error)
+
+
+def test_what_was_gained_is_said_in_pairs(tmp_path: Path) -> None:
+    runs = [trained(tmp_path, "ce", 0.40 + 0.1 * seed, seed) for seed in range(3)]
+    runs += [trained(tmp_path, "kd:1.0", 0.50 + 0.1 * seed, seed) for seed in range(3)]
+    runs += [trained(tmp_path, "dist:1.0", top1, seed) for seed, top1 in enumerate((0.41, 0.49, 0.61))]
+    (told,) = describe_outcome(group_runs(runs), [])
+    assert told == (
+        "Labels alone bring net to 50.0 % top-1; a teacher's answers, by kd, to 60.0 % (+10.0 ± 0.0 points), "
+        "by dist, to 50.3 % (+0.3 ± 0.7 points, within the noise) (3 runs of each, ± standard error)."
+    )
+
+
+def test_one_run_of_each_is_no_proof(tmp_path: Path) -> None:
+    runs = [trained(tmp_path, "ce", 0.5), trained(tmp_path, "kd:1.0", 0.48)]
+    (told,) = describe_outcome(group_runs(runs), [])
+    assert "by kd, to 48.0 % (-2.0 points) (1 run of each, so chance is not told from gain)" in told
+
+
+def test_students_are_compared_with_their_own_kind_alone(tmp_path: Path) -> None:
+    runs = [trained(tmp_path, "ce", 0.5, student="one"), trained(tmp_path, "kd:1.0", 0.9, student="other")]
+    (told,) = describe_outcome(group_runs(runs), [])
+    assert told == "Highest top-1 after the last epoch: other · kd, 90.00 %."
+    runs.append(trained(tmp_path, "ce", 0.8, student="other"))
+    (told,) = describe_outcome(group_runs(runs), [])
+    assert told.startswith(
+        "Labels alone bring other to 80.0 % top-1; a teacher's answers, by kd, to 90.0 % (+10.0 p"
+    )
+    assert "one" not in told.split()
+
+
+def test_the_page_opens_with_gain_cost_and_bytes(folder: Path, tmp_path: Path) -> None:
+    cache = read_cache(CacheReader(folder / "c.zarr"))
+    runs = [trained(tmp_path, "ce", 0.5), trained(tmp_path, "kd:1.0", 0.6)]
+    gain, cost, kept = describe_outcome(group_runs(runs), [cache])
+    assert "(+10.0 points)" in gain
+    views = 3 * cache.about["n"]
+    assert cost == (
+        f"That took the teacher once for each of {views:,} views, whatever the number of students; the student "
+        "trained without it, 1.5 s an epoch at 100 views/s."
+    )
+    each = cache.about["bytes_per_sample_view"]
+    assert kept.startswith(f"What was kept is the top 4 of 10 logits: {each:.1f} bytes a view, ")
+    assert kept.endswith(f"every logit in float32 would be {40 / each:.3g} times that.")
