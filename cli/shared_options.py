@@ -144,9 +144,9 @@ def pick_fields(options: Mapping[str, object], kind: type[Any]) -> dict[str, Any
 
 def default_cache_path(teacher: str, data: str = "auto", split: str | None = None) -> Path:
     """Return where a cache goes without --out: caches/TEACHER-DATA.zarr, of the test split ….test.zarr."""
-    from logitcache.views.datasets import DEFAULT_DATA
+    from logitcache.views.datasets import choose_shipped
 
-    name = DEFAULT_DATA if data == "auto" else data
+    name = choose_shipped([teacher]) if data == "auto" else data
     name = name.removeprefix("imagefolder:").removeprefix("folder:").rstrip("/").rsplit("/", 1)[-1]
     suffix = TEST_SUFFIX if split == "test" else ".zarr"
     return CACHES / (re.sub(r"[^\w.-]+", "_", f"{teacher}-{name}") + suffix)

@@ -55,6 +55,7 @@ class DemoTask(Spec):
         lessons: by the name of the loss, cross-entropy first.
         top_k: logits to keep.
         teacher_epochs, student_epochs: passes over the training images.
+        teacher_lr: the teacher's peak learning rate.
         repeats: students of each loss.
     """
 
@@ -63,6 +64,7 @@ class DemoTask(Spec):
     lessons: dict[str, Lesson]
     top_k: int
     teacher_epochs: int
+    teacher_lr: float
     student_epochs: int
     repeats: int
 
@@ -72,13 +74,13 @@ class DemoTask(Spec):
 TASKS = {
     "letters": DemoTask(
         "letters_teacher", "letters_small",
-        {"CE": Lesson("ce", 0.8), "KD": Lesson("kd:2", 0.8), "CMKD": Lesson("cmkd:16", 0.4)},
-        top_k=8, teacher_epochs=20, student_epochs=10, repeats=5,
+        {"CE": Lesson("ce", 0.8), "KD": Lesson("kd:2", 0.8), "CMKD": Lesson("cmkd:16", 0.8)},
+        top_k=8, teacher_epochs=12, teacher_lr=0.2, student_epochs=10, repeats=5,
     ),
     "digits": DemoTask(
         "digits_teacher", "digits_tiny",
         {"CE": Lesson("ce", 0.8), "KD": Lesson("kd", 0.4), "CMKD": Lesson("cmkd", 0.4)},
-        top_k=4, teacher_epochs=25, student_epochs=8, repeats=6,
+        top_k=4, teacher_epochs=25, teacher_lr=0.05, student_epochs=8, repeats=6,
     ),
 }  # fmt: skip
 
@@ -239,7 +241,8 @@ class _Demo:
         epochs = self.task.teacher_epochs
         stream = Stream.plain(self.images, self.recipe, **self._stream_options(0, epochs))
         teacher = self.build(self.task.teacher, 0)
-        run = Run(self.out / "teacher", teacher, Objective.parse("ce"), TrainConfig(epochs=epochs))
+        training = TrainConfig(epochs, lr=self.task.teacher_lr)
+        run = Run(self.out / "teacher", teacher, Objective.parse("ce"), training)
         return train([run], stream, Evaluation(self.test_images, self.test_recipe))[0]
 
     def dump_logits(self) -> DumpReport:

@@ -10,7 +10,7 @@ from logitcache.models.build import Model, build_model
 from logitcache.models.catalog import canonical_name
 from logitcache.plugins import require_own
 from logitcache.store import CacheReader
-from logitcache.views.datasets import DEFAULT_DATA, open_images
+from logitcache.views.datasets import choose_shipped, open_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.recipes import recipe_named
@@ -34,7 +34,7 @@ class DumpInputs:
     Attributes:
         teacher: as `models.build.build_model` takes it.
         weights: likewise; "auto" leaves it open.
-        data: as `datasets.open_images` takes it; "auto": the letters.
+        data: as `datasets.open_images` takes it; "auto": digits or letters, as the teacher is named.
         recipe: as `views.recipe_named` takes it, "auto": the one that fits the data; of the test split what that one
             evaluates by is taken. Or that of a cache, as it is.
         num_classes: of the teacher, where the images have no classes; None: 1,000.
@@ -77,7 +77,8 @@ class DumpInputs:
         Raises:
             LogitCacheError: as `open_images`, `recipe_named` and `build_model` do.
         """
-        images = open_images(DEFAULT_DATA if self.data == "auto" else self.data, self.split or "train")
+        data = choose_shipped([self.teacher]) if self.data == "auto" else self.data
+        images = open_images(data, self.split or "train")
         if isinstance(self.recipe, RecipeSpec):
             recipe = self.recipe
         else:

@@ -1,6 +1,6 @@
 """What a stream is opened from, by the names that the command line takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +16,7 @@ from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.teacher.ensemble import AverageSpace
 from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT
-from logitcache.views.datasets import DEFAULT_DATA, open_images
+from logitcache.views.datasets import choose_shipped, open_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.recipes import recipe_named
@@ -66,15 +66,18 @@ class StreamInputs:
     spool_folder: str | Path | None = None
     spool_limit: int = DEFAULT_SPOOL_LIMIT
 
-    def open_data(self) -> Self:
+    def open_data(self, networks: Sequence[str] = ()) -> Self:
         """Return these inputs with their caches opened, or, without any, their images.
+
+        Args:
+            networks: names of the students, which say what images they take where none are named.
 
         Raises:
             LogitCacheError: see `CacheReader` and `open_images`.
         """
         if self.caches:
             return replace(self, caches=tuple(map(CacheReader.of, self.caches)))
-        return replace(self, data=self._images() or open_images(DEFAULT_DATA))
+        return replace(self, data=self._images() or open_images(choose_shipped(networks)))
 
     def measure(self) -> DataSize:
         """Look at what is trained on: its name, number of samples, size of a view.
@@ -100,7 +103,7 @@ class StreamInputs:
         return open_images(self.data) if self.data != "auto" else None
 
     def _plain(self) -> tuple[Images, RecipeSpec]:
-        images = self._images() or open_images(DEFAULT_DATA)
+        images = self._images() or open_images(choose_shipped())
         return images, recipe_named(self.recipe if self.recipe != "auto" else images.recipe)
 
     def open(self, epochs: int, world: World, on_line: Callable[[str], None]) -> Stream:

@@ -175,7 +175,7 @@ class TrainJob:
         should_stop: Callable[[], bool] = lambda: False,
         **_: Any,
     ) -> TrainSetup:
-        inputs = self.inputs.open_data()
+        inputs = self.inputs.open_data(self.students)
         protocol, settings = self._choose_protocol(inputs, resume=resume)
         variants = self.variants.build(settings.config)
         if self.variants.batch_size is None:

@@ -4,6 +4,7 @@
 """
 
 import importlib.resources
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,12 @@ def load_digits(split: str = "train") -> ArrayImages:
 
 
 SHIPPED = {"letters": load_letters, "digits": load_digits}
-DEFAULT_DATA = "letters"  # where neither the command line nor a cache names any
+
+
+def choose_shipped(networks: Iterable[str] = ()) -> str:
+    """Name the images to take where none are named: those that all networks are named after, else the letters."""
+    named = {network.partition("_")[0] for network in networks}
+    return named.pop() if len(named) == 1 and named <= SHIPPED.keys() else "letters"
 
 
 def _read_shipped(file_name: str, split: str, *more: str) -> list[npt.NDArray[Any]]:
