@@ -84,7 +84,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[distributed.Lo
 def test_a_worker_killed_at_its_work_changes_nothing(
     cluster: distributed.LocalCluster, tmp_path: Path
 ) -> None:
-    inputs = dataclasses.replace(INPUTS, teacher="small_teachers:fatal")
+    inputs = dataclasses.replace(INPUTS, teacher="small_teachers:fatal", data="digits")
     seen: list[ViewsDone] = []
     report = dump_on_dask(cluster.scheduler_address, tmp_path / "c.zarr", inputs, CONFIG, seen.append)
     assert Path(os.environ[FLAG]).exists()  # it did kill one

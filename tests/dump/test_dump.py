@@ -451,7 +451,7 @@ def test_the_test_split_is_viewed_by_what_the_recipe_evaluates_by() -> None:
 
 def test_views_that_are_resized_for_the_teacher_are_told() -> None:
     notes: list[str] = []
-    inputs = DumpInputs("resnet18", weights="random", input_size=48)
+    inputs = DumpInputs("resnet18", weights="random", data="digits", input_size=48)
     assert inputs.open(notes.append).teacher.adapter.size == 48
     assert "sees views of 8 pixels resized to 48" in notes[1]
 

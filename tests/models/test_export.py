@@ -158,7 +158,8 @@ def test_a_student_that_cannot_be_exported_is_named_and_the_others_are(tmp_path:
         "def net(num_classes):\n    return Counting(), AdapterSpec(1, 8, (0.5,), (0.5,))\n"
     )
     words = ("train", "--student", "counting:net", "--student", "digits_tiny", "--loss", "ce", "--epochs", 1)
-    ended = logitcache(*words, "--out", "runs", "--export", "torchscript", cwd=tmp_path)
+    words += ("--data", "digits", "--out", "runs")
+    ended = logitcache(*words, "--export", "torchscript", cwd=tmp_path)
     assert ended.exit_code == 1
     last = ended.stderr.splitlines()[-1]
     assert (
