@@ -33,6 +33,7 @@ def dump(
     data: teacher_options.Data = "auto",
     split: teacher_options.Split = None,
     recipe: teacher_options.Recipe = "auto",
+    background: teacher_options.Background = None,
     num_classes: teacher_options.NumClasses = None,
     input_size: teacher_options.InputSize = 0,
     seeds: dump_options.Seeds = None,

@@ -37,6 +37,12 @@ def evaluate(
     input_size: StudentInputSize = 0,
     data: Annotated[str, typer.Option(help="Images; by default those that the run was trained on.")] = "auto",
     recipe: Annotated[str, typer.Option(help="How views are made; by default as while training.")] = "auto",
+    background: Annotated[
+        str | None,
+        typer.Option(
+            help="Colour that transparent pictures are put on, or none; by default as while training."
+        ),
+    ] = None,
     teacher_cache: Annotated[
         str | None, typer.Option(help="Cache of the teacher's answers, of `dump --split test`.")
     ] = None,

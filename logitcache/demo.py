@@ -32,7 +32,7 @@ from logitcache.train.learner import Run
 from logitcache.train.loop import RunReport, train
 from logitcache.train.run_folder import RunFolder
 from logitcache.views.datasets import load_digits
-from logitcache.views.recipes import recipe_named
+from logitcache.views.recipes import evaluation_recipe, recipe_named
 
 TEACHER, STUDENT = "digits_teacher", "digits_tiny"
 # Peak learning rates, as `bench.contest` chose them on images that neither student nor teacher had seen; but
@@ -155,7 +155,7 @@ class _Demo:
         self.out, self.config, self.device = out, config, choose_device(config.device)
         self.images, self.test_images = load_digits("train"), load_digits("test")
         self.recipe = recipe_named(self.images.recipe)
-        self.test_recipe = recipe_named(self.recipe.evaluation)
+        self.test_recipe = evaluation_recipe(self.recipe)
         self.cache, self.test_cache = out / "cache.zarr", out / "test.zarr"
 
     def student_folder(self, loss: str, repeat: int) -> Path:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from logitcache.errors import UnknownNameError
+from logitcache.errors import FormatError, UnknownNameError
 from logitcache.format.spec import Spec, absent_if_none, parse_json, require
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -158,11 +158,11 @@ def parse_colour(text: str | None) -> str | None:
     from PIL import ImageColor
 
     try:
-        colour = ImageColor.getrgb(text)
-    except (ValueError, AttributeError):
-        colour = ()
-    require(len(colour) == 3, f"expected a colour such as white or #808080, found {text!r}")
-    return "#" + bytes(colour).hex()
+        colour: tuple[int, ...] = ImageColor.getrgb(text)
+        red, green, blue = colour
+    except ValueError as error:
+        raise FormatError(f"expected a colour such as white or #808080, found {text!r}") from error
+    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 @dataclass(frozen=True)

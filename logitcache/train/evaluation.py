@@ -203,10 +203,10 @@ def _say_test_image() -> Iterator[None]:
 def _require_answers(cache: CacheReader, images: Images, recipe: RecipeSpec) -> Images:
     """Insist that a cache holds answers for these very views; returns the images in its order."""
     if cache.spec.recipe != recipe:
-        name = cache.spec.recipe.name
+        title = cache.spec.recipe.title
         raise MismatchError(
             f"{cache.path} does not hold the teacher's answers for the views evaluated",
-            [Difference("recipe", recipe.name, "another of its name" if name == recipe.name else name)],
+            [Difference("recipe", recipe.title, "another of its name" if title == recipe.title else title)],
             "make one as the training cache was made, but with `logitcache dump --split test --out ANOTHER`",
         )
     cache.require([SEED])
@@ -295,7 +295,7 @@ def evaluate(model: ViewModel, evaluation: Evaluation, num_classes: int) -> Eval
         split=images.split,
         images=len(images) - meter.left_out,
         left_out=meter.left_out,
-        recipe=evaluation.recipe.name,
+        recipe=evaluation.recipe.title,
         **{name: scores.get(name) for name in ("top1", "top5", "nll", "ece", "agreement", "kl")},
         teacher=evaluation.teacher.reader.spec.teacher.name if evaluation.teacher else None,
         teacher_top1=_teacher_top1(evaluation.teacher, images) if evaluation.teacher else None,

@@ -36,9 +36,10 @@ from logitcache.train.events import OnTrainEvent, TrainEvent, TrainingBegun
 from logitcache.train.learner import Run
 from logitcache.train.loop import RunReport, train
 from logitcache.train.run_folder import RunFolder, claim_folders
-from logitcache.train.trained import TrainedStudent, list_runs
+from logitcache.train.trained import TrainedStudent, list_runs, read_training_recipe
 from logitcache.train.variants import Variant, VariantInputs
 from logitcache.views.keyed_views import OnBadImage
+from logitcache.views.recipes import with_background
 
 OnLine = Callable[[str], None]
 
@@ -175,7 +176,7 @@ class TrainJob:
         should_stop: Callable[[], bool] = lambda: False,
         **_: Any,
     ) -> TrainSetup:
-        inputs = self.inputs.open_data()
+        inputs = self._keep_recipe(self.inputs.open_data(), resume=resume)
         protocol, settings = self._choose_protocol(inputs, resume=resume)
         variants = self.variants.build(settings.config)
         if self.variants.batch_size is None:
@@ -208,6 +209,15 @@ class TrainJob:
         if evaluation and not (resume and self._was_evaluated(students)):
             _look_at_images(evaluation, on_line, should_stop)
         return TrainSetup(students, stream, evaluation, protocol, lines)
+
+    def _keep_recipe(self, inputs: StreamInputs, *, resume: bool) -> StreamInputs:
+        """Have a run without a cache go on by its own recipe, where none is named: another may be chosen by now."""
+        if not resume or self.out is None or inputs.caches or inputs.recipe != "auto":
+            return inputs
+        begun = list_runs(self.out)
+        if not begun:
+            return inputs
+        return replace(inputs, recipe=with_background(read_training_recipe(begun[0]), inputs.background))
 
     def _choose_protocol(self, inputs: StreamInputs, *, resume: bool) -> tuple[str, TrainProtocol]:
         """Choose a protocol by the data; for a run that goes on, the one that it was begun by."""

@@ -5,6 +5,7 @@ keys that every cache stores, and proves them by the fingerprint. `open_images_t
 user names.
 """
 
+import copy
 import shlex
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from logitcache.errors import DataError, Difference, LogitCacheError, MismatchEr
 from logitcache.store.reader import CacheReader
 from logitcache.views.datasets import open_images
 from logitcache.views.images import Images, Samples
+from logitcache.views.picture_sample import PictureSample
 
 SampleKeys = npt.NDArray[np.uint64]
 
@@ -43,6 +45,16 @@ class OrderedImages(Images):
     def image(self, sample: int) -> Tensor:
         """Return one image, (C, H, W) uint8."""
         return self.images.image(int(self.order[sample]))
+
+    def on_background(self, colour: str | None) -> "OrderedImages":
+        """Return the same images, transparent ones on a colour."""
+        ordered = copy.copy(self)
+        ordered.images = self.images.on_background(colour)
+        return ordered
+
+    def sample_pictures(self) -> PictureSample | None:
+        """Look at a few of the other set."""
+        return self.images.sample_pictures()
 
     def pixels(self) -> Tensor | None:
         """Return a copy of these images, where the others lie in memory."""
@@ -97,7 +109,8 @@ def open_images_to_show(reader: CacheReader, named: Sequence[str] = ()) -> tuple
     found: LogitCacheError | None = None
     for name in [*named, *(["digits"] if spec.name == "digits" else [])]:
         try:
-            return align_images(reader, open_images(name, spec.split)), name
+            images = align_images(reader, open_images(name, spec.split))
+            return images.on_background(reader.spec.recipe.background), name
         except (DataError, MismatchError) as error:
             found = found or error
         except NotFoundError as error:

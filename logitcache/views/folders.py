@@ -1,8 +1,9 @@
 """Images that are files below one folder."""
 
+import copy
 import os
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from logitcache.errors import DataError, NotFoundError
 from logitcache.files import is_stray
 from logitcache.views.decoding import decode_image, printable_path
 from logitcache.views.images import Images, Labels, Samples, hash_parts
+from logitcache.views.picture_sample import PictureSample
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 
@@ -34,6 +36,7 @@ class FolderImages(Images):
         self.files, self.labels, self.num_classes = files, labels, num_classes
         stats = [_stat(root / file) for file in files]
         self._reopen: Callable[[], FolderImages] | None = None
+        self._background: str | None = None
         self._sizes = np.array([size for size, _ in stats], dtype=np.int64)
         self._times = np.array([time for _, time in stats])
         self._fingerprint = self.fingerprint_of(slice(None))
@@ -106,7 +109,21 @@ class FolderImages(Images):
 
     def image(self, sample: int) -> Tensor:
         """Decode one file to (3, H, W) uint8."""
-        return decode_image(self.root / self.files[sample])
+        return decode_image(self.root / self.files[sample], self._background)
+
+    def on_background(self, colour: str | None) -> "FolderImages":
+        """Return the same images, transparent ones on a colour."""
+        images = copy.copy(self)
+        images._background = colour
+        return images
+
+    def sample_pictures(self) -> PictureSample:
+        """Look at a few files."""
+        return self._sample
+
+    @cached_property
+    def _sample(self) -> PictureSample:
+        return PictureSample.of_files([self.root / file for file in self.files], self.describe)
 
     def describe(self, sample: int) -> str:
         """Return the file's path."""
