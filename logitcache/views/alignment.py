@@ -140,15 +140,22 @@ def align_images(reader: CacheReader, images: Images, *, grow: bool = False) -> 
         MismatchError: they are others; `fields` says what differs, such as the first image that is missing.
         DataError: the images do not say how to tell the old ones.
     """
+    found: Images | None = None
+    refusal: MismatchError | None = None
     try:
-        return _align(reader, images, grow)
-    except MismatchError:
-        hidden = images.with_hidden()
-        if hidden is None:
-            raise
-        with suppress(MismatchError):
-            return _align(reader, hidden, grow)
-        raise
+        found = _align(reader, images, grow)
+    except MismatchError as error:
+        refusal = error
+    if found is None or found.left_out:
+        for earlier in images.earlier_listings():
+            with suppress(MismatchError):
+                aligned = _align(reader, earlier, grow)
+                if found is None or not aligned.left_out:
+                    return aligned
+    if refusal:
+        raise refusal
+    assert found is not None
+    return found
 
 
 def _align(reader: CacheReader, images: Images, grow: bool) -> Images:
@@ -173,7 +180,7 @@ def _align(reader: CacheReader, images: Images, grow: bool) -> Images:
         f"{reader.path} was made of other images ({expected.name}) than {images.name}",
         fields,
         "give the data that the cache was made of with --data, or dump a cache of this data"
-        + (f"; {images.note}, which an earlier cache may hold" if images.note else "")
+        + (f"; {images.note}: an earlier cache may hold them" if images.note else "")
         + ("; the classes of a cache cannot change" if "dataset.num_classes" in fixed else "")
         + ("; it has no sample keys, so its data cannot grow" if keys is None else ""),
     )

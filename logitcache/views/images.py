@@ -2,7 +2,7 @@
 
 import abc
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,9 +106,9 @@ class Images(abc.ABC):
         digests = b"".join(hashlib.blake2b(name, digest_size=8).digest() for name in names)
         return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
-    def with_hidden(self) -> "Images | None":
-        """Return these and the ones left out as hidden, as earlier caches had them; None where none is."""
-        return None
+    def earlier_listings(self) -> "Iterator[Images]":
+        """Open the same data as earlier versions listed it, which caches may have been made of; here none."""
+        return iter(())
 
     def times(self) -> npt.NDArray[np.float64] | None:
         """Return when each image was last changed or replaced, (n,) in seconds; None where it is unknown."""

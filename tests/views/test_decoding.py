@@ -15,7 +15,7 @@ from refusals import refused
 
 from logitcache.errors import ImageError
 from logitcache.views.decoding import decode_image, pillow_to_tensor, printable_path
-from logitcache.views.folders import IMAGE_SUFFIXES
+from logitcache.views.picture_files import IMAGE_SUFFIXES
 
 PALETTE = Image.fromarray(smooth()).quantize(16)
 PALETTE_RGB = np.array(PALETTE.convert("RGB"))

@@ -27,7 +27,7 @@ from logitcache.models.build import build_model
 from logitcache.store import CacheReader
 from logitcache.views.alignment import align_images
 from logitcache.views.datasets import open_images
-from logitcache.views.folders import FolderImages
+from logitcache.views.folders import BEFORE_HIDING, FolderImages
 from logitcache.views.images import UNLABELLED_CLASSES
 
 DUMPING = DumpConfig(seeds=(0,), top_k=2, workers=0, device="cpu")
@@ -353,7 +353,7 @@ def test_a_folder_below_hidden_ones_and_a_link_into_one_are_shown(tmp_path: Path
 
 def as_before(root: Path, hidden_class: bool = False) -> FolderImages:
     """Open a folder as it was opened before anything was left out."""
-    images = FolderImages.labelled(f"imagefolder:{root}", root, "train", hidden=True)
+    images = FolderImages.labelled(f"imagefolder:{root}", root, "train", BEFORE_HIDING)
     if not hidden_class:
         return images
     labels = np.concatenate([[0], images.labels + 1])
@@ -385,7 +385,7 @@ def test_an_earlier_cache_with_a_hidden_class_is_refused_and_told_why(tmp_path: 
     write(root / "train" / ".ipynb_checkpoints" / "0-checkpoint.png")
     cache = dumped_cache(tmp_path / "c.zarr", as_before(root, hidden_class=True))
     images = open_images(f"imagefolder:{root}")
-    words = ["dataset.num_classes: expected 4, found 3", "0-checkpoint.png, which an earlier cache may hold"]
+    words = ["dataset.num_classes: expected 4, found 3", "0-checkpoint.png: an earlier cache may hold them"]
     refused(MismatchError, lambda: align_images(cache, images), *words)
 
 
