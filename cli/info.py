@@ -41,6 +41,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
             "views",
             f"{_name_recipe(recipe)}, {views}{resized}; top {found['k']} logits kept",
         ),
+        *([("left out", _left_out(found["left_out"]))] if found["left_out"] else []),
         ("seeds", "; ".join([f"{found['complete']} complete", *incomplete])),
         *(
             [("class statistics", _statistics(found["class_statistics"]))]
@@ -57,6 +58,13 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
 def _name_recipe(recipe: dict[str, Any]) -> str:
     background = f" on {recipe['background']}" if "background" in recipe else ""
     return f"{recipe['name']} v{recipe['version']}{background}"
+
+
+def _left_out(found: list[dict[str, Any]]) -> str:
+    from logitcache.views.bad_images import BadImage, list_bad_images
+
+    which = list_bad_images([BadImage.from_dict(each) for each in found], "--json lists all")
+    return f"{len(found):,} images without a teacher: {which}"
 
 
 def _size(count: int | None, per_view: float | None) -> str:

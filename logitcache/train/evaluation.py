@@ -33,6 +33,7 @@ from logitcache.train.confidence import Reliability
 from logitcache.train.cost import count_flops, time_forward
 from logitcache.train.score_meter import Confusion, ScoreMeter, classes_differ
 from logitcache.views.alignment import align_images
+from logitcache.views.bad_images import BadImage, explain_bad_images
 from logitcache.views.datasets import WrappedImages, open_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, OnBadImage
@@ -227,7 +228,8 @@ class EvaluationReport(Spec):
 
     Attributes:
         data, split, images, recipe: what it was shown.
-        left_out: images besides, which do not decode.
+        left_out: how many images there are besides, which do not decode.
+        bad: these, by name.
         top1, top5, nll, ece, agreement, kl: of `ScoreMeter.scores`; None without labels, or a teacher's cache.
         teacher, teacher_top1: whose cache that is, and its own top-1 on the labelled images.
         parameters: their number.
@@ -261,6 +263,7 @@ class EvaluationReport(Spec):
     precision: str
     reliability: Reliability | None
     confusion: Confusion
+    bad: tuple[BadImage, ...] = ()
 
 
 def evaluate(model: ViewModel, evaluation: Evaluation, num_classes: int) -> EvaluationReport:
@@ -308,6 +311,7 @@ def evaluate(model: ViewModel, evaluation: Evaluation, num_classes: int) -> Eval
         precision=str(model.dtype).removeprefix("torch."),
         reliability=meter.reliability(),
         confusion=meter.confusion(num_classes),
+        bad=explain_bad_images(images, meter.bad),
     )
 
 

@@ -38,6 +38,7 @@ from logitcache.train.loop import RunReport, train
 from logitcache.train.run_folder import RunFolder, claim_folders
 from logitcache.train.trained import TrainedStudent, list_runs, read_training_recipe
 from logitcache.train.variants import Variant, VariantInputs
+from logitcache.views.bad_images import explain_bad_images, list_bad_images
 from logitcache.views.keyed_views import OnBadImage
 from logitcache.views.recipes import with_background
 
@@ -261,6 +262,8 @@ class TrainJob:
             return None
         if newer := evaluation.describe_newer_images():
             on_line(f"note: {newer}")
+        if evaluation.images.note:
+            on_line(f"note: of the test images {evaluation.images.note}")
         return evaluation
 
     def _name_folders(self, students: Sequence[Student]) -> AbstractContextManager[Sequence[Path]]:
@@ -313,7 +316,7 @@ def _look_at_images(evaluation: Evaluation, on_line: OnLine, should_stop: Callab
     if len(evaluation.images) <= FEW_TO_LOOK_AT and (bad := evaluation.find_bad_images(should_stop)):
         on_line(
             f"note: {len(bad):,} of {len(evaluation.images):,} test images do not decode and are left out of "
-            f"the scores: {evaluation.images.describe(bad[0])}{' and others' if len(bad) > 1 else ''}"
+            f"the scores: {list_bad_images(explain_bad_images(evaluation.images, bad))}"
         )
 
 

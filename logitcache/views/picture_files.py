@@ -126,7 +126,7 @@ class PictureFiles:
             )
         if self.later and not later:
             notes.append(
-                "left out, as the cache was made by a logitcache that did not read them: "
+                "left out, as the cache was made without files of their kind: "
                 f"{_name_files(folder, self.later)}; `logitcache dump --grow` adds them"
             )
         return "; ".join(notes)
