@@ -21,7 +21,10 @@ MIN_IS_WHITE = 0
 SIGNED, FLOAT = 2, 3
 ADVICE = "of no known range: save it with 8 bits, or 16 without sign"
 PILLOW_PIXELS = 1024**3 // 4 // 3  # above twice as many Pillow raises, unless the user has set another limit
-MOST_PIXELS = 1 << 30  # of one picture: some 8 GB while it is decoded
+MOST_PIXELS = 1 << 30  # of one picture; each takes some 14 bytes while it is decoded
+MOST_PER_BYTE = (
+    1 << 10
+)  # pixels of a file beyond Pillow's limit: as far as zlib packs; more are of a damaged header
 
 T = TypeVar("T")
 
@@ -76,6 +79,11 @@ def read_picture(path: Path, read: Callable[[Any], T]) -> T:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MOST_PIXELS // 2
         try:
             with Image.open(path) as file:
+                width, height = file.size
+                if width * height > MOST_PER_BYTE * (size := path.stat().st_size):
+                    raise ValueError(
+                        f"it says {width:,} × {height:,} pixels, which {size:,} bytes cannot hold"
+                    )
                 return read(file)
         except Image.DecompressionBombError as error:
             raise ValueError(f"it has more than {MOST_PIXELS:,} pixels; make it smaller") from error
@@ -132,7 +140,7 @@ def pillow_to_tensor(image: Any, file: Any = None, background: str | None = None
             image.convert("RGBA").convert("RGB")
         )  # straight to RGB warns of transparency, or fails
     else:
-        array = np.array(image.convert("RGB"))
+        array = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
 
 
