@@ -1,4 +1,4 @@
-"""Transparent pictures on a recipe's background: the same pixels wherever they are viewed, old caches as they were."""
+"""Transparent pictures on a recipe's background: the same pixels wherever they are viewed, old ones as they were."""
 
 import dataclasses
 import hashlib

@@ -394,3 +394,37 @@ def dumped_cache(out: Path, images: FolderImages) -> CacheReader:
     recipe = RecipeSpec("small", 1, (StepSpec("Resize", {"size": [8, 8]}),))
     dump(out, images, recipe, teacher, DUMPING)
     return CacheReader(out)
+
+
+def test_a_cache_made_before_some_kinds_of_files_were_taken_goes_on_without_them(tmp_path: Path):
+    root = image_folder(tmp_path / "d")
+    old = open_images(f"imagefolder:{root}")
+    assert isinstance(old, FolderImages)
+    cache = dumped_cache(tmp_path / "c.zarr", old)
+    for split in ("train", "val"):
+        shutil.copy(root / split / "bee" / "0.png", root / split / "bee" / "0.apng")
+    new = open_images(f"imagefolder:{root}")
+    assert len(new) == 10
+    notes: list[str] = []
+    images, recipe, teacher = DumpInputs("resnet8", "random", f"imagefolder:{root}", cache.spec.recipe).open()
+    dump(tmp_path / "c.zarr", images, recipe, teacher, DUMPING, on_note=notes.append)
+    assert [note for note in notes if "0.apng" in note and "--grow" in note]
+    found = align_images(cache, new)
+    assert isinstance(found, FolderImages)
+    assert (found.files, found.left_out) == (old.files, 0)
+    grown = align_images(cache, new, grow=True)
+    assert (len(grown), grown.describe(9)) == (10, str(root / "train" / "bee" / "0.apng"))
+    write(root / "train" / "bee" / "9.png")
+    assert (
+        align_images(cache, open_images(f"imagefolder:{root}")).left_out == 2
+    )  # as ever when data has grown
+
+
+def test_an_earlier_cache_of_hidden_images_goes_on_beside_later_kinds(tmp_path: Path):
+    root = image_folder(tmp_path / "d")
+    write(root / "train" / "bee" / "._0.png")
+    cache = dumped_cache(tmp_path / "c.zarr", as_before(root))
+    shutil.copy(root / "train" / "bee" / "0.png", root / "train" / "bee" / "0.apng")
+    found = align_images(cache, open_images(f"imagefolder:{root}"))
+    assert isinstance(found, FolderImages)
+    assert found.files == as_before(root).files
