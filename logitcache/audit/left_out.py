@@ -15,7 +15,7 @@ FOLDERS = ("imagefolder:", "folder:")  # data that is opened because a cache nam
 
 
 def name_samples(
-    reader: CacheReader, samples: Sequence[int], data: str | None = None
+    reader: CacheReader, samples: Sequence[int], data: str | None = None, *, open_data: bool = True
 ) -> tuple[BadImage, ...]:
     """Name samples of a cache, with the reason why each does not decode.
 
@@ -23,13 +23,14 @@ def name_samples(
         reader: the cache.
         samples: which.
         data: its images by name; None: as the cache names them, where these are files.
+        open_data: open them; else samples are named by number.
 
     Returns:
         One for each; where the images are not there, by number alone.
     """
     spec = reader.spec.dataset
     name = data or (spec.name if spec.name.startswith(FOLDERS) else None)
-    if samples and name:
+    if samples and name and open_data:
         with suppress(LogitCacheError):
             return explain_bad_images(align_images(reader, open_images(name, spec.split)), samples)
     return tuple(BadImage(sample, f"sample {sample} of {spec.name}", None) for sample in samples)

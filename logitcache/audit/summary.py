@@ -19,14 +19,15 @@ SEEDS = 3  # a shard of each is read: enough for two digits of a mean
 TEMPERATURES = (1.0, 4.0)
 
 
-def summarize(reader: CacheReader) -> dict[str, Any]:
+def summarize(reader: CacheReader, *, open_data: bool = True) -> dict[str, Any]:
     """Describe a cache in JSON values: `CacheReader.info`, and
 
     - `complete`: its complete seeds, as text;
     - `confidence`: mean top-1 probability, and mean tail mass by temperature, over one shard of at most three seeds;
       None where nothing is committed;
     - `left_out`: `sample`, `image` and `reason` of each sample without a teacher, as its image did not decode; by
-      number where the data cannot be opened; None where that is not known, of a cache at a host;
+      number where the folder that the cache names is not opened, or not there; None of a cache at a host, where it
+      would take all of a seed to know;
     - `damaged`: why there is no `confidence` although something is committed, or None;
     - `view_size`: side of its views in pixels, or None where the images' own decides;
     - `other_versions`: libraries whose version here is another than where it was made, as [there, here]; likewise
@@ -41,7 +42,11 @@ def summarize(reader: CacheReader) -> dict[str, Any]:
     try:
         confidence = _confidence(reader, commits)
         samples = find_samples_left_out(reader, commits)
-        left_out = None if samples is None else [bad.to_dict() for bad in name_samples(reader, samples)]
+        left_out = (
+            None
+            if samples is None
+            else [bad.to_dict() for bad in name_samples(reader, samples, open_data=open_data)]
+        )
     except FormatError as error:
         damaged = str(error)
     return {
