@@ -81,9 +81,7 @@ KINDS: dict[str, list[Case]] = {
         (lambda: (".tif", tiff(32, 3, GRAY.astype("<f4"))), None, REFUSED),
     ],
     "CMYK": [(lambda: saved(RGB.convert("CMYK"), ".tif"), smooth(), SAME)],
-    "YCbCr in a TIFF": [
-        (lambda: saved(RGB.convert("YCbCr"), ".tif"), np.array(RGB.convert("YCbCr").convert("RGB")), SAME)
-    ],
+    "YCbCr in a TIFF": [(lambda: saved(RGB, ".tif", compression="jpeg"), smooth(), SAME)],
     "with a palette": [(lambda: saved(PALETTE, ".png"), PALETTE_RGB, SAME)],
     "with a colour profile (ICC)": [(profiled, smooth(), SAME)],
     "turned by its EXIF or XMP orientation": [(turned, np.rot90(smooth(), -1), OTHER)],
@@ -131,7 +129,9 @@ def test_what_becomes_of_a_picture_here_and_by_torchvision(name: str, number: in
         return
     found = decode_image(path).permute(1, 2, 0).numpy()
     assert found.shape == expected.shape
-    assert (found == expected).all()
+    assert np.abs(found.astype(int) - expected).mean() <= (
+        3 if name == "YCbCr in a TIFF" else 0
+    )  # which is a JPEG
     assert (found.shape == theirs.shape and bool((found == theirs).all())) == (relation == SAME)
 
 
