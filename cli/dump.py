@@ -33,6 +33,7 @@ def dump(
     data: teacher_options.Data = "auto",
     split: teacher_options.Split = None,
     recipe: teacher_options.Recipe = "auto",
+    background: teacher_options.Background = None,
     num_classes: teacher_options.NumClasses = None,
     input_size: teacher_options.InputSize = 0,
     seeds: dump_options.Seeds = None,
@@ -93,11 +94,15 @@ def dump(
 
 
 def _rows(report: "DumpReport") -> list[tuple[str, str]]:
-    bad = f"; images that did not decode: {report.bad_images}" if report.bad_images else ""
+    from logitcache.views.bad_images import list_bad_images
+
     rows = [
         ("cache", report.path),
-        ("views", f"{report.views:,} now, {report.views_in_cache:,} in the cache for these seeds{bad}"),
+        ("views", f"{report.views:,} now, {report.views_in_cache:,} in the cache for these seeds"),
     ]
+    if report.bad:
+        which = list_bad_images(report.bad, "--json lists all")
+        rows.append(("left out", f"{report.bad_images:,} images that do not decode: {which}"))
     if report.teacher_top1 is not None:
         right = f"right in {100 * report.teacher_top1:.1f} % of the labelled views made now"
         rows.append(("teacher", right))

@@ -37,6 +37,12 @@ def evaluate(
     input_size: StudentInputSize = 0,
     data: Annotated[str, typer.Option(help="Images; by default those that the run was trained on.")] = "auto",
     recipe: Annotated[str, typer.Option(help="How views are made; by default as while training.")] = "auto",
+    background: Annotated[
+        str | None,
+        typer.Option(
+            help="Colour that transparent pictures are put on, or none; by default as while training."
+        ),
+    ] = None,
     teacher_cache: Annotated[
         str | None, typer.Option(help="Cache of the teacher's answers, of `dump --split test`.")
     ] = None,
@@ -60,14 +66,17 @@ def evaluate(
 
 
 def _rows(evaluation: "StudentEvaluation", most: int) -> list[tuple[str, str]]:
+    from logitcache.views.bad_images import list_bad_images
     from logitcache.views.images import name_class
 
     report, names = evaluation.report, evaluation.class_names
-    left_out = f"; left out, as they do not decode: {report.left_out:,}" if report.left_out else ""
     rows = [
         ("student", f"{evaluation.student}, {evaluation.weights}"),
-        ("data", f"{report.data}, {report.split}: {report.images:,} images by {report.recipe}{left_out}"),
+        ("data", f"{report.data}, {report.split}: {report.images:,} images by {report.recipe}"),
     ]
+    if report.bad:
+        which = list_bad_images(report.bad, "--json lists all")
+        rows.append(("left out", f"{report.left_out:,} images that do not decode: {which}"))
     if report.top1 is not None and report.top5 is not None:
         top5 = f", top-5 {100 * report.top5:.2f} %" if evaluation.num_classes > 5 else ""
         rows.append(("right", f"top-1 {100 * report.top1:.2f} %{top5}"))

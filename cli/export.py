@@ -1,7 +1,7 @@
 """``logitcache export``: a trained student as ONNX or TorchScript."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -9,6 +9,9 @@ from logitcache.units import size
 
 from .shared_options import Architecture, BestOrLast, Json, Student, StudentInputSize, parse_output_path
 from .terminal import show
+
+if TYPE_CHECKING:
+    from logitcache.format.identity import RecipeSpec
 
 
 def export(
@@ -40,7 +43,13 @@ def export(
     rows = [
         ("file", f"{report.path}, {size(report.bytes)}"),
         ("student", f"{model.name}, {trained.file}"),
+        *([("shown", _shown(model.evaluation, model.adapter.size))] if model.evaluation else []),
         ("takes", f"uint8 (batch, {shape}), gives float32 (batch, {report.num_classes})"),
         ("proof", f"logits off by {report.difference:.1e} at most, on random views"),
     ]
     show({"student": model.name, "weights": str(trained.file), **report.to_dict()}, rows, as_json=json)
+
+
+def _shown(evaluation: "RecipeSpec", size: int) -> str:
+    alpha = "alpha dropped" if evaluation.background is None else f"on {evaluation.background}"
+    return f"pictures upright, {alpha}, by {evaluation.name}, resized to {size}"

@@ -37,7 +37,11 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("cache", f"{found['path']} (format {found['format_version']}, profile {found['profile']})"),
         ("teacher", f"{teacher['name']}, weights {teacher['weights']}, {teacher['precision']}"),
         ("data", f"{data['name']}, {data['split']}: {found['n']:,} images, {found['num_classes']:,} classes"),
-        ("views", f"{recipe['name']} v{recipe['version']}, {views}{resized}; top {found['k']} logits kept"),
+        (
+            "views",
+            f"{_name_recipe(recipe)}, {views}{resized}; top {found['k']} logits kept",
+        ),
+        *([("left out", _left_out(found["left_out"]))] if found["left_out"] else []),
         ("seeds", "; ".join([f"{found['complete']} complete", *incomplete])),
         *(
             [("class statistics", _statistics(found["class_statistics"]))]
@@ -49,6 +53,18 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("to use", f"students of {found['num_classes']:,} classes, with --data {data['name']}"),
         ("versions", _versions(found)),
     ]
+
+
+def _name_recipe(recipe: dict[str, Any]) -> str:
+    background = f" on {recipe['background']}" if "background" in recipe else ""
+    return f"{recipe['name']} v{recipe['version']}{background}"
+
+
+def _left_out(found: list[dict[str, Any]]) -> str:
+    from logitcache.views.bad_images import BadImage, list_bad_images
+
+    which = list_bad_images([BadImage.from_dict(each) for each in found], "--json lists all")
+    return f"{len(found):,} images without a teacher: {which}"
 
 
 def _size(count: int | None, per_view: float | None) -> str:

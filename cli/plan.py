@@ -26,6 +26,7 @@ def plan(
     weights: teacher_options.Weights = "auto",
     data: teacher_options.Data = "auto",
     recipe: teacher_options.Recipe = "auto",
+    background: teacher_options.Background = None,
     num_classes: teacher_options.NumClasses = None,
     input_size: teacher_options.InputSize = 0,
     seeds: Annotated[str, typer.Option(help="Augmentation seeds that the cache will hold.")] = "0-9",

@@ -27,6 +27,9 @@ MixWeights = Annotated[str | None, _option("Weights of an ensemble's caches, suc
 MixSpaceName = Annotated[Literal["probability", "logit"], _option("What an ensemble averages.")]
 Data = Annotated[str, _option("Images; by default those of the cache, else digits.")]
 Recipe = Annotated[str, _option("How views are made, for training without a cache.")]
+Background = Annotated[
+    str | None, _option("Colour that transparent pictures are put on, for training without a cache.")
+]
 Seeds = Annotated[str, _option("Augmentation seeds; all complete ones by default.")]
 SeedOrderName = Annotated[Literal["mod", "random"], _option("Seeds in turn, or shuffled in rounds.")]
 ViewsPerImage = Annotated[int, _option("Seeds of an image in one batch, decoded once.")]

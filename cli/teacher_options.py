@@ -25,6 +25,13 @@ Recipe = Annotated[
         help="How views are made: digits, cifar, imagenet[@SIZE], imagenet-ra, FILE.toml …; auto: as fits the images."
     ),
 ]
+Background = Annotated[
+    str | None,
+    typer.Option(
+        help="Colour that transparent pictures are put on, such as white or #808080; none: their alpha is dropped.",
+        show_default="as the recipe says",
+    ),
+]
 NumClasses = Annotated[
     int | None, typer.Option(help="Classes of the teacher, for unlabelled images.", show_default="1000")
 ]

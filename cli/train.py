@@ -63,6 +63,7 @@ def train(
     mix_space: stream_options.MixSpaceName = "probability",
     data: stream_options.Data = "auto",
     recipe: stream_options.Recipe = "auto",
+    background: stream_options.Background = None,
     seeds: stream_options.Seeds = "auto",
     seed_order: stream_options.SeedOrderName = "mod",
     views_per_image: stream_options.ViewsPerImage = 1,

@@ -67,9 +67,13 @@ def verify(
 
 def _rows(report: "CheckupReport") -> list[tuple[str, str]]:
     from logitcache.store import seed_list
+    from logitcache.views.bad_images import list_bad_images
 
     found, strays = report.found, sum(seed.strays for seed in report.found.seeds)
     rows = [("cache", found.path), ("checked", f"{found.shards:,} shards, {found.views:,} views")]
+    if report.left_out:
+        which = list_bad_images(report.left_out, "--json lists all")
+        rows.append(("left out", f"{len(report.left_out):,} images without a teacher: {which}"))
     partial = [seed for seed in found.seeds if seed.committed < seed.shards]
     if partial:
         shards = sum(seed.shards - seed.committed for seed in partial)

@@ -33,7 +33,7 @@ from logitcache.train.learner import Run
 from logitcache.train.loop import RunReport, train
 from logitcache.train.run_folder import RunFolder
 from logitcache.views.datasets import SHIPPED
-from logitcache.views.recipes import recipe_named
+from logitcache.views.recipes import evaluation_recipe, recipe_named
 
 MARK = "demo.json"
 
@@ -226,7 +226,7 @@ class _Demo:
         self.task = config.task()
         self.images, self.test_images = (SHIPPED[config.data](split) for split in ("train", "test"))
         self.recipe = recipe_named(self.images.recipe)
-        self.test_recipe = recipe_named(self.recipe.evaluation)
+        self.test_recipe = evaluation_recipe(self.recipe)
         self.cache, self.test_cache = out / "cache.zarr", out / "test.zarr"
 
     def build(self, name: str, seed: int, weights: str = "random") -> Model:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
+from logitcache.audit.left_out import name_samples
 from logitcache.audit.recheck import RecheckReport, recheck_views
 from logitcache.audit.repair import RepairReport, repair_cache
 from logitcache.audit.verify import VerifyReport, verify_cache
@@ -15,6 +16,7 @@ from logitcache.format.spec import Spec
 from logitcache.models.build import Model, build_model
 from logitcache.plugins import require_own
 from logitcache.store.reader import CacheReader
+from logitcache.views.bad_images import BadImage
 from logitcache.views.datasets import open_images, open_recorded
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, OnBadImage
@@ -51,12 +53,16 @@ class CheckupConfig(Spec):
 
 @dataclass(frozen=True)
 class CheckupReport(Spec):
-    """What a checkup found; `clean` is after a repair. A cache that is still damaged gets no `replay`."""
+    """What a checkup found; `clean` is after a repair. A cache that is still damaged gets no `replay`.
+
+    `left_out` names the samples without a teacher, as their images did not decode.
+    """
 
     clean: bool
     found: VerifyReport
     repair: RepairReport | None
     replay: RecheckReport | None
+    left_out: tuple[BadImage, ...] = ()
 
 
 def check_cache(
@@ -99,7 +105,8 @@ def check_cache(
             reader, images, model, config.replay, seed=config.seed, device=config.device, batch_size=size
         )
         clean = replayed.clean
-    return CheckupReport(clean, found, repaired, replayed)
+    left_out = name_samples(reader, found.without_teacher, config.data)
+    return CheckupReport(clean, found, repaired, replayed, left_out)
 
 
 def open_teacher(

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from logitcache.audit.left_out import find_samples_left_out, name_samples
 from logitcache.errors import FormatError
 from logitcache.format.identity import RecipeSpec
 from logitcache.store.reader import CacheReader, Commits, seed_list
@@ -18,12 +19,15 @@ SEEDS = 3  # a shard of each is read: enough for two digits of a mean
 TEMPERATURES = (1.0, 4.0)
 
 
-def summarize(reader: CacheReader) -> dict[str, Any]:
+def summarize(reader: CacheReader, *, open_data: bool = True) -> dict[str, Any]:
     """Describe a cache in JSON values: `CacheReader.info`, and
 
     - `complete`: its complete seeds, as text;
     - `confidence`: mean top-1 probability, and mean tail mass by temperature, over one shard of at most three seeds;
       None where nothing is committed;
+    - `left_out`: `sample`, `image` and `reason` of each sample without a teacher, as its image did not decode; by
+      number where the folder that the cache names is not opened, or not there; None of a cache at a host, where it
+      would take all of a seed to know;
     - `damaged`: why there is no `confidence` although something is committed, or None;
     - `view_size`: side of its views in pixels, or None where the images' own decides;
     - `other_versions`: libraries whose version here is another than where it was made, as [there, here]; likewise
@@ -34,9 +38,15 @@ def summarize(reader: CacheReader) -> dict[str, Any]:
         StorageError: the disk or the host said no.
     """
     here, commits = view_conditions(), reader.all_commits()
-    confidence, damaged = None, None
+    confidence, damaged, left_out = None, None, None
     try:
         confidence = _confidence(reader, commits)
+        samples = find_samples_left_out(reader, commits)
+        left_out = (
+            None
+            if samples is None
+            else [bad.to_dict() for bad in name_samples(reader, samples, open_data=open_data)]
+        )
     except FormatError as error:
         damaged = str(error)
     return {
@@ -44,6 +54,7 @@ def summarize(reader: CacheReader) -> dict[str, Any]:
         "complete": seed_list([seed for seed, digests in commits.items() if digests.all()]),
         "confidence": confidence,
         "damaged": damaged,
+        "left_out": left_out,
         "view_size": view_size(reader.spec.recipe),
         "other_versions": {
             name: [there, here.get(name)]

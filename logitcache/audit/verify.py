@@ -65,7 +65,11 @@ class SeedState(Spec):
 
 @dataclass(frozen=True)
 class VerifyReport(Spec):
-    """What was found. Incomplete seeds and stray files are no problems."""
+    """What was found. Incomplete seeds, stray files and samples without a teacher are no problems.
+
+    Attributes:
+        without_teacher: samples whose images did not decode, under any of the seeds.
+    """
 
     path: str
     clean: bool
@@ -74,6 +78,7 @@ class VerifyReport(Spec):
     seeds: tuple[SeedState, ...]
     problems: tuple[Problem, ...]
     seconds: float
+    without_teacher: tuple[int, ...] = ()
 
 
 def verify_cache(
@@ -102,6 +107,7 @@ def verify_cache(
         raise IncompleteError(f"{reader.path} has no {seed_list(missing)}; it has {seed_list(begun)}")
     chosen = begun if seeds is None else sorted(set(seeds))
     started = time.perf_counter()
+    without: set[int] = set()
     states, problems, views = [], [*_check_keys(reader), *_check_statistics(reader)], 0
     for number, seed in enumerate(chosen):
         checked: list[_Checked] = []
@@ -117,6 +123,7 @@ def verify_cache(
                     on_progress(done, len(chosen) * reader.spec.layout.shards)
         committed = [shard for shard in checked if shard.committed]
         views += sum(shard.views for shard in committed)
+        without.update(*(shard.without_teacher for shard in committed))
         problems += [problem for shard in committed for problem in shard.problems]
         bad = sum(bool(shard.problems) for shard in committed)
         strays = 0 if metadata else len(reader.strays(seed))
@@ -129,6 +136,7 @@ def verify_cache(
         seeds=tuple(states),
         problems=tuple(problems),
         seconds=time.perf_counter() - started,
+        without_teacher=tuple(sorted(without)),
     )
 
 
@@ -169,11 +177,12 @@ def _check_statistics(reader: CacheReader) -> list[Problem]:
 
 @dataclass(frozen=True)
 class _Checked:
-    """One shard: whether it is committed, its views with a teacher, what is wrong with it."""
+    """One shard: whether it is committed, its views with a teacher, what is wrong with it, samples without one."""
 
     committed: bool
     views: int = 0
     problems: tuple[Problem, ...] = ()
+    without_teacher: tuple[int, ...] = ()
 
 
 def _check_metadata(reader: CacheReader, seed: int) -> Problem | None:
@@ -217,4 +226,5 @@ def _check_shard(reader: CacheReader, seed: int, shard: int) -> _Checked:
         Problem(seed, shard, name, rows, samples[first], f"{rows} rows break the rule that {name}")
         for name, rows, first in check_invariants(reader.spec, shard, arrays)
     )
-    return _Checked(True, int(np.count_nonzero(~np.isnan(arrays["top"]))), broken)
+    without = () if broken else tuple((np.flatnonzero(np.isnan(arrays["top"])) + samples.start).tolist())
+    return _Checked(True, int(np.count_nonzero(~np.isnan(arrays["top"]))), broken, without)

@@ -8,7 +8,7 @@ from logitcache.dump.settings import DumpConfig
 from logitcache.format.identity import RecipeSpec
 from logitcache.store import CacheReader
 
-INPUT_FIELDS = ("weights", "data", "split", "recipe", "input_size")
+INPUT_FIELDS = ("weights", "data", "split", "recipe", "background", "input_size")
 CONFIG_FIELDS = ("top_k", "profile", "precision")
 
 
@@ -45,5 +45,9 @@ def _changed_options(before: object, after: object, names: tuple[str, ...]) -> l
     changed = [
         (name, getattr(after, name)) for name in names if getattr(after, name) != getattr(before, name)
     ]
-    texts = [(name, value.name if isinstance(value, RecipeSpec) else str(value)) for name, value in changed]
+    texts: list[tuple[str, str]] = []
+    for name, value in changed:
+        texts.append((name, value.name if isinstance(value, RecipeSpec) else str(value)))
+        if isinstance(value, RecipeSpec) and value.background:
+            texts.append(("background", value.background))
     return [f"--{name.replace('_', '-')} {shlex.quote(text)}" for name, text in texts if text != "train"]

@@ -10,12 +10,11 @@ from logitcache.models.build import Model, build_model
 from logitcache.models.catalog import canonical_name
 from logitcache.plugins import require_own
 from logitcache.store import CacheReader
-from logitcache.views.datasets import choose_shipped, open_images
+from logitcache.views.datasets import choose_recipe, choose_shipped, describe_transparency, open_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
-from logitcache.views.recipes import recipe_named
+from logitcache.views.recipes import evaluation_recipe, recipe_named, with_background
 
-SMALL_SIDE = 32  # pixels; data sets of small images have recipes of their own
 IMAGENET_CLASSES = 1000  # of a teacher, where neither images nor user say
 
 
@@ -37,6 +36,8 @@ class DumpInputs:
         data: as `datasets.open_images` takes it; "auto": digits or letters, as the teacher is named.
         recipe: as `views.recipe_named` takes it, "auto": the one that fits the data; of the test split what that one
             evaluates by is taken. Or that of a cache, as it is.
+        background: colour that transparent pictures are put on, as `recipes.with_background` takes it; None: as the
+            recipe says.
         num_classes: of the teacher, where the images have no classes; None: 1,000.
         split: "train" or "test"; None: train.
         input_size: pixels a side that the teacher sees, as `models.build.build_model` takes it; 0 leaves it open.
@@ -46,6 +47,7 @@ class DumpInputs:
     weights: str = "auto"
     data: str = "auto"
     recipe: str | RecipeSpec = "auto"
+    background: str | None = None
     num_classes: int | None = None
     split: str | None = None
     input_size: int = 0
@@ -59,8 +61,12 @@ class DumpInputs:
         spec, auto = cache.spec, "auto"
         require_own(cache.path, *(spec.recipe.code if self.recipe == auto else ()))
         require_own(cache.path, *((spec.dataset.name,) if self.data == auto else ()))
+        background = self.background
+        if isinstance(self.recipe, str) and self.recipe != auto and background is None:
+            background = recipe_named(self.recipe).background or spec.recipe.background
         views = replace(
             self,
+            background=background,
             data=spec.dataset.name if self.data == auto else self.data,
             recipe=spec.recipe if self.recipe == auto else self.recipe,
             num_classes=self.num_classes or spec.dataset.num_classes,
@@ -72,21 +78,14 @@ class DumpInputs:
         return replace(views, weights=weights, input_size=self.input_size or spec.teacher.adapter.size)
 
     def open(self, on_note: Callable[[str], None] | None = None) -> OpenedInputs:
-        """Open images, recipe and teacher; notes tell of random weights and resized views.
+        """Open images, recipe and teacher; notes tell of views, transparent pictures and random weights.
 
         Raises:
             LogitCacheError: as `open_images`, `recipe_named` and `build_model` do.
         """
         data = choose_shipped([self.teacher]) if self.data == "auto" else self.data
         images = open_images(data, self.split or "train")
-        if isinstance(self.recipe, RecipeSpec):
-            recipe = self.recipe
-        else:
-            given = recipe = recipe_named(images.recipe if self.recipe == "auto" else self.recipe)
-            if self.split == "test":
-                recipe = recipe_named(given.evaluation)
-            if on_note and recipe != given and self.recipe != "auto":
-                on_note(f"test images are viewed by {recipe.name}, which {given.name} evaluates by")
+        recipe, reason = self._choose_recipe(images, on_note)
         side = max(KeyedViews(images, recipe).any_view().shape[1:])
         classes = images.num_classes or self.num_classes or IMAGENET_CLASSES
         teacher = build_model(
@@ -100,14 +99,36 @@ class DumpInputs:
             on_note(
                 f"{teacher.name} has random weights ({teacher.weights}): fine to try things, not to learn from"
             )
-        if on_note and self.recipe == "auto" and side > SMALL_SIDE and teacher.weights.startswith("file:"):
+        if on_note and reason:
+            learnt = teacher.weights.startswith("file:")
+            others = f"those that {teacher.name} was trained on" if learnt else "others"
             on_note(
-                f"views are {recipe.name}'s, {side} pixels a side, as nothing else was said; --recipe NAME@SIZE "
-                f"makes those that {teacher.name} was trained on"
+                f"views are {recipe.name}'s, {side} pixels a side, as {reason}; --recipe NAME@SIZE makes {others}"
             )
         if on_note and (note := teacher.describe_resizing(side, self.input_size)):
             on_note(note)
         return OpenedInputs(images, recipe, teacher)
+
+    def _choose_recipe(self, images: Images, on_note: Callable[[str], None] | None) -> tuple[RecipeSpec, str]:
+        """Return the recipe, and why it is that one where it was chosen by the pictures."""
+        new, reason = not isinstance(self.recipe, RecipeSpec), ""
+        if isinstance(self.recipe, RecipeSpec):
+            recipe = with_background(self.recipe, self.background)
+        elif self.recipe == "auto":
+            recipe, reason = choose_recipe(images, self.background)
+        else:
+            recipe = with_background(recipe_named(self.recipe), self.background)
+        if new and self.split == "test":
+            given, recipe = recipe, evaluation_recipe(recipe)
+            if on_note and recipe != given and self.recipe != "auto":
+                on_note(f"test images are viewed by {recipe.name}, which {given.name} evaluates by")
+        if on_note:
+            advice = "--background white puts them on white" + (
+                "" if new else ", in a cache of another --out"
+            )
+            if note := describe_transparency(images, recipe, advice):
+                on_note(note)
+        return recipe, reason
 
 
 def recorded_weights(teacher: TeacherSpec) -> str:

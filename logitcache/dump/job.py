@@ -28,6 +28,7 @@ from logitcache.store import CacheReader, CacheWriter, SeedWriter, seed_list
 from logitcache.teacher.completion import FEWEST
 from logitcache.versions import view_conditions
 from logitcache.views.alignment import align_images, require_distinct_keys
+from logitcache.views.bad_images import BadImage, explain_bad_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.repeatable import require_repeatable
@@ -45,12 +46,13 @@ class DumpReport(Spec):
         views: made now.
         views_in_cache: of `seeds`, made now or before.
         shards_written: shards of all seeds, written now.
-        bad_images: samples without a teacher among the views made now.
+        bad_images: how many samples have no teacher among the views made now, as their images do not decode.
         teacher_top1: share in [0, 1] of the labelled views made now that the teacher puts into the class of their
             label; None where there are none.
         seconds: from the open cache to the last commit.
         views_per_second: of those made now.
         calibration: what became of the class statistics; None where the cache was there, or gets none.
+        bad: the samples without a teacher, by name.
     """
 
     path: str
@@ -64,6 +66,7 @@ class DumpReport(Spec):
     seconds: float
     views_per_second: float
     calibration: Calibration | None = None
+    bad: tuple[BadImage, ...] = ()
 
 
 def dump(
@@ -137,6 +140,7 @@ class DumpJob:
         committed = [
             int(j) for writer in self.seed_writers.values() for j in np.flatnonzero(writer.commits())
         ]
+        bad = explain_bad_images(self.views.images, (sample for shard in shards for sample in shard.bad))
         return DumpReport(
             path=str(self.writer.path),
             seeds=tuple(self.seed_writers),
@@ -144,11 +148,12 @@ class DumpJob:
             views=views,
             views_in_cache=sum(len(spec.layout.samples_of(j)) for j in committed),
             shards_written=len(shards),
-            bad_images=len({sample for shard in shards for sample in shard.bad}),
+            bad_images=len(bad),
             teacher_top1=sum(shard.right for shard in shards) / labelled if labelled else None,
             seconds=seconds,
             views_per_second=views / seconds,
             calibration=self.calibration,
+            bad=bad,
         )
 
 

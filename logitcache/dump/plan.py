@@ -5,6 +5,7 @@ that. So bytes are those of real shards, and what is lost is measured against al
 quarter of the images, the tail completed by class statistics of the others.
 """
 
+import copy
 import math
 import tempfile
 import time
@@ -241,6 +242,11 @@ class _Sample(Images):
 
     def image(self, sample: int) -> Tensor:
         return self.images.image(int(self.samples[sample]))
+
+    def on_background(self, colour: str | None) -> "_Sample":
+        sample = copy.copy(self)
+        sample.images = self.images.on_background(colour)
+        return sample
 
     def pixels(self) -> Tensor | None:
         pixels = self.images.pixels()

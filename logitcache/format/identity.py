@@ -5,12 +5,13 @@ import hashlib
 import itertools
 import json
 import math
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from logitcache.errors import UnknownNameError
-from logitcache.format.spec import Spec, parse_json, require
+from logitcache.errors import FormatError, UnknownNameError
+from logitcache.format.spec import Spec, absent_if_none, parse_json, require
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -93,18 +94,27 @@ MIXES = ("MixUp", "CutMix")
 class RecipeSpec(Spec):
     """A named, versioned list of view transforms; `evaluation` names the recipe that test images get.
 
-    Steps that mix a view with another image's come last.
+    Steps that mix a view with another image's come last. Transparent pictures are put on `background` before the
+    first step: a colour, "white" or "#ffffff", kept as the latter; None drops their alpha, as torchvision's loader
+    does.
     """
 
     name: str
     version: int
     steps: tuple[StepSpec, ...]
     evaluation: str = "center"
+    background: str | None = absent_if_none()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "background", parse_colour(self.background))
         names = [step.transform for step in self.steps]
         late = next((name for name in names[len(self.own_steps) :] if name not in MIXES), None)
         require(late is None, f"MixUp and CutMix must be a recipe's last steps, found {late} behind them")
+
+    @property
+    def title(self) -> str:
+        """Name for people, with the background where there is one."""
+        return self.name if self.background is None else f"{self.name} on {self.background}"
 
     @property
     def own_steps(self) -> tuple[StepSpec, ...]:
@@ -131,9 +141,28 @@ class RecipeSpec(Spec):
 
     @property
     def sha256(self) -> str:
-        """Digest of the steps: two recipes with equal digests make equal views."""
-        steps = json.dumps([step.to_dict() for step in self.steps], sort_keys=True)
+        """Digest of the background, if any, and the steps: two recipes with equal digests make equal views."""
+        background = [] if self.background is None else [{"background": self.background}]
+        steps = json.dumps([*background, *(step.to_dict() for step in self.steps)], sort_keys=True)
         return hashlib.sha256(steps.encode()).hexdigest()
+
+
+def parse_colour(text: str | None) -> str | None:
+    """Return a colour, of a name or as CSS writes it, as "#rrggbb"; None for none.
+
+    Raises:
+        FormatError: it is no colour, or one that lets through what is behind it.
+    """
+    if text is None or re.fullmatch("#[0-9a-f]{6}", text):
+        return text
+    from PIL import ImageColor
+
+    try:
+        colour: tuple[int, ...] = ImageColor.getrgb(text)
+        red, green, blue = colour
+    except ValueError as error:
+        raise FormatError(f"expected a colour such as white or #808080, found {text!r}") from error
+    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 @dataclass(frozen=True)

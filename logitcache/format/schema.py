@@ -16,7 +16,7 @@ from logitcache.format.identity import DatasetSpec, PartSpec, Profile, RecipeSpe
 from logitcache.format.shard_layout import ShardLayout
 from logitcache.format.spec import Spec, require
 
-FORMAT_VERSION = 2  # the newest that is read; `CacheSpec.calibrated` needs it, other caches are of version 1
+FORMAT_VERSION = 3  # the newest that is read
 CHUNK_SAMPLES = 65_536
 SHARD_SAMPLES = 131_072
 SMALLEST_SHARD = 256
@@ -67,7 +67,7 @@ class CacheSpec(Spec):
 
     def __post_init__(self) -> None:
         classes = self.dataset.num_classes
-        version = FORMAT_VERSION if self.calibrated else 1
+        version = _fit_version(self.recipe, self.calibrated)
         require(
             self.format_version == version, f"format_version must be {version}, found {self.format_version}"
         )
@@ -130,7 +130,7 @@ class CacheSpec(Spec):
             chunk_samples=1,
             canaries=CANARIES,
             versions=dict(versions),
-            format_version=FORMAT_VERSION if calibrated else 1,
+            format_version=_fit_version(recipe, calibrated),
             calibrated=calibrated,
         )
         shard = shard_samples or fit_shard_size(dataset.n, spec.sample_bytes)
@@ -265,9 +265,19 @@ class CacheSpec(Spec):
         )  # `parts` would say it at length
 
 
+def _fit_version(recipe: RecipeSpec, calibrated: bool) -> int:
+    """Return the lowest format version that says what there is to know of such a cache."""
+    if recipe.background is not None:
+        return 3
+    return 2 if calibrated else 1
+
+
 def _describe(key: str, flat: Mapping[str, Any]) -> object:
     """Return the value of a field for messages; the recipe's digest with its name."""
-    return f"{flat['recipe.name']} ({flat[key][:12]}…)" if key == "recipe_sha256" else flat.get(key)
+    if key != "recipe_sha256":
+        return flat.get(key)
+    background = f" on {flat['recipe.background']}" if "recipe.background" in flat else ""
+    return f"{flat['recipe.name']}{background} ({flat[key][:12]}…)"
 
 
 _NOT_IDENTITY = ("versions.", "recipe.")  # recipe_sha256 stands for all steps of the recipe

@@ -33,6 +33,14 @@ class Spec:
         return _parse_spec(cls, data, cls.__name__)
 
 
+def absent_if_none() -> Any:
+    """Make a field of None by default, which JSON values leave out where it is None, as they did before it came."""
+    return dataclasses.field(default=None, metadata={_ABSENT: True})
+
+
+_ABSENT = "absent where None"
+
+
 def require(condition: bool, problem: str) -> None:
     """Check a condition on a spec's fields.
 
@@ -50,7 +58,9 @@ def jsonable(value: object) -> Any:
     """Return specs, lists, mappings and plain values as JSON values; NaN and infinity, which JSON lacks, as null."""
     if isinstance(value, Spec):
         fields = dataclasses.fields(typing.cast(Any, value))
-        return {f.name: jsonable(getattr(value, f.name)) for f in fields}
+        values = {f.name: getattr(value, f.name) for f in fields}
+        absent = {f.name for f in fields if f.metadata.get(_ABSENT) and values[f.name] is None}
+        return {name: jsonable(each) for name, each in values.items() if name not in absent}
     if isinstance(value, tuple | list):
         return [jsonable(v) for v in value]
     if isinstance(value, Mapping):

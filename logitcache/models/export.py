@@ -2,7 +2,8 @@
 
 The file takes images as they are, (batch, channels, size, size) uint8 of the network's own size, and normalises them
 itself, so that nobody can take another mean or another order of channels than the student was trained with. What else
-there is to know (name, classes, size, how views were resized) stands in the file, as JSON under the key "logitcache".
+there is to know stands in the file, as JSON under the key "logitcache": name, classes, size, how pictures became
+views, and how these were resized.
 """
 
 import copy
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from logitcache.errors import Difference, MismatchError, OptionError
 from logitcache.files import require_file, writing
+from logitcache.format.identity import RecipeSpec
 from logitcache.format.spec import Spec
 from logitcache.models.build import Model
 from logitcache.models.forward import ViewModel
@@ -111,12 +113,27 @@ def _describe(model: Model) -> str:
         "input": {"dtype": "uint8", "shape": ["batch", adapter.channels, adapter.size, adapter.size]},
         "resize": f"{adapter.interpolation}, antialiased, before",
         "normalisation": {"mean": list(adapter.mean), "std": list(adapter.std), "of": "views / 255, inside"},
+        "pictures": _describe_pictures(model.evaluation),
         "views": model.evaluation and model.evaluation.to_dict(),  # how it was shown test images
         "output": {"dtype": "float32", "shape": ["batch", model.num_classes]},
         "class_names": list(model.class_names),
         "versions": library_versions(),
     }
     return json.dumps(facts)
+
+
+def _describe_pictures(evaluation: RecipeSpec | None) -> dict[str, str | None] | None:
+    """Describe what was done to files before the steps of `views`; None where nobody said how they were viewed."""
+    if evaluation is None:
+        return None
+    background = evaluation.background
+    return {
+        "frame": "the first",
+        "orientation": "upright, as EXIF or XMP says",
+        "background": background,
+        "transparency": "alpha is dropped" if background is None else f"put on {background}",
+        "bits": "8, the highest where there are more",
+    }
 
 
 def _random_views(count: int, shape: tuple[int, int, int]) -> Tensor:

@@ -100,7 +100,7 @@ def read_cache(
     complete = reader.choose_complete()
     kept, tried = _compare_numbers_of_logits(reader, take_evenly(complete, SAMPLED_SEEDS))
     return CacheFacts(
-        about=summarize(reader),
+        about=summarize(reader, open_data=False),
         stats=compute_stats(
             reader, images, take_evenly(complete, MOST_SEEDS), most=most, on_progress=on_progress
         ),

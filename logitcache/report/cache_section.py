@@ -44,6 +44,10 @@ def make_cache_section(ids: Ids, cache: CacheFacts, images: CacheImages) -> Elem
     )
 
 
+def _name_background(recipe: dict[str, str]) -> str:
+    return f", transparent pictures on {recipe['background']}" if "background" in recipe else ""
+
+
 def _facts(cache: CacheFacts) -> Element:
     about = cache.about
     teacher, data, recipe = about["teacher"], about["dataset"], about["recipe"]
@@ -52,7 +56,12 @@ def _facts(cache: CacheFacts) -> Element:
         ("cache", about["path"]),
         ("teacher", f"{teacher['name']}, weights {teacher['weights']}, {teacher['precision']}"),
         ("data", f"{data['name']}, {data['split']}: {about['n']:,} images, {about['num_classes']:,} classes"),
-        ("views", f"recipe {recipe['name']} v{recipe['version']}"),
+        ("views", f"recipe {recipe['name']} v{recipe['version']}{_name_background(recipe)}"),
+        *(
+            [("left out", f"{len(about['left_out']):,} images that do not decode")]
+            if about["left_out"]
+            else []
+        ),
         ("kept", f"top {about['k']} of {about['num_classes']:,} logits, profile {about['profile']}"),
         ("seeds", f"{about['complete']} complete"),
         ("teacher right", _accuracy(cache)),

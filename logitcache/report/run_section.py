@@ -20,11 +20,13 @@ DATA, TEACHER = ("data.name", "data.num_classes"), ("name", "weights", "weights_
 def find_teachers(groups: Sequence[RunGroup], caches: Sequence[CacheFacts]) -> dict[str, CacheFacts]:
     """Find the caches, by teacher, that give a teacher's accuracy on the test images of all of these runs.
 
-    A run's settings hold no fingerprint of its test images: data name, classes and evaluation recipe stand for them.
+    A run's settings hold no fingerprint of its test images: data name, classes, evaluation recipe and background do.
     """
     runs = [run for group in groups for run in group.runs]
     tested_on = {
-        tuple(run.settings.get(f"stream.{name}") for name in (*DATA, "recipe.evaluation"))
+        tuple(
+            run.settings.get(f"stream.{name}") for name in (*DATA, "recipe.evaluation", "recipe.background")
+        )
         for run in runs
         if "top1" in run.metrics
     }
@@ -32,7 +34,12 @@ def find_teachers(groups: Sequence[RunGroup], caches: Sequence[CacheFacts]) -> d
     found: dict[tuple[object, ...], CacheFacts] = {}
     for cache in caches:
         data, about, recipe = (cache.about[part] for part in ("dataset", "teacher", "recipe"))
-        images = (shorten(data["name"]), data["num_classes"], shorten(recipe["name"]))
+        images = (
+            shorten(data["name"]),
+            data["num_classes"],
+            shorten(recipe["name"]),
+            recipe.get("background"),
+        )
         teacher = tuple(None if about[name] is None else shorten(about[name]) for name in TEACHER)
         known = cache.of_test_images and cache.accuracy("top1") is not None
         if known and tested_on == {images} and teacher in teachers:

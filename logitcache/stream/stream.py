@@ -43,7 +43,7 @@ from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, ViewBatch
 from logitcache.views.loader import iterate_batches, view_loader
 from logitcache.views.mixing import MixedLabels
-from logitcache.views.recipes import recipe_named
+from logitcache.views.recipes import evaluation_recipe
 from logitcache.views.replay import Drift, open_proved_views
 
 
@@ -293,7 +293,7 @@ class Stream:
     @property
     def evaluation(self) -> RecipeSpec:
         """The recipe by which test images are viewed, as that of the training views names it."""
-        return recipe_named(self.views.maker.recipe.evaluation)
+        return evaluation_recipe(self.views.maker.recipe)
 
     def about(self) -> dict[str, Any]:
         """Return JSON values that say what this stream gives: data, recipe, seeds, teacher, drift allowed."""

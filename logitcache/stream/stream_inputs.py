@@ -16,10 +16,10 @@ from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.teacher.ensemble import AverageSpace
 from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT
-from logitcache.views.datasets import choose_shipped, open_images
+from logitcache.views.datasets import choose_recipe, choose_shipped, describe_transparency, open_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
-from logitcache.views.recipes import recipe_named
+from logitcache.views.recipes import recipe_named, with_background
 from logitcache.views.replay import describe_newer_images
 
 FRESH_EPOCHS = 10_000  # without a cache: so many see new views, then views come again
@@ -50,7 +50,8 @@ class StreamInputs:
         mix_weights: of an ensemble's caches; none: even.
         mix_space: what an ensemble averages, as `Stream.from_caches` takes it.
         data: images, or as `open_images` takes them; "auto": the caches' images, or the letters.
-        recipe: without a cache, as `recipe_named` takes it; "auto": the data's own.
+        recipe: without a cache, as `recipe_named` takes it, or that of a run that goes on; "auto": as fits the data.
+        background: without a cache, as `recipes.with_background` takes it.
         samples_file: lists the samples to train on: numbers in text, or an .npy array; None: as `config` has it.
         allow_drift, spool_folder, spool_limit: as `Stream.from_cache` takes them.
     """
@@ -60,7 +61,8 @@ class StreamInputs:
     mix_weights: tuple[float, ...] = ()
     mix_space: AverageSpace = "probability"
     data: str | Images = "auto"
-    recipe: str = "auto"
+    recipe: str | RecipeSpec = "auto"
+    background: str | None = None
     samples_file: Path | None = None
     allow_drift: bool = False
     spool_folder: str | Path | None = None
@@ -90,7 +92,7 @@ class StreamInputs:
             name, n, side = spec.dataset.name, spec.dataset.n, spec.recipe.view_size
             side = side or spec.teacher.adapter.size
         else:
-            images, recipe = self._plain()
+            images, recipe, _ = self._plain()
             name, n = images.name, len(images)
             side = recipe.view_size or max(KeyedViews(images, recipe).any_view().shape[1:])
         if self.samples_file is not None:
@@ -102,9 +104,14 @@ class StreamInputs:
             return self.data
         return open_images(self.data) if self.data != "auto" else None
 
-    def _plain(self) -> tuple[Images, RecipeSpec]:
+    def _plain(self) -> tuple[Images, RecipeSpec, str]:
+        """Return images, recipe, and why it is that one where it was chosen by the pictures."""
         images = self._images() or open_images(choose_shipped())
-        return images, recipe_named(self.recipe if self.recipe != "auto" else images.recipe)
+        if isinstance(self.recipe, RecipeSpec):
+            return images, self.recipe, ""
+        if self.recipe == "auto":
+            return images, *choose_recipe(images, self.background)
+        return images, with_background(recipe_named(self.recipe), self.background), ""
 
     def open(self, epochs: int, world: World, on_line: Callable[[str], None]) -> Stream:
         """Open a rank's part of the stream.
@@ -121,6 +128,10 @@ class StreamInputs:
         stream = self._open(epochs, world, on_line)
         if stream.views.images.note:
             on_line(f"note: {stream.views.images.note}")
+        white = "--background white puts them on white"
+        advice = "`logitcache dump --out ANOTHER` with " + white if self.caches else white
+        if note := describe_transparency(stream.views.images, stream.views.maker.recipe, advice):
+            on_line(f"note: {note}")
         return stream
 
     def _open(self, epochs: int, world: World, on_line: Callable[[str], None]) -> Stream:
@@ -128,7 +139,7 @@ class StreamInputs:
         if self.samples_file is not None:
             config = replace(config, samples=read_samples(self.samples_file))
         if not self.caches:
-            return self._open_plain(config, epochs)
+            return self._open_plain(config, epochs, on_line)
         readers = [CacheReader.of(cache) for cache in self.caches]
         stream = self._open_caches(readers, config)
         if stream.drift:
@@ -143,17 +154,21 @@ class StreamInputs:
             )
         return stream
 
-    def _open_plain(self, config: StreamConfig, epochs: int) -> Stream:
-        images, recipe = self._plain()
+    def _open_plain(self, config: StreamConfig, epochs: int, on_line: Callable[[str], None]) -> Stream:
+        images, recipe, reason = self._plain()
+        if reason:
+            on_line(f"note: views are {recipe.name}'s, as {reason}; --recipe NAME@SIZE makes others")
         seeds = config.seeds or tuple(range(min(epochs, FRESH_EPOCHS) * config.views_per_image))
         return Stream.plain(images, recipe, **vars(replace(config, seeds=seeds)))
 
     def _open_caches(self, readers: list[CacheReader], config: StreamConfig) -> Stream:
-        if self.recipe != "auto":
-            raise OptionError(
-                f"the views of {readers[0].path} are made by its own recipe, found --recipe {self.recipe}; leave it "
-                "out, or `logitcache dump` another cache with it"
-            )
+        given = {"recipe": self.recipe if self.recipe != "auto" else None, "background": self.background}
+        for name, value in given.items():
+            if value is not None:
+                raise OptionError(
+                    f"the views of {readers[0].path} are made by its own recipe, found --{name} {value}; leave it "
+                    "out, or `logitcache dump` another cache with it"
+                )
         images = self._images()
         options: dict[str, Any] = {
             "allow_drift": self.allow_drift,

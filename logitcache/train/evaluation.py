@@ -33,6 +33,7 @@ from logitcache.train.confidence import Reliability
 from logitcache.train.cost import count_flops, time_forward
 from logitcache.train.score_meter import Confusion, ScoreMeter, classes_differ
 from logitcache.views.alignment import align_images
+from logitcache.views.bad_images import BadImage, explain_bad_images
 from logitcache.views.datasets import WrappedImages, open_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, OnBadImage
@@ -203,10 +204,10 @@ def _say_test_image() -> Iterator[None]:
 def _require_answers(cache: CacheReader, images: Images, recipe: RecipeSpec) -> Images:
     """Insist that a cache holds answers for these very views; returns the images in its order."""
     if cache.spec.recipe != recipe:
-        name = cache.spec.recipe.name
+        title = cache.spec.recipe.title
         raise MismatchError(
             f"{cache.path} does not hold the teacher's answers for the views evaluated",
-            [Difference("recipe", recipe.name, "another of its name" if name == recipe.name else name)],
+            [Difference("recipe", recipe.title, "another of its name" if title == recipe.title else title)],
             "make one as the training cache was made, but with `logitcache dump --split test --out ANOTHER`",
         )
     cache.require([SEED])
@@ -227,7 +228,8 @@ class EvaluationReport(Spec):
 
     Attributes:
         data, split, images, recipe: what it was shown.
-        left_out: images besides, which do not decode.
+        left_out: how many images there are besides, which do not decode.
+        bad: these, by name.
         top1, top5, nll, ece, agreement, kl: of `ScoreMeter.scores`; None without labels, or a teacher's cache.
         teacher, teacher_top1: whose cache that is, and its own top-1 on the labelled images.
         parameters: their number.
@@ -261,6 +263,7 @@ class EvaluationReport(Spec):
     precision: str
     reliability: Reliability | None
     confusion: Confusion
+    bad: tuple[BadImage, ...] = ()
 
 
 def evaluate(model: ViewModel, evaluation: Evaluation, num_classes: int) -> EvaluationReport:
@@ -295,7 +298,7 @@ def evaluate(model: ViewModel, evaluation: Evaluation, num_classes: int) -> Eval
         split=images.split,
         images=len(images) - meter.left_out,
         left_out=meter.left_out,
-        recipe=evaluation.recipe.name,
+        recipe=evaluation.recipe.title,
         **{name: scores.get(name) for name in ("top1", "top5", "nll", "ece", "agreement", "kl")},
         teacher=evaluation.teacher.reader.spec.teacher.name if evaluation.teacher else None,
         teacher_top1=_teacher_top1(evaluation.teacher, images) if evaluation.teacher else None,
@@ -308,6 +311,7 @@ def evaluate(model: ViewModel, evaluation: Evaluation, num_classes: int) -> Eval
         precision=str(model.dtype).removeprefix("torch."),
         reliability=meter.reliability(),
         confusion=meter.confusion(num_classes),
+        bad=explain_bad_images(images, meter.bad),
     )
 
 

@@ -12,10 +12,10 @@ from logitcache.plugins import require_own
 from logitcache.store import CacheReader
 from logitcache.train.evaluation import Evaluation, EvaluationReport, evaluate
 from logitcache.train.trained import TrainedStudent
-from logitcache.views.datasets import open_images, open_recorded
+from logitcache.views.datasets import choose_recipe, describe_transparency, open_images, open_recorded
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import OnBadImage
-from logitcache.views.recipes import recipe_named
+from logitcache.views.recipes import evaluation_recipe, recipe_named, with_background
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class EvaluationJob:
         input_size: as `TrainedStudent.build_model` takes it.
         data: as `open_images` takes it; "auto": what the run was trained on. Its test split is seen.
         recipe: as `recipe_named` takes it; "auto": what the recipe of the training views evaluates by.
+        background: as `recipes.with_background` takes it; None: as while training.
         teacher_cache: path or URL of a cache of the test split, to compare the student with its teacher.
         batch_size, workers, on_bad_image: as `Evaluation` takes them.
         precision, device: as `choose_precision` and `choose_device` take them.
@@ -64,6 +65,7 @@ class EvaluationJob:
     input_size: int = 0
     data: str = "auto"
     recipe: str = "auto"
+    background: str | None = None
     teacher_cache: str | None = None
     batch_size: int = 256
     precision: str = "auto"
@@ -86,6 +88,11 @@ class EvaluationJob:
         if images.note:
             on_line(f"note: {images.note}")
         recipe = self._choose_recipe(trained, images)
+        advice = "--background white puts them on white"
+        if (trained.recipe or trained.evaluation) and self.background is None:
+            advice = "as while training"
+        if note := describe_transparency(images, recipe, advice):
+            on_line(f"note: {note}")
         device = choose_device(self.device)
         evaluation = Evaluation(
             images,
@@ -123,8 +130,15 @@ class EvaluationJob:
         return open_recorded(trained.data, "test", self.student)
 
     def _choose_recipe(self, trained: TrainedStudent, images: Images) -> RecipeSpec:
-        if self.recipe != "auto":
-            return recipe_named(self.recipe)
+        named = self.recipe if self.recipe != "auto" else None
         if trained.recipe:
-            require_own(trained.file, *trained.recipe.code)
-        return recipe_named((trained.recipe or recipe_named(images.recipe)).evaluation)
+            if named is None:
+                require_own(trained.file, *trained.recipe.code)
+            recipe = evaluation_recipe(trained.recipe, named)
+        elif trained.evaluation:
+            if named is None:
+                require_own(trained.file, *trained.evaluation.code)
+            recipe = evaluation_recipe(trained.evaluation, named) if named else trained.evaluation
+        else:
+            recipe = recipe_named(named) if named else evaluation_recipe(choose_recipe(images)[0])
+        return with_background(recipe, self.background)

@@ -36,9 +36,11 @@ from logitcache.train.events import OnTrainEvent, TrainEvent, TrainingBegun
 from logitcache.train.learner import Run
 from logitcache.train.loop import RunReport, train
 from logitcache.train.run_folder import RunFolder, claim_folders
-from logitcache.train.trained import TrainedStudent, list_runs
+from logitcache.train.trained import TrainedStudent, list_runs, read_training_recipe
 from logitcache.train.variants import Variant, VariantInputs
+from logitcache.views.bad_images import explain_bad_images, list_bad_images
 from logitcache.views.keyed_views import OnBadImage
+from logitcache.views.recipes import with_background
 
 OnLine = Callable[[str], None]
 
@@ -175,7 +177,7 @@ class TrainJob:
         should_stop: Callable[[], bool] = lambda: False,
         **_: Any,
     ) -> TrainSetup:
-        inputs = self.inputs.open_data(self.students)
+        inputs = self._keep_recipe(self.inputs.open_data(self.students), resume=resume)
         protocol, settings = self._choose_protocol(inputs, resume=resume)
         variants = self.variants.build(settings.config)
         if self.variants.batch_size is None:
@@ -208,6 +210,15 @@ class TrainJob:
         if evaluation and not (resume and self._was_evaluated(students)):
             _look_at_images(evaluation, on_line, should_stop)
         return TrainSetup(students, stream, evaluation, protocol, lines)
+
+    def _keep_recipe(self, inputs: StreamInputs, *, resume: bool) -> StreamInputs:
+        """Have a run without a cache go on by its own recipe, where none is named: another may be chosen by now."""
+        if not resume or self.out is None or inputs.caches or inputs.recipe != "auto":
+            return inputs
+        begun = list_runs(self.out)
+        if not begun:
+            return inputs
+        return replace(inputs, recipe=with_background(read_training_recipe(begun[0]), inputs.background))
 
     def _choose_protocol(self, inputs: StreamInputs, *, resume: bool) -> tuple[str, TrainProtocol]:
         """Choose a protocol by the data; for a run that goes on, the one that it was begun by."""
@@ -251,6 +262,8 @@ class TrainJob:
             return None
         if newer := evaluation.describe_newer_images():
             on_line(f"note: {newer}")
+        if evaluation.images.note:
+            on_line(f"note: of the test images {evaluation.images.note}")
         return evaluation
 
     def _name_folders(self, students: Sequence[Student]) -> AbstractContextManager[Sequence[Path]]:
@@ -303,7 +316,7 @@ def _look_at_images(evaluation: Evaluation, on_line: OnLine, should_stop: Callab
     if len(evaluation.images) <= FEW_TO_LOOK_AT and (bad := evaluation.find_bad_images(should_stop)):
         on_line(
             f"note: {len(bad):,} of {len(evaluation.images):,} test images do not decode and are left out of "
-            f"the scores: {evaluation.images.describe(bad[0])}{' and others' if len(bad) > 1 else ''}"
+            f"the scores: {list_bad_images(explain_bad_images(evaluation.images, bad))}"
         )
 
 

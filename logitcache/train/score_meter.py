@@ -30,7 +30,8 @@ class ScoreMeter:
         teacher: answers for their views; None: the model is scored by labels alone.
 
     Attributes:
-        left_out: images that do not decode, where the batches leave them out.
+        left_out: how many images do not decode, where the batches leave them out.
+        bad: which, of those that this rank has seen.
         labels, predicted: (B,) int64 of each batch: labels, -1 where there are none, and the model's first classes.
     """
 
@@ -43,6 +44,7 @@ class ScoreMeter:
         self._teacher_sums = zeros(2)  # same top class, KL
         self._edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64, device=self.device)[1:-1]
         self._labelled, self._answered, self.left_out = 0, 0, 0
+        self.bad: list[int] = []
         self.labels: list[Tensor] = []
         self.predicted: list[Tensor] = []
 
@@ -54,6 +56,7 @@ class ScoreMeter:
         """
         if left_out := int((~batch.valid).sum()):
             self.left_out += left_out
+            self.bad += batch.samples[~batch.valid].tolist()
             views, labels, samples, seeds, valid = (part[batch.valid] for part in batch[:5])
             batch = ViewBatch(views, labels, samples, seeds, valid)
             if not len(batch.views):

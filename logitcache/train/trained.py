@@ -11,7 +11,7 @@ from logitcache.models.weights import read_header
 from logitcache.paths import expand_home, write_path
 from logitcache.plugins import require_own
 from logitcache.train.run_folder import RunFolder
-from logitcache.views.recipes import recipe_named
+from logitcache.views.recipes import evaluation_recipe
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class TrainedStudent:
         num_classes: C.
         data: what it was trained on, as `datasets.open_images` takes it.
         recipe: by which its training views were made.
+        evaluation: by which test images become views, where its file of weights alone says so.
     """
 
     file: Path
@@ -31,6 +32,7 @@ class TrainedStudent:
     num_classes: int | None
     data: str | None = None
     recipe: RecipeSpec | None = None
+    evaluation: RecipeSpec | None = None
 
     @classmethod
     def find(cls, path: str | Path, which: str = "best") -> Self:
@@ -55,7 +57,9 @@ class TrainedStudent:
                     f"no run folder or weights file at {path}; `logitcache train` makes a run folder"
                 )
             about = read_header(path)
-            return cls(path, about.name, about.num_classes) if about else cls(path, None, None)
+            if about is None:
+                return cls(path, None, None)
+            return cls(path, about.name, about.num_classes, evaluation=about.evaluation)
         if not RunFolder(path).has_run():
             inside = list_runs(path)
             others = f", or another of the {len(inside)} runs there" if len(inside) > 1 else ""
@@ -114,7 +118,7 @@ class TrainedStudent:
         if self.recipe is None or ":" in self.recipe.evaluation:
             return None
         try:
-            return recipe_named(self.recipe.evaluation)
+            return evaluation_recipe(self.recipe)
         except LogitCacheError:  # its file is not there
             return None
 
@@ -157,6 +161,16 @@ def read_command(folder: Path) -> Command:
         raise OptionError(f"{runs[0]} was not begun by `logitcache train …` alone; give its options again")
     folder = Path(said_in) if isinstance(said_in, str) else Path()
     return Command(words[2:], folder if folder.is_absolute() and folder.is_dir() else None, runs[0])
+
+
+def read_training_recipe(run: Path) -> RecipeSpec:
+    """Return the recipe of a run's training views.
+
+    Raises:
+        NotFoundError: there is no run.
+        FormatError: its config.json is damaged.
+    """
+    return _read_record(run, RunFolder(run).read_config())[2]
 
 
 def _read_record(folder: Path, record: dict[str, Any]) -> tuple[str, str, RecipeSpec]:

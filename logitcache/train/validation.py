@@ -11,7 +11,7 @@ from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.keys import permutation
 from logitcache.views.loader import iterate_batches, view_loader
-from logitcache.views.recipes import recipe_named
+from logitcache.views.recipes import evaluation_recipe
 
 ONE_IN, AT_MOST = 10, 5000  # labelled images that are held out
 
@@ -33,7 +33,7 @@ class Validation:
         images, recipe = stream.views.images, stream.views.maker.recipe
         self._samples = torch.from_numpy(choose_held_out(images))
         pairs = [[(i, 0) for i in part.tolist()] for part in torch.split(self._samples, 256) if len(part)]
-        views = KeyedViews(images, recipe_named(recipe.evaluation), "skip")
+        views = KeyedViews(images, evaluation_recipe(recipe), "skip")
         self._loader = view_loader(views, pairs, workers=stream.config.workers, device=stream.device)
 
     def drop_held_out(self, batch: Batch) -> Batch:

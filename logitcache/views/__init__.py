@@ -4,6 +4,9 @@ For every wing above. A view is a pure function of image, sample and seed: whoev
 
 images       `Images`, the base of every data set: images in a stable order, with a fingerprint
 folders      images that are files
+picture_files which files below a folder are pictures, and what is left out
+picture_sample what a few pictures say of all: their sizes, whether some are transparent
+bad_images   images that do not decode, by name
 datasets     data sets by name: `open_images`; arrays in memory, and your own data
 recipes      recipes by name: which transforms make a view
 keys         random numbers from (seed, sample) and nothing else

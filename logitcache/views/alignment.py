@@ -5,6 +5,7 @@ keys that every cache stores, and proves them by the fingerprint. `open_images_t
 user names.
 """
 
+import copy
 import shlex
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from logitcache.errors import DataError, Difference, LogitCacheError, MismatchEr
 from logitcache.store.reader import CacheReader
 from logitcache.views.datasets import SHIPPED, open_images
 from logitcache.views.images import Images, Samples
+from logitcache.views.picture_sample import PictureSample
 
 SampleKeys = npt.NDArray[np.uint64]
 
@@ -43,6 +45,16 @@ class OrderedImages(Images):
     def image(self, sample: int) -> Tensor:
         """Return one image, (C, H, W) uint8."""
         return self.images.image(int(self.order[sample]))
+
+    def on_background(self, colour: str | None) -> "OrderedImages":
+        """Return the same images, transparent ones on a colour."""
+        ordered = copy.copy(self)
+        ordered.images = self.images.on_background(colour)
+        return ordered
+
+    def sample_pictures(self) -> PictureSample | None:
+        """Look at a few of the other set."""
+        return self.images.sample_pictures()
 
     def pixels(self) -> Tensor | None:
         """Return a copy of these images, where the others lie in memory."""
@@ -97,7 +109,8 @@ def open_images_to_show(reader: CacheReader, named: Sequence[str] = ()) -> tuple
     found: LogitCacheError | None = None
     for name in [*named, *([spec.name] if spec.name in SHIPPED else [])]:
         try:
-            return align_images(reader, open_images(name, spec.split)), name
+            images = align_images(reader, open_images(name, spec.split))
+            return images.on_background(reader.spec.recipe.background), name
         except (DataError, MismatchError) as error:
             found = found or error
         except NotFoundError as error:
@@ -127,15 +140,22 @@ def align_images(reader: CacheReader, images: Images, *, grow: bool = False) -> 
         MismatchError: they are others; `fields` says what differs, such as the first image that is missing.
         DataError: the images do not say how to tell the old ones.
     """
+    found: Images | None = None
+    refusal: MismatchError | None = None
     try:
-        return _align(reader, images, grow)
-    except MismatchError:
-        hidden = images.with_hidden()
-        if hidden is None:
-            raise
-        with suppress(MismatchError):
-            return _align(reader, hidden, grow)
-        raise
+        found = _align(reader, images, grow)
+    except MismatchError as error:
+        refusal = error
+    if found is None or found.left_out:
+        for earlier in images.earlier_listings():
+            with suppress(MismatchError):
+                aligned = _align(reader, earlier, grow)
+                if found is None or not aligned.left_out:
+                    return aligned
+    if refusal:
+        raise refusal
+    assert found is not None
+    return found
 
 
 def _align(reader: CacheReader, images: Images, grow: bool) -> Images:
@@ -160,7 +180,7 @@ def _align(reader: CacheReader, images: Images, grow: bool) -> Images:
         f"{reader.path} was made of other images ({expected.name}) than {images.name}",
         fields,
         "give the data that the cache was made of with --data, or dump a cache of this data"
-        + (f"; {images.note}, which an earlier cache may hold" if images.note else "")
+        + (f"; {images.note}: an earlier cache may hold them" if images.note else "")
         + ("; the classes of a cache cannot change" if "dataset.num_classes" in fixed else "")
         + ("; it has no sample keys, so its data cannot grow" if keys is None else ""),
     )

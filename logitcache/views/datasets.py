@@ -3,6 +3,7 @@
 `Images` (in `images`) is the base for your own; files in folders are in `folders`.
 """
 
+import copy
 import importlib.resources
 from collections.abc import Iterable
 from contextlib import suppress
@@ -22,12 +23,14 @@ from logitcache.errors import (
     OptionError,
     UnknownNameError,
 )
+from logitcache.format.identity import RecipeSpec
 from logitcache.paths import expand_home, read_variable
 from logitcache.plugins import load_callable, require_own
 from logitcache.views.decoding import pillow_to_tensor, printable_path
 from logitcache.views.folders import FolderImages
 from logitcache.views.images import Images, Labels, Samples, check_labels, hash_parts
 from logitcache.views.items import (
+    Item,
     describe_own_error,
     find_file,
     is_renumbered,
@@ -36,6 +39,8 @@ from logitcache.views.items import (
     read_labels,
     says_class,
 )
+from logitcache.views.picture_sample import PictureSample, is_transparent, spread_evenly
+from logitcache.views.recipes import recipe_named, with_background
 
 LOOKED_AT = 256  # items of a data set of your own, when it is opened
 
@@ -94,6 +99,43 @@ def open_recorded(name: str, split: str, where: object) -> Images:
             f"{error}; {where} names {name} as it lay where that was made, seen from there: say with --data where "
             "the images lie now"
         ) from error
+
+
+def choose_recipe(images: Images, background: str | None = None) -> tuple[RecipeSpec, str]:
+    """Choose the recipe of training views for images whose user names none; of test images by the training ones.
+
+    Args:
+        images: opened by name.
+        background: as `recipes.with_background` takes it.
+
+    Returns:
+        The recipe; why it is that, in a few words, or "" where it does not depend on the pictures.
+    """
+    if images.split == "test" and images.sample_pictures():
+        with suppress(LogitCacheError):  # there are no training images
+            images = open_images(images.name)
+    sample = images.sample_pictures()
+    reason = sample.describe_sides() if sample and sample.sides else ""
+    return with_background(recipe_named(images.default_recipe()), background), reason
+
+
+def describe_transparency(images: Images, recipe: RecipeSpec, advice: str) -> str | None:
+    """Say, where pictures are transparent and a recipe names no background, what becomes of them; else None.
+
+    Args:
+        images: opened.
+        recipe: of their views.
+        advice: what puts them on a background.
+    """
+    sample = images.sample_pictures()
+    if recipe.background is not None:
+        return None if sample else f"{images.name} has no alpha, so that the background changes nothing"
+    if not sample or not sample.transparent:
+        return None
+    return (
+        f"{sample.transparent:,} of {len(sample.sides):,} pictures looked at are transparent, first {sample.first}; "
+        f"their alpha is dropped, so that colours hidden behind it show; {advice}"
+    )
 
 
 # In memory ------------------------------------------------------------------------------------------------
@@ -211,13 +253,22 @@ class WrappedImages(Images):
     """
 
     def __init__(self, name: str, split: str, data: Any) -> None:
+        from PIL import Image
+
         self.name, self.split, self.data = name, split, data
         self._channels = 1
+        self._background: str | None = None
         said: dict[int, Any] = {}
-        for sample in _spread(len(data), LOOKED_AT):
+        sides: list[int] = []
+        clear: list[int] = []
+        for sample in spread_evenly(len(data), LOOKED_AT):
             with suppress(ImageError):
-                image, said[sample] = self._read(sample)
-                self._channels = max(self._channels, len(image))
+                picture, said[sample] = self._read_item(sample)
+                clear += [sample] * (isinstance(picture, Image.Image) and is_transparent(picture))
+                pixels = self._to_pixels(picture, sample)
+                self._channels = max(self._channels, len(pixels))
+                sides.append(min(pixels.shape[1:]))
+        self._sample = PictureSample(tuple(sides), len(clear), self.describe(clear[0]) if clear else "")
         labels = read_labels(data, said, self.describe)
         names = [] if is_renumbered(data, labels) else read_class_names(data)
         self.class_names = names
@@ -238,7 +289,8 @@ class WrappedImages(Images):
             ImageError: it does not decode.
             DataError: it is no image, or of another label than when the data set was opened.
         """
-        image, label = self._read(sample)
+        picture, label = self._read_item(sample)
+        image = self._to_pixels(picture, sample, self._background)
         if not says_class(label, int(self.labels[sample])):
             raise DataError(
                 f"{self.describe(sample)} says label {label}, and the data set {self.labels[sample]} when it was "
@@ -251,19 +303,34 @@ class WrappedImages(Images):
             )
         return image.expand(self._channels, -1, -1).contiguous()
 
+    def on_background(self, colour: str | None) -> "WrappedImages":
+        """Return the same images, transparent ones on a colour; in colour where it is no gray."""
+        images = copy.copy(self)
+        images._background = colour
+        if colour and not colour[1:3] == colour[3:5] == colour[5:7]:
+            images._channels = 3
+        return images
+
+    def sample_pictures(self) -> PictureSample:
+        """Return what was seen of them when the data set was opened."""
+        return self._sample
+
     def describe(self, sample: int) -> str:
         """Say which image this is, for messages; by its file too, where the data set lists its files."""
         file = find_file(self.data, sample)
         return super().describe(sample) + (f" ({printable_path(Path(file))})" if file else "")
 
-    def _read(self, sample: int) -> tuple[Tensor, Any]:
-        """Read an image, (1 or 3, H, W) uint8, and what its item says is its label."""
+    def _read_item(self, sample: int) -> Item:
+        """Read an image, as the data set gives it, and what its item says is its label."""
+        return read_item(self.data, sample, self.describe(sample))
+
+    def _to_pixels(self, image: Any, sample: int, background: str | None = None) -> Tensor:
+        """Convert an image to (1 or 3, H, W) uint8."""
         from PIL import Image
 
-        image, label = read_item(self.data, sample, self.describe(sample))
         if isinstance(image, Image.Image):
             try:
-                image = pillow_to_tensor(image)
+                image = pillow_to_tensor(image, None, background)
             except (OSError, SyntaxError, ValueError) as error:
                 raise ImageError(f"{self.describe(sample)} does not decode ({error})") from error
         if (
@@ -278,11 +345,13 @@ class WrappedImages(Images):
                 f"{self.describe(sample)}: expected a PIL image or a (C, H, W) uint8 tensor with C of 1 or 3, "
                 f"found {found}; {_advise_on(image)}"
             )
-        return image, label
+        return image
 
     def _proof(self, sample: int) -> bytes:
         try:
-            image, _ = self._read(sample)
+            image = self._to_pixels(
+                self._read_item(sample).image, sample
+            )  # on no background: that is the recipe's
         except ImageError:
             return b"does not decode"
         return f"{tuple(image.shape)}".encode() + image.contiguous().numpy().tobytes()
@@ -295,13 +364,8 @@ class WrappedImages(Images):
     def fingerprint_of(self, samples: Samples) -> str:
         """Digest of the labels of some samples and of 32 of their images."""
         chosen = np.arange(len(self))[samples]
-        shown = chosen[_spread(len(chosen), 32)]
+        shown = chosen[spread_evenly(len(chosen), 32)]
         return hash_parts(self.labels[samples].data, *map(self._proof, shown.tolist()))
-
-
-def _spread(n: int, count: int) -> list[int]:
-    """List up to so many of n samples, evenly spaced."""
-    return sorted({i * n // count for i in range(count)}) if n else []
 
 
 def _advise_on(image: Any) -> str:

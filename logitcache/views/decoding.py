@@ -2,10 +2,12 @@
 
 import os
 import re
+import threading
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,23 +20,35 @@ BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 MIN_IS_WHITE = 0
 SIGNED, FLOAT = 2, 3
 ADVICE = "of no known range: save it with 8 bits, or 16 without sign"
+PILLOW_PIXELS = 1024**3 // 4 // 3  # above twice as many Pillow raises, unless the user has set another limit
+MOST_PIXELS = 1 << 30  # of one picture; each takes some 14 bytes while it is decoded
+MOST_PER_BYTE = (
+    1 << 10
+)  # pixels of a file beyond Pillow's limit: as far as zlib packs; more are of a damaged header
+
+T = TypeVar("T")
 
 
-def decode_image(path: Path) -> Tensor:
+def decode_image(path: Path, background: str | None = None) -> Tensor:
     """Decode an image file to (3, H, W) uint8 RGB: its first frame, turned as its EXIF or XMP orientation says.
 
     Metadata that do not parse turn nothing.
 
+    Args:
+        path: of the file.
+        background: colour, "#rrggbb", that a transparent picture is put on; None drops its alpha.
+
     Raises:
         ImageError: it cannot be read or decoded, or its pixels have no known range; the message names the file.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
-    _quieten_pillow()
+    def decode(file: Any) -> Tensor:
+        file.load()
+        return pillow_to_tensor(_turn_upright(file), file, background)
+
     try:
-        with Image.open(path) as file:
-            file.load()
-            pixels = pillow_to_tensor(_turn_upright(file), file)
+        pixels = read_picture(path, decode)
     except Exception as error:  # whatever a decoder raises, the file is what is wrong
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if isinstance(error, UnidentifiedImageError):
@@ -43,14 +57,54 @@ def decode_image(path: Path) -> Tensor:
     return pixels.expand(3, -1, -1).contiguous()
 
 
+def read_picture(path: Path, read: Callable[[Any], T]) -> T:
+    """Open a file by Pillow and return what `read` makes of it, also of one with more pixels than Pillow takes.
+
+    Up to `MOST_PIXELS` are taken, unless the user has set another limit of Pillow's.
+
+    Raises:
+        ValueError: it has more.
+        Exception: whatever Pillow and `read` raise.
+    """
+    from PIL import Image
+
+    _quieten_pillow()
+    try:
+        with Image.open(path) as file:
+            return read(file)
+    except Image.DecompressionBombError as error:
+        if Image.MAX_IMAGE_PIXELS not in (PILLOW_PIXELS, MOST_PIXELS // 2):
+            raise ValueError(f"{error}; PIL.Image.MAX_IMAGE_PIXELS has been set so") from error
+    with _raising_limit:  # Pillow's limit is one for all threads
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MOST_PIXELS // 2
+        try:
+            with Image.open(path) as file:
+                width, height = file.size
+                if width * height > MOST_PER_BYTE * (size := path.stat().st_size):
+                    raise ValueError(
+                        f"it says {width:,} × {height:,} pixels, which {size:,} bytes cannot hold"
+                    )
+                return read(file)
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"it has more than {MOST_PIXELS:,} pixels; make it smaller") from error
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+_raising_limit = threading.Lock()
+
+
 def _quieten_pillow() -> None:
-    """Ignore what Pillow warns of metadata; what cannot be decoded raises, and of huge pictures it warns still.
+    """Ignore what Pillow warns of metadata and of many pixels; what cannot be decoded raises.
 
     The filter stays in the process, in front: to set one around each image would make Python forget what it has
     warned of already, and is not safe with threads.
     """
     global _filter
     if _filter is None or warnings.filters[0] != _filter:
+        from PIL.Image import DecompressionBombWarning
+
+        warnings.filterwarnings("ignore", category=DecompressionBombWarning)
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         _filter = warnings.filters[0]
 
@@ -58,20 +112,23 @@ def _quieten_pillow() -> None:
 _filter: Any = None
 
 
-def pillow_to_tensor(image: Any, file: Any = None) -> Tensor:
+def pillow_to_tensor(image: Any, file: Any = None, background: str | None = None) -> Tensor:
     """Convert a PIL image to (1, H, W) uint8 if it is gray, else (3, H, W) uint8.
 
-    Of more than 8 bits the highest 8 are taken; alpha is left out.
+    Of more than 8 bits the highest 8 are taken. What is gray and transparent is (3, H, W) on a background in colour.
 
     Args:
         image: of any mode whose range is known.
         file: what was opened to make it, which says how many bits its pixels have; None: itself.
+        background: colour, "#rrggbb", that a transparent image is put on; None drops its alpha.
 
     Raises:
         ValueError: the range of its pixels is not known.
     """
     file = image if file is None else file
     _refuse_signed_and_float(file)
+    if background is not None and (alpha := read_alpha(image)) is not None:
+        return _put_on(pillow_to_tensor(image, file), torch.from_numpy(alpha), bytes.fromhex(background[1:]))
     if image.mode.startswith("I") or image.mode == "F":
         array = _take_high_bits(image, file)
     elif image.mode in ("1", "L", "LA"):
@@ -83,8 +140,36 @@ def pillow_to_tensor(image: Any, file: Any = None) -> Tensor:
             image.convert("RGBA").convert("RGB")
         )  # straight to RGB warns of transparency, or fails
     else:
-        array = np.array(image.convert("RGB"))
+        array = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+
+
+def has_alpha(image: Any) -> bool:
+    """Tell by a picture's header whether it may be transparent."""
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        return True
+    return "transparency" in image.info and image.mode in ("1", "L", "P", "RGB", "I", "I;16")
+
+
+def read_alpha(image: Any) -> Any:
+    """Return the alpha of a PIL image, (H, W) uint8; None where it has none."""
+    if not has_alpha(image):
+        return None
+    if image.mode.startswith("I"):  # one gray of 16 bits is transparent, which Pillow does not convert
+        clear = image.info["transparency"]
+        return np.where(np.asarray(image) == clear, 0, 255).astype(np.uint8) if type(clear) is int else None
+    if image.mode in ("La", "PA", "1"):
+        image = image.convert({"La": "LA", "PA": "RGBA", "1": "RGBA"}[image.mode])
+    return np.array(image.convert("RGBA").getchannel("A"))
+
+
+def _put_on(colours: Tensor, alpha: Tensor, background: bytes) -> Tensor:
+    """Put pixels, (1 or 3, H, W) uint8 with alpha (H, W), on a colour; in whole numbers, the same everywhere."""
+    if len({*background}) == 1:
+        background = background[:1]  # gray on gray stays gray
+    below = torch.tensor(list(background), dtype=torch.int32)[:, None, None]
+    opacity = alpha.int()
+    return ((colours.int() * opacity + below * (255 - opacity) + 127) // 255).to(torch.uint8)
 
 
 def _refuse_signed_and_float(file: Any) -> None:

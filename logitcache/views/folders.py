@@ -1,26 +1,39 @@
 """Images that are files below one folder."""
 
+import copy
 import os
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cached_property, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from logitcache.errors import DataError, NotFoundError
-from logitcache.files import is_stray
 from logitcache.views.decoding import decode_image, printable_path
 from logitcache.views.images import Images, Labels, Samples, hash_parts
+from logitcache.views.picture_files import IMAGE_SUFFIXES, SUFFIX_LIST, PictureFiles, is_hidden
+from logitcache.views.picture_sample import PictureSample
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+
+class Listing(NamedTuple):
+    """Which files of a folder are taken: hidden ones, and those whose suffixes earlier versions did not take."""
+
+    hidden: bool = False
+    later: bool = True
+
+
+NOW = Listing()
+BEFORE_LATER, BEFORE_HIDING = Listing(later=False), Listing(hidden=True, later=False)
 
 
 class FolderImages(Images):
     """Images that are files below one folder, ordered by path.
 
-    What systems hide is left out (`is_hidden`), and `note` says so where pictures are among it.
+    What systems hide is left out, and what is not read here (`picture_files`); `note` says so.
 
     The fingerprint covers relative paths, file sizes and labels. Contents are proved by the canaries of a
     cache: to read them all would take as long as a pass over the data. Files that are newer than a cache are told
@@ -33,24 +46,25 @@ class FolderImages(Images):
         self.name, self.split, self.root = name, split, root
         self.files, self.labels, self.num_classes = files, labels, num_classes
         stats = [_stat(root / file) for file in files]
-        self._reopen: Callable[[], FolderImages] | None = None
+        self._earlier: tuple[Listing, ...] = ()
+        self._background: str | None = None
         self._sizes = np.array([size for size, _ in stats], dtype=np.int64)
         self._times = np.array([time for _, time in stats])
         self._fingerprint = self.fingerprint_of(slice(None))
 
     @classmethod
-    def labelled(cls, name: str, root: Path, split: str, *, hidden: bool = False) -> "FolderImages":
+    def labelled(cls, name: str, root: Path, split: str, listing: Listing = NOW) -> "FolderImages":
         """Open train/ or val/ of a folder, each with one folder per class.
 
         Args:
             name, root, split: which.
-            hidden: also files and folders within a class that systems hide; never such folders as classes.
+            listing: which files are taken; hidden folders are never classes.
         """
         folder = root / ("train" if split == "train" else "val")
         expected = f"{name}: expected {root}/train and {root}/val, each with a folder per class"
         named_split = root.name in ("train", "val") and (root.parent / folder.name).is_dir()
         _require_folder(folder, expected, root, f"imagefolder:{root.parent}" if named_split else "")
-        classes, left_out = _class_folders(folder)
+        classes, beside = _class_folders(folder)
         if split != "train" and (root / "train").is_dir():
             trained, _ = _class_folders(root / "train")
             if extra := sorted(set(classes) - set(trained)):
@@ -61,52 +75,71 @@ class FolderImages(Images):
         if len(classes) < 2:
             raise DataError(
                 f"{printable_path(folder)}: expected at least 2 class folders, found {len(classes)}"
-                f"{_blame_hidden(folder, left_out)}; for images without classes use folder:PATH"
+                f"{_blame_left_out(folder, beside)}; for images without classes use folder:PATH"
             )
         files: list[str] = []
         labels: list[int] = []
-        for label, name_of_class in enumerate(classes):
-            found, not_shown = _image_files(folder, name_of_class)
-            if hidden:
-                found = _sorted_paths([*found, *not_shown])
-            left_out += not_shown
-            if not found and split == "train":
-                raise _no_images(folder / name_of_class, folder, not_shown)
-            files += found
-            labels += [label] * len(found)
+        by_class = [PictureFiles.below(folder, name_of_class) for name_of_class in classes]
+        everything = beside.join(*by_class)
+        for label, (name_of_class, found) in enumerate(zip(classes, by_class, strict=True)):
+            taken = found.all(**listing._asdict())
+            if not taken and split == "train":
+                raise _no_images(folder / name_of_class, folder, beside.join(*by_class[: label + 1]))
+            files += taken
+            labels += [label] * len(taken)
         if not files:
-            raise _no_images(folder, folder, left_out)
+            raise _no_images(folder, folder, everything)
         opened = cls(name, split, folder, files, np.asarray(labels, dtype=np.int64), len(classes))
         opened.class_names = [printable_path(Path(name_of_class)) for name_of_class in classes]
-        if left_out and not hidden:
-            opened.note = _describe_hidden(folder, left_out)
-            opened._reopen = partial(cls.labelled, name, root, split, hidden=True)
+        opened._tell(everything, listing, partial(cls.labelled, name, root, split))
         return opened
 
     @classmethod
-    def unlabelled(cls, name: str, root: Path, split: str, *, hidden: bool = False) -> "FolderImages":
-        """Open every image below a folder, without labels; `hidden` as for `labelled`."""
+    def unlabelled(cls, name: str, root: Path, split: str, listing: Listing = NOW) -> "FolderImages":
+        """Open every image below a folder, without labels; `listing` as for `labelled`."""
         _require_folder(root, f"{name}: expected a folder of images", root)
         if split != "train":
             raise DataError(f"{name}: images without labels have no test split to evaluate on")
-        files, left_out = _image_files(root, "")
-        if hidden:
-            files = _sorted_paths([*files, *left_out])
+        found = PictureFiles.below(root)
+        files = found.all(**listing._asdict())
         if not files:
-            raise _no_images(root, root, left_out)
+            raise _no_images(root, root, found)
         opened = cls(name, split, root, files, np.full(len(files), -1, dtype=np.int64), None)
-        if left_out and not hidden:
-            opened.note = _describe_hidden(root, left_out)
-            opened._reopen = partial(cls.unlabelled, name, root, split, hidden=True)
+        opened._tell(found, listing, partial(cls.unlabelled, name, root, split))
         return opened
 
-    def with_hidden(self) -> "FolderImages | None":
-        """Return the same images with the hidden ones, in the order that they had before these were left out."""
-        return self._reopen() if self._reopen else None
+    def _tell(
+        self, found: PictureFiles, listing: Listing, reopen: "Callable[[Listing], FolderImages]"
+    ) -> None:
+        """Note what is left out, and how earlier versions would have listed the same files."""
+        self.note = found.describe_left_out(self.root, **listing._asdict())
+        self._reopen = reopen
+        if listing == NOW:
+            self._earlier = (BEFORE_LATER,) * bool(found.later) + (BEFORE_HIDING,) * bool(found.hidden)
+
+    def earlier_listings(self) -> Iterator["FolderImages"]:
+        """Open the same folder as earlier versions listed it: without some kinds of files, or with hidden ones."""
+        for listing in self._earlier:
+            with suppress(DataError):  # a class had no images then
+                yield self._reopen(listing)
 
     def image(self, sample: int) -> Tensor:
         """Decode one file to (3, H, W) uint8."""
-        return decode_image(self.root / self.files[sample])
+        return decode_image(self.root / self.files[sample], self._background)
+
+    def on_background(self, colour: str | None) -> "FolderImages":
+        """Return the same images, transparent ones on a colour."""
+        images = copy.copy(self)
+        images._background = colour
+        return images
+
+    def sample_pictures(self) -> PictureSample:
+        """Look at a few files."""
+        return self._sample
+
+    @cached_property
+    def _sample(self) -> PictureSample:
+        return PictureSample.of_files([self.root / file for file in self.files], self.describe)
 
     def describe(self, sample: int) -> str:
         """Return the file's path."""
@@ -132,74 +165,28 @@ class FolderImages(Images):
         return os.fsencode(self.files[sample].replace(os.sep, "/"))
 
 
-_SUFFIX_LIST = " ".join(IMAGE_SUFFIXES)
-
-
-def is_hidden(name: str) -> bool:
-    """Tell whether systems and tools hide a file or folder, or keep it for themselves: ._1.png, __MACOSX, @eaDir."""
-    return name.startswith(".") or is_stray(name)
-
-
-def _class_folders(folder: Path) -> tuple[list[str], list[str]]:
-    """List the folders in one, sorted, that are classes; and the images in those that are hidden."""
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    hidden = [
-        file for name in names if is_hidden(name) for found in _image_files(folder, name) for file in found
+def _class_folders(folder: Path) -> tuple[list[str], PictureFiles]:
+    """List the folders in one, sorted, that are classes; and the pictures beside them: hidden, or in no folder."""
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    names = [entry.name for entry in entries if entry.is_dir()]
+    hidden = [PictureFiles.below(folder, name).hidden for name in names if is_hidden(name)]
+    outside = [
+        entry.name
+        for entry in entries
+        if entry.name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(entry.name) and entry.is_file()
     ]
-    return [name for name in names if not is_hidden(name)], hidden
+    beside = PictureFiles(hidden=[file for found in hidden for file in found], outside=outside)
+    return [name for name in names if not is_hidden(name)], beside
 
 
-def _image_files(root: Path, below: str) -> tuple[list[str], list[str]]:
-    """List image files below root/below as paths relative to root, sorted by their bytes: shown ones, hidden ones.
-
-    Links are followed, but each folder is read once, and none that lies above: a link in a class folder that leads
-    back up would put all classes into it.
-    """
-    shown: list[str] = []
-    hidden: list[str] = []
-    seen = {os.fspath(above) for above in (root / below).resolve().parents}
-    begin, later = (hidden if is_hidden(below) else shown), list[str]()
-
-    def walk(start: str, found: list[str]) -> None:
-        for folder, inside, names in os.walk(start, followlinks=True):
-            if (real := os.path.realpath(folder)) in seen:
-                inside.clear()
-                continue
-            seen.add(real)
-            if found is shown:
-                later.extend(os.path.join(folder, name) for name in inside if is_hidden(name))
-                inside[:] = [name for name in inside if not is_hidden(name)]
-            inside.sort(key=os.fsencode)  # which of two ways to a folder comes first is not left to the disk
-            relative = os.path.relpath(folder, root)
-            for name in names:
-                if name.lower().endswith(IMAGE_SUFFIXES):
-                    path = os.path.normpath(os.path.join(relative, name))
-                    (hidden if is_hidden(name) else found).append(path)
-
-    walk(os.fspath(root / below), begin)
-    for folder in later:  # after all that is shown: a link may show what lies in a hidden folder
-        walk(folder, hidden)
-    return _sorted_paths(shown), _sorted_paths(hidden)
+def _no_images(where: Path, root: Path, found: PictureFiles) -> DataError:
+    expected = f"expected files in {SUFFIX_LIST}"
+    return DataError(f"{printable_path(where)}: no images{_blame_left_out(root, found)}; {expected}")
 
 
-def _sorted_paths(paths: list[str]) -> list[str]:
-    return sorted(paths, key=lambda path: os.fsencode(path.replace(os.sep, "/")))
-
-
-def _describe_hidden(folder: Path, files: list[str]) -> str:
-    first = printable_path(folder / files[0])
-    return f"left out as hidden, or of the system: {first}" + (
-        f" and {len(files) - 1:,} others" if files[1:] else ""
-    )
-
-
-def _no_images(where: Path, root: Path, hidden: list[str]) -> DataError:
-    expected = f"expected files in {_SUFFIX_LIST}"
-    return DataError(f"{printable_path(where)}: no images{_blame_hidden(root, hidden)}; {expected}")
-
-
-def _blame_hidden(folder: Path, files: list[str]) -> str:
-    return f" ({_describe_hidden(folder, files)}; rename what is meant)" if files else ""
+def _blame_left_out(folder: Path, found: PictureFiles) -> str:
+    note = found.describe_left_out(folder)
+    return f" ({note}{'; rename what is meant' if found.hidden else ''})" if note else ""
 
 
 def _stat(path: Path) -> tuple[int, float]:

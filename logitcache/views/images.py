@@ -2,7 +2,7 @@
 
 import abc
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from logitcache.errors import DataError
 from logitcache.format.identity import DatasetSpec
+from logitcache.views.picture_sample import PictureSample
 
 Labels = npt.NDArray[np.int64]
 Samples = npt.NDArray[np.int64] | slice
@@ -31,7 +32,7 @@ class Images(abc.ABC):
         labels: (n,) int64; −1 where there is no label.
         num_classes: C; None when unlabelled images leave it to the teacher.
         class_names: of the classes, for messages and pages; may be empty.
-        recipe: name of the default recipe for such images.
+        recipe: name of the default recipe for such images, where their sizes do not choose one (`default_recipe`).
         note: what the user should know of them, in one line; may be empty.
         left_out: how many images the data has beyond these, where these are the samples of a cache.
     """
@@ -55,6 +56,22 @@ class Images(abc.ABC):
         Raises:
             ImageError: it does not decode; the message names it.
         """
+
+    def on_background(self, colour: str | None) -> "Images":
+        """Return these images with transparent ones on a colour, "#rrggbb", or with alpha dropped where it is None.
+
+        These themselves, unless a subclass reads pictures that may be transparent.
+        """
+        return self
+
+    def sample_pictures(self) -> PictureSample | None:
+        """Look at a few pictures as they are stored; None where images have no sizes of their own, and no alpha."""
+        return None
+
+    def default_recipe(self) -> str:
+        """Name the recipe of training views where the user names none: by a sample of the pictures, else `recipe`."""
+        sample = self.sample_pictures()
+        return sample.choose_recipe() if sample else self.recipe
 
     def pixels(self) -> Tensor | None:
         """Return all images, (n, C, H, W) uint8, if they lie in memory, so that `image` only looks one up."""
@@ -89,9 +106,9 @@ class Images(abc.ABC):
         digests = b"".join(hashlib.blake2b(name, digest_size=8).digest() for name in names)
         return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
-    def with_hidden(self) -> "Images | None":
-        """Return these and the ones left out as hidden, as earlier caches had them; None where none is."""
-        return None
+    def earlier_listings(self) -> "Iterator[Images]":
+        """Open the same data as earlier versions listed it, which caches may have been made of; here none."""
+        return iter(())
 
     def times(self) -> npt.NDArray[np.float64] | None:
         """Return when each image was last changed or replaced, (n,) in seconds; None where it is unknown."""

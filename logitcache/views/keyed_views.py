@@ -60,10 +60,14 @@ def check_batch(batch: ViewBatch) -> ViewBatch:
 
 
 class KeyedViews(Dataset[ViewBatch]):
-    """Views of images by (sample, seed): ``views[sample, seed]`` is a batch of one."""
+    """Views of images by (sample, seed): ``views[sample, seed]`` is a batch of one.
+
+    Transparent images are put on the recipe's background first.
+    """
 
     def __init__(self, images: Images, recipe: RecipeSpec, on_bad_image: OnBadImage = "error") -> None:
-        self.images, self.maker, self.on_bad_image = images, ViewMaker(recipe), on_bad_image
+        self.images, self.maker = images.on_background(recipe.background), ViewMaker(recipe)
+        self.on_bad_image = on_bad_image
         self.mixer = Mixer.from_recipe(recipe)
         self._any_view: Tensor | None = None
 

@@ -3,6 +3,7 @@
 import re
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from logitcache.plugins import load_callable
 def recipe_named(name: str) -> RecipeSpec:
     """Return a recipe by name, ``NAME@SIZE`` (for another view size), TOML file or ``module:function``.
 
-    A TOML file holds `name`, `version`, optionally `evaluation`, and one ``[[steps]]`` table per transform
-    with `transform` and its arguments. A ``module:function`` is called as a single step.
+    A TOML file holds `name`, `version`, optionally `evaluation` and `background`, and one ``[[steps]]`` table per
+    transform with `transform` and its arguments. A ``module:function`` is called as a single step.
 
     Raises:
         UnknownNameError: there is no such recipe.
@@ -41,6 +42,39 @@ def recipe_named(name: str) -> RecipeSpec:
         known = [*_FIXED, *(f"{one}@{size}" if size else one for one in _SIZED)]
         raise UnknownNameError("recipe", name, known, "(or a .toml file, or module:function)")
     return RecipeSpec(name, 1, _FIXED[name], "identity")
+
+
+NO_BACKGROUND = "none"  # in place of a colour: the alpha of transparent pictures is dropped
+
+
+def with_background(recipe: RecipeSpec, background: str | None) -> RecipeSpec:
+    """Return a recipe that puts transparent pictures on a colour; of "none" on none, of None as it is.
+
+    Raises:
+        OptionError: it is no colour.
+    """
+    if background is None:
+        return recipe
+    try:
+        return replace(recipe, background=None if background == NO_BACKGROUND else background)
+    except FormatError as error:
+        raise OptionError(
+            f"background: {error}; {NO_BACKGROUND} drops the alpha of transparent pictures"
+        ) from error
+
+
+def evaluation_recipe(recipe: RecipeSpec, name: str | None = None) -> RecipeSpec:
+    """Return the recipe that test images get, on the background of the training views where it names no other.
+
+    Args:
+        recipe: of the training views.
+        name: as `recipe_named` takes it; None: as `recipe` says.
+
+    Raises:
+        LogitCacheError: as `recipe_named` does.
+    """
+    found = recipe_named(name or recipe.evaluation)
+    return replace(found, background=found.background or recipe.background)
 
 
 _RECIPE_FILE = (

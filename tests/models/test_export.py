@@ -212,3 +212,17 @@ def test_names_of_other_classes_are_no_header(count: int) -> None:
 
 def some_colours() -> Tensor:
     return torch.zeros((2, 3, 32, 32), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(("background", "said"), [(None, "alpha is dropped"), ("white", "put on #ffffff")])
+def test_a_file_says_what_is_done_to_a_picture_before_its_views(
+    tmp_path: Path, background: str | None, said: str
+) -> None:
+    recipe = replace(recipe_named("center@8"), background=background)
+    export_model(replace(a_student(), evaluation=recipe), tmp_path / "s.pt", "torchscript")
+    about = json.loads(read_torchscript(tmp_path / "s.pt", some_views(1))[1])
+    assert about["pictures"]["transparency"] == said
+    assert about["pictures"]["background"] == recipe.background == about["views"].get("background")
+    assert about["pictures"]["orientation"].startswith("upright")
+    export_model(a_student(), tmp_path / "s.pt", "torchscript")
+    assert json.loads(read_torchscript(tmp_path / "s.pt", some_views(1))[1])["pictures"] is None

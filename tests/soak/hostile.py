@@ -51,7 +51,7 @@ for _path, _value in [
     ("shard_samples", 1 << 60),
     ("chunk_samples", 1), ("canaries", 1024), ("canaries", 1 << 40), ("profile.gap_step", 1e-300),
     ("profile.gap_dtype", "uint8"), ("versions", {str(i): "x" for i in range(200_000)}),
-    ("format_version", 2), ("format_version", 3), ("calibrated", True), ("calibrated", 2),
+    ("format_version", 2), ("format_version", 3), ("format_version", 4), ("calibrated", True), ("calibrated", 2),
     ("format_version", "1"), ("format_version", 1.0), ("format_version", 10**400),
     ("teacher.name", "x" * 2_000_000), ("teacher.adapter.std", [0.0]), ("teacher.adapter.mean", [1e400]),
     ("recipe.steps", [{"transform": "os:system", "args": {"command": "touch /tmp/owned"}}]),

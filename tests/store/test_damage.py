@@ -60,7 +60,7 @@ def test_a_root_that_is_no_cache_is_a_format_error(root, cache):
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("format_version", 3, "version 3.*upgrade logitcache"),
+        ("format_version", 4, "version 4.*upgrade logitcache"),
         ("format_version", 2, "format_version must be 1, found 2"),
         ("format_version", 0, "format_version must be 1"),
         ("format_version", True, "format_version"),

@@ -74,7 +74,9 @@ class SecondReader:
         root = json.loads((self.path / "zarr.json").read_text())
         assert (root["zarr_format"], root["node_type"]) == (3, "group")
         self.about = about = root["attributes"]["logitcache"]
-        assert about["format_version"] == (2 if about.get("calibrated") else 1)
+        assert about["format_version"] == (
+            3 if "background" in about["recipe"] else 2 if about.get("calibrated") else 1
+        )
         self.n, self.classes, self.k = about["dataset"]["n"], about["dataset"]["num_classes"], about["k"]
         self.per_shard, self.per_chunk = about["shard_samples"], about["chunk_samples"]
         parts = [part["n"] for part in about.get("parts", [])] or [self.n]

@@ -1,6 +1,7 @@
 """Pictures that tests write: into files, folders of classes, and CIFAR's own format."""
 
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,16 @@ def smooth(height: int = 21, width: int = 34, flip: bool = False) -> np.ndarray:
 GRAY = smooth()[..., 0]
 GRAY_RGB = np.repeat(GRAY[..., None], 3, axis=-1)
 SIXTEEN_BITS = (GRAY.astype(np.uint16) << 8) + 77
+
+
+def tiff(bits: int, sample_format: int, data: np.ndarray, min_is: int = 1) -> bytes:
+    """Write a plain TIFF of one channel, whose samples Pillow would not write."""
+    height, width = GRAY.shape
+    body = data.tobytes()
+    tags = [(256, 3, width), (257, 3, height), (258, 3, bits), (259, 3, 1), (262, 3, min_is), (273, 4, 134)]
+    tags += [(277, 3, 1), (278, 3, height), (279, 4, len(body)), (339, 3, sample_format)]
+    entries = [struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags]
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + b"\0\0\0\0" + body
 
 
 def write(path: Path, pixels: np.ndarray | None = None) -> Path:

@@ -51,6 +51,7 @@ recipes = st.builds(
         st.builds(StepSpec, transforms, st.dictionaries(names, json_values, max_size=3)), max_size=3
     ).map(tuple),
     names,
+    st.none() | st.from_regex(r"#[0-9a-f]{6}", fullmatch=True),
 )
 
 

@@ -132,9 +132,12 @@ def test_commands_name_a_bad_test_image_first_and_leave_it_out_when_told_to(tmp_
     assert [row["left_out"] for row in rows] == [1, 1]
     assert f"test image {bad}" in fails("evaluate", "run", *words, "--workers", 0, cwd=tmp_path)
     options = [*words, "--workers", 0, "--on-bad-image", "skip"]
-    assert "left out, as they do not decode: 1" in succeeds("evaluate", "run", *options, cwd=tmp_path)
+    text = " ".join(succeeds("evaluate", "run", *options, cwd=tmp_path).split())
+    assert f"left out 1 images that do not decode: {bad} (" in text
     told = json.loads(succeeds("evaluate", "run", *options, "--json", cwd=tmp_path))
     assert (told["images"], told["left_out"]) == (8, 1)
+    assert [(each["sample"], each["image"]) for each in told["bad"]] == [(4, str(bad))]
+    assert "truncated" in told["bad"][0]["reason"]
     succeeds("report", "run", "--out", "page.html", cwd=tmp_path)
     bad.write_bytes(whole)
     training_image = root / "train" / "bee" / "1.png"

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import GRAY, GRAY_RGB, SIXTEEN_BITS, smooth
+from pictures import GRAY, GRAY_RGB, SIXTEEN_BITS, smooth, tiff
 from PIL import Image, ImageOps
 from refusals import refused
 
 from logitcache.errors import ImageError
 from logitcache.views.decoding import decode_image, pillow_to_tensor, printable_path
-from logitcache.views.folders import IMAGE_SUFFIXES
+from logitcache.views.picture_files import IMAGE_SUFFIXES
 
 PALETTE = Image.fromarray(smooth()).quantize(16)
 PALETTE_RGB = np.array(PALETTE.convert("RGB"))
@@ -87,16 +87,6 @@ def test_a_picture_is_turned_as_its_exif_says(suffix: str, orientation: int, tmp
     found = decode_image(path).permute(1, 2, 0).numpy()
     assert found.shape == expected.shape
     assert np.abs(found - expected).mean() < (1.5 if suffix == "jpg" else 1e-9)
-
-
-def tiff(bits: int, sample_format: int, data: np.ndarray, min_is: int = 1) -> bytes:
-    """Write a plain TIFF of one channel, whose samples Pillow would not write."""
-    height, width = GRAY.shape
-    body = data.tobytes()
-    tags = [(256, 3, width), (257, 3, height), (258, 3, bits), (259, 3, 1), (262, 3, min_is), (273, 4, 134)]
-    tags += [(277, 3, 1), (278, 3, height), (279, 4, len(body)), (339, 3, sample_format)]
-    entries = [struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags]
-    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + b"\0\0\0\0" + body
 
 
 def packed_12_bits(values: np.ndarray) -> np.ndarray:
@@ -222,18 +212,6 @@ def test_decoding_lets_python_remember_what_it_has_warned_of(tmp_path: Path):
             decode_image(tmp_path / "odd.jpg")
             warnings.warn("of mine", UserWarning, stacklevel=1)
     assert [str(warning.message) for warning in caught] == ["of mine"]
-
-
-def test_a_picture_so_large_that_it_may_be_a_bomb_is_warned_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    Image.fromarray(smooth()).save(tmp_path / "large.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
-    with pytest.warns(Image.DecompressionBombWarning):
-        assert decode_image(tmp_path / "large.png").shape == (3, 21, 34)
-
-
-# Damage ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [n for n in FILES if not n.endswith(".png")] + ["rgb.png"])

@@ -27,7 +27,7 @@ from logitcache.models.build import build_model
 from logitcache.store import CacheReader
 from logitcache.views.alignment import align_images
 from logitcache.views.datasets import open_images
-from logitcache.views.folders import FolderImages
+from logitcache.views.folders import BEFORE_HIDING, FolderImages
 from logitcache.views.images import UNLABELLED_CLASSES
 
 DUMPING = DumpConfig(seeds=(0,), top_k=2, workers=0, device="cpu")
@@ -353,7 +353,7 @@ def test_a_folder_below_hidden_ones_and_a_link_into_one_are_shown(tmp_path: Path
 
 def as_before(root: Path, hidden_class: bool = False) -> FolderImages:
     """Open a folder as it was opened before anything was left out."""
-    images = FolderImages.labelled(f"imagefolder:{root}", root, "train", hidden=True)
+    images = FolderImages.labelled(f"imagefolder:{root}", root, "train", BEFORE_HIDING)
     if not hidden_class:
         return images
     labels = np.concatenate([[0], images.labels + 1])
@@ -385,7 +385,7 @@ def test_an_earlier_cache_with_a_hidden_class_is_refused_and_told_why(tmp_path: 
     write(root / "train" / ".ipynb_checkpoints" / "0-checkpoint.png")
     cache = dumped_cache(tmp_path / "c.zarr", as_before(root, hidden_class=True))
     images = open_images(f"imagefolder:{root}")
-    words = ["dataset.num_classes: expected 4, found 3", "0-checkpoint.png, which an earlier cache may hold"]
+    words = ["dataset.num_classes: expected 4, found 3", "0-checkpoint.png: an earlier cache may hold them"]
     refused(MismatchError, lambda: align_images(cache, images), *words)
 
 
@@ -394,3 +394,37 @@ def dumped_cache(out: Path, images: FolderImages) -> CacheReader:
     recipe = RecipeSpec("small", 1, (StepSpec("Resize", {"size": [8, 8]}),))
     dump(out, images, recipe, teacher, DUMPING)
     return CacheReader(out)
+
+
+def test_a_cache_made_before_some_kinds_of_files_were_taken_goes_on_without_them(tmp_path: Path):
+    root = image_folder(tmp_path / "d")
+    old = open_images(f"imagefolder:{root}")
+    assert isinstance(old, FolderImages)
+    cache = dumped_cache(tmp_path / "c.zarr", old)
+    for split in ("train", "val"):
+        shutil.copy(root / split / "bee" / "0.png", root / split / "bee" / "0.apng")
+    new = open_images(f"imagefolder:{root}")
+    assert len(new) == 10
+    notes: list[str] = []
+    images, recipe, teacher = DumpInputs("resnet8", "random", f"imagefolder:{root}", cache.spec.recipe).open()
+    dump(tmp_path / "c.zarr", images, recipe, teacher, DUMPING, on_note=notes.append)
+    assert [note for note in notes if "0.apng" in note and "--grow" in note]
+    found = align_images(cache, new)
+    assert isinstance(found, FolderImages)
+    assert (found.files, found.left_out) == (old.files, 0)
+    grown = align_images(cache, new, grow=True)
+    assert (len(grown), grown.describe(9)) == (10, str(root / "train" / "bee" / "0.apng"))
+    write(root / "train" / "bee" / "9.png")
+    assert (
+        align_images(cache, open_images(f"imagefolder:{root}")).left_out == 2
+    )  # as ever when data has grown
+
+
+def test_an_earlier_cache_of_hidden_images_goes_on_beside_later_kinds(tmp_path: Path):
+    root = image_folder(tmp_path / "d")
+    write(root / "train" / "bee" / "._0.png")
+    cache = dumped_cache(tmp_path / "c.zarr", as_before(root))
+    shutil.copy(root / "train" / "bee" / "0.png", root / "train" / "bee" / "0.apng")
+    found = align_images(cache, open_images(f"imagefolder:{root}"))
+    assert isinstance(found, FolderImages)
+    assert found.files == as_before(root).files

@@ -1,0 +1,54 @@
+"""Samples of a cache that have no teacher, as their images did not decode: named where its data can be opened."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+import numpy as np
+
+from logitcache.errors import LogitCacheError
+from logitcache.store.reader import CacheReader, Commits
+from logitcache.views.alignment import align_images
+from logitcache.views.bad_images import BadImage, explain_bad_images
+from logitcache.views.datasets import open_images
+
+FOLDERS = ("imagefolder:", "folder:")  # data that is opened because a cache names it: no code, no download
+
+
+def name_samples(
+    reader: CacheReader, samples: Sequence[int], data: str | None = None, *, open_data: bool = True
+) -> tuple[BadImage, ...]:
+    """Name samples of a cache, with the reason why each does not decode.
+
+    Args:
+        reader: the cache.
+        samples: which.
+        data: its images by name; None: as the cache names them, where these are files.
+        open_data: open them; else samples are named by number.
+
+    Returns:
+        One for each; where the images are not there, by number alone.
+    """
+    spec = reader.spec.dataset
+    name = data or (spec.name if spec.name.startswith(FOLDERS) else None)
+    if samples and name and open_data:
+        with suppress(LogitCacheError):
+            return explain_bad_images(align_images(reader, open_images(name, spec.split)), samples)
+    return tuple(BadImage(sample, f"sample {sample} of {spec.name}", None) for sample in samples)
+
+
+def find_samples_left_out(reader: CacheReader, commits: dict[int, Commits]) -> list[int] | None:
+    """Find the samples without a teacher under the seed that is farthest; None of a cache at a host.
+
+    Raises:
+        FormatError: a shard is damaged.
+    """
+    if "://" in str(reader.path):
+        return None
+    if not any(digests.any() for digests in commits.values()):
+        return []
+    seed = max(commits, key=lambda seed: int(np.count_nonzero(commits[seed])))
+    found: list[int] = []
+    for shard in np.flatnonzero(commits[seed]).tolist():
+        without = np.isnan(reader.decode(seed, shard)["top"])
+        found += (np.flatnonzero(without) + reader.spec.layout.samples_of(shard).start).tolist()
+    return found

@@ -1,0 +1,54 @@
+"""Images that do not decode, by name and with the reason, for reports."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from logitcache.errors import DataError
+from logitcache.format.spec import Spec
+from logitcache.views.images import Images
+
+MOST_EXPLAINED = 100  # images that are decoded again, to say why they do not
+NAMED = 3  # in a line
+
+
+@dataclass(frozen=True)
+class BadImage(Spec):
+    """An image that did not decode.
+
+    Attributes:
+        sample: its number.
+        image: its file, or what else says which image it is.
+        reason: why it does not decode; None where it does by now, or where nobody looked.
+    """
+
+    sample: int
+    image: str
+    reason: str | None
+
+    def __str__(self) -> str:
+        return self.image if self.reason is None else f"{self.image} ({self.reason})"
+
+
+def explain_bad_images(images: Images, samples: Iterable[int]) -> tuple[BadImage, ...]:
+    """Name images that did not decode; up to `MOST_EXPLAINED` are decoded again, for the reason."""
+    found = []
+    for number, sample in enumerate(sorted({*samples})):
+        reason = _find_reason(images, sample) if number < MOST_EXPLAINED else None
+        found.append(BadImage(sample, images.describe(sample), reason))
+    return tuple(found)
+
+
+def list_bad_images(bad: Sequence[BadImage], where: str = "") -> str:
+    """Name the first few in a line; where there are more, `where` says what lists all."""
+    more = len(bad) - NAMED
+    others = f" and {more:,} {'other' if more == 1 else 'others'}{where and f'; {where}'}" if more > 0 else ""
+    return ", ".join(map(str, bad[:NAMED])) + others
+
+
+def _find_reason(images: Images, sample: int) -> str | None:
+    try:
+        images.image(sample)
+    except DataError as error:
+        message = str(error).partition("does not decode (")[2] or str(error)
+        return message.removesuffix("; mend or remove it").removesuffix(")")
+    return None
