@@ -33,4 +33,4 @@ if TYPE_CHECKING:
 
 __all__ = ["LOSSES", "Loss", "Objective", "Term"]
 
-__getattr__ = lazy(__name__, {"objective": "LOSSES Objective", "registry": "Loss Term"})
+__getattr__, __dir__ = lazy(__name__, {"objective": "LOSSES Objective", "registry": "Loss Term"})

@@ -21,6 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "CachedViews", "Stream", "StreamConfig", "ViewSampler"]
 
-__getattr__ = lazy(
+__getattr__, __dir__ = lazy(
     __name__, {"stream": "Batch Stream StreamConfig", "torch_dataset": "CachedViews ViewSampler"}
 )

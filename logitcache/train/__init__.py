@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "Run", "RunReport", "TrainConfig", "train"]
 
-__getattr__ = lazy(
+__getattr__, __dir__ = lazy(
     __name__,
     {"config": "TrainConfig", "evaluation": "Evaluation", "learner": "Run", "loop": "RunReport train"},
 )
