@@ -14,13 +14,15 @@ from logitcache.teacher.sparse import SparseTeacher
 MUCH_MASS = 0.25  # of a teacher's probability, from which an even tail costs students accuracy
 LESS_MASS = 0.1  # likewise, for losses that divide by the other classes' mass, or compare a class's column
 OF_LESS_MASS = ("dist", "dkd", "nkd")
+FEW_LISTED = 4  # unlisted classes to a listed one, above which completed tails mislead some losses:
+OF_WHOLE_TAIL = ("reverse_kl", "mse")
 TEMPERATURES = 0.1, 20.0  # beyond, T² times a loss is nearly nothing, or drowns all else
 OF_LABELS = ("dkd", "nkd", "pld")
 OF_PROBABILITIES = ("kd", "reverse_kl", "js", "dist", "dkd", "nkd", "ttm", "wttm", "sinkd", "taid", "dho")
 
 
 def list_misfits(
-    term: Term, rows: int, teacher: SparseTeacher, labels: Tensor | None = None
+    term: Term, rows: int, teacher: SparseTeacher, labels: Tensor | None = None, *, alone: bool = False
 ) -> Iterator[str]:
     """Say what of a loss has no gradient, or another than the teacher would give, on batches like this one.
 
@@ -29,6 +31,7 @@ def list_misfits(
         rows: of the batch.
         teacher: its answers; waits for the device where they have an even tail.
         labels: (B,) int64, −1 where there is none; likewise, where the loss needs labels.
+        alone: whether there is no cross-entropy beside the loss.
     """
     name, options = term.name, term.options
     if name in OF_LABELS and labels is not None and not bool((labels >= 0).any()):
@@ -38,10 +41,29 @@ def list_misfits(
             f"{name} compares how the classes of a row lie to each other, which of two classes is always the same: "
             "it has no gradient; take kd"
         )
+    elif (
+        name in OF_WHOLE_TAIL
+        and teacher.completion is not None
+        and teacher.tail_size > FEW_LISTED * teacher.k
+    ):
+        yield (
+            f"{name} reads the classes of the tail as closely as the {teacher.k} of {teacher.num_classes} that the "
+            "teacher lists: how they are completed is too coarse for it; take kd, or a cache of a larger --top-k"
+        )
     elif _ranks_listed(term) and teacher.k < 3:
         yield (
             f"{name} ranks the classes that the teacher lists, of which there are {teacher.k}: that has no gradient; "
             "take another loss, or a cache of a larger --top-k"
+        )
+    elif alone and name == "kendall" and teacher.tail_size > teacher.k:
+        yield (
+            f"{name} ranks the {teacher.k} classes that the teacher lists, and never against the other "
+            f"{teacher.tail_size}: without cross-entropy students learn little; give that a weight, or take cmkd"
+        )
+    elif alone and name == "sinkd":
+        yield (
+            f"{name} matches a batch as a whole, and not its rows: without cross-entropy students learn nothing; "
+            "give that a weight, or take kd"
         )
     if rows < 3 and (options.get("gamma" if name == "dist" else "intra", 0) > 0 or name == "sinkd"):
         yield (
@@ -50,7 +72,7 @@ def list_misfits(
         )
     yield from _list_of_temperature(name, options, teacher)
     if isinstance(inner := options.get("loss"), Term) and teacher.num_classes > 2:
-        yield from list_misfits(inner, rows, teacher.standardise(), labels)
+        yield from list_misfits(inner, rows, teacher.standardise(), labels, alone=alone)
 
 
 def _list_of_temperature(name: str, options: dict[str, Any], teacher: SparseTeacher) -> Iterator[str]:

@@ -191,8 +191,9 @@ class Objective(nn.Module):
         """Warn of what the losses cannot learn from batches like the first."""
         self._has_looked = True
         labels = target.dominant if isinstance(target, MixedLabels) else target
+        alone = not self.ce_weight and len(self.terms) == 1
         for term, weight in self.terms:
-            for misfit in list_misfits(term, rows, teacher, labels) if weight else ():
+            for misfit in list_misfits(term, rows, teacher, labels, alone=alone) if weight else ():
                 warnings.warn(misfit, stacklevel=2)
 
 

@@ -118,6 +118,12 @@ class StreamInputs:
         stream = self._open(epochs, world, on_line)
         if stream.views.images.note:
             on_line(f"note: {stream.views.images.note}")
+        views = self.measure().n * self.config.views_per_image
+        if self.config.batch_size > views:
+            on_line(
+                f"note: batches of {self.config.batch_size:,} are more than the {views:,} views of an epoch, which "
+                "is one smaller step; a smaller --batch-size takes more steps"
+            )
         return stream
 
     def _open(self, epochs: int, world: World, on_line: Callable[[str], None]) -> Stream:
