@@ -2,8 +2,10 @@
 
 It lies in a mapped file of a few bytes: a forked worker inherits the map, a spawned one opens the file by its name.
 So workers that live on from epoch to epoch follow it, and no shared memory is needed, which containers may lack.
+Where no file can be had, forked workers follow all the same.
 """
 
+import mmap
 import os
 import tempfile
 import weakref
@@ -15,18 +17,21 @@ import numpy as np
 import numpy.typing as npt
 
 _EPOCH, _FIRST, _SETTLED = range(3)  # places of the numbers; the second counts from 1
+_BYTES = 24
 
 
 class SharedEpoch:
     """An epoch that one process sets and all read, and whether samples come again in it."""
 
     def __init__(self) -> None:
-        descriptor, name = tempfile.mkstemp(prefix="logitcache-", suffix=".epoch")
-        os.close(descriptor)
-        self._file = Path(name)
-        self._file.write_bytes(bytes(24))
-        self._numbers = _map(self._file)
-        weakref.finalize(self, _delete, self._file, os.getpid())
+        self._file: Path | None = None
+        try:
+            self._file = _make_file()
+            self._numbers = _map(self._file)
+        except OSError:
+            self._numbers = np.frombuffer(mmap.mmap(-1, _BYTES), np.int64)
+        if self._file:
+            weakref.finalize(self, _delete, self._file, os.getpid())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _open, (self._file, self._numbers.tolist())
@@ -52,18 +57,25 @@ class SharedEpoch:
         return again
 
 
+def _make_file() -> Path:
+    descriptor, name = tempfile.mkstemp(prefix="logitcache-", suffix=".epoch")
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(bytes(_BYTES))
+    return Path(name)
+
+
 def _map(file: Path) -> npt.NDArray[np.int64]:
     return np.memmap(file, np.int64, "r+", shape=(3,))
 
 
-def _open(file: Path, numbers: list[int]) -> SharedEpoch:
+def _open(file: Path | None, numbers: list[int]) -> SharedEpoch:
     """Open that of another process; where its file is gone, as it was when the process was started."""
     opened = SharedEpoch.__new__(SharedEpoch)
     opened._file = file
-    try:
-        opened._numbers = _map(file)
-    except OSError:
-        opened._numbers = np.array(numbers, np.int64)
+    opened._numbers = np.array(numbers, np.int64)
+    if file is not None:
+        with suppress(OSError):
+            opened._numbers = _map(file)
     return opened
 
 

@@ -226,3 +226,18 @@ def test_the_epochs_file_goes_with_its_data_set(
     gc.collect()
     assert list((tmp_path / "temporary").iterdir()) == []
     assert pickle.loads(written).seed_of_epoch() == 3
+
+
+def test_without_a_place_for_the_file_forked_workers_follow_too(
+    cache: CacheReader, truth: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    data = CachedViews(few_digits(N), cache)
+    loader = DataLoader(data, 16, shuffle=True, persistent_workers=True, **FORKED)
+    for epoch in (0, 1, 2):
+        data.set_epoch(epoch)
+        assert sorted(samples_of(loader, data, truth, SEEDS[epoch])) == list(range(N))
+    assert pickle.loads(pickle.dumps(data)).seed_of_epoch() == 3
