@@ -35,7 +35,9 @@ def train(
     loss: Annotated[str, typer.Option(help="cmkd, kd, ce …, or a sum: 'kd:0.5+cmkd:1'.")] = "cmkd",
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="What a student is taught otherwise, 'loss=kd,lr=0.1'; one for each, in one pass."),
+        typer.Option(
+            help="Trains students once more, by 'loss=kd,lr=0.1', or one by 'student=NAME,lr=0.01'."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -118,7 +120,7 @@ def train(
     from logitcache.train.tensorboard import CurveWriter
 
     variants = train_options.read_variants(context)
-    inputs = stream_options.read_inputs(context.params, variants.needs_teacher)
+    inputs = stream_options.read_inputs(context.params, variants.needs_teacher(student))
     job = TrainJob(
         tuple(student),
         variants,

@@ -85,16 +85,17 @@ def read_variants(context: typer.Context) -> "VariantInputs":
     Raises:
         OptionError: a loss is given that every variant replaces, or something cannot be read.
     """
-    from logitcache.train.variants import VariantInputs, read_settings
+    from logitcache.train.variants import VariantInputs
 
     options = context.params
     texts = tuple(options["variant"] or ())
     source = context.get_parameter_source("loss")
     given = source is not None and source.name == "COMMANDLINE"
-    if given and texts and all("loss" in read_settings(text) for text in texts):
+    settings = pick_fields(options, TrainConfig)
+    variants = VariantInputs(**pick_fields(options, VariantInputs) | {"settings": settings, "texts": texts})
+    if given and not variants.uses_loss(options["student"]):
         raise OptionError(
             f"every --variant has a loss of its own, so --loss {options['loss']} would train nobody; leave it out or "
             f"give it a variant: --variant loss={options['loss']}"
         )
-    settings = pick_fields(options, TrainConfig)
-    return VariantInputs(**pick_fields(options, VariantInputs) | {"settings": settings, "texts": texts})
+    return variants

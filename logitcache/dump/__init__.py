@@ -24,4 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DumpConfig", "DumpReport", "calibrate_cache", "dump"]
 
-__getattr__ = lazy(__name__, {"job": "DumpConfig DumpReport dump", "late_calibration": "calibrate_cache"})
+__getattr__, __dir__ = lazy(
+    __name__, {"job": "DumpConfig DumpReport dump", "late_calibration": "calibrate_cache"}
+)

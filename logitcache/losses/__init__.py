@@ -20,6 +20,7 @@ taid            a target that moves from the student to the teacher
 two_heads       students with one head for the labels and one for the teacher: DHO, DHKD
 correlation     Pearson correlation, for `cmkd` and `dist`
 soft_ranks      differentiable ranks and their correlation, for `cmkd`
+misfit          what a loss cannot learn from the batches that it gets
 arguments       student logits in float32; a warning where the teacher knows no order in its tail
 """
 
@@ -33,4 +34,4 @@ if TYPE_CHECKING:
 
 __all__ = ["LOSSES", "Loss", "Objective", "Term"]
 
-__getattr__ = lazy(__name__, {"objective": "LOSSES Objective", "registry": "Loss Term"})
+__getattr__, __dir__ = lazy(__name__, {"objective": "LOSSES Objective", "registry": "Loss Term"})

@@ -106,7 +106,7 @@ def _difficulty(
         if difficulty == "student_entropy":
             return (_entropy(s.log_softmax(1)) / chance).clamp(0.0, 1.0)
         if target is None:
-            raise OptionError(f"difficulty {difficulty} needs labels; give a target")
+            raise OptionError(f"loss cmkd of difficulty {difficulty} needs labels; give a target")
         label = target.clamp(min=0)
         if difficulty == "teacher_error":
             h = 1 - teacher.at(1.0).prob_of(label)

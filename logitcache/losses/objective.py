@@ -10,6 +10,7 @@ import ast
 import math
 import re
 import typing
+import warnings
 from typing import Any, Literal, Self
 
 import torch
@@ -23,6 +24,7 @@ from logitcache.losses.dist import dist
 from logitcache.losses.kd import js, kd, reverse_kl
 from logitcache.losses.kendall import kendall
 from logitcache.losses.logit_std import logit_std
+from logitcache.losses.misfit import list_misfits
 from logitcache.losses.mse import mse
 from logitcache.losses.pld import pld
 from logitcache.losses.registry import Loss, Term
@@ -56,7 +58,7 @@ LOSSES = {
 
 
 class Objective(nn.Module):
-    """ce_weight · CE + Σ weight · loss, over one batch."""
+    """ce_weight · CE + Σ weight · loss, over one batch; the first is looked at, for what a loss cannot learn from."""
 
     def __init__(
         self,
@@ -71,6 +73,7 @@ class Objective(nn.Module):
         if not 0 <= label_smoothing <= 1:
             raise OptionError(f"label_smoothing must be 0 to 1, found {label_smoothing}")
         self.terms, self.ce_weight, self.label_smoothing = terms, ce_weight, label_smoothing
+        self._has_looked = False
         names = [term.name for term, _ in terms]
         self.keys = [
             name if name not in names[:at] else f"{name}#{names[: at + 1].count(name)}"
@@ -147,13 +150,17 @@ class Objective(nn.Module):
 
         Raises:
             OptionError: a term needs a teacher or labels, and there are none; or the logits have another number of
-                heads.
+                heads, or are of other classes than the teacher's.
         """
         if student_logits.dim() != 1 + self.heads:
             shape = "(B, C)" if self.heads == 1 else "(B, 2, C)"
             raise OptionError(
                 f"this objective needs student logits of shape {shape}, found {tuple(student_logits.shape)}"
             )
+        if teacher is not None and self.terms:
+            self._require_classes(student_logits.shape[-1], teacher.num_classes)
+            if not self._has_looked and not torch.compiler.is_compiling():
+                self._look_at(len(student_logits), teacher, target)
         head_0, head_1 = (student_logits, student_logits) if self.heads == 1 else student_logits.unbind(1)
         total, label, values = student_logits.new_zeros(()), None, {}
         if target is not None:
@@ -172,6 +179,22 @@ class Objective(nn.Module):
             total = total + weight * value
             values[key] = value.detach()
         return total, values
+
+    def _require_classes(self, found: int, expected: int) -> None:
+        if found != expected:
+            raise OptionError(
+                f"the teacher's logits are of {expected} classes, the student's of {found}; build the student with "
+                f"num_classes={expected}"
+            )
+
+    def _look_at(self, rows: int, teacher: SparseTeacher, target: Tensor | MixedLabels | None) -> None:
+        """Warn of what the losses cannot learn from batches like the first."""
+        self._has_looked = True
+        labels = target.dominant if isinstance(target, MixedLabels) else target
+        alone = not self.ce_weight and len(self.terms) == 1
+        for term, weight in self.terms:
+            for misfit in list_misfits(term, rows, teacher, labels, alone=alone) if weight else ():
+                warnings.warn(misfit, stacklevel=2)
 
 
 # Reading an expression ----------------------------------------------------------------------------------

@@ -21,6 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["InputAdapter", "Model", "ViewModel", "build_model", "export_model"]
 
-__getattr__ = lazy(
+__getattr__, __dir__ = lazy(
     __name__, {"build": "InputAdapter Model build_model", "export": "export_model", "forward": "ViewModel"}
 )

@@ -8,6 +8,7 @@ stream_inputs   caches, images and recipe by the names of the command line, open
 sampler         which (sample, seed) pairs each batch of an epoch holds
 torch_dataset   `CachedViews`, a cache as a torch data set; `ViewSampler`, which walks it
 worker_dataset  what a DataLoader worker needs of it, without Zarr
+shared_epoch    the epoch at hand, which workers see change
 """
 
 from typing import TYPE_CHECKING
@@ -20,6 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "CachedViews", "Stream", "StreamConfig", "ViewSampler"]
 
-__getattr__ = lazy(
+__getattr__, __dir__ = lazy(
     __name__, {"stream": "Batch Stream StreamConfig", "torch_dataset": "CachedViews ViewSampler"}
 )

@@ -7,6 +7,8 @@ for epoch in range(100):
     sampler.set_epoch(epoch)
     for views, labels, rows in loader:
         loss, _ = objective(student(views), data.decode(rows), labels)
+
+With samplers of your own, or `shuffle=True`, it is `data.set_epoch(epoch)` that says which seed an epoch takes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +39,8 @@ class CachedViews(PackedViews):
     """The views of a cache by (sample, seed), with labels and the teacher's answers, for any DataLoader.
 
     In its process `decode` makes the teacher's answers of the rows of a batch, on whatever device these are by then.
+    ``data[3, 0]`` is (view, label, row) of sample 3 under seed 0, ``data[3]`` the same under the seed of the epoch
+    that `set_epoch` set: so ``DataLoader(data, shuffle=True)`` works, and `Subset`, and torch's samplers.
 
     Args:
         images: what the cache was made of: `Images`, or a map-style data set of (image, label); None opens what the
@@ -83,10 +87,25 @@ class CachedViews(PackedViews):
             )
         files = {seed: spool_path(reader, seed, spool_folder) for seed in self.seeds}
         super().__init__(views, self.teacher.layout, files, transform)
+        self.prepare([self.seed_of_epoch()])  # workers find it, whoever walks the data
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle for a spawned worker: no cache, only files to map."""
-        return PackedViews, (self.views, self.layout, self.files, self.transform)
+        return PackedViews, (self.views, self.layout, self.files, self.transform, self.shared_epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Have samples stand under the seed of that epoch, from 0: seeds are taken in turn, as by `ViewSampler`.
+
+        Call it before an epoch is iterated, as that of `torch.utils.data.DistributedSampler`; workers that live on
+        follow. The seed is decoded before this returns, the next one in the background.
+
+        Raises:
+            OptionError: it is no epoch.
+        """
+        if not isinstance(epoch, int) or epoch < 0:
+            raise OptionError(f"an epoch is a whole number from 0, found {epoch!r}")
+        self.shared_epoch.set(epoch)
+        self.prepare([self.seed_of_epoch()], then=choose_seeds(epoch + 1, self.seeds))
 
     @property
     def num_classes(self) -> int:

@@ -36,7 +36,7 @@ __all__ = [
     "fit_statistics",
 ]
 
-__getattr__ = lazy(
+__getattr__, __dir__ = lazy(
     __name__,
     {
         "cached": "CachedTeacher",

@@ -6,6 +6,7 @@ launch          `TrainJob`: students, data and losses by name, in one process or
 loop            `train`: students side by side, a pass over the data for each epoch
 learner         `Run`, what to train; `Learner`, one student from step to step
 variants        losses and settings by text, as `--variant` gives them
+layer_norms     AdamW for students that have layer norms
 config          `TrainConfig`, every setting; published sets of settings by name
 optim           the optimiser, the learning rate by step, the moving average
 epoch_meter     steps and losses of an epoch
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "Run", "RunReport", "TrainConfig", "train"]
 
-__getattr__ = lazy(
+__getattr__, __dir__ = lazy(
     __name__,
     {"config": "TrainConfig", "evaluation": "Evaluation", "learner": "Run", "loop": "RunReport train"},
 )

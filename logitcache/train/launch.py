@@ -33,6 +33,7 @@ from logitcache.stream.stream_inputs import StreamInputs
 from logitcache.train.config import TrainProtocol, choose_protocol, possible_protocols
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.events import OnTrainEvent, TrainEvent, TrainingBegun
+from logitcache.train.layer_norms import describe_layer_norms, suit_layer_norms
 from logitcache.train.learner import Run
 from logitcache.train.loop import RunReport, train
 from logitcache.train.run_folder import RunFolder, claim_folders
@@ -81,8 +82,8 @@ class TrainJob:
     """Students by name, the variants to train each with, and where batches come from.
 
     Attributes:
-        students: names, as `build_model` takes them; each is built once for every variant.
-        variants: what each student is trained with; their seeds draw the first weights.
+        students: names, as `build_model` takes them; each is built once for every variant of it.
+        variants: what each student is trained with, as they are paired; their seeds draw the first weights.
         inputs: where batches come from.
         out: run folder, a folder of run folders where there are several; None: runs/STUDENT-VARIANT-N.
         weights, input_size: as `build_model` takes them.
@@ -151,11 +152,11 @@ class TrainJob:
         for name in self.students:
             require_known_model(name)
         device = choose_device(world.choose_device(self.inputs.config.device))
-        for variant in self._build_variants():
-            choose_precision(variant.config.precision, device)
+        for pair in self._pair():
+            choose_precision(pair[1].config.precision, device)
 
-    def _build_variants(self) -> tuple[Variant, ...]:
-        """Build the variants by a protocol that allows them, of those that may be chosen.
+    def _pair(self) -> list[tuple[str, Variant]]:
+        """Pair students and variants by a protocol that allows them, of those that may be chosen.
 
         Raises:
             UnknownNameError, OptionError: none does.
@@ -163,7 +164,7 @@ class TrainJob:
         refusals: list[Exception] = []
         for protocol in possible_protocols(self.variants.protocol):
             try:
-                return self.variants.build(protocol.config)
+                return self.variants.pair(self.students, protocol.config)
             except (UnknownNameError, OptionError) as error:
                 refusals.append(error)
         raise refusals[0]
@@ -179,24 +180,25 @@ class TrainJob:
     ) -> TrainSetup:
         inputs = self._keep_recipe(self.inputs.open_data(self.students), resume=resume)
         protocol, settings = self._choose_protocol(inputs, resume=resume)
-        variants = self.variants.build(settings.config)
+        pairs = self.variants.pair(self.students, settings.config)
         if self.variants.batch_size is None:
             inputs = replace(inputs, config=replace(inputs.config, batch_size=settings.batch_size))
-        stream = inputs.open(max(variant.config.epochs for variant in variants), world, on_line)
+        stream = inputs.open(max(variant.config.epochs for _, variant in pairs), world, on_line)
         size = max(stream.views.any_view().shape[1:])
         students = []
-        for name in self.students:
-            for variant in variants:
-                model = build_model(
-                    name,
-                    num_classes=stream.num_classes,
-                    view_size=size,
-                    weights=self.weights,
-                    seed=variant.config.seed,
-                    input_size=self.input_size,
-                    new_head=True,
-                )
-                students.append(Student(model, variant))
+        for student, variant in pairs:
+            model = build_model(
+                student,
+                num_classes=stream.num_classes,
+                view_size=size,
+                weights=self.weights,
+                seed=variant.config.seed,
+                input_size=self.input_size,
+                new_head=True,
+            )
+            students.append(Student(model, variant))
+        if self.variants.protocol == "auto":
+            students = [self._suit(each, students, resume=resume) for each in students]
         if resume:
             students = self._choose_students(students)
         if world.rank:  # which says nothing, and has looked at nothing
@@ -205,7 +207,9 @@ class TrainJob:
             steps = variant.config.epochs * stream.steps(0)
             for note in _list_notes(model, steps, size, self.input_size):
                 on_line(f"note: {note}")
-        lines = tuple(describe_training(protocol, [student.variant for student in students], stream))
+            if about := describe_layer_norms(model, variant):
+                on_line(f"note: {about}")
+        lines = tuple(describe_training(protocol, students, stream))
         evaluation = self._open_evaluation(stream, on_line)
         if evaluation and not (resume and self._was_evaluated(students)):
             _look_at_images(evaluation, on_line, should_stop)
@@ -229,6 +233,16 @@ class TrainJob:
         return choose_protocol(
             name, *inputs.measure(), self.variants.batch_size, inputs.config.views_per_image
         )
+
+    def _suit(self, student: Student, students: Sequence[Student], *, resume: bool) -> Student:
+        """Suit a student's settings to its network; those of a run that goes on are as it was begun."""
+        suited = student._replace(variant=suit_layer_norms(*student))
+        if resume and self.out is not None:
+            folders = dict(zip(students, self._list_folders(students), strict=True))
+            begun = [run for run in (RunFolder(self.out), RunFolder(folders[student])) if run.has_run()]
+            if begun and begun[0].read_config()["config"]["optimizer"] == student.variant.config.optimizer:
+                return student
+        return suited
 
     def _choose_students(self, students: list[Student]) -> list[Student]:
         """Return those to go on with: all, or the one whose run is in the very folder that is named.
@@ -270,6 +284,11 @@ class TrainJob:
         labels = [student.label for student in students]
         if doubled := [label for label in labels if labels.count(label) > 1]:
             raise OptionError(f"{doubled[0]} would be trained twice; name each --student and --variant once")
+        made: list[tuple[Any, ...]] = []
+        for (model, variant), label in zip(students, labels, strict=True):
+            made.append((model.name, variant.config, variant.build_objective().spec()))
+            if (first := made.index(made[-1])) < len(made) - 1:
+                raise OptionError(f"{labels[first]} and {label} are the same run; leave one --variant out")
         if self.out is None:
             return claim_folders(Path("runs"), labels)
         return nullcontext(self._list_folders(students))
@@ -333,14 +352,11 @@ def _announce(lines: Iterable[str], on_line: OnLine, on_progress: OnTrainEvent |
     return handle
 
 
-def describe_training(protocol: str, variants: Sequence[Variant], stream: Stream) -> Iterator[str]:
+def describe_training(protocol: str, students: Sequence[Student], stream: Stream) -> Iterator[str]:
     """Say by what settings, in how many steps and from which seeds students are trained: a line for each length."""
     size, seeds = stream.config.batch_size * stream.config.world.size, list(stream.config.seeds)
-    for epochs in dict.fromkeys(variant.config.epochs for variant in variants):
-        configs = [variant.config for variant in variants if variant.config.epochs == epochs]
-        optimizers = " or ".join(
-            dict.fromkeys(f"{config.optimizer}, lr {config.lr:g} {config.schedule}" for config in configs)
-        )
+    for epochs in dict.fromkeys(variant.config.epochs for _, variant in students):
+        optimizers = _describe_optimizers([s for s in students if s.variant.config.epochs == epochs])
         steps = stream.steps(0)  # of another epoch it would take a seed decoded
         again = epochs * stream.config.views_per_image / len(seeds)
         views = f"{seed_list(seeds)}, few: each view comes {again:.0f} times"
@@ -352,6 +368,18 @@ def describe_training(protocol: str, variants: Sequence[Variant], stream: Stream
             f"protocol {protocol}: {optimizers}, {epochs} epochs of {steps:,} steps of {size}, "
             f"{steps * epochs:,} in all; {views}"
         )
+
+
+def _describe_optimizers(students: Sequence[Student]) -> str:
+    """Say which optimisers and rates there are; where students differ in them, whose each is."""
+    names: dict[str, list[str]] = {}
+    for model, variant in students:
+        config = variant.config
+        names.setdefault(f"{config.optimizer}, lr {config.lr:g} {config.schedule}", []).append(model.name)
+    owners = {optimizer: list(dict.fromkeys(found)) for optimizer, found in names.items()}
+    if len(set(map(tuple, owners.values()))) == 1:
+        return " or ".join(owners)
+    return " or ".join(f"{optimizer} ({', '.join(found)})" for optimizer, found in owners.items())
 
 
 def _list_notes(model: Model, steps: int, view_size: int, input_size: int) -> Iterator[str]:

@@ -2,11 +2,12 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from logitcache.errors import OptionError
 from logitcache.losses.objective import Objective
+from logitcache.models.catalog import canonical_name
 from logitcache.train.config import TrainConfig
 
 
@@ -18,6 +19,7 @@ class Variant:
         loss, ce_weight, label_smoothing: as `Objective.parse` takes them.
         config: the settings.
         label: tells this variant from others of the same students; "": the loss does.
+        given: names of the settings that somebody gave, and not the protocol.
     """
 
     loss: str
@@ -25,6 +27,7 @@ class Variant:
     ce_weight: float = 1.0
     label_smoothing: float = 0.0
     label: str = ""
+    given: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
     def name(self) -> str:
@@ -44,19 +47,21 @@ class Variant:
 
         Args:
             text: such as "loss=kd", or "loss=dkd(alpha=1.0):0.5,lr=0.1,ema=0.999": NAME=VALUE, separated by commas.
-                Names are loss, ce-weight, label-smoothing, and those of `TrainConfig`.
+                Names are loss, ce-weight, label-smoothing, and those of `TrainConfig`; student, which says whom the
+                variant is for, changes nothing here.
 
         Raises:
             OptionError: the text does not read so, or a value cannot be trained with.
             UnknownNameError: there is no such name.
         """
         settings = read_settings(text)
-        own: dict[str, object] = {"label": "" if settings.keys() == {"loss"} else text.replace(" ", "")}
+        settings.pop("student", None)
+        own: dict[str, object] = {"label": "" if settings.keys() <= {"loss"} else _label(text)}
         if "loss" in settings:
             own["loss"] = settings.pop("loss")
         for name in settings.keys() & {"ce_weight", "label_smoothing"}:
             own[name] = _parse_number(name, settings.pop(name))
-        config = self.config.replace(settings)
+        config, own["given"] = self.config.replace(settings), self.given | settings.keys()
         variant = dataclasses.replace(self, config=config, **own)  # type: ignore[arg-type]
         variant.build_objective().spec()  # errors now, and not after an hour of opening data
         return variant
@@ -82,24 +87,62 @@ class VariantInputs:
     batch_size: int | None = None
     texts: tuple[str, ...] = ()
 
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether any student is taught by a teacher.
+    def needs_teacher(self, students: Sequence[str]) -> bool:
+        """Say whether any of these students is taught by a teacher.
 
         Raises:
             UnknownNameError, OptionError: a loss or a variant cannot be read.
         """
-        losses = [read_settings(text).get("loss", self.loss) for text in self.texts] or [self.loss]
+        losses = {settings.get("loss", self.loss) for settings in self._read_texts(students)}
         return any(Objective.parse(loss, ce_weight=self.ce_weight).needs_teacher for loss in losses)
 
-    def build(self, config: TrainConfig) -> tuple[Variant, ...]:
-        """Build the variants, by the settings of a protocol.
+    def uses_loss(self, students: Sequence[str]) -> bool:
+        """Say whether any of these students is trained by `loss`, and not all by another of a variant.
 
         Raises:
-            UnknownNameError, OptionError: as `Variant.replace` does.
+            OptionError: a variant cannot be read.
         """
-        common = Variant(self.loss, config.replace(self.settings), self.ce_weight, self.label_smoothing)
-        return tuple(common.replace(text) for text in self.texts) or (common,)
+        return any("loss" not in settings for settings in self._read_texts(students))
+
+    def pair(self, students: Sequence[str], config: TrainConfig) -> list[tuple[str, Variant]]:
+        """Pair each student with what it is trained with, by the settings of a protocol: a pair for each run.
+
+        These are, for each student in turn, the variants that name it and those that name nobody, in their order; of
+        a student that has none, the settings as they are.
+
+        Raises:
+            UnknownNameError, OptionError: as `Variant.replace` does; or a variant names a student that is not here.
+        """
+        common = Variant(
+            self.loss,
+            config.replace(self.settings),
+            self.ce_weight,
+            self.label_smoothing,
+            given=frozenset(self.settings),
+        )
+        pairs = self._pair_texts(students)
+        return [(student, common.replace(text) if text else common) for student, text in pairs]
+
+    def _read_texts(self, students: Sequence[str]) -> list[dict[str, str]]:
+        return [read_settings(text) if text else {} for _, text in self._pair_texts(students)]
+
+    def _pair_texts(self, students: Sequence[str]) -> list[tuple[str, str]]:
+        """Pair each student with the texts of its variants; one that has none with an empty text."""
+        owners = [read_settings(text).get("student") for text in self.texts]
+        known = {canonical_name(student) for student in students}
+        for owner, text in zip(owners, self.texts, strict=True):
+            if owner is not None and canonical_name(owner) not in known:
+                raise OptionError(
+                    f"--variant {text} is for {owner}, but trained are {', '.join(students)}; name it with "
+                    "--student too"
+                )
+
+        def texts_of(student: str) -> Iterator[str]:
+            for owner, text in zip(owners, self.texts, strict=True):
+                if owner is None or canonical_name(owner) == canonical_name(student):
+                    yield text
+
+        return [(student, text) for student in students for text in [*texts_of(student)] or [""]]
 
 
 def read_settings(text: str) -> dict[str, str]:
@@ -118,6 +161,12 @@ def read_settings(text: str) -> dict[str, str]:
             )
         settings[name] = value.strip()
     return settings
+
+
+def _label(text: str) -> str:
+    """Leave out of a text whom it is for, and spaces."""
+    parts = (part.replace(" ", "") for part in _split(text))
+    return ",".join(part for part in parts if not part.startswith("student="))
 
 
 def _split(text: str) -> list[str]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ArrayImages", "Images", "KeyedViews", "ViewMaker", "open_images", "recipe_named"]
 
-__getattr__ = lazy(
+__getattr__, __dir__ = lazy(
     __name__,
     {
         "datasets": "ArrayImages open_images",

@@ -131,7 +131,7 @@ def test_a_page_runs_as_printed(page: str, tmp_path: Path, monkeypatch: pytest.M
 def things(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with what pages take for granted: CIFAR-100 and ImageNet, a cache, a run; little of each."""
     folder, rng = tmp_path_factory.mktemp("things"), np.random.default_rng(0)
-    for split, kind in ((s, k) for s in ("train", "val") for k in ("n01440764", "n01443537")):
+    for split, kind in ((s, k) for s in ("train", "val") for k in ("n01440764", "n01443537", "n01484850")):
         (folder / "imagenet" / split / kind).mkdir(parents=True)
         for number in range(4):
             pixels = rng.integers(0, 256, (60, 80, 3), np.uint8)

@@ -13,6 +13,7 @@ from growing import GROWN, KEYS, NEW, OLD, before_growth, by_key, dump_folder, f
 from small import few_digits
 from small_caches import assert_holds, fill
 
+from logitcache import CachedViews
 from logitcache.audit.recheck import recheck_views
 from logitcache.audit.repair import repair_cache
 from logitcache.audit.verify import verify_cache
@@ -54,6 +55,12 @@ def test_a_seed_that_lacks_the_new_images_is_incomplete(grown: Path, tmp_path: P
     assert CacheReader(out).complete() == [1]
     with pytest.raises(IncompleteError, match="lacks seed 0; complete: seed 1"):
         Stream.from_cache(out, folder_images(grown / "pets"), seeds=(0,))
+    for opened in (Stream.from_cache, lambda cache, images: CachedViews(images, cache)):
+        with pytest.warns(
+            UserWarning, match="seed 0 left out, as shards are missing; `logitcache dump` completes"
+        ):
+            data = opened(out, folder_images(grown / "pets"))
+        assert (data.config.seeds if isinstance(data, Stream) else data.seeds) == (1,)
 
 
 def test_a_grown_cache_is_verified_repaired_and_asked_again(tmp_path: Path) -> None:

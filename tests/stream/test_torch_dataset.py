@@ -263,9 +263,3 @@ def test_take_answers_for_samples_under_one_seed_or_each_its_own(cache: CacheRea
     assert_same_answers(several[1:], teacher.take(np.array([90]), 0))
     with pytest.raises(OptionError, match="has samples 0 to 95, asked for 96"):
         teacher.take([96], 0)
-
-
-def test_an_index_that_is_no_pair_says_what_to_use(data: CachedViews) -> None:
-    for use in (lambda: data[0], lambda: next(iter(DataLoader(data, batch_size=4, shuffle=True)))):
-        with pytest.raises(OptionError, match=r"data\[3, 0\].*sampler=ViewSampler\(data\)"):
-            use()

@@ -194,3 +194,12 @@ def test_of_equal_epochs_the_later_is_kept_as_best(tmp_path: Path) -> None:
         student = build_model("digits_tiny", num_classes=10, view_size=8, weights="random", seed=epoch)
         folder.save_epoch({"epoch": epoch, "loss": 1.0, "top1": top1}, None, {}, student)
         assert (best.read_bytes() == (tmp_path / "last.safetensors").read_bytes()) == is_best
+
+
+@pytest.mark.parametrize(("size", "noted"), [(12, False), (13, True)])
+def test_a_batch_larger_than_an_epoch_is_noted(size: int, noted: bool, tmp_path: Path) -> None:
+    words = ("train", "--student", "digits_tiny", "--loss", "ce", "--data", "small:dozen", "--epochs", 1)
+    ended = logitcache(*words, "--batch-size", size, "--workers", 0, cwd=tmp_path)
+    assert ended.exit_code == 0, ended.output
+    said = f"note: batches of {size} are more than the 12 views of an epoch, which is one smaller step"
+    assert (said in ended.stderr) is noted

@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
-from command import fails
+from command import fails, logitcache
 from dumping import RECIPE
+from hypothesis import given
+from hypothesis import strategies as st
 from small import few_digits
 from training import a_run, assert_same_weights
 from typer.testing import CliRunner
@@ -17,7 +20,7 @@ from logitcache.stream.stream import Stream
 from logitcache.train.config import TrainConfig
 from logitcache.train.events import EpochDone, StepDone, StudentFailed, TrainEvent
 from logitcache.train.loop import train
-from logitcache.train.variants import Variant
+from logitcache.train.variants import Variant, VariantInputs
 from logitcache_cli.main import app
 
 CONFIG = TrainConfig(epochs=2, lr=0.1, seed=5)
@@ -90,6 +93,105 @@ def test_when_all_fail_the_pass_ends(tmp_path: Path) -> None:
         )
     assert max(event.epoch for event in events if isinstance(event, StepDone)) < 2
     assert not any(isinstance(event, EpochDone) for event in events)
+
+
+# Pairs of students and variants -----------------------------------------------------------------------------
+
+
+def pairs_of(students: tuple[str, ...], *texts: str) -> list[tuple[str, str, float]]:
+    pairs = VariantInputs("cmkd", texts=texts).pair(students, TrainConfig())
+    return [(student, variant.name, variant.config.lr) for student, variant in pairs]
+
+
+def test_a_variant_for_one_student_leaves_the_others_as_they_are() -> None:
+    two = ("resnet18", "mobilenet_v2")
+    assert pairs_of(two) == [("resnet18", "cmkd", 0.05), ("mobilenet_v2", "cmkd", 0.05)]
+    alone = pairs_of(two, "student=mobilenet_v2,lr=0.01")
+    assert alone == [("resnet18", "cmkd", 0.05), ("mobilenet_v2", "lr=0.01", 0.01)]
+    assert pairs_of(two, "student=MobileNet-V2, lr=0.01") == alone
+    assert pairs_of(two, "lr=0.01,student=mobilenet_v2") == alone
+    assert pairs_of(two, "student=mobilenet_v2,loss=kd")[1] == ("mobilenet_v2", "kd", 0.05)
+    assert pairs_of(two, "loss=kd", "student=resnet18", "student=resnet18,loss=ce,lr=0.2") == [
+        ("resnet18", "kd", 0.05),
+        ("resnet18", "cmkd", 0.05),
+        ("resnet18", "loss=ce,lr=0.2", 0.2),
+        ("mobilenet_v2", "kd", 0.05),
+    ]
+
+
+@given(
+    students=st.lists(st.sampled_from("abcd"), min_size=1, unique=True),
+    owners=st.lists(st.sampled_from(["", *"abcd"]), max_size=6),
+)
+def test_every_student_is_trained_by_its_variants_and_those_of_all(
+    students: list[str], owners: list[str]
+) -> None:
+    texts = tuple(f"student={o},lr={n + 1}" if o else f"lr={n + 1}" for n, o in enumerate(owners))
+    inputs = VariantInputs("ce", texts=texts)
+    if set(owners) - {"", *students}:
+        with pytest.raises(OptionError, match=r"--variant student=.* but trained are .*--student too"):
+            inputs.pair(students, TrainConfig())
+        return
+    found = [(student, variant.config.lr) for student, variant in inputs.pair(students, TrainConfig())]
+    expected = [
+        (student, lr)
+        for student in students
+        for lr in [n + 1 for n, o in enumerate(owners) if o in ("", student)] or [0.05]
+    ]
+    assert found == expected
+
+
+def test_whether_a_teacher_and_the_common_loss_are_needed_goes_by_the_pairs() -> None:
+    inputs = VariantInputs("cmkd", texts=("student=a,loss=ce",))
+    assert inputs.needs_teacher(("a", "b"))
+    assert not inputs.needs_teacher(("a",))
+    assert inputs.uses_loss(("a", "b"))
+    assert not inputs.uses_loss(("a",))
+
+
+def test_settings_by_student_on_the_command_line(tmp_path: Path) -> None:
+    words = ["train", "--student", "digits_tiny", "--student", "digits_small", "--loss", "ce"]
+    words += ["--data", "small:dozen", "--workers", "0", "--batch-size", "4", "--out", "runs"]
+    own = ["--variant", "student=digits_tiny,lr=0.2,epochs=2"]
+    done = logitcache(*words, *own, "--epochs", "1", cwd=tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "sgd, lr 0.05 cosine, 1 epochs" in done.stderr
+    assert "sgd, lr 0.2 cosine, 2 epochs" in done.stderr
+    configs = {
+        folder.name: json.loads((folder / "config.json").read_text())["config"]
+        for folder in (tmp_path / "runs").iterdir()
+    }
+    assert {name: (config["lr"], config["epochs"]) for name, config in configs.items()} == {
+        "digits_tiny-lr=0.2,epochs=2": (0.2, 2),
+        "digits_small-ce": (0.05, 1),
+    }
+    assert all(shlex.quote(name) == name or "," in name for name in configs)
+    before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("last.safetensors")}
+    again = logitcache("train", "--out", "runs", "--resume", cwd=tmp_path)
+    assert again.exit_code == 0, again.output
+    assert {path: path.read_bytes() for path in before} == before
+    said = fails(*words, "--variant", "student=resnet18,lr=1", cwd=tmp_path)
+    assert (
+        "--variant student=resnet18,lr=1 is for resnet18, but trained are digits_tiny, digits_small" in said
+    )
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (("lr=0.2", "lr=0.20"), "digits_tiny-lr=0.2 and digits_tiny-lr=0.20 are the same run"),
+        (("lr=0.2", "student=digits_tiny,lr=0.2"), "digits_tiny-lr=0.2 would be trained twice"),
+        (("student=digits_tiny", "lr=0.05"), "digits_tiny-ce and digits_tiny-lr=0.05 are the same run"),
+        (("loss=ce:1", "loss=ce"), "are the same run; leave one --variant out"),
+    ],
+)
+def test_variants_that_come_to_the_same_run_are_refused(
+    texts: tuple[str, str], said: str, tmp_path: Path
+) -> None:
+    words = ("train", "--student", "digits_tiny", "--data", "small:dozen", "--epochs", 1)
+    loss = () if all("loss" in text for text in texts) else ("--loss", "ce")
+    options = [word for text in texts for word in ("--variant", text)]
+    assert said in fails(*words, *loss, *options, cwd=tmp_path)
 
 
 def test_variants_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
