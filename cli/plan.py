@@ -28,14 +28,19 @@ def plan(
     recipe: teacher_options.Recipe = "auto",
     num_classes: teacher_options.NumClasses = None,
     input_size: teacher_options.InputSize = 0,
-    seeds: Annotated[str, typer.Option(help="Augmentation seeds that the cache will hold.")] = "0-9",
+    seeds: Annotated[
+        str, typer.Option(help="Augmentation seeds that the cache will hold.", metavar="LIST")
+    ] = "0-9",
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of one student run.")] = 100,
     images: Annotated[int, typer.Option(min=1, help="Images to try.")] = 512,
-    top_k: Annotated[str, typer.Option(help="Numbers of logits to compare.")] = "4,8,16,32,64,128",
+    top_k: Annotated[
+        str, typer.Option(help="Numbers of logits to compare.", metavar="LIST")
+    ] = "4,8,16,32,64,128",
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Pick the best cache of at most this size, such as 20GB; without, the smallest that is near enough."
+            help="Pick the best cache of at most this size, such as 20GB; without, the smallest that is near enough.",
+            metavar="SIZE",
         ),
     ] = None,
     batch_size: teacher_options.BatchSize = 0,

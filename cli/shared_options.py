@@ -19,38 +19,58 @@ MOST_NUMBERS = 100_000
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
-MACHINE = "Machine"  # panel of --help
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MACHINE)]
+MACHINE = "Machine"  # panels of --help
+STUDENT = "Student"
+OUTPUT = "Evaluation and output"
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MACHINE, metavar="NAME")
+]
 PrecisionName = Annotated[
     str,
-    typer.Option(help="auto (bfloat16 on CUDA), float32, bfloat16 or float16.", rich_help_panel=MACHINE),
+    typer.Option(
+        help="auto (bfloat16 on CUDA), float32, bfloat16 or float16.", rich_help_panel=MACHINE, metavar="NAME"
+    ),
 ]
 Workers = Annotated[
     int,
     typer.Option(help="Processes that make views; -1: as fits data and machine.", rich_help_panel=MACHINE),
 ]
 
-Cache = Annotated[str, typer.Argument(help="Cache: a path or URL.")]
-CompleteSeeds = Annotated[str | None, typer.Option(help="Augmentation seeds; all complete ones by default.")]
+Cache = Annotated[str, typer.Argument(help="A cache: path or URL.")]
+CompleteSeeds = Annotated[
+    str | None,
+    typer.Option(help="Augmentation seeds, such as 0-3,7; all complete ones by default.", metavar="LIST"),
+]
 
 OnBadTestImage = Annotated[
     Literal["error", "skip"],
     typer.Option(
-        "--on-bad-image", help="A test image that does not decode: stop, or leave it out of the scores."
+        "--on-bad-image",
+        help="A test image that does not decode: stop, or leave it out of the scores.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 
 Student = Annotated[
-    Path, typer.Argument(help="Run folder, or a file of weights.", parser=expand_home, metavar="PATH")
+    Path, typer.Argument(help="A run folder, or a file of weights.", parser=expand_home, metavar="RUN")
 ]
 BestOrLast = Annotated[Literal["best", "last"], typer.Option(help="Which of a run folder.")]
 Architecture = Annotated[
-    str | None, typer.Option("--student", help="Its architecture, where the file does not say.")
+    str | None,
+    typer.Option(
+        "--student",
+        help="Its architecture, where the file does not say.",
+        rich_help_panel=STUDENT,
+        metavar="NAME",
+    ),
 ]
 StudentInputSize = Annotated[
     int,
     typer.Option(
-        "--input-size", min=0, help="Pixels a side that it sees; 0: as its weights say, else as the views."
+        "--input-size",
+        min=0,
+        help="Pixels a side that it sees; 0: as its weights say, else as the views.",
+        rich_help_panel=STUDENT,
     ),
 ]
 

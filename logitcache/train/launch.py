@@ -57,11 +57,29 @@ class Student(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Name of the student's folder; of a long name the beginning and a digest, so that it is no other's."""
-        label = f"{self.model.name}-{self.variant.name}".replace("/", "_").replace(":", "_")
-        if len(label) <= LABEL_LENGTH:
-            return label
-        return f"{label[: LABEL_LENGTH - 9]}-{hashlib.blake2b(label.encode(), digest_size=4).hexdigest()}"
+        """What is trained, and by what: no two students of a job share it."""
+        return f"{self.model.name}-{self.variant.name}"
+
+    @property
+    def folder_name(self) -> str:
+        """Name of the student's folder, of letters, digits and `-_.+=`, so that no shell wants it quoted.
+
+        A long name ends with a digest.
+        """
+        name = re.sub(r"[^A-Za-z0-9_.+=-]+", "_", self.label).strip("_")
+        return _shorten(name, self.label)
+
+    @property
+    def earlier_folder_name(self) -> str:
+        """Name that folders had before they needed no quoting, by which runs go on that were begun then."""
+        name = re.sub(r"[/:\s'\"]+", "_", self.label)
+        return _shorten(name, name)
+
+
+def _shorten(name: str, label: str) -> str:
+    if len(name) <= LABEL_LENGTH:
+        return name
+    return f"{name[: LABEL_LENGTH - 9]}-{_digest(label)}"
 
 
 class TrainSetup(NamedTuple):
@@ -228,12 +246,13 @@ class TrainJob:
         if self.out is None or len(students) == 1 or not RunFolder(self.out).has_run():
             return students
         name = self.out.absolute().name
-        labels = {student.label: student for student in students}
-        found = labels.get(name) or labels.get(re.sub(r"-\d+$", "", name))
+        names = dict(zip(_name_folders(students), students, strict=True))
+        names |= {student.earlier_folder_name: student for student in students}
+        found = names.get(name) or names.get(re.sub(r"-\d+$", "", name))
         if found is None:
             raise OptionError(
-                f"{self.out} holds one run, and its name says none of {', '.join(labels)}; name its --student, and "
-                "its --variant, alone"
+                f"{self.out} holds one run, and its name says none of {', '.join(_name_folders(students))}; name its "
+                "--student, and its --variant, alone"
             )
         return [found]
 
@@ -258,13 +277,17 @@ class TrainJob:
         if doubled := [label for label in labels if labels.count(label) > 1]:
             raise OptionError(f"{doubled[0]} would be trained twice; name each --student and --variant once")
         if self.out is None:
-            return claim_folders(Path("runs"), labels)
+            return claim_folders(Path("runs"), _name_folders(students))
         return nullcontext(self._list_folders(students))
 
     def _list_folders(self, students: Sequence[Student]) -> list[Path]:
         if self.out is None:
             return []
-        return [self.out / student.label for student in students] if len(students) > 1 else [self.out]
+        if len(students) == 1:
+            return [self.out]
+        names = zip(_name_folders(students), students, strict=True)
+        earlier = {name: self.out / student.earlier_folder_name for name, student in names}
+        return [old if RunFolder(old).has_run() else self.out / name for name, old in earlier.items()]
 
     def _train_and_export(self, runs: Sequence[Run], *inputs: Any, **options: Any) -> list[RunReport]:
         errors: dict[str, LogitCacheError] = {}
@@ -292,6 +315,19 @@ class TrainJob:
             return f"`logitcache train --out RUN --resume` goes on with each RUN of {folders}"
         out = self.out or runs[0].out
         return f"the same command with --out {out} and --resume goes on from there"
+
+
+def _name_folders(students: Sequence[Student]) -> list[str]:
+    """Name a folder for each student; of names that are the same without brackets and the like, by a digest too."""
+    names = [student.folder_name for student in students]
+    return [
+        name if names.count(name) == 1 else f"{name}-{_digest(student.label)}"
+        for name, student in zip(names, students, strict=True)
+    ]
+
+
+def _digest(label: str) -> str:
+    return hashlib.blake2b(label.encode(), digest_size=4).hexdigest()
 
 
 def _say_nothing(line: str) -> None:
