@@ -59,7 +59,7 @@ def argument_name(argument: Any) -> str:
 
 def value_name(option: Any, context: Any) -> str:
     """Return what stands for an option's value: N, TEXT, its choices; "" for one that takes none."""
-    if option.is_flag:
+    if getattr(option, "is_flag", False):
         return ""
     choices = "|".join(list_choices(option, context))
     if option.metavar or not choices:
@@ -86,7 +86,7 @@ def _name(option: Any, context: Any) -> Text:
 def _describe(option: Any, context: Any) -> Text:
     notes = []
     choices = list_choices(option, context)
-    if choices and value_name(option, context) == "NAME":
+    if choices and (option.param_type_name == "argument" or value_name(option, context) == "NAME"):
         notes.append(", ".join(choices))
     if option.required:
         notes.append("required")

@@ -3,8 +3,6 @@
 `TrainJob.run` opens what is named, trains, and exports; `loop` has the training itself.
 """
 
-import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -33,6 +31,7 @@ from logitcache.stream.stream_inputs import StreamInputs
 from logitcache.train.config import TrainProtocol, choose_protocol, possible_protocols
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.events import OnTrainEvent, TrainEvent, TrainingBegun
+from logitcache.train.folder_names import find_folders, find_label, name_folders
 from logitcache.train.learner import Run
 from logitcache.train.loop import RunReport, train
 from logitcache.train.run_folder import RunFolder, claim_folders
@@ -42,7 +41,6 @@ from logitcache.views.keyed_views import OnBadImage
 
 OnLine = Callable[[str], None]
 
-LABEL_LENGTH = 100  # characters of a folder's name
 FEW_TO_LOOK_AT = 5_000  # test images, which are decoded once before training
 MANY_TIMES = 50  # that each view is seen, above which more seeds are worth naming
 FIRST_PROTOCOL = "digits"  # of runs that do not name theirs: there was no other default
@@ -59,27 +57,6 @@ class Student(NamedTuple):
     def label(self) -> str:
         """What is trained, and by what: no two students of a job share it."""
         return f"{self.model.name}-{self.variant.name}"
-
-    @property
-    def folder_name(self) -> str:
-        """Name of the student's folder, of letters, digits and `-_.+=`, so that no shell wants it quoted.
-
-        A long name ends with a digest.
-        """
-        name = re.sub(r"[^A-Za-z0-9_.+=-]+", "_", self.label).strip("_")
-        return _shorten(name, self.label)
-
-    @property
-    def earlier_folder_name(self) -> str:
-        """Name that folders had before they needed no quoting, by which runs go on that were begun then."""
-        name = re.sub(r"[/:\s'\"]+", "_", self.label)
-        return _shorten(name, name)
-
-
-def _shorten(name: str, label: str) -> str:
-    if len(name) <= LABEL_LENGTH:
-        return name
-    return f"{name[: LABEL_LENGTH - 9]}-{_digest(label)}"
 
 
 class TrainSetup(NamedTuple):
@@ -245,16 +222,14 @@ class TrainJob:
         """
         if self.out is None or len(students) == 1 or not RunFolder(self.out).has_run():
             return students
-        name = self.out.absolute().name
-        names = dict(zip(_name_folders(students), students, strict=True))
-        names |= {student.earlier_folder_name: student for student in students}
-        found = names.get(name) or names.get(re.sub(r"-\d+$", "", name))
+        labels = [student.label for student in students]
+        found = find_label(self.out.absolute().name, labels)
         if found is None:
             raise OptionError(
-                f"{self.out} holds one run, and its name says none of {', '.join(_name_folders(students))}; name its "
+                f"{self.out} holds one run, and its name says none of {', '.join(name_folders(labels))}; name its "
                 "--student, and its --variant, alone"
             )
-        return [found]
+        return [students[found]]
 
     def _was_evaluated(self, students: Sequence[Student]) -> bool:
         """Is there a run of each of the students that has an epoch with scores?"""
@@ -277,17 +252,14 @@ class TrainJob:
         if doubled := [label for label in labels if labels.count(label) > 1]:
             raise OptionError(f"{doubled[0]} would be trained twice; name each --student and --variant once")
         if self.out is None:
-            return claim_folders(Path("runs"), _name_folders(students))
+            return claim_folders(Path("runs"), name_folders(labels))
         return nullcontext(self._list_folders(students))
 
     def _list_folders(self, students: Sequence[Student]) -> list[Path]:
         if self.out is None:
             return []
-        if len(students) == 1:
-            return [self.out]
-        names = zip(_name_folders(students), students, strict=True)
-        earlier = {name: self.out / student.earlier_folder_name for name, student in names}
-        return [old if RunFolder(old).has_run() else self.out / name for name, old in earlier.items()]
+        labels = [student.label for student in students]
+        return find_folders(self.out, labels) if len(students) > 1 else [self.out]
 
     def _train_and_export(self, runs: Sequence[Run], *inputs: Any, **options: Any) -> list[RunReport]:
         errors: dict[str, LogitCacheError] = {}
@@ -315,19 +287,6 @@ class TrainJob:
             return f"`logitcache train --out RUN --resume` goes on with each RUN of {folders}"
         out = self.out or runs[0].out
         return f"the same command with --out {out} and --resume goes on from there"
-
-
-def _name_folders(students: Sequence[Student]) -> list[str]:
-    """Name a folder for each student; of names that are the same without brackets and the like, by a digest too."""
-    names = [student.folder_name for student in students]
-    return [
-        name if names.count(name) == 1 else f"{name}-{_digest(student.label)}"
-        for name, student in zip(names, students, strict=True)
-    ]
-
-
-def _digest(label: str) -> str:
-    return hashlib.blake2b(label.encode(), digest_size=4).hexdigest()
 
 
 def _say_nothing(line: str) -> None:
