@@ -1,5 +1,6 @@
 """What people see of runs: while they train, and when they are done."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,23 +59,32 @@ def _compare(reports: "Sequence[RunReport]") -> tuple[list[str], list[list[str]]
     from logitcache.train.run_folder import RunFolder
 
     records = [RunFolder(Path(report.out)).read_config() for report in reports]
-    configs = [record["config"] for record in records]
-    differing = [name for name in configs[0] if any(other.get(name) != configs[0][name] for other in configs)]
+    settings = [{**record["objective"], **record["config"]} for record in records]
+    losses = _shorten_losses([str(each.pop("expression")) for each in settings])
+    differing = [
+        name for name, value in settings[0].items() if any(each.get(name) != value for each in settings)
+    ]
     columns = ["student", "loss", *differing, "top-1", "best", "epochs", "seconds", "run"]
     rows = [
         [
             report.student,
-            str(record["objective"]["expression"]),
-            *(_write(record["config"].get(name)) for name in differing),
+            loss,
+            *(_write(each.get(name)) for name in differing),
             _percent(report.top1),
             _percent(report.best_top1),
             f"{report.epochs}",
             f"{report.seconds:.1f}",
             report.out,
         ]
-        for report, record in zip(reports, records, strict=True)
+        for report, loss, each in zip(reports, losses, settings, strict=True)
     ]
     return columns, rows
+
+
+def _shorten_losses(expressions: list[str]) -> list[str]:
+    """Leave options out, and weights of 1, unless losses differ in these."""
+    short = [re.sub(r":1\.0\b", "", re.sub(r"\([^()]*\)", "", expression)) for expression in expressions]
+    return short if len(set(short)) == len(set(expressions)) else expressions
 
 
 def _write(value: object) -> str:
