@@ -71,9 +71,9 @@ def _describe_unknown_option(context: Any, word: str) -> str:
     if meant := find_meant(word, [flag for flag in flags if flag.startswith("--")]):
         return f"{begin}; did you mean {join_alternatives(meant)}?"
     if context.info_name == "train" and word.lstrip("-").lower() in OF_A_LOSS:
-        return f"{begin}; what a loss takes stands in brackets behind its name: --loss 'kd(temperature=4)'"
+        return f"{begin}; it is one of losses, behind their names: --loss 'kd(temperature=4)'"
     if having:
-        return f"{begin}, {join_alternatives(having)} {'have' if len(having) > 1 else 'has'}"
+        return f"{begin}; {join_alternatives(having)} {'have' if len(having) > 1 else 'has'} it"
     return f"{begin}; `{path} --help` lists all"
 
 

@@ -74,6 +74,7 @@ SYNONYMS = {
 }
 """What the field says, by our name."""
 
+ALIKE = 0.85  # from here on a spelling is a slip of the hand
 MUCH_WORSE = 0.12  # than the best, of how alike spellings are
 
 
@@ -102,7 +103,7 @@ def find_meant(name: str, known: Iterable[str], *, cutoff: float = 0.6, most: in
     within = [word for word in own if len(words) > 1 and len(word) > 1 and set(word.split("-")) < set(words)]
     if said in spellings:
         found = [said]
-    elif within:
+    elif within and not _list_nearest(said, spellings, ALIKE, 1):
         found = sorted(within, key=len, reverse=True)
     else:
         found = _list_nearest(said, spellings, cutoff, most)
