@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import select
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,9 +20,17 @@ from logitcache.format.spec import jsonable
 
 PIPE_CLOSED = 141  # exit code, 128 + SIGPIPE, as of other programs whose output nobody reads
 
+
+class _Output(Console):
+    """A console that leaves it to us what follows when its reader has gone."""
+
+    def on_broken_pipe(self) -> None:
+        raise
+
+
 # Names and paths may hold anything: brackets and colons in them are no markup.
-console = Console(highlight=False, markup=False, emoji=False)
-stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
+console = _Output(highlight=False, markup=False, emoji=False)
+stderr = _Output(stderr=True, highlight=False, markup=False, emoji=False)
 
 IN_ASCII = dict(zip("×−–·µ→≥≤≠±─│├└▁▂▃▄▅▆▇█", "x--.u>><!~-|++_.-=+*##", strict=True))
 IN_ASCII |= {"…": "...", "²": "^2", "→": "->", "≥": ">=", "≤": "<=", "≠": "!=", "±": "+-", "∞": "inf"}
@@ -84,10 +93,13 @@ def _flush(stream: Any, text: str = "") -> OSError | None:
 
 
 def is_closed(stream: Any) -> bool:
-    """Has the reader of a stream gone that holds something back?"""
-    return isinstance(
-        _flush(stream, "\n" if getattr(stream, "write_through", False) else ""), BrokenPipeError
-    )
+    """Has the reader of a stream gone?"""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # no file, or a system that cannot tell
+        return False
 
 
 def _discard(stream: Any) -> None:
@@ -126,7 +138,7 @@ def forget_notes() -> None:
 def wrap(line: str, width: int) -> str:
     """Break a line between words where it is longer than a width, but not within a `command` that fits a line."""
     lines, length = [""], 0
-    for word in re.findall(r"\S*`[^`]+`\S*|\S+", line):
+    for word in re.findall(r"[^\s`]*`[^`]+`\S*|\S+", line):
         pieces = [word] if cell_len(word) <= width else word.split()
         for piece in pieces:
             space = 1 if lines[-1] else 0
