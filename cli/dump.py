@@ -1,5 +1,6 @@
 """``logitcache dump``: stage one, the teacher's logits into a cache."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -16,6 +17,7 @@ from .shared_options import (
     Workers,
     advise_skip,
     default_cache_path,
+    describe_single_seed,
     parse_seeds,
     pick_fields,
 )
@@ -61,12 +63,14 @@ def dump(
 
     Example: logitcache dump --teacher vit_l --data imagefolder:/data/imagenet --seeds 0-9
     """
-    parsed = {"seeds": parse_seeds(seeds)} if seeds else {}
+    parsed = {"seeds": parse_seeds(seeds)} if seeds is not None else {}
     path = out or default_cache_path(teacher, data, split)
 
     def on_note(text: str) -> None:
         say(f"note: {text}")
 
+    if seeds is not None and not Path(path).exists() and (single := describe_single_seed(seeds)):
+        on_note(single)
     loading = "loading images and teacher"
     with (
         advise_skip(on_bad_image),

@@ -10,7 +10,16 @@ from logitcache.units import figures, parse_size, rate, size, span
 
 from . import teacher_options
 from .progress import progress
-from .shared_options import Device, Json, PrecisionName, Workers, parse_ks, parse_seeds, pick_fields
+from .shared_options import (
+    Device,
+    Json,
+    PrecisionName,
+    Workers,
+    describe_single_seed,
+    parse_ks,
+    parse_seeds,
+    pick_fields,
+)
 from .terminal import console, say, show
 
 if TYPE_CHECKING:
@@ -58,6 +67,8 @@ def plan(
         "ks": parse_ks(top_k),
         "budget": parse_size(budget) if budget else None,
     }
+    if single := describe_single_seed(seeds):
+        say(f"note: {single}")
     with progress(f"plan {teacher}", "views", first="loading images and teacher") as advance:
         from logitcache.dump.inputs import DumpInputs
         from logitcache.dump.plan import PlanConfig, plan_cache

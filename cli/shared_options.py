@@ -136,12 +136,29 @@ def _parse_ranges(text: str, name: str, example: str) -> tuple[int, ...]:
     for part in text.replace(" ", "").split(","):
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
         if not match or int(match[2] or match[1]) < int(match[1]):
-            raise OptionError(f"{name} read like {example}; found {text!r}")
+            raise OptionError(f"{name} read like {example}; found {text!r}{_advise_range(text)}")
         count += int(match[2] or match[1]) - int(match[1]) + 1
         if count > MOST_NUMBERS:
             raise OptionError(f"{text} are more than {MOST_NUMBERS:,} {name}; name fewer")
         numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
     return tuple(dict.fromkeys(numbers))
+
+
+def _advise_range(text: str) -> str:
+    """Say how a range reads that is written as other programs have it."""
+    plain = re.sub(r"\.\.+|:|–", "-", text.strip("[]() ")).replace(" ", "")
+    if plain != text and re.fullmatch(r"\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", plain):
+        return f"; did you mean {plain}?"
+    if re.fullmatch(r"\s*-\d+\s*", text):
+        return "; they are 0 or more"
+    return ""
+
+
+def describe_single_seed(text: str) -> str | None:
+    """Say that a number alone is one seed and not so many of them; None of other texts."""
+    if re.fullmatch(r"\s*[1-9]\d{0,4}\s*", text) and int(text) > 1:
+        return f"--seeds {int(text)} is seed {int(text)} alone; {int(text)} seeds are 0-{int(text) - 1}"
+    return None
 
 
 def parse_weights(text: str) -> tuple[float, ...]:

@@ -120,7 +120,11 @@ def _describe_extra_words(context: Any, extra: list[str], words: list[str]) -> s
     found = " ".join(extra)
     takes = [argument_name(one) for one in context.command.params if one.param_type_name == "argument"]
     begin = f"{context.info_name} takes {' and '.join(takes) or 'options'} alone, found {found!r} too"
-    if option is None or not words[:at]:
+    if context.info_name == "train" and not before:
+        return (
+            f"{begin}; did you mean --{'cache' if 'zarr' in extra[0] else 'student'} {shlex.quote(extra[0])}?"
+        )
+    if option is None:
         return f"{begin}; `{context.command_path} --help` lists its options"
     if option.is_flag:
         out = f"; a run is named with --out {shlex.quote(extra[0])}" if option.name == "resume" else ""

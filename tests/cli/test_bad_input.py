@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import fails, succeeds
+from command import fails, logitcache, succeeds
 
 PLAIN = ("train", "--student", "digits_tiny", "--loss", "ce")
 
@@ -83,6 +83,16 @@ def test_a_wrong_name_is_told_before_data_is_opened(
         (("train", "--student", "digits_tiny", "--data", "t:f"), "cannot import 't'"),
         (("train", "--student", "digits_tiny", "--lr", "0"), "lr must be above 0"),
         (("info", "caches"), "no cache at caches"),
+        (("dump", "--teacher", "digits_tiny", "--seeds", "0..3"), "found '0..3'; did you mean 0-3?"),
+        (("dump", "--teacher", "digits_tiny", "--seeds", "0:3"), "found '0:3'; did you mean 0-3?"),
+        (("dump", "--teacher", "digits_tiny", "--seeds", "[0,1]"), "found '[0,1]'; did you mean 0,1?"),
+        (("dump", "--teacher", "digits_tiny", "--seeds", "-1"), "found '-1'; they are 0 or more"),
+        (("dump", "--teacher", "digits_tiny", "--seeds", ""), "seeds read like 0-3,7; found ''"),
+        (("train", "--student", "caches"), "goes by its name, such as resnet18, found the path caches"),
+        (("train", "--student", "resnet18,resnet8"), "one model at a time, found 'resnet18,resnet8'"),
+        (("evaluate", "caches/digits_small-digits.zarr"), "which is a cache; name a run folder"),
+        (("export", "caches/digits_small-digits.zarr"), "which is a cache; name a run folder"),
+        (("info", "caches/digits_small-digits.zarr/seed-0"), "name a whole cache"),
         (("info", "runs"), "no cache at runs"),
     ],
 )
@@ -122,3 +132,23 @@ def test_urls_that_cannot_be_used_end_in_one_line(
     words: tuple[str, ...], message: str, s3: str, tmp_path: Path
 ) -> None:
     assert message in fails(*words, cwd=tmp_path)
+
+
+def test_a_run_is_told_from_a_cache(tmp_path: Path) -> None:
+    succeeds(*PLAIN, "--epochs", 1, "--fraction", 0.1, "--out", "run", cwd=tmp_path)
+    for words in (
+        ("info",),
+        ("verify",),
+        ("stats",),
+        ("calibrate",),
+        ("train", "--student", "resnet8", "--cache"),
+    ):
+        line = fails(*words, "run", cwd=tmp_path)
+        assert "no cache at run, which is a run folder of `logitcache train`; name a cache" in line
+
+
+@pytest.mark.parametrize(("seeds", "told"), [("3", True), ("0", False), ("0-2", False), ("3,", None)])
+def test_a_number_alone_is_said_to_be_one_seed(seeds: str, told: bool | None, tmp_path: Path) -> None:
+    ended = logitcache("dump", "--teacher", "digits_tiny", "--seeds", seeds, cwd=tmp_path)
+    assert ended.exit_code == (told is None)
+    assert ("note: --seeds 3 is seed 3 alone; 3 seeds are 0-2" in ended.stderr) == bool(told)

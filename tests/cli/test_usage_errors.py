@@ -112,6 +112,7 @@ TEACHER = ("dump", "--teacher", "digits_tiny")
             ("train", "--temperature", "4"),
             "train has no option --temperature; it is one of losses, behind their names: --loss 'kd(temperature=4)'",
         ),
+        (("train", "c.zarr"), "train takes options alone, found 'c.zarr' too; did you mean --cache c.zarr?"),
         (("train", "--xyzzy"), "train has no option --xyzzy; `logitcache train --help` lists all"),
         (("train", "--out="), "--out: the path is empty; name a place to write to"),
     ],
