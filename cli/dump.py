@@ -1,5 +1,6 @@
 """``logitcache dump``: stage one, the teacher's logits into a cache."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -16,6 +17,7 @@ from .shared_options import (
     Workers,
     advise_skip,
     default_cache_path,
+    describe_single_seed,
     parse_seeds,
     pick_fields,
 )
@@ -31,16 +33,16 @@ def dump(
     teacher: teacher_options.Teacher,
     weights: teacher_options.Weights = "auto",
     data: teacher_options.Data = "auto",
-    split: teacher_options.Split = None,
     recipe: teacher_options.Recipe = "auto",
-    background: teacher_options.Background = None,
-    num_classes: teacher_options.NumClasses = None,
-    input_size: teacher_options.InputSize = 0,
     seeds: dump_options.Seeds = None,
     top_k: dump_options.TopK = None,
     profile: dump_options.Profile = None,
-    calibration: dump_options.Calibration = None,
     out: dump_options.Out = None,
+    background: teacher_options.Background = None,
+    split: teacher_options.Split = None,
+    num_classes: teacher_options.NumClasses = None,
+    input_size: teacher_options.InputSize = 0,
+    calibration: dump_options.Calibration = None,
     shard_samples: dump_options.ShardSamples = 0,
     grow: dump_options.Grow = False,
     on_bad_image: dump_options.OnBadImage = "error",
@@ -62,12 +64,14 @@ def dump(
 
     Example: logitcache dump --teacher vit_l --data imagefolder:/data/imagenet --seeds 0-9
     """
-    parsed = {"seeds": parse_seeds(seeds)} if seeds else {}
+    parsed = {"seeds": parse_seeds(seeds)} if seeds is not None else {}
     path = out or default_cache_path(teacher, data, split)
 
     def on_note(text: str) -> None:
         say(f"note: {text}")
 
+    if seeds is not None and not Path(path).exists() and (single := describe_single_seed(seeds)):
+        on_note(single)
     loading = "loading images and teacher"
     with (
         advise_skip(on_bad_image),

@@ -7,8 +7,12 @@ import typer
 from .shared_options import MACHINE, parse_output_place
 
 
+def _option(text: str, *names: str, default: str | bool = True, **options: Any) -> Any:
+    return typer.Option(*names, help=text, show_default=default, **options)
+
+
 def _contents(text: str, *names: str, default: str | bool = True, **options: Any) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel="What is kept", show_default=default, **options)
+    return _option(text, *names, default=default, rich_help_panel="What is kept", **options)
 
 
 def _machine(text: str, *names: str) -> Any:
@@ -16,9 +20,10 @@ def _machine(text: str, *names: str) -> Any:
 
 
 Seeds = Annotated[
-    str | None, _contents("Augmentation seeds, such as 0-9 or 0,3,7; of the test split 0.", default="0-3")
+    str | None,
+    _option("Augmentation seeds, such as 0-9 or 0,3,7; of the test split 0.", default="0-3", metavar="LIST"),
 ]
-TopK = Annotated[int | None, _contents("Logits to keep per view; of up to 16 classes all.", default="8")]
+TopK = Annotated[int | None, _option("Logits to keep per view; of up to 16 classes all.", default="8")]
 Calibration = Annotated[
     int | None,
     _contents(
@@ -28,11 +33,14 @@ Calibration = Annotated[
     ),
 ]
 Profile = Annotated[
-    str | None, _contents("default, compact (8-bit gaps), archive (pcodec), exact (all).", default="default")
+    str | None,
+    _option(
+        "default, compact (8-bit gaps), archive (pcodec), exact (all).", default="default", metavar="NAME"
+    ),
 ]
 Out = Annotated[
     str | None,
-    _contents("Cache; caches/TEACHER-DATA.zarr by default.", parser=parse_output_place, metavar="PATH"),
+    _option("Cache; caches/TEACHER-DATA.zarr by default.", parser=parse_output_place, metavar="PATH"),
 ]
 ShardSamples = Annotated[int, _contents("Samples per shard; 0: fitted to the data.")]
 Grow = Annotated[bool, _contents("Append images that the cache has not yet.", "--grow")]

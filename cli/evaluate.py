@@ -7,6 +7,8 @@ import typer
 from logitcache.units import operations, rate
 
 from .shared_options import (
+    MACHINE,
+    STUDENT,
     Architecture,
     BestOrLast,
     Device,
@@ -29,29 +31,40 @@ def evaluate(
     context: typer.Context,
     student: Student,
     weights: BestOrLast = "best",
-    architecture: Architecture = None,
-    num_classes: Annotated[
-        int | None,
-        typer.Option(help="Its classes, where the file does not say; those of the images by default."),
-    ] = None,
-    input_size: StudentInputSize = 0,
-    data: Annotated[str, typer.Option(help="Images; by default those that the run was trained on.")] = "auto",
-    recipe: Annotated[str, typer.Option(help="How views are made; by default as while training.")] = "auto",
+    data: Annotated[
+        str, typer.Option(help="Images; by default those that the run was trained on.", metavar="NAME")
+    ] = "auto",
+    recipe: Annotated[
+        str, typer.Option(help="How views are made; by default as while training.", metavar="NAME")
+    ] = "auto",
     background: Annotated[
         str | None,
         typer.Option(
-            help="Colour that transparent pictures are put on, or none; by default as while training."
+            help="Colour that transparent pictures are put on, or none; by default as while training.",
+            metavar="COLOUR",
         ),
     ] = None,
     teacher_cache: Annotated[
-        str | None, typer.Option(help="Cache of the teacher's answers, of `dump --split test`.")
+        str | None,
+        typer.Option(help="Cache of the teacher's answers, of `dump --split test`.", metavar="CACHE"),
     ] = None,
+    most: Annotated[int, typer.Option(min=0, help="Confused pairs of classes to list.")] = 5,
     on_bad_image: OnBadTestImage = "error",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward.")] = 256,
+    architecture: Architecture = None,
+    num_classes: Annotated[
+        int | None,
+        typer.Option(
+            help="Its classes, where the file does not say; those of the images by default.",
+            rich_help_panel=STUDENT,
+        ),
+    ] = None,
+    input_size: StudentInputSize = 0,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images per forward.", rich_help_panel=MACHINE)
+    ] = 256,
     precision: PrecisionName = "auto",
     device: Device = "auto",
     workers: Workers = -1,
-    most: Annotated[int, typer.Option(min=0, help="Confused pairs of classes to list.")] = 5,
     json: Json = False,
 ) -> None:
     """Evaluate a trained student on a test set: accuracy, calibration, confusion, speed, size.

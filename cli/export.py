@@ -7,7 +7,15 @@ import typer
 
 from logitcache.units import size
 
-from .shared_options import Architecture, BestOrLast, Json, Student, StudentInputSize, parse_output_path
+from .shared_options import (
+    STUDENT,
+    Architecture,
+    BestOrLast,
+    Json,
+    Student,
+    StudentInputSize,
+    parse_output_path,
+)
 from .terminal import show
 
 if TYPE_CHECKING:
@@ -23,7 +31,9 @@ def export(
     ] = None,
     weights: BestOrLast = "best",
     architecture: Architecture = None,
-    num_classes: Annotated[int | None, typer.Option(help="Its classes, where the file does not say.")] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(help="Its classes, where the file does not say.", rich_help_panel=STUDENT)
+    ] = None,
     input_size: StudentInputSize = 0,
     json: Json = False,
 ) -> None:

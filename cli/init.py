@@ -11,6 +11,7 @@ from logitcache.files import require_file, writing
 
 from .config import CONFIG_FILE, configurable_options, option_name
 from .shared_options import parse_output_path
+from .train_options import BY_PROTOCOL, protocol_default
 
 
 def init(
@@ -33,9 +34,11 @@ def init(
     for command, options in configurable_options(context).items():
         lines += ["", f"[{command}]"]
         for option in options:
+            example = protocol_default(option.name) if command == "train" and option.default is None else None
+            note = "" if example is None else f" ({BY_PROTOCOL}; here as digits has it)"
             lines += [
-                f"# {option.help}" if option.help else "#",
-                f"# {option_name(option)} = {_toml(option)}",
+                f"# {option.help}{note}" if option.help else "#",
+                f"# {option_name(option)} = {_toml(option) if example is None else json.dumps(example)}",
             ]
     with writing(out) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -46,7 +49,7 @@ def _toml(option: Any) -> str:
     value: Any = option.default
     if option.multiple:
         return json.dumps([str(v) for v in value or []])
-    if value is None:  # a setting that follows --protocol shows what the protocol digits has
+    if value is None:
         shown = option.show_default
         return _literal(shown) if isinstance(shown, str) else '""'
     return json.dumps(value if isinstance(value, bool | int | float) else str(value))

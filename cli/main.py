@@ -10,6 +10,7 @@ import typer
 from logitcache import __version__
 from logitcache.paths import expand_home
 
+from .application import Application, ApplicationCommand
 from .bench import bench
 from .calibrate import calibrate
 from .config import CONFIG_FILE, read_defaults
@@ -25,15 +26,14 @@ from .init import init
 from .plan import plan
 from .report import report
 from .stats import stats
-from .terminal import open_output
+from .terminal import forget_notes, open_output
 from .threads import fit_threads
 from .train import train
 from .verify import verify
 
 app = typer.Typer(
     name="logitcache",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
+    cls=Application,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -54,7 +54,7 @@ for command in (
     report,
     bench,
 ):
-    app.command()(exit_on_error(command))
+    app.command(cls=ApplicationCommand)(exit_on_error(command))
 
 
 def _show_version(wanted: bool) -> None:
@@ -85,6 +85,7 @@ def main(
 
     logitcache train --student resnet18
     """
+    forget_notes()
     fit_threads(context.invoked_subcommand)
     if context.invoked_subcommand != "init":  # which writes such a file, over a damaged one too
         context.default_map = read_defaults(config, context)

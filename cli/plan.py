@@ -10,7 +10,16 @@ from logitcache.units import figures, parse_size, rate, size, span
 
 from . import teacher_options
 from .progress import progress
-from .shared_options import Device, Json, PrecisionName, Workers, parse_ks, parse_seeds, pick_fields
+from .shared_options import (
+    Device,
+    Json,
+    PrecisionName,
+    Workers,
+    describe_single_seed,
+    parse_ks,
+    parse_seeds,
+    pick_fields,
+)
 from .terminal import console, say, show
 
 if TYPE_CHECKING:
@@ -29,14 +38,19 @@ def plan(
     background: teacher_options.Background = None,
     num_classes: teacher_options.NumClasses = None,
     input_size: teacher_options.InputSize = 0,
-    seeds: Annotated[str, typer.Option(help="Augmentation seeds that the cache will hold.")] = "0-9",
+    seeds: Annotated[
+        str, typer.Option(help="Augmentation seeds that the cache will hold.", metavar="LIST")
+    ] = "0-9",
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of one student run.")] = 100,
     images: Annotated[int, typer.Option(min=1, help="Images to try.")] = 512,
-    top_k: Annotated[str, typer.Option(help="Numbers of logits to compare.")] = "4,8,16,32,64,128",
+    top_k: Annotated[
+        str, typer.Option(help="Numbers of logits to compare.", metavar="LIST")
+    ] = "4,8,16,32,64,128",
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Pick the best cache of at most this size, such as 20GB; without, the smallest that is near enough."
+            help="Pick the best cache of at most this size, such as 20GB; without, the smallest that is near enough.",
+            metavar="SIZE",
         ),
     ] = None,
     batch_size: teacher_options.BatchSize = 0,
@@ -54,6 +68,8 @@ def plan(
         "ks": parse_ks(top_k),
         "budget": parse_size(budget) if budget else None,
     }
+    if single := describe_single_seed(seeds):
+        say(f"note: {single}")
     with progress(f"plan {teacher}", "views", first="loading images and teacher") as advance:
         from logitcache.dump.inputs import DumpInputs
         from logitcache.dump.plan import PlanConfig, plan_cache

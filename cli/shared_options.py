@@ -19,38 +19,58 @@ MOST_NUMBERS = 100_000
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
-MACHINE = "Machine"  # panel of --help
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MACHINE)]
+MACHINE = "Machine"  # panels of --help
+STUDENT = "Student"
+OUTPUT = "Evaluation and output"
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MACHINE, metavar="NAME")
+]
 PrecisionName = Annotated[
     str,
-    typer.Option(help="auto (bfloat16 on CUDA), float32, bfloat16 or float16.", rich_help_panel=MACHINE),
+    typer.Option(
+        help="auto (bfloat16 on CUDA), float32, bfloat16 or float16.", rich_help_panel=MACHINE, metavar="NAME"
+    ),
 ]
 Workers = Annotated[
     int,
     typer.Option(help="Processes that make views; -1: as fits data and machine.", rich_help_panel=MACHINE),
 ]
 
-Cache = Annotated[str, typer.Argument(help="Cache: a path or URL.")]
-CompleteSeeds = Annotated[str | None, typer.Option(help="Augmentation seeds; all complete ones by default.")]
+Cache = Annotated[str, typer.Argument(help="A cache: path or URL.")]
+CompleteSeeds = Annotated[
+    str | None,
+    typer.Option(help="Augmentation seeds, such as 0-3,7; all complete ones by default.", metavar="LIST"),
+]
 
 OnBadTestImage = Annotated[
     Literal["error", "skip"],
     typer.Option(
-        "--on-bad-image", help="A test image that does not decode: stop, or leave it out of the scores."
+        "--on-bad-image",
+        help="A test image that does not decode: stop, or leave it out of the scores.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 
 Student = Annotated[
-    Path, typer.Argument(help="Run folder, or a file of weights.", parser=expand_home, metavar="PATH")
+    Path, typer.Argument(help="A run folder, or a file of weights.", parser=expand_home, metavar="RUN")
 ]
 BestOrLast = Annotated[Literal["best", "last"], typer.Option(help="Which of a run folder.")]
 Architecture = Annotated[
-    str | None, typer.Option("--student", help="Its architecture, where the file does not say.")
+    str | None,
+    typer.Option(
+        "--student",
+        help="Its architecture, where the file does not say.",
+        rich_help_panel=STUDENT,
+        metavar="NAME",
+    ),
 ]
 StudentInputSize = Annotated[
     int,
     typer.Option(
-        "--input-size", min=0, help="Pixels a side that it sees; 0: as its weights say, else as the views."
+        "--input-size",
+        min=0,
+        help="Pixels a side that it sees; 0: as its weights say, else as the views.",
+        rich_help_panel=STUDENT,
     ),
 ]
 
@@ -116,12 +136,29 @@ def _parse_ranges(text: str, name: str, example: str) -> tuple[int, ...]:
     for part in text.replace(" ", "").split(","):
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
         if not match or int(match[2] or match[1]) < int(match[1]):
-            raise OptionError(f"{name} read like {example}; found {text!r}")
+            raise OptionError(f"{name} read like {example}; found {text!r}{_advise_range(text)}")
         count += int(match[2] or match[1]) - int(match[1]) + 1
         if count > MOST_NUMBERS:
             raise OptionError(f"{text} are more than {MOST_NUMBERS:,} {name}; name fewer")
         numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
     return tuple(dict.fromkeys(numbers))
+
+
+def _advise_range(text: str) -> str:
+    """Say how a range reads that is written as other programs have it."""
+    plain = re.sub(r"\.\.+|:|–", "-", text.strip("[]() ")).replace(" ", "")
+    if plain != text and re.fullmatch(r"\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", plain):
+        return f"; did you mean {plain}?"
+    if re.fullmatch(r"\s*-\d+\s*", text):
+        return "; they are 0 or more"
+    return ""
+
+
+def describe_single_seed(text: str) -> str | None:
+    """Say that a number alone is one seed and not so many of them; None of other texts."""
+    if re.fullmatch(r"\s*[1-9]\d{0,4}\s*", text) and int(text) > 1:
+        return f"--seeds {int(text)} is seed {int(text)} alone; {int(text)} seeds are 0-{int(text) - 1}"
+    return None
 
 
 def parse_weights(text: str) -> tuple[float, ...]:

@@ -9,28 +9,47 @@ import typer
 from logitcache.paths import expand_home
 from logitcache.units import parse_size
 
-from .shared_options import find_only_cache, parse_output_path, parse_seeds, parse_weights, pick_fields
+from .shared_options import (
+    OUTPUT,
+    find_only_cache,
+    parse_output_path,
+    parse_seeds,
+    parse_weights,
+    pick_fields,
+)
 
 if TYPE_CHECKING:
     from logitcache.stream.stream_inputs import StreamInputs
 
 
-def _option(text: str, *names: str, **options: Any) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel="What is trained on", **options)
+def _option(text: str, *names: str, panel: str | None = "What is trained on", **options: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, **options)
 
 
 Caches = Annotated[
     list[str] | None,
-    _option("Cache, path or URL; by default the only one in caches/. Several are an ensemble.", "--cache"),
+    _option(
+        "Cache, path or URL; by default the only one in caches/. Several are an ensemble.",
+        "--cache",
+        panel=None,
+        metavar="CACHE",
+    ),
 ]
-MixWeights = Annotated[str | None, _option("Weights of an ensemble's caches, such as 2,1; even by default.")]
+MixWeights = Annotated[
+    str | None, _option("Weights of an ensemble's caches, such as 2,1; even by default.", metavar="LIST")
+]
 MixSpaceName = Annotated[Literal["probability", "logit"], _option("What an ensemble averages.")]
-Data = Annotated[str, _option("Images; by default those of the cache, else digits.")]
-Recipe = Annotated[str, _option("How views are made, for training without a cache.")]
-Background = Annotated[
-    str | None, _option("Colour that transparent pictures are put on, for training without a cache.")
+Data = Annotated[
+    str, _option("Images; by default those of the cache, else letters.", panel=None, metavar="NAME")
 ]
-Seeds = Annotated[str, _option("Augmentation seeds; all complete ones by default.")]
+Recipe = Annotated[str, _option("How views are made, for training without a cache.", metavar="NAME")]
+Background = Annotated[
+    str | None,
+    _option("Colour that transparent pictures are put on, for training without a cache.", metavar="COLOUR"),
+]
+Seeds = Annotated[
+    str, _option("Augmentation seeds, such as 0-3,7; all complete ones by default.", metavar="LIST")
+]
 SeedOrderName = Annotated[Literal["mod", "random"], _option("Seeds in turn, or shuffled in rounds.")]
 ViewsPerImage = Annotated[int, _option("Seeds of an image in one batch, decoded once.")]
 Fraction = Annotated[float, _option("Of the samples to train on.")]
@@ -45,9 +64,14 @@ SpoolFolder = Annotated[
         "Folder of decoded seeds, for all runs here.", "--spool-dir", parser=parse_output_path, metavar="PATH"
     ),
 ]
-SpoolLimit = Annotated[str, _option("What that folder may hold, such as 50GB.")]
+SpoolLimit = Annotated[str, _option("What that folder may hold, such as 50GB.", metavar="SIZE")]
 TeacherCache = Annotated[
-    str | None, _option("Cache of `dump --split test`: agreement with the teacher by epoch.")
+    str | None,
+    _option(
+        "Cache of `dump --split test`: agreement with the teacher by epoch.",
+        panel=OUTPUT,
+        metavar="CACHE",
+    ),
 ]
 
 

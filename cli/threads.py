@@ -4,16 +4,16 @@ import os
 
 from logitcache.paths import read_variable
 
-COMPUTING = {"bench", "calibrate", "demo", "dump", "evaluate", "export", "plan", "stats", "train", "verify"}
+WITHOUT_TORCH = {"copy", "init"}
 
 
 def fit_threads(command: str | None) -> None:
-    """Have torch take no more threads than cores that this process may use, in a command that computes.
+    """Have torch take no more threads than cores that this process may use, unless the command needs no torch.
 
     By itself it takes one for each core of the machine, whatever a container's share of them, and many threads on few
     cores wait for each other.
     """
-    if command not in COMPUTING:
+    if command is None or command in WITHOUT_TORCH:
         return
     from dask.system import cpu_count
 

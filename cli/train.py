@@ -13,6 +13,8 @@ from .exit_codes import catch_stop_signals
 from .progress import progress
 from .recorded_run import RECORDED, is_given, resume_as_recorded, write_words
 from .shared_options import (
+    OUTPUT,
+    STUDENT,
     Device,
     Json,
     OnBadTestImage,
@@ -29,16 +31,14 @@ from .train_output import reporter, show_runs
 def train(
     context: typer.Context,
     student: Annotated[
-        list[str] | None, typer.Option(help="resnet18, wrn_16_2, timm:NAME …; several share one pass.")
+        list[str] | None,
+        typer.Option(help="resnet18, wrn_16_2, timm:NAME …; several share one pass.", metavar="NAME"),
     ] = None,
     caches: stream_options.Caches = None,
-    loss: Annotated[str, typer.Option(help="cmkd, kd, ce …, or a sum: 'kd:0.5+cmkd:1'.")] = "cmkd",
-    variant: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Trains students once more, by 'loss=kd,lr=0.1', or one by 'student=NAME,lr=0.01'."
-        ),
-    ] = None,
+    loss: Annotated[
+        str, typer.Option(help="cmkd, kd, ce …, or a sum: 'kd:0.5+cmkd:1'.", metavar="LOSS")
+    ] = "cmkd",
+    data: stream_options.Data = "auto",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -48,22 +48,29 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, by its own options.")
     ] = False,
-    checkpoint_every: Annotated[
-        float, typer.Option(help="Seconds between checkpoints within an epoch.")
-    ] = 300.0,
-    ce_weight: Annotated[float, typer.Option(help="Weight of cross-entropy.")] = 1.0,
-    label_smoothing: Annotated[float, typer.Option(help="Label smoothing of cross-entropy.")] = 0.0,
-    weights: Annotated[str, typer.Option(help="First weights: random, default, or a file.")] = "random",
-    input_size: StudentInputSize = 0,
+    epochs: train_options.Epochs = None,
+    batch_size: train_options.BatchSize = None,
+    lr: train_options.Lr = None,
     seed: Annotated[int, typer.Option(help="Of first weights, order of the data, and dropout.")] = 0,
-    export: Annotated[
+    variant: Annotated[
         list[str] | None,
-        typer.Option(help="Write the best weights as onnx or torchscript too; may be given twice."),
+        typer.Option(
+            help="Trains students once more, by 'loss=kd,lr=0.1', or one by 'student=NAME,lr=0.01'.",
+            rich_help_panel=STUDENT,
+            metavar="SETTINGS",
+        ),
     ] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Curves in the run folders.")] = False,
-    mix_weights: stream_options.MixWeights = None,
-    mix_space: stream_options.MixSpaceName = "probability",
-    data: stream_options.Data = "auto",
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="First weights: random, default, or a file.", rich_help_panel=STUDENT, metavar="NAME"
+        ),
+    ] = "random",
+    input_size: StudentInputSize = 0,
+    ce_weight: Annotated[float, typer.Option(help="Weight of cross-entropy.", rich_help_panel=STUDENT)] = 1.0,
+    label_smoothing: Annotated[
+        float, typer.Option(help="Label smoothing of cross-entropy.", rich_help_panel=STUDENT)
+    ] = 0.0,
     recipe: stream_options.Recipe = "auto",
     background: stream_options.Background = None,
     seeds: stream_options.Seeds = "auto",
@@ -71,15 +78,12 @@ def train(
     views_per_image: stream_options.ViewsPerImage = 1,
     fraction: stream_options.Fraction = 1.0,
     samples_file: stream_options.SamplesFile = None,
+    mix_weights: stream_options.MixWeights = None,
+    mix_space: stream_options.MixSpaceName = "probability",
     allow_drift: stream_options.AllowDrift = False,
     spool_folder: stream_options.SpoolFolder = None,
     spool_limit: stream_options.SpoolLimit = "50GB",
-    teacher_cache: stream_options.TeacherCache = None,
     protocol: train_options.ProtocolName = "auto",
-    on_bad_image: OnBadTestImage = "error",
-    epochs: train_options.Epochs = None,
-    batch_size: train_options.BatchSize = None,
-    lr: train_options.Lr = None,
     schedule: train_options.Schedule = None,
     milestones: train_options.Milestones = None,
     gamma: train_options.Gamma = None,
@@ -97,6 +101,25 @@ def train(
     compile: train_options.Compile = None,
     grad_checkpointing: train_options.GradCheckpointing = None,
     sync_batch_norm: train_options.SyncBatchNorm = None,
+    teacher_cache: stream_options.TeacherCache = None,
+    on_bad_image: OnBadTestImage = "error",
+    checkpoint_every: Annotated[
+        float,
+        typer.Option(
+            help="Seconds between checkpoints within an epoch.", rich_help_panel=OUTPUT, metavar="SECONDS"
+        ),
+    ] = 300.0,
+    export: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Write the best weights as onnx or torchscript too; may be given twice.",
+            rich_help_panel=OUTPUT,
+            metavar="FORMAT",
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Curves in the run folders.", rich_help_panel=OUTPUT)
+    ] = False,
     precision: PrecisionName = "auto",
     device: Device = "auto",
     workers: Workers = -1,

@@ -12,71 +12,66 @@ from .shared_options import pick_fields
 if TYPE_CHECKING:
     from logitcache.train.variants import VariantInputs
 
+BY_PROTOCOL = "by the protocol"
 
-def _setting(panel: str, name: str, text: str) -> Any:
-    """Make the option of a setting; what it shows as its default is the protocol digits', as None stands for."""
+
+def _setting(panel: str | None, text: str, metavar: str | None = None) -> Any:
+    """Make the option of a setting, which the protocol has where it is not given."""
+    shown = BY_PROTOCOL if panel is None else False  # a panel says it in its title
+    title = panel and f"{panel} (default: {BY_PROTOCOL})"
+    return typer.Option(help=text, rich_help_panel=title, show_default=shown, metavar=metavar)
+
+
+def protocol_default(name: str) -> object:
+    """Return what the protocol `digits` has of a setting, as an example of what it takes; None of what is none."""
     values = {**PROTOCOLS["digits"].config.to_dict(), "batch_size": PROTOCOLS["digits"].batch_size}
-    shown: str | bool = False if values[name] in (None, []) else str(values[name]).strip("[]")
-    return typer.Option(
-        help=text, rich_help_panel=f"{panel} (defaults: of --protocol digits)", show_default=shown
-    )
+    value = values.get(name)
+    return ",".join(map(str, value)) or None if isinstance(value, list) else value
 
 
 ProtocolName = Annotated[
-    str, typer.Option(help=f"Settings by name: {', '.join(PROTOCOL_NAMES)}; auto: what fits the data.")
+    str,
+    typer.Option(
+        help=f"Settings by name: {', '.join(PROTOCOL_NAMES)}; auto: what fits the data.",
+        rich_help_panel=f"Schedule (default: {BY_PROTOCOL})",
+        metavar="NAME",
+    ),
 ]
 
-Epochs = Annotated[int | None, _setting("Schedule", "epochs", "Passes over the data.")]
-BatchSize = Annotated[int | None, _setting("Schedule", "batch_size", "Views per step.")]
-Lr = Annotated[float | None, _setting("Schedule", "lr", "Peak learning rate.")]
+Epochs = Annotated[int | None, _setting(None, "Passes over the data.")]
+BatchSize = Annotated[int | None, _setting(None, "Views per step.")]
+Lr = Annotated[float | None, _setting(None, "Peak learning rate.")]
 Schedule = Annotated[
     Literal["cosine", "multistep", "constant"] | None,
-    _setting("Schedule", "schedule", "The rate after warm-up."),
+    _setting("Schedule", "The rate after warm-up."),
 ]
-Milestones = Annotated[
-    str | None, _setting("Schedule", "milestones", "Epochs of multistep, such as 150,180,210.")
-]
-Gamma = Annotated[float | None, _setting("Schedule", "gamma", "Factor at a milestone.")]
-WarmupEpochs = Annotated[float | None, _setting("Schedule", "warmup_epochs", "Epochs of linear warm-up.")]
+Milestones = Annotated[str | None, _setting("Schedule", "Epochs of multistep, such as 150,180,210.", "LIST")]
+Gamma = Annotated[float | None, _setting("Schedule", "Factor at a milestone.")]
+WarmupEpochs = Annotated[float | None, _setting("Schedule", "Epochs of linear warm-up.")]
 
 Optimizer = Annotated[
     Literal["sgd", "adamw", "lamb"] | None,
-    _setting("Optimiser", "optimizer", "Optimiser; lamb is timm's, an extra."),
+    _setting("Optimiser", "Optimiser; lamb is timm's, an extra."),
 ]
-Momentum = Annotated[float | None, _setting("Optimiser", "momentum", "Of SGD.")]
-Nesterov = Annotated[bool | None, _setting("Optimiser", "nesterov", "Nesterov's momentum, of SGD.")]
-Betas = Annotated[str | None, _setting("Optimiser", "betas", "Of AdamW and LAMB, such as 0.9,0.999.")]
-WeightDecay = Annotated[
-    float | None, _setting("Optimiser", "weight_decay", "Weight decay, of weights alone.")
-]
-DecayAll = Annotated[bool | None, _setting("Optimiser", "decay_all", "Decay biases and norms too.")]
-ClipNorm = Annotated[
-    float | None, _setting("Optimiser", "clip_norm", "Largest norm of all gradients together.")
-]
-Ema = Annotated[
-    float | None, _setting("Optimiser", "ema", "Decay of an average of weights, kept in their place.")
-]
+Momentum = Annotated[float | None, _setting("Optimiser", "Of SGD.")]
+Nesterov = Annotated[bool | None, _setting("Optimiser", "Nesterov's momentum, of SGD.")]
+Betas = Annotated[str | None, _setting("Optimiser", "Of AdamW and LAMB, such as 0.9,0.999.", "A,B")]
+WeightDecay = Annotated[float | None, _setting("Optimiser", "Weight decay, of weights alone.")]
+DecayAll = Annotated[bool | None, _setting("Optimiser", "Decay biases and norms too.")]
+ClipNorm = Annotated[float | None, _setting("Optimiser", "Largest norm of all gradients together.")]
+Ema = Annotated[float | None, _setting("Optimiser", "Decay of an average of weights, kept in their place.")]
 
-Accumulate = Annotated[
-    int | None, _setting("Memory and speed", "accumulate", "Pieces that a batch is run in.")
-]
-ChannelsLast = Annotated[
-    bool | None, _setting("Memory and speed", "channels_last", "Memory order; by default on CUDA.")
-]
-Compile = Annotated[
-    bool | None, _setting("Memory and speed", "compile", "Compile students with torch.compile.")
-]
+Accumulate = Annotated[int | None, _setting("Memory and speed", "Pieces that a batch is run in.")]
+ChannelsLast = Annotated[bool | None, _setting("Memory and speed", "Memory order; by default on CUDA.")]
+Compile = Annotated[bool | None, _setting("Memory and speed", "Compile students with torch.compile.")]
 GradCheckpointing = Annotated[
     bool | None,
     _setting(
         "Memory and speed",
-        "grad_checkpointing",
         "Recompute activations in the backward pass (timm's models).",
     ),
 ]
-SyncBatchNorm = Annotated[
-    bool | None, _setting("Memory and speed", "sync_batch_norm", "Batch norm over all ranks, on GPUs.")
-]
+SyncBatchNorm = Annotated[bool | None, _setting("Memory and speed", "Batch norm over all ranks, on GPUs.")]
 
 
 def read_variants(context: typer.Context) -> "VariantInputs":

@@ -1,6 +1,8 @@
 """What people see of runs: while they train, and when they are done."""
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from logitcache.train.events import (
@@ -14,7 +16,7 @@ from logitcache.train.events import (
 from logitcache.units import rate
 
 from .progress import Advance
-from .terminal import say, show
+from .terminal import say, show, show_table
 
 if TYPE_CHECKING:
     from logitcache.train.loop import RunReport
@@ -41,9 +43,58 @@ def reporter(advance: Advance) -> OnTrainEvent:
 
 
 def show_runs(reports: "Sequence[RunReport]", *, as_json: bool) -> None:
-    """Print what runs came to; there may be none that came to their end."""
-    rows = [row for report in reports for row in _rows(report)]
-    show({"runs": [report.to_dict() for report in reports]}, rows, as_json=as_json)
+    """Print what runs came to: one by itself, several side by side; there may be none that came to their end."""
+    if len(reports) < 2 or as_json:
+        rows = [row for report in reports for row in _rows(report)]
+        show({"runs": [report.to_dict() for report in reports]}, rows, as_json=as_json)
+        return
+    show_table(*_compare(reports))
+    exported = [("export", file) for report in reports for file in report.exported]
+    if exported:
+        show({}, exported, as_json=False)
+
+
+def _compare(reports: "Sequence[RunReport]") -> tuple[list[str], list[list[str]]]:
+    """Return the columns and rows of a table of runs: what differs between them, and what they came to."""
+    from logitcache.train.run_folder import RunFolder
+
+    records = [RunFolder(Path(report.out)).read_config() for report in reports]
+    settings = [{**record["objective"], **record["config"]} for record in records]
+    losses = _shorten_losses([str(each.pop("expression")) for each in settings])
+    differing = [
+        name for name, value in settings[0].items() if any(each.get(name) != value for each in settings)
+    ]
+    columns = ["student", "loss", *differing, "top-1", "best", "epochs", "seconds", "run"]
+    rows = [
+        [
+            report.student,
+            loss,
+            *(_write(each.get(name)) for name in differing),
+            _percent(report.top1),
+            _percent(report.best_top1),
+            f"{report.epochs}",
+            f"{report.seconds:.1f}",
+            report.out,
+        ]
+        for report, loss, each in zip(reports, losses, settings, strict=True)
+    ]
+    return columns, rows
+
+
+def _shorten_losses(expressions: list[str]) -> list[str]:
+    """Leave options out, and weights of 1, unless losses differ in these."""
+    short = [re.sub(r":1\.0\b", "", re.sub(r"\([^()]*\)", "", expression)) for expression in expressions]
+    return short if len(set(short)) == len(set(expressions)) else expressions
+
+
+def _write(value: object) -> str:
+    if value is None:
+        return "–"
+    return f"{value:g}" if isinstance(value, float) else str(value).strip("[]")
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def _rows(report: "RunReport") -> list[tuple[str, str]]:

@@ -23,10 +23,11 @@ builtin that fits, so ``except FileNotFoundError`` in your code keeps working.
     └── StorageError       (OSError)              the disk said no: full, read-only, gone
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeVar
+
+from logitcache.synonyms import find_meant
 
 _E = TypeVar("_E", bound="LogitCacheError")
 MANY = 30  # names that one line can list
@@ -50,14 +51,14 @@ class OptionError(LogitCacheError, ValueError):
 
 
 class UnknownNameError(LogitCacheError, LookupError):
-    """An unknown name; the message suggests near ones."""
+    """An unknown name; the message suggests what is meant by a word of the field, or near ones."""
 
     def __init__(
         self, kind: str, name: str, known: Iterable[str], hint: str = "", *, meant: str = ""
     ) -> None:
         known = sorted(known)
         least = 0.5 if len(known) <= MANY else 0.0  # of many names the nearest are listed, however far
-        near = [meant] if meant else difflib.get_close_matches(name, known, n=4, cutoff=least)
+        near = [meant] if meant else find_meant(name, known, cutoff=least)
         advice = f"did you mean {join_alternatives(near)}?" if near else f"known: {', '.join(known)}"
         super().__init__(f"unknown {kind} {name!r}; {advice}{' ' + hint if hint else ''}")
 

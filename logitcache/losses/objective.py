@@ -90,7 +90,7 @@ class Objective(nn.Module):
         Raises:
             UnknownNameError: there is no loss of that name.
             OptionError: the text does not parse, or an option or weight cannot be honoured; or cross-entropy has two
-                weights.
+                weights, or all weights are 0.
         """
         texts = _split_terms(expression)
         own = [text for text in texts if re.match(r"ce\s*(:|$)", text)]
@@ -102,7 +102,12 @@ class Objective(nn.Module):
                 f"cross-entropy takes one weight, found {named}, in {expression!r} and beside it"
             )
         terms = tuple(_parse_weighted(text) for text in texts if text not in own)
-        return cls(terms, ce_weight=[*weights, ce_weight][0], label_smoothing=label_smoothing)
+        ce_weight = [*weights, ce_weight][0]
+        if not any((ce_weight, *(weight for _, weight in terms))):
+            raise OptionError(
+                f"every weight of {expression!r} is 0, so nothing would be learnt; give one above 0"
+            )
+        return cls(terms, ce_weight=ce_weight, label_smoothing=label_smoothing)
 
     @property
     def needs_teacher(self) -> bool:
@@ -234,13 +239,23 @@ def _parse_weight(text: str, default: float) -> float:
 def _parse_term(text: str) -> Term:
     match = re.fullmatch(r"(?P<name>\w+)\s*(?P<options>\(.*\))?", text, re.DOTALL)
     if match is None:
-        raise OptionError(f"a loss reads name(option=value, ...):weight, found {text!r}")
+        raise OptionError(f"a loss reads name(option=value, ...):weight, found {text!r}{_advise_form(text)}")
     name = match["name"]
     if name == "ce":
         raise OptionError("cross-entropy takes label smoothing as an option of its own, --label-smoothing")
     if name not in LOSSES:
         raise UnknownNameError("loss", name, [*LOSSES, "ce"])
     return Term(name, LOSSES[name], _parse_options(name, match["options"] or "()"))
+
+
+def _advise_form(text: str) -> str:
+    if "*" in text:
+        return "; its weight stands behind it, as in kd:0.5"
+    if text.count("(") != text.count(")"):
+        return "; a bracket is open"
+    if "," in text or len(text.split()) > 1:
+        return "; several are joined by +, as in kd:0.5+ce:0.5"
+    return "" if text else "; name one, such as cmkd, kd or ce"
 
 
 def _parse_options(name: str, text: str) -> dict[str, Any]:

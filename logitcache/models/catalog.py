@@ -1,6 +1,7 @@
 """What is known of a model before it is built: its name, how to make it, its input, who published weights of it."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -92,9 +93,16 @@ def require_known_model(name: str) -> None:
 
     Raises:
         UnknownNameError: there is none.
+        OptionError: it is a path, or several names.
     """
     if ":" in name or canonical_name(name) in (known := list_models()):
         return
+    if os.path.exists(name):
+        raise OptionError(
+            f"a model goes by its name, such as resnet18, found the path {name}; its weights are named with --weights"
+        )
+    if "," in name:
+        raise OptionError(f"one model at a time, found {name!r}; name each by an option of its own")
     hint = "(timm:NAME and your own module:function work too; `logitcache.models.catalog.list_models()` lists all)"
     raise UnknownNameError("model", name, [*known, *SHORT_NAMES], hint)
 

@@ -364,6 +364,10 @@ def read_root(place: Place) -> CacheSpec:
             if not place.writable:
                 raise NotFoundError(f"no cache at {place}; check the URL")
             if not place.vacant():
+                if len(place.fetch(["config.json", "metrics.jsonl"])) == 2:
+                    raise NotFoundError(
+                        f"no cache at {place}, which is a run folder of `logitcache train`; name a cache"
+                    )
                 raise NotFoundError(
                     f"no cache at {place}, where something else is ({_describe(place)}); name a cache, or an empty "
                     "place to make one"

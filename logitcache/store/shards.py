@@ -81,7 +81,9 @@ def parse_root(attributes: Mapping[str, Any], where: object) -> CacheSpec:
         FormatError: it is no cache, a newer one, or damaged.
     """
     if ATTRIBUTE not in attributes:
-        raise FormatError(f"{where} is a Zarr group, but no logitcache: it lacks attrs[{ATTRIBUTE!r}]")
+        raise FormatError(
+            f"{where} is a Zarr group, but no logitcache: it lacks attrs[{ATTRIBUTE!r}]; name a whole cache"
+        )
     value = attributes[ATTRIBUTE]
     try:
         spec = CacheSpec.from_dict(value)

@@ -3,8 +3,6 @@
 `TrainJob.run` opens what is named, trains, and exports; `loop` has the training itself.
 """
 
-import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -33,6 +31,7 @@ from logitcache.stream.stream_inputs import StreamInputs
 from logitcache.train.config import TrainProtocol, choose_protocol, possible_protocols
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.events import OnTrainEvent, TrainEvent, TrainingBegun
+from logitcache.train.folder_names import find_folders, find_label, name_folders
 from logitcache.train.layer_norms import describe_layer_norms, suit_layer_norms
 from logitcache.train.learner import Run
 from logitcache.train.loop import RunReport, train
@@ -45,7 +44,6 @@ from logitcache.views.recipes import with_background
 
 OnLine = Callable[[str], None]
 
-LABEL_LENGTH = 100  # characters of a folder's name
 FEW_TO_LOOK_AT = 5_000  # test images, which are decoded once before training
 MANY_TIMES = 50  # that each view is seen, above which more seeds are worth naming
 FIRST_PROTOCOL = "digits"  # of runs that do not name theirs: there was no other default
@@ -60,11 +58,8 @@ class Student(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Name of the student's folder; of a long name the beginning and a digest, so that it is no other's."""
-        label = f"{self.model.name}-{self.variant.name}".replace("/", "_").replace(":", "_")
-        if len(label) <= LABEL_LENGTH:
-            return label
-        return f"{label[: LABEL_LENGTH - 9]}-{hashlib.blake2b(label.encode(), digest_size=4).hexdigest()}"
+        """What is trained, and by what: no two students of a job share it."""
+        return f"{self.model.name}-{self.variant.name}"
 
 
 class TrainSetup(NamedTuple):
@@ -252,15 +247,14 @@ class TrainJob:
         """
         if self.out is None or len(students) == 1 or not RunFolder(self.out).has_run():
             return students
-        name = self.out.absolute().name
-        labels = {student.label: student for student in students}
-        found = labels.get(name) or labels.get(re.sub(r"-\d+$", "", name))
+        labels = [student.label for student in students]
+        found = find_label(self.out.absolute().name, labels)
         if found is None:
             raise OptionError(
-                f"{self.out} holds one run, and its name says none of {', '.join(labels)}; name its --student, and "
-                "its --variant, alone"
+                f"{self.out} holds one run, and its name says none of {', '.join(name_folders(labels))}; name its "
+                "--student, and its --variant, alone"
             )
-        return [found]
+        return [students[found]]
 
     def _was_evaluated(self, students: Sequence[Student]) -> bool:
         """Is there a run of each of the students that has an epoch with scores?"""
@@ -290,13 +284,14 @@ class TrainJob:
             if (first := made.index(made[-1])) < len(made) - 1:
                 raise OptionError(f"{labels[first]} and {label} are the same run; leave one --variant out")
         if self.out is None:
-            return claim_folders(Path("runs"), labels)
+            return claim_folders(Path("runs"), name_folders(labels))
         return nullcontext(self._list_folders(students))
 
     def _list_folders(self, students: Sequence[Student]) -> list[Path]:
         if self.out is None:
             return []
-        return [self.out / student.label for student in students] if len(students) > 1 else [self.out]
+        labels = [student.label for student in students]
+        return find_folders(self.out, labels) if len(students) > 1 else [self.out]
 
     def _train_and_export(self, runs: Sequence[Run], *inputs: Any, **options: Any) -> list[RunReport]:
         errors: dict[str, LogitCacheError] = {}

@@ -60,6 +60,10 @@ class TrainedStudent:
             if about is None:
                 return cls(path, None, None)
             return cls(path, about.name, about.num_classes, evaluation=about.evaluation)
+        if (path / "zarr.json").exists():
+            raise NotFoundError(
+                f"no run in {path}, which is a cache; name a run folder, or a file of weights"
+            )
         if not RunFolder(path).has_run():
             inside = list_runs(path)
             others = f", or another of the {len(inside)} runs there" if len(inside) > 1 else ""

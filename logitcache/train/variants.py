@@ -1,7 +1,6 @@
 """Variants: a loss and the settings to train a student with, and others by what they change of these, as text."""
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -31,8 +30,8 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """The label, or the loss, as part of a folder's name."""
-        return re.sub(r"[/:\s'\"]+", "_", self.label or self.loss)
+        """The label, or the loss."""
+        return self.label or self.loss
 
     def build_objective(self) -> Objective:
         """Build the objective; each student needs one of its own.

@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 from command import logitcache
-from console import ROOT
+from console import ROOT, without_progress
 from dumping import dump_digits
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
 
+from logitcache_cli import terminal
 from logitcache_cli.main import app
-from logitcache_cli.terminal import IN_ASCII, open_output, say
+from logitcache_cli.terminal import IN_ASCII, forget_notes, open_output, say, wrap
 
 PAGE = (ROOT / "docs" / "terminal.md").read_text(encoding="utf-8")
 
@@ -145,6 +149,93 @@ def test_a_full_stdout_that_holds_nothing_back_is_one_line_too() -> None:
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert ended.returncode == 1
     assert ended.stderr == "logitcache: cannot write the output: No space left on device\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes there have no such signal")
+@pytest.mark.parametrize("words", [["train", "--help"], ["info", "c.zarr"], ["verify", "c.zarr", "--json"]])
+def test_a_reader_that_goes_ends_a_command_quietly(words: list[str], tmp_path: Path) -> None:
+    dump_digits(tmp_path / "c.zarr", n=64, seeds=(0,))
+    for unbuffered in ("", "1"):
+        reads, writes = os.pipe()
+        os.close(reads)
+        command = [sys.executable, "-m", "logitcache_cli", *words]
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        ended = subprocess.run(
+            command, cwd=tmp_path, env=environment, stdout=writes, stderr=subprocess.PIPE, text=True
+        )
+        os.close(writes)
+        assert ended.returncode == 128 + signal.SIGPIPE, ended.stderr
+        assert without_progress(ended.stderr) == ""
+    assert "\n| 141 |" in PAGE
+
+
+def test_work_goes_on_where_the_reader_of_stderr_goes(tmp_path: Path) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    words = ["train", "--student", "digits_tiny", "--loss", "ce", "--epochs", "1", "--fraction", "0.1"]
+    command = [sys.executable, "-m", "logitcache_cli", *words]
+    ended = subprocess.run(command, cwd=tmp_path, stderr=writes, stdout=subprocess.PIPE, text=True)
+    os.close(writes)
+    assert (ended.returncode, ended.stdout.split()[0]) == (0, "run")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+def test_head_takes_the_first_line(tmp_path: Path) -> None:
+    dump_digits(tmp_path / "c.zarr", n=64, seeds=(0,))
+    script = f"{sys.executable} -m logitcache_cli info c.zarr | head -1"
+    ended = subprocess.run(script, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.stdout.startswith("cache ")
+    assert (len(ended.stdout.splitlines()), ended.stderr) == (1, "")
+
+
+WORDS = st.lists(st.from_regex(r"[\w/.-]{1,30}|`[\w /.-]{1,30}`", fullmatch=True).map(str.strip), max_size=20)
+
+
+@given(WORDS, st.integers(1, 60))
+def test_lines_are_broken_between_words_alone(words: list[str], width: int) -> None:
+    line = " ".join(" ".join(words).split())
+    lines = wrap(line, width).split("\n")
+    assert " ".join(lines) == line
+    assert all(len(one) <= width or " " not in one for one in lines)
+    fitting = [command for command in re.findall(r"`[^`]+`", line) if len(command) <= width // 2]
+    assert all(any(command in one for one in lines) for command in fitting if line.count("`") % 2 == 0)
+
+
+def test_a_note_is_said_once_in_a_command_and_not_wrapped_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forget_notes()
+    note = f"note: {'long ' * 40}".strip()
+    for text in (note, "another", note, "another"):
+        say(text)
+    assert capsys.readouterr().err.splitlines() == [note, "another", "another"]
+    forget_notes()
+    say(note)
+    assert capsys.readouterr().err.splitlines() == [note]
+
+
+def test_two_students_do_not_repeat_a_note(tmp_path: Path) -> None:
+    for _ in range(2):  # nor does one command keep another from saying it
+        words = ("--student", "digits_tiny", "--variant", "lr=0.1", "--variant", "lr=0.2")
+        ended = logitcache("train", *words, "--loss", "ce", "--epochs", 1, "--fraction", 0.2, cwd=tmp_path)
+        assert ended.exit_code == 0, ended.output
+        notes = [line for line in ended.stderr.splitlines() if line.startswith("note: ")]
+        assert len(notes) == len(set(notes)) >= 1
+
+
+def test_a_note_is_wrapped_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = io.StringIO()
+    monkeypatch.setattr(
+        terminal, "stderr", Console(file=taken, force_terminal=True, width=40, color_system=None)
+    )
+    forget_notes()
+    path = "/a/path/of/a/folder"
+    say(f"note: what is said at some length of {path} and `logitcache info c.zarr` too")
+    assert taken.getvalue().splitlines() == [
+        "note: what is said at some length of",
+        f"{path} and",
+        "`logitcache info c.zarr` too",
+    ]
 
 
 class Full(io.StringIO):

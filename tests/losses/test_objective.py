@@ -1,4 +1,5 @@
 import json
+import re
 
 import dense
 import pytest
@@ -200,3 +201,20 @@ def test_logits_of_another_number_of_heads_are_refused(expression, shape):
     teacher = SparseTeacher.from_logits(torch.randn(4, 10), 3)
     with pytest.raises(OptionError, match="needs student logits of shape"):
         Objective.parse(expression)(torch.randn(shape), teacher, torch.zeros(4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("1*kd", "its weight stands behind it, as in kd:0.5"),
+        ("kd:0.5,ce:0.5", "several are joined by +, as in kd:0.5+ce:0.5"),
+        ("kd(temperature=4", "a bracket is open"),
+        ("kd+", "name one, such as cmkd, kd or ce"),
+        ("ce:0", "every weight of 'ce:0' is 0, so nothing would be learnt; give one above 0"),
+    ],
+)
+def test_what_no_objective_is_says_how_one_reads(text: str, advice: str) -> None:
+    with pytest.raises(OptionError, match=re.escape(advice) + "$"):
+        Objective.parse(text)
+    with pytest.raises(OptionError, match="every weight"):
+        Objective.parse("kd:0", ce_weight=0.0)
