@@ -1,6 +1,6 @@
 """``logitcache dump``: stage one, the teacher's logits into a cache."""
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING
 
 import typer
@@ -70,7 +70,7 @@ def dump(
     def on_note(text: str) -> None:
         say(f"note: {text}")
 
-    if seeds is not None and not Path(path).exists() and (single := describe_single_seed(seeds)):
+    if seeds is not None and not os.path.exists(path) and (single := describe_single_seed(seeds)):
         on_note(single)
     loading = "loading images and teacher"
     with (

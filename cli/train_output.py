@@ -82,8 +82,11 @@ def _compare(reports: "Sequence[RunReport]") -> tuple[list[str], list[list[str]]
 
 
 def _shorten_losses(expressions: list[str]) -> list[str]:
-    """Leave options out, and weights of 1, unless losses differ in these."""
-    short = [re.sub(r":1\.0\b", "", re.sub(r"\([^()]*\)", "", expression)) for expression in expressions]
+    """Leave options and weights out, unless losses differ in these."""
+    short = [
+        re.sub(r":[\d.]+(e[+-]?\d+)?", "", re.sub(r"\([^()]*\)", "", expression))
+        for expression in expressions
+    ]
     return short if len(set(short)) == len(set(expressions)) else expressions
 
 
