@@ -13,7 +13,7 @@ def test_from_another_folder_the_images_are_asked_for(tmp_path: Path) -> None:
     views = ("--data", "imagefolder:pets", "--recipe", "imagenet@32")
     succeeds("dump", "--teacher", "resnet8", *views, "--seeds", 0, "--out", "c.zarr", cwd=here)
     cache, pets, run = here / "c.zarr", f"imagefolder:{here / 'pets'}", here / "run"
-    train = ("train", "--student", "resnet8", "--cache", cache, "--epochs", 1, "--out", run)
+    train = ("train", "--student", "resnet8", "--loss", "kd", "--cache", cache, "--epochs", 1, "--out", run)
     asked = "names imagefolder:pets as it lay where that was made, seen from there: say with --data"
     assert f"{cache} {asked}" in fails(*train, cwd=there)
     assert asked in fails("verify", cache, "--replay", 1, cwd=there)

@@ -122,7 +122,20 @@ def test_by_command(tmp_path: Path) -> None:
     succeeds(*words, cwd=tmp_path)
     paint(tmp_path / "pets", NEW)
     ended = logitcache(
-        *("train", "--student", "resnet20", "--cache", "c.zarr", "--epochs", 1, "--workers", 0), cwd=tmp_path
+        *(
+            "train",
+            "--student",
+            "resnet20",
+            "--loss",
+            "kd",
+            "--cache",
+            "c.zarr",
+            "--epochs",
+            1,
+            "--workers",
+            0,
+        ),
+        cwd=tmp_path,
     )
     assert ended.exit_code == 0, ended.output
     assert "note: 8 images came after the cache and are left out" in ended.stderr
@@ -140,7 +153,19 @@ def test_growth_takes_the_seeds_of_the_cache(tmp_path: Path) -> None:
 
     some = logitcache(*words, "--grow", "--seeds", "0-1", cwd=tmp_path)
     assert "seeds 2-5 of the cache will lack the new images" in some.stderr
-    train = ("train", "--student", "resnet20", "--cache", "c.zarr", "--epochs", 1, "--workers", 0)
+    train = (
+        "train",
+        "--student",
+        "resnet20",
+        "--loss",
+        "kd",
+        "--cache",
+        "c.zarr",
+        "--epochs",
+        1,
+        "--workers",
+        0,
+    )
     with pytest.warns(UserWarning, match="seeds 2-5 left out, as shards are missing"):
         succeeds(*train, cwd=tmp_path)
     assert "4 shards of seeds 2-5; `logitcache dump` goes on" in succeeds("verify", "c.zarr", cwd=tmp_path)

@@ -95,7 +95,20 @@ def test_replaced_files_of_the_same_size_are_told_and_asked_for_first(
     images = open_images(f"imagefolder:{copied / 'd'}")
     assert [Path(images.describe(i)) for i in told] == files
     words = ["--data", f"imagefolder:{copied / 'd'}", "--workers", 0]
-    training = ["train", "--student", "resnet8", "--cache", "c.zarr", *words, "--epochs", 1, "--out", "run"]
+    training = [
+        "train",
+        "--student",
+        "resnet8",
+        "--loss",
+        "kd",
+        "--cache",
+        "c.zarr",
+        *words,
+        "--epochs",
+        1,
+        "--out",
+        "run",
+    ]
     ended = logitcache(*training, cwd=copied)
     assert ended.exit_code == 0
     assert "note: 3 of 48 images were changed or touched since c.zarr was made, first " in ended.output
