@@ -69,6 +69,7 @@ def train(
     fraction: stream_options.Fraction = 1.0,
     samples_file: stream_options.SamplesFile = None,
     allow_drift: stream_options.AllowDrift = False,
+    missing: stream_options.MissingImages = "error",
     spool_folder: stream_options.SpoolFolder = None,
     spool_limit: stream_options.SpoolLimit = "50GB",
     teacher_cache: stream_options.TeacherCache = None,

@@ -27,11 +27,12 @@ from logitcache.models.forward import choose_device, choose_precision
 from logitcache.store import CacheReader, CacheWriter, SeedWriter, seed_list
 from logitcache.teacher.completion import FEWEST
 from logitcache.versions import view_conditions
-from logitcache.views.alignment import align_images, require_distinct_keys
+from logitcache.views.alignment import align_images
+from logitcache.views.changes import describe_newer_images, require_distinct_keys
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.repeatable import require_repeatable
-from logitcache.views.replay import describe_newer_images, prove_replay
+from logitcache.views.replay import prove_replay
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.teacher.ensemble import AverageSpace
 from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT
+from logitcache.views.alignment import OnMissing
+from logitcache.views.changes import describe_newer_images
 from logitcache.views.datasets import open_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.recipes import recipe_named
-from logitcache.views.replay import describe_newer_images
 
 FRESH_EPOCHS = 10_000  # without a cache: so many see new views, then views come again
 
@@ -52,7 +53,7 @@ class StreamInputs:
         data: images, or as `open_images` takes them; "auto": the caches' images, or the digits.
         recipe: without a cache, as `recipe_named` takes it; "auto": the data's own.
         samples_file: lists the samples to train on: numbers in text, or an .npy array; None: as `config` has it.
-        allow_drift, spool_folder, spool_limit: as `Stream.from_cache` takes them.
+        allow_drift, missing, spool_folder, spool_limit: as `Stream.from_cache` takes them.
     """
 
     config: StreamConfig
@@ -63,6 +64,7 @@ class StreamInputs:
     recipe: str = "auto"
     samples_file: Path | None = None
     allow_drift: bool = False
+    missing: OnMissing = "error"
     spool_folder: str | Path | None = None
     spool_limit: int = DEFAULT_SPOOL_LIMIT
 
@@ -154,6 +156,7 @@ class StreamInputs:
         images = self._images()
         options: dict[str, Any] = {
             "allow_drift": self.allow_drift,
+            "missing": self.missing,
             "spool_folder": self.spool_folder,
             "spool_limit": self.spool_limit,
             **vars(config),

@@ -33,11 +33,12 @@ from logitcache.train.confidence import Reliability
 from logitcache.train.cost import count_flops, time_forward
 from logitcache.train.score_meter import Confusion, ScoreMeter, classes_differ
 from logitcache.views.alignment import align_images
+from logitcache.views.changes import describe_newer_images
 from logitcache.views.datasets import WrappedImages, open_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, OnBadImage
 from logitcache.views.loader import iterate_batches, view_loader
-from logitcache.views.replay import describe_newer_images, prove_replay
+from logitcache.views.replay import prove_replay
 
 TEST_IMAGE = "test image"  # how the error of one that does not decode begins
 SEED = 0  # the only one: the views of an evaluation recipe are the same under every seed
