@@ -66,7 +66,7 @@ def recheck_views(
 ) -> RecheckReport:
     """Run the teacher again on `count` views, drawn by the key `seed` from all committed shards.
 
-    Images that are newer than the cache (`changes.find_newer_images`) come first: one view of each, then further ones.
+    Images that are newer than the cache (`changes.find_newer_images`) come first: one view of each, then others.
 
     Args:
         reader: the cache.

@@ -308,7 +308,11 @@ class Stream:
         return recipe_named(self.views.maker.recipe.evaluation)
 
     def about(self) -> dict[str, Any]:
-        """Return JSON values that say what this stream gives: data, recipe, seeds, teacher, drift allowed."""
+        """Return JSON values that say what this stream gives: data, recipe, seeds, teacher, and what was allowed.
+
+        That is drift, and images that are missing.
+        """
+        missing = self.views.images.missing
         return {
             "data": self.views.images.spec(self.num_classes).to_dict(),
             "recipe": self.views.maker.recipe.to_dict(),
@@ -318,9 +322,9 @@ class Stream:
             "seed_order": self.config.seed_order,
             "views_per_image": self.config.views_per_image,
             "samples": self._describe_samples(),
-            "missing": _identify(self.views.images.missing) if len(self.views.images.missing) else None,
             "teacher": self.teacher and self.teacher.about(self.config.seeds),
             "drift": self.drift and self.drift.to_dict(),
+            **({"missing": _identify(missing)} if len(missing) else {}),
         }
 
     def _describe_samples(self) -> dict[str, Any] | None:

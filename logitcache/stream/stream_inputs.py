@@ -136,10 +136,11 @@ class StreamInputs:
             if newer := describe_newer_images(reader, stream.views.images):
                 on_line(f"note: {newer}")
                 break
-        if left_out := stream.views.images.left_out:
-            on_line(
-                f"note: {left_out:,} images came after the cache and are left out; `logitcache dump --grow` adds them"
-            )
+        images = stream.views.images
+        if left_out := images.left_out:
+            note = f"note: {left_out:,} {'image' if left_out == 1 else 'images'} came after the cache and "
+            note += "is left out" if left_out == 1 else "are left out"
+            on_line(note if len(images.missing) else f"{note}; `logitcache dump --grow` adds them")
         return stream
 
     def _open_plain(self, config: StreamConfig, epochs: int) -> Stream:

@@ -105,7 +105,7 @@ class Evaluation:
         recipe = stream.evaluation
         images, workers = open_images(name, "test"), stream.config.workers
         if (images.num_classes or 0) > stream.num_classes:
-            raise classes_differ(images.num_classes, stream.num_classes, images)
+            raise classes_differ(stream.num_classes, images.num_classes, images)
         device = stream.device
         return cls(images, recipe, teacher, workers=workers, device=device, on_bad_image=on_bad_image)
 
@@ -204,10 +204,10 @@ def _say_test_image() -> Iterator[None]:
 def _require_answers(cache: CacheReader, images: Images, recipe: RecipeSpec) -> Images:
     """Insist that a cache holds answers for these very views; returns the images in its order."""
     if cache.spec.recipe != recipe:
-        name = cache.spec.recipe.name
+        name = "another of its name" if recipe.name == cache.spec.recipe.name else recipe.name
         raise MismatchError(
             f"{cache.path} does not hold the teacher's answers for the views evaluated",
-            [Difference("recipe", recipe.name, "another of its name" if name == recipe.name else name)],
+            [Difference("recipe", cache.spec.recipe.name, name)],
             "make one as the training cache was made, but with `logitcache dump --split test --out ANOTHER`",
         )
     cache.require([SEED])
@@ -215,7 +215,7 @@ def _require_answers(cache: CacheReader, images: Images, recipe: RecipeSpec) -> 
     if ordered.left_out:
         raise MismatchError(
             f"{cache.path} answers for some of the images only",
-            [Difference("dataset.n", len(images), len(ordered))],
+            [Difference("dataset.n", len(ordered), len(images))],
             "add the others with `logitcache dump --split test --grow`",
         )
     prove_replay(cache, KeyedViews(ordered, recipe), [SEED])
@@ -279,7 +279,7 @@ def evaluate(model: ViewModel, evaluation: Evaluation, num_classes: int) -> Eval
     images = evaluation.images
     guessed = isinstance(images, WrappedImages)  # classes are those that occur, where a data set lists none
     if images.num_classes not in (None, num_classes) and not guessed:
-        raise classes_differ(images.num_classes, num_classes, images)
+        raise classes_differ(num_classes, images.num_classes, images)
     (meter,) = evaluation.run([model])
     scores = meter.scores()
     if not np.isfinite([*scores.values()]).all():

@@ -39,6 +39,7 @@ from logitcache.views.datasets import open_images
 from logitcache.views.images import Images, Samples, name_class
 
 OnMissing = Literal["error", "skip"]
+MISSING = "missing images"  # field of a `MismatchError`
 
 
 class OrderedImages(Images):
@@ -272,11 +273,7 @@ def _describe_missing(
     if len(located.missing) == data.n:
         return [*fields, Difference("images of the cache", f"{data.n:,}", "none")], advice
     counts = [Difference("dataset.n", data.n, len(images))] if data.n != len(images) else []
-    found = [
-        Difference(
-            "missing images", "none", f"{len(located.missing):,}: {name_missing(keys, images, located)}"
-        )
-    ]
+    found = [Difference(MISSING, "none", f"{len(located.missing):,}: {name_missing(keys, images, located)}")]
     if len(located.new):
         found.append(
             Difference("new images", "none", f"{len(located.new):,}: {name_images(images, located.new)}")
