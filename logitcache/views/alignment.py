@@ -181,11 +181,11 @@ def align_images(
 
 
 def _align(reader: CacheReader, images: Images, grow: bool) -> Images:
-    fields, expected, keys = _differences(reader, images), reader.spec.dataset, reader.keys()
+    fields, expected = _differences(reader, images), reader.spec.dataset
     counts = [then.dataset.n for then in reader.spec.history()]
     if not fields:
         return images if len(counts) == 1 else OrderedImages(images, np.arange(len(images)), counts)
-    fixed = _list_fixed(fields)
+    fixed, keys = _list_fixed(fields), reader.keys()
     if fixed or keys is None:
         raise _other_images(reader, images, fields, _advise(images, fixed, keys))
     located = locate(keys, images)

@@ -183,7 +183,7 @@ def test_another_class_is_refused_by_name(grown: Path, tmp_path: Path) -> None:
         Stream.from_cache(grown / "old.zarr", folder_images(pets))
     teacher = build_model("digits_small", num_classes=3, view_size=8, weights="random")
     config = DumpConfig((0,), 1, batch_size=1, workers=0, grow=True)
-    with pytest.raises(MismatchError, match=r"dataset\.num_classes: expected 3, found 2"):
+    with pytest.raises(MismatchError, match=r"dataset\.num_classes: expected 2, found 3"):
         dump(grown / "old.zarr", folder_images(pets), recipe_named("center@8"), teacher, config)
 
 
