@@ -58,6 +58,9 @@ SamplesFile = Annotated[
     _option("List of samples: numbers in text, or .npy.", "--samples", parser=expand_home, metavar="PATH"),
 ]
 AllowDrift = Annotated[bool, _option("Train although views differ.", "--allow-drift")]
+MissingImages = Annotated[
+    Literal["error", "skip"], _option("Train without the cache's images that are gone, or not.", "--missing")
+]
 SpoolFolder = Annotated[
     Path | None,
     _option(

@@ -81,6 +81,7 @@ def train(
     mix_weights: stream_options.MixWeights = None,
     mix_space: stream_options.MixSpaceName = "probability",
     allow_drift: stream_options.AllowDrift = False,
+    missing: stream_options.MissingImages = "error",
     spool_folder: stream_options.SpoolFolder = None,
     spool_limit: stream_options.SpoolLimit = "50GB",
     protocol: train_options.ProtocolName = "auto",

@@ -84,7 +84,13 @@ class FormatError(LogitCacheError, ValueError):
 
 
 class Difference(NamedTuple):
-    """One field in which two things that must agree differ."""
+    """One field in which two things that must agree differ.
+
+    Attributes:
+        field: its name.
+        expected: what a cache, a run or a format has recorded, or what a rule asks for.
+        found: what is given, or is there now.
+    """
 
     field: str
     expected: object

@@ -19,10 +19,11 @@ from logitcache.store.shards import Arrays
 from logitcache.teacher.live import require_same_teacher
 from logitcache.teacher.reach import MASKED, require_logits
 from logitcache.views.alignment import align_images
+from logitcache.views.changes import find_newer_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, check_batch
 from logitcache.views.keys import key, permutation
-from logitcache.views.replay import Drift, find_drift, find_newer_images
+from logitcache.views.replay import Drift, find_drift
 
 NOISE: dict[Precision, float] = {"float32": 2.0**-10, "float16": 2.0**-8, "bfloat16": 2.0**-5}
 """Relative: by how much one teacher's logits may differ between batches and machines (float32 also as TF32)."""
@@ -65,11 +66,11 @@ def recheck_views(
 ) -> RecheckReport:
     """Run the teacher again on `count` views, drawn by the key `seed` from all committed shards.
 
-    Images that are newer than the cache come first (`replay.find_newer_images`): one view of each, then further ones.
+    Images that are newer than the cache (`changes.find_newer_images`) come first: one view of each, then others.
 
     Args:
         reader: the cache.
-        images: the images that it was made of.
+        images: the images that it was made of; a warning tells of those that are missing, which are left out.
         teacher: the model that it was made by.
         count: how many views; all if there are fewer.
         seed: of the draw.
@@ -83,7 +84,7 @@ def recheck_views(
         FormatError: a shard is damaged.
         NonFiniteError: the teacher gave NaN, infinity, or what is no logit.
     """
-    images = align_images(reader, images)
+    images = align_images(reader, images, missing="skip")
     require_same_teacher(reader, teacher)
     chosen = _draw(reader, count, seed, find_newer_images(reader, images))
     views = KeyedViews(images, reader.spec.recipe)
@@ -172,7 +173,8 @@ def _compare(
     shard = spec.layout.shard_of(pairs[0][1])
     arrays = reader.read(pairs[0][0], shard)
     start = spec.layout.samples_of(shard).start
-    pairs = [pair for pair in pairs if not np.isnan(arrays["top"][pair[1] - start])]
+    makeable = views.makeable(pairs[0][0])
+    pairs = [pair for pair in pairs if makeable[pair[1]] and not np.isnan(arrays["top"][pair[1] - start])]
     results = []
     for first in range(0, len(pairs), batch_size):
         part = pairs[first : first + batch_size]

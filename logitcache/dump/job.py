@@ -27,12 +27,13 @@ from logitcache.models.forward import choose_device, choose_precision
 from logitcache.store import CacheReader, CacheWriter, SeedWriter, seed_list
 from logitcache.teacher.completion import FEWEST
 from logitcache.versions import view_conditions
-from logitcache.views.alignment import align_images, require_distinct_keys
+from logitcache.views.alignment import MISSING, align_images
 from logitcache.views.bad_images import BadImage, explain_bad_images
+from logitcache.views.changes import describe_newer_images, require_distinct_keys
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.repeatable import require_repeatable
-from logitcache.views.replay import describe_newer_images, prove_replay
+from logitcache.views.replay import prove_replay
 
 
 @dataclass(frozen=True)
@@ -286,7 +287,7 @@ def _match_cache(
         here = cache_spec(images, recipe, teacher, config, calibrated=True)
     if here.shard_samples == there.shard_samples:
         here = dataclasses.replace(here, chunk_samples=there.chunk_samples)
-    fields = here.differences(there)
+    fields = there.differences(here)
     if [f.field for f in fields] == ["teacher.adapter.size"]:
         raise MismatchError(
             f"the teacher of {cache.path} sees views at another size",
@@ -303,7 +304,16 @@ def _match_cache(
         )
     if not fields or any(f.field not in DATA for f in fields):
         return images, here  # this cache; or another one, as `CacheWriter.open` will say
-    ordered = align_images(cache, images, grow=config.grow)
+    try:
+        ordered = align_images(cache, images, grow=config.grow)
+    except MismatchError as error:
+        if not any(field.field == MISSING for field in error.fields):
+            raise
+        raise MismatchError(
+            f"{cache.path} cannot be gone on with: no row can be made of an image that is missing",
+            error.fields,
+            "put back what is missing, or name it as it was; or dump what is there to another --out",
+        ) from error
     if ordered.left_out:
         raise MismatchError(
             f"{cache.path} holds {there.dataset.n:,} of these {len(images):,} images",

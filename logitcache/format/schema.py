@@ -251,7 +251,10 @@ class CacheSpec(Spec):
         )
 
     def differences(self, found: "CacheSpec") -> list[Difference]:
-        """List the fields in which `found` is another cache; versions and the names of places do not count."""
+        """List the fields in which `found` is another cache than this one, which is what a cache has recorded.
+
+        Versions and the names of places do not count.
+        """
         mine, theirs = dict(_flatten(self.to_dict())), dict(_flatten(found.to_dict()))
         keys = [key for key in {**mine, **theirs} if key not in _WHERE and not key.startswith(_NOT_IDENTITY)]
         fields = [

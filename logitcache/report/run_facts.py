@@ -18,11 +18,12 @@ from logitcache.models.weights import count_weights
 from logitcache.paths import expand_home
 from logitcache.store import seed_list
 from logitcache.train.confidence import Reliability
-from logitcache.train.run_folder import RunFolder
+from logitcache.train.run_folder import NAME_OF_DATA, RunFolder
 
 Setting = str | int | float | bool | None
 REPEATED = ("config.seed", "stream.order")  # what differs between repeats, beside random initial weights
 BEGINNING = ("command", "folder", "protocol")  # how a run was begun: what came of it stands beside
+FINGERPRINT = "stream.data.fingerprint"  # where a run has it, its images are the same by whatever name
 LONGEST = 72
 MOST = 1e140  # what is larger counts as infinite
 
@@ -173,7 +174,7 @@ def group_runs(runs: Sequence[RunFacts]) -> tuple[RunGroup, ...]:
     for name, kind in zip(_name_kinds([kind[0] for kind in kinds.values()]), kinds.values(), strict=True):
         first: dict[str, RunFacts] = {}
         for run in (run for run in kind if run.finished):
-            first.setdefault(json.dumps(run.settings), run)
+            first.setdefault(json.dumps(_without_place(run.settings)), run)
         repeats = tuple(first.values())
         if repeats:
             copies = tuple(run for run in kind if run.finished and run not in repeats)
@@ -225,10 +226,18 @@ def shorten_paths(runs: Sequence[RunFacts]) -> dict[str, str]:
 
 def _identity(run: RunFacts) -> dict[str, Setting]:
     """All settings but those that differ between repeats."""
-    settings = {name: value for name, value in run.settings.items() if name not in REPEATED}
+    settings = _without_place(run.settings)
+    settings = {name: value for name, value in settings.items() if name not in REPEATED}
     if str(settings.get("student.weights")).startswith("random:"):
         settings["student.weights"] = "random"
     return settings
+
+
+def _without_place(settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """All settings but where the images lie, if their fingerprint is known."""
+    return {
+        name: value for name, value in settings.items() if name != NAME_OF_DATA or FINGERPRINT not in settings
+    }
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Setting]]:

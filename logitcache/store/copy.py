@@ -122,7 +122,7 @@ def open_copy(reader: CacheReader, out: str | Path, spec: CacheSpec) -> CacheWri
     if theirs is None:
         writer.write_statistics(files)
         theirs = read_statistics(writer.place, writer.spec)
-    expected, found = (statistics_digest(spec, each) if each else None for each in (ours, theirs))
+    expected, found = (statistics_digest(spec, each) if each else None for each in (theirs, ours))
     if found != expected:
         raise MismatchError(
             f"{out} has other class statistics than {reader.path}",
@@ -166,6 +166,6 @@ def _refuse_other(
         shard = int(other[0])
         raise MismatchError(
             f"seed {seed} of {destination.path} holds other numbers than that of {reader.path}",
-            [Difference(f"digest of shard {shard}", f"{commits[shard]:016x}", f"{existing[shard]:016x}")],
+            [Difference(f"digest of shard {shard}", f"{existing[shard]:016x}", f"{commits[shard]:016x}")],
             f"delete {destination.path}/seed-{seed} to have it copied, or leave the seed out with --seeds",
         )

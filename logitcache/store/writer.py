@@ -93,7 +93,7 @@ class CacheWriter:
         if grow and keys is not None:
             _grow(place, spec, keys)
         found = read_root(place)
-        if fields := spec.differences(found):
+        if fields := found.differences(spec):
             raise MismatchError(
                 f"{place} is another cache than the one asked for",
                 fields,

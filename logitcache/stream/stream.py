@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -39,6 +40,7 @@ from logitcache.teacher.ensemble import AverageSpace, Ensemble, require_same_vie
 from logitcache.teacher.protocol import Teacher
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT
+from logitcache.views.alignment import OnMissing
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, ViewBatch
 from logitcache.views.loader import iterate_batches, view_loader
@@ -182,6 +184,7 @@ class Stream:
         images: Images | None = None,
         *,
         allow_drift: bool = False,
+        missing: OnMissing = "error",
         spool_folder: str | Path | None = None,
         spool_limit: int = DEFAULT_SPOOL_LIMIT,
         **options: Any,
@@ -192,6 +195,8 @@ class Stream:
             cache: the cache, or its local path or fsspec URL.
             images: the images it was made of; by default those that it names. Images that came later are left out.
             allow_drift: go on although views differ; `drift` then says which, and so does `about`.
+            missing: whether an image that is not there is an error, or its sample left out, and views that it is
+                mixed into (see `align_images`); `about` then says which.
             spool_folder: where decoded seeds are kept, for all runs on the node.
             spool_limit: bytes that this folder may hold; see `open_spool`.
             **options: fields of `StreamConfig`, with `rank` and `world_size` for its `world`; `seeds` defaults to
@@ -204,7 +209,9 @@ class Stream:
         """
         reader = CacheReader.of(cache)
         config = _configure(**options)
-        views, seeds, drift = open_proved_views(reader, images, config.seeds, allow_drift=allow_drift)
+        views, seeds, drift = open_proved_views(
+            reader, images, config.seeds, allow_drift=allow_drift, missing=missing
+        )
         config = dataclasses.replace(config, seeds=seeds)
         return cls(views, CachedTeacher(reader, spool_folder, spool_limit), config, drift)
 
@@ -218,6 +225,7 @@ class Stream:
         space: AverageSpace = "probability",
         seeds: tuple[int, ...] = (),
         allow_drift: bool = False,
+        missing: OnMissing = "error",
         spool_folder: str | Path | None = None,
         spool_limit: int = DEFAULT_SPOOL_LIMIT,
         **options: Any,
@@ -231,6 +239,7 @@ class Stream:
             space: whether to average probabilities or their logarithms.
             seeds: augmentation seeds; by default those that are complete in every cache.
             allow_drift: as for `from_cache`; `drift` is then that of the first cache that has any.
+            missing: as for `from_cache`.
             spool_folder: as for `from_cache`.
             spool_limit: likewise.
             **options: as for `from_cache`.
@@ -255,7 +264,10 @@ class Stream:
                     f"{seed_list(others)} left out, as not every cache has all of it; `logitcache dump` completes it",
                     stacklevel=2,
                 )
-        proved = [open_proved_views(reader, images, chosen, allow_drift=allow_drift) for reader in readers]
+        proved = [
+            open_proved_views(reader, images, chosen, allow_drift=allow_drift, missing=missing)
+            for reader in readers
+        ]
         teachers = [CachedTeacher(reader, spool_folder, spool_limit) for reader in readers]
         without = [
             str(reader.path) for reader in readers if reader.spec.tail_size and not reader.statistics()
@@ -296,7 +308,11 @@ class Stream:
         return evaluation_recipe(self.views.maker.recipe)
 
     def about(self) -> dict[str, Any]:
-        """Return JSON values that say what this stream gives: data, recipe, seeds, teacher, drift allowed."""
+        """Return JSON values that say what this stream gives: data, recipe, seeds, teacher, and what was allowed.
+
+        That is drift, and images that are missing.
+        """
+        missing = self.views.images.missing
         return {
             "data": self.views.images.spec(self.num_classes).to_dict(),
             "recipe": self.views.maker.recipe.to_dict(),
@@ -308,13 +324,11 @@ class Stream:
             "samples": self._describe_samples(),
             "teacher": self.teacher and self.teacher.about(self.config.seeds),
             "drift": self.drift and self.drift.to_dict(),
+            **({"missing": _identify(missing)} if len(missing) else {}),
         }
 
     def _describe_samples(self) -> dict[str, Any] | None:
-        if len(self._samples) == len(self.views):
-            return None
-        digest = hashlib.sha256(self._samples.astype("<i8").tobytes()).hexdigest()
-        return {"n": len(self._samples), "sha256": digest}
+        return None if len(self._samples) == len(self.views) else _identify(self._samples)
 
     def steps(self, epoch: int) -> int:
         """Number of batches of an epoch.
@@ -378,6 +392,10 @@ class Stream:
         shares = batch.shares.to(labels.device, non_blocking=True)
         return MixedLabels(labels, others.to(labels.device, non_blocking=True), shares)
 
+    def _usable(self, teacher: Teacher, seed: int) -> npt.NDArray[np.bool_]:
+        """(n,) bool: the samples that have both a view and a teacher."""
+        return teacher.usable(seed) & self.views.makeable(seed)
+
     def _epoch_seeds(self, epoch: int) -> tuple[int, ...]:
         config = self.config
         return choose_seeds(epoch, config.seeds, config.views_per_image, config.seed_order, config.order)
@@ -385,7 +403,7 @@ class Stream:
     def _epoch_sampler(self, epoch: int, start: int = 0) -> PairSampler:
         config, samples, seeds = self.config, self._samples, self._epoch_seeds(epoch)
         if self.teacher is not None:
-            samples = samples[np.all([self.teacher.usable(seed)[samples] for seed in seeds], axis=0)]
+            samples = samples[np.all([self._usable(self.teacher, seed)[samples] for seed in seeds], axis=0)]
         sampler = PairSampler(
             samples,
             seeds,
@@ -401,6 +419,10 @@ class Stream:
                 f"{config.world.size} ranks; choose a smaller batch size"
             )
         return sampler
+
+
+def _identify(samples: npt.NDArray[np.int64]) -> dict[str, Any]:
+    return {"n": len(samples), "sha256": hashlib.sha256(samples.astype("<i8").tobytes()).hexdigest()}
 
 
 def _configure(**options: Any) -> StreamConfig:

@@ -16,11 +16,12 @@ from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.teacher.ensemble import AverageSpace
 from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT
+from logitcache.views.alignment import OnMissing
+from logitcache.views.changes import describe_newer_images
 from logitcache.views.datasets import choose_recipe, choose_shipped, describe_transparency, open_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.recipes import recipe_named, with_background
-from logitcache.views.replay import describe_newer_images
 
 FRESH_EPOCHS = 10_000  # without a cache: so many see new views, then views come again
 
@@ -53,7 +54,7 @@ class StreamInputs:
         recipe: without a cache, as `recipe_named` takes it, or that of a run that goes on; "auto": as fits the data.
         background: without a cache, as `recipes.with_background` takes it.
         samples_file: lists the samples to train on: numbers in text, or an .npy array; None: as `config` has it.
-        allow_drift, spool_folder, spool_limit: as `Stream.from_cache` takes them.
+        allow_drift, missing, spool_folder, spool_limit: as `Stream.from_cache` takes them.
     """
 
     config: StreamConfig
@@ -65,6 +66,7 @@ class StreamInputs:
     background: str | None = None
     samples_file: Path | None = None
     allow_drift: bool = False
+    missing: OnMissing = "error"
     spool_folder: str | Path | None = None
     spool_limit: int = DEFAULT_SPOOL_LIMIT
 
@@ -154,10 +156,11 @@ class StreamInputs:
             if newer := describe_newer_images(reader, stream.views.images):
                 on_line(f"note: {newer}")
                 break
-        if left_out := stream.views.images.left_out:
-            on_line(
-                f"note: {left_out:,} images came after the cache and are left out; `logitcache dump --grow` adds them"
-            )
+        images = stream.views.images
+        if left_out := images.left_out:
+            note = f"note: {left_out:,} {'image' if left_out == 1 else 'images'} came after the cache and "
+            note += "is left out" if left_out == 1 else "are left out"
+            on_line(note if len(images.missing) else f"{note}; `logitcache dump --grow` adds them")
         return stream
 
     def _open_plain(self, config: StreamConfig, epochs: int, on_line: Callable[[str], None]) -> Stream:
@@ -178,6 +181,7 @@ class StreamInputs:
         images = self._images()
         options: dict[str, Any] = {
             "allow_drift": self.allow_drift,
+            "missing": self.missing,
             "spool_folder": self.spool_folder,
             "spool_limit": self.spool_limit,
             **vars(config),

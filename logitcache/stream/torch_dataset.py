@@ -28,6 +28,7 @@ from logitcache.stream.worker_dataset import PackedViews
 from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT, spool_path
+from logitcache.views.alignment import OnMissing
 from logitcache.views.datasets import wrap_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import Pair
@@ -49,6 +50,7 @@ class CachedViews(PackedViews):
         seeds: augmentation seeds; all complete ones by default.
         transform: called with each view, (C, h, w) uint8, in the worker.
         allow_drift: go on although views differ from those that the teacher saw; `drift` then says which.
+        missing: whether an image that is not there is an error, or its sample left out (see `align_images`).
         spool_folder: see `spool.open_spool`.
         spool_limit: likewise.
 
@@ -68,6 +70,7 @@ class CachedViews(PackedViews):
         seeds: Sequence[int] = (),
         transform: Callable[[Tensor], Any] | None = None,
         allow_drift: bool = False,
+        missing: OnMissing = "error",
         spool_folder: str | Path | None = None,
         spool_limit: int = DEFAULT_SPOOL_LIMIT,
     ) -> None:
@@ -78,7 +81,9 @@ class CachedViews(PackedViews):
             )
         if images is not None and not isinstance(images, Images):
             images = wrap_images(images, reader.spec.dataset.name, reader.spec.dataset.split)
-        views, self.seeds, self.drift = open_proved_views(reader, images, seeds, allow_drift=allow_drift)
+        views, self.seeds, self.drift = open_proved_views(
+            reader, images, seeds, allow_drift=allow_drift, missing=missing
+        )
         self.teacher = CachedTeacher(reader, spool_folder, spool_limit)
         spool = self.teacher.layout.row_bytes * reader.spec.dataset.n
         if len(self.seeds) > 1 and spool_limit < 2 * spool:  # the next is decoded while workers map this one
@@ -123,8 +128,8 @@ class CachedViews(PackedViews):
             self.teacher.usable(seed)
 
     def usable(self, seed: int) -> npt.NDArray[np.bool_]:
-        """(n,) bool: the samples whose image decoded when the cache was made."""
-        return self.teacher.usable(seed)
+        """(n,) bool: the samples whose image decoded when the cache was made, and is there."""
+        return self.teacher.usable(seed) & self.views.makeable(seed)
 
     def _map(self, seed: int) -> npt.NDArray[np.uint8]:
         if get_worker_info() is None and seed in self.files:

@@ -34,11 +34,12 @@ from logitcache.train.cost import count_flops, time_forward
 from logitcache.train.score_meter import Confusion, ScoreMeter, classes_differ
 from logitcache.views.alignment import align_images
 from logitcache.views.bad_images import BadImage, explain_bad_images
+from logitcache.views.changes import describe_newer_images
 from logitcache.views.datasets import WrappedImages, open_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, OnBadImage
 from logitcache.views.loader import iterate_batches, view_loader
-from logitcache.views.replay import describe_newer_images, prove_replay
+from logitcache.views.replay import prove_replay
 
 TEST_IMAGE = "test image"  # how the error of one that does not decode begins
 SEED = 0  # the only one: the views of an evaluation recipe are the same under every seed
@@ -105,7 +106,7 @@ class Evaluation:
         recipe = stream.evaluation
         images, workers = open_images(name, "test"), stream.config.workers
         if (images.num_classes or 0) > stream.num_classes:
-            raise classes_differ(images.num_classes, stream.num_classes, images)
+            raise classes_differ(stream.num_classes, images.num_classes, images)
         device = stream.device
         return cls(images, recipe, teacher, workers=workers, device=device, on_bad_image=on_bad_image)
 
@@ -205,9 +206,10 @@ def _require_answers(cache: CacheReader, images: Images, recipe: RecipeSpec) -> 
     """Insist that a cache holds answers for these very views; returns the images in its order."""
     if cache.spec.recipe != recipe:
         title = cache.spec.recipe.title
+        found = "another of its name" if title == recipe.title else recipe.title
         raise MismatchError(
             f"{cache.path} does not hold the teacher's answers for the views evaluated",
-            [Difference("recipe", recipe.title, "another of its name" if title == recipe.title else title)],
+            [Difference("recipe", title, found)],
             "make one as the training cache was made, but with `logitcache dump --split test --out ANOTHER`",
         )
     cache.require([SEED])
@@ -215,7 +217,7 @@ def _require_answers(cache: CacheReader, images: Images, recipe: RecipeSpec) -> 
     if ordered.left_out:
         raise MismatchError(
             f"{cache.path} answers for some of the images only",
-            [Difference("dataset.n", len(images), len(ordered))],
+            [Difference("dataset.n", len(ordered), len(images))],
             "add the others with `logitcache dump --split test --grow`",
         )
     prove_replay(cache, KeyedViews(ordered, recipe), [SEED])
@@ -281,7 +283,7 @@ def evaluate(model: ViewModel, evaluation: Evaluation, num_classes: int) -> Eval
     images = evaluation.images
     guessed = isinstance(images, WrappedImages)  # classes are those that occur, where a data set lists none
     if images.num_classes not in (None, num_classes) and not guessed:
-        raise classes_differ(images.num_classes, num_classes, images)
+        raise classes_differ(num_classes, images.num_classes, images)
     (meter,) = evaluation.run([model])
     scores = meter.scores()
     if not np.isfinite([*scores.values()]).all():

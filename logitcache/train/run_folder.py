@@ -12,6 +12,7 @@ Each file is written as a temporary file, NAME.part, and then renamed, so that a
 
 import json
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -32,9 +33,13 @@ from logitcache.files import replacing, require_folder
 from logitcache.format.spec import jsonable
 from logitcache.models.build import Model, save_weights
 from logitcache.models.weights import first_line
+from logitcache.paths import write_path
 from logitcache.store import seed_list
 from logitcache.train.confidence import Reliability
 from logitcache.versions import library_versions
+
+MISSING = "stream.missing"  # images of the cache that are left out
+NAME_OF_DATA = "stream.data.name"  # where images lie; their fingerprint, beside it, says which they are
 
 
 class Stateful(Protocol):
@@ -105,11 +110,22 @@ class RunFolder:
         fields: list[Difference] = []
         for name, value in json.loads(json.dumps(jsonable(config))).items():
             fields += _differences(name, found.get(name), value)
+        fields = [field for field in fields if field.field != NAME_OF_DATA]
         if any(field.field == "stream.seeds" for field in fields):  # then what is held of each differs too
             fields = [field for field in fields if not field.field.startswith("stream.teacher.cached.")]
         if not fields:
             return
         advice = "resume with its own options, or choose another --out"
+        if (weights := self.path / "last.safetensors").exists():
+            advice = (
+                "resume with its own options, which a run keeps, or begin another from its weights: "
+                f"--weights {shlex.quote(write_path(weights))} --out ANOTHER"
+            )
+        if any(field.field.startswith(MISSING) for field in fields):
+            then, now = (parts.get("stream", {}).get("missing") for parts in (found, config))
+            fields = [field for field in fields if not field.field.startswith(MISSING)]
+            fields.append(Difference("missing images", *_count_missing(then, now)))
+            advice = "a run goes on with the images that it began with: let the same ones be there"
         parts = [(part, found.get(part, {}), config[part]) for part in ("config", "student")]
         if unknown := [f"{part}.{k}" for part, then, now in parts for k in now if k not in then]:
             advice = (
@@ -315,6 +331,12 @@ def _differences(name: str, expected: object, found: object) -> Iterator[Differe
             yield from _differences(f"{name}.{k}", expected.get(k), found.get(k))
     elif expected != found:
         yield Difference(name, _shorten(expected), _shorten(found))
+
+
+def _count_missing(then: Any, now: Any) -> tuple[str, str]:
+    """Say how many images were missing and how many are; where as many are, that they are others."""
+    were, are = (str(part["n"]) if part else "none" for part in (then, now))
+    return were, f"{are} others" if were == are else are
 
 
 def _shorten(value: object) -> object:

@@ -65,9 +65,9 @@ class ScoreMeter:
         logits = self.model(views)
         classes = logits.shape[1]
         if self.teacher and self.teacher.num_classes != classes:
-            raise classes_differ(self.teacher.num_classes, classes, self.images)
+            raise classes_differ(classes, self.teacher.num_classes, self.images)
         if (self.images.num_classes or 0) > classes:
-            raise classes_differ(self.images.num_classes, classes, self.images)
+            raise classes_differ(classes, self.images.num_classes, self.images)
         self.labels.append(batch.labels)
         self.predicted.append(logits.argmax(1))
         if (known := batch.labels >= 0).any():
@@ -157,8 +157,8 @@ class Confusion(Spec):
         return sorted(wrong, key=lambda cell: (-cell[2], cell))[:number]
 
 
-def classes_differ(expected: int | None, found: int, images: Images) -> MismatchError:
-    """Return the error for a student whose classes are not those of the images."""
+def classes_differ(expected: int, found: int | None, images: Images) -> MismatchError:
+    """Return the error for a student whose `expected` classes are not the `found` ones of images or their teacher."""
     return MismatchError(
         f"the student cannot be evaluated on {images.name}",
         [Difference("number of classes", expected, found)],

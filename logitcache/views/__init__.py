@@ -17,6 +17,7 @@ loader       batches of views, from workers or by whole batches
 vectorized   whole batches of views of small images at once, the same pixels as one by one
 mt19937      what torch's CPU generator draws, for thousands of views at once, in NumPy
 alignment    images in a cache's order, after the data has grown
+changes      which images of a cache are missing, new or changed
 replay       canary views made again and compared, before anything relies on them
 """
 

@@ -7,22 +7,41 @@ user names.
 
 import copy
 import shlex
-from bisect import bisect_right
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from logitcache.errors import DataError, Difference, LogitCacheError, MismatchError, NotFoundError
+from logitcache.errors import (
+    DataError,
+    Difference,
+    ImageError,
+    LogitCacheError,
+    MismatchError,
+    NotFoundError,
+    OptionError,
+)
 from logitcache.store.reader import CacheReader
+from logitcache.views.changes import (
+    Located,
+    SampleKeys,
+    describe_changed,
+    have_names,
+    locate,
+    name_images,
+    name_missing,
+)
 from logitcache.views.datasets import SHIPPED, open_images
-from logitcache.views.images import Images, Samples
+from logitcache.views.images import Images, Samples, name_class
 from logitcache.views.picture_sample import PictureSample
 
-SampleKeys = npt.NDArray[np.uint64]
+OnMissing = Literal["error", "skip"]
+MISSING = "missing images"  # field of a `MismatchError`
 
 
 class OrderedImages(Images):
@@ -30,21 +49,35 @@ class OrderedImages(Images):
 
     Args:
         images: the other set.
-        order: (m,) int64, which of them, and in which order.
+        order: (m,) int64, which of them, and in which order; −1 where a sample's image is missing.
         counts: how many there were at first, after the data had grown once, and so on; the last is m.
+        fingerprint: of all m, where some are missing.
     """
 
-    def __init__(self, images: Images, order: npt.NDArray[np.int64], counts: Sequence[int]) -> None:
+    def __init__(
+        self,
+        images: Images,
+        order: npt.NDArray[np.int64],
+        counts: Sequence[int],
+        fingerprint: str | None = None,
+    ) -> None:
         self.images, self.order, self.counts = images, order, list(counts)
         self.name, self.split, self.recipe = images.name, images.split, images.recipe
-        self.labels, self.num_classes = images.labels[order], images.num_classes
+        self.labels, self.num_classes = np.where(order < 0, -1, images.labels[order]), images.num_classes
         self.class_names, self.note = images.class_names, images.note
-        self.left_out = len(images) - len(order)
-        self._fingerprint = images.fingerprint_of(order)
+        self.missing = np.flatnonzero((order < 0) | np.isin(order, images.missing))
+        self.left_out = len(images) - int((order >= 0).sum())
+        self._fingerprint = images.fingerprint_of(order) if fingerprint is None else fingerprint
 
     def image(self, sample: int) -> Tensor:
-        """Return one image, (C, H, W) uint8."""
-        return self.images.image(int(self.order[sample]))
+        """Return one image, (C, H, W) uint8.
+
+        Raises:
+            ImageError: it does not decode, or is missing.
+        """
+        if (place := int(self.order[sample])) < 0:
+            raise ImageError(f"{self.describe(sample)} is missing, so no view of it can be made")
+        return self.images.image(place)
 
     def on_background(self, colour: str | None) -> "OrderedImages":
         """Return the same images, transparent ones on a colour."""
@@ -57,8 +90,8 @@ class OrderedImages(Images):
         return self.images.sample_pictures()
 
     def pixels(self) -> Tensor | None:
-        """Return a copy of these images, where the others lie in memory."""
-        pixels = self.images.pixels()
+        """Return a copy of these images, where the others lie in memory and none is missing."""
+        pixels = None if len(self.missing) else self.images.pixels()
         return None if pixels is None else pixels[torch.from_numpy(self.order)]
 
     @property
@@ -75,17 +108,18 @@ class OrderedImages(Images):
         return self.images.stable_name(int(self.order[sample]))
 
     def times(self) -> npt.NDArray[np.float64] | None:
-        """Return when each was last changed or replaced, as their own set tells it."""
+        """Return when each was last changed or replaced, as their own set tells it; NaN where one is missing."""
         times = self.images.times()
-        return None if times is None else times[self.order]
+        return None if times is None else np.where(self.order < 0, np.nan, times[self.order])
 
-    def population(self, sample: int) -> int:
-        """Return how many samples there were when this one came."""
-        return self.counts[bisect_right(self.counts, sample)]
+    def populations(self) -> Sequence[int]:
+        """Return how many samples there were at first, after the data had grown once, and so on."""
+        return self.counts
 
     def describe(self, sample: int) -> str:
         """Say which image this is, for messages."""
-        return self.images.describe(int(self.order[sample]))
+        place = int(self.order[sample])
+        return super().describe(sample) if place < 0 else self.images.describe(place)
 
 
 def open_images_to_show(reader: CacheReader, named: Sequence[str] = ()) -> tuple[Images | None, str]:
@@ -128,18 +162,25 @@ def explain_how_to_show(reader: CacheReader) -> str:
     return f"only data sets that you name are opened; the cache says --data {shlex.quote(name)}"
 
 
-def align_images(reader: CacheReader, images: Images, *, grow: bool = False) -> Images:
+def align_images(
+    reader: CacheReader, images: Images, *, grow: bool = False, missing: OnMissing = "error"
+) -> Images:
     """Return images in the order of a cache, after proof that it was made of them.
 
     Args:
         reader: the cache.
         images: its images, and perhaps others that came later.
         grow: append these others, in their own order; else they are left out.
+        missing: whether an image that is not there is an error, or left out (`Images.missing`). Then only names,
+            classes and canaries prove the others, as the fingerprint is of all.
 
     Raises:
-        MismatchError: they are others; `fields` says what differs, such as the first image that is missing.
+        MismatchError: they are others; `fields` says what differs, such as the images that are missing or new.
         DataError: the images do not say how to tell the old ones.
+        OptionError: `missing` is neither.
     """
+    if missing not in ("error", "skip"):
+        raise OptionError(f"missing must be error or skip, found {missing!r}")
     found: Images | None = None
     refusal: MismatchError | None = None
     try:
@@ -152,6 +193,8 @@ def align_images(reader: CacheReader, images: Images, *, grow: bool = False) -> 
                 aligned = _align(reader, earlier, grow)
                 if found is None or not aligned.left_out:
                     return aligned
+    if refusal and missing == "skip":
+        return _align_those_there(reader, images, *images.earlier_listings())
     if refusal:
         raise refusal
     assert found is not None
@@ -159,43 +202,129 @@ def align_images(reader: CacheReader, images: Images, *, grow: bool = False) -> 
 
 
 def _align(reader: CacheReader, images: Images, grow: bool) -> Images:
-    expected = reader.spec.dataset
-    fields = _differences(reader, images)
+    fields, expected = _differences(reader, images), reader.spec.dataset
     counts = [then.dataset.n for then in reader.spec.history()]
     if not fields:
         return images if len(counts) == 1 else OrderedImages(images, np.arange(len(images)), counts)
-    expected, keys = reader.spec.dataset, reader.keys()
-    fixed = {f.field for f in fields} & {"dataset.num_classes", "dataset.split"}  # growth cannot change these
-    if not fixed and keys is not None:
-        order, missing = _locate(keys, images)
-        first = order[: len(keys)]
-        if missing:
-            fields.append(missing)
-        elif (found := images.fingerprint_of(first)) == expected.fingerprint:
-            new = [len(order)] if grow and len(order) > len(keys) else []
-            return OrderedImages(images, order if new else first, counts + new)
-        elif len(images) > len(keys):
-            fields.append(Difference(f"fingerprint of the first {len(keys)}", expected.fingerprint, found))
-    raise MismatchError(
-        f"{reader.path} was made of other images ({expected.name}) than {images.name}",
-        fields,
+    fixed, keys = _list_fixed(fields), reader.keys()
+    if fixed or keys is None:
+        raise _other_images(reader, images, fields, _advise(images, fixed, keys))
+    located = locate(keys, images)
+    if len(located.missing):
+        raise _other_images(reader, images, *_describe_missing(reader, images, keys, located, fields))
+    first = located.order
+    if (found := images.fingerprint_of(first)) == expected.fingerprint:
+        order = np.concatenate([first, located.new]) if grow else first
+        return OrderedImages(images, order, [*counts, len(order)] if len(order) > counts[-1] else counts)
+    if len(images) > len(keys):
+        fields.append(Difference(f"fingerprint of the first {len(keys)}", expected.fingerprint, found))
+    advice = _advise(images, fixed, keys)
+    if have_names(images):
+        changed = describe_changed(reader, OrderedImages(images, first, counts))
+        fields.append(Difference("changed images", "none", changed))
+        advice = "put back what was changed, or dump a cache of this data"
+    raise _other_images(reader, images, fields, advice)
+
+
+def _align_those_there(reader: CacheReader, *opened: Images) -> Images:
+    """Return the images that are there in the order of a cache, of the listing that has most of them.
+
+    Raises:
+        MismatchError: it cannot be proved that they are the cache's.
+    """
+    keys, spec = reader.keys(), reader.spec
+    if keys is None or not all(map(have_names, opened)) or _list_fixed(_differences(reader, opened[0])):
+        return _align(reader, opened[0], False)
+    located = [locate(keys, images) for images in opened]
+    best = min(range(len(opened)), key=lambda number: len(located[number].missing))
+    images, order = opened[best], located[best].order
+    if not len(located[best].missing) or not (order >= 0).any():
+        return _align(reader, images, False)
+    _require_same_classes(reader, images, order[order >= 0])
+    mixed = ", and the views that they are mixed into" if spec.recipe.mix_steps else ""
+    warnings.warn(
+        f"{len(located[best].missing):,} of {len(order):,} images of {reader.path} are missing and left out{mixed}: "
+        f"{name_missing(keys, images, located[best])}; names and canaries alone prove the others",
+        stacklevel=4,
+    )
+    counts = [then.dataset.n for then in spec.history()]
+    return OrderedImages(images, order, counts, spec.dataset.fingerprint)
+
+
+def _require_same_classes(reader: CacheReader, images: Images, there: npt.NDArray[np.int64]) -> None:
+    """Insist that the images of a cache that are there have the labels that they had.
+
+    A class folder that came or went moves the numbers of others. There are as many classes as there were; so where
+    each still has an image of the cache, they are the same.
+    """
+    named = reader.spec.dataset.name.partition(":")[0]
+    if images.num_classes is None and images.name.partition(":")[0] != named:
+        raise _other_images(
+            reader,
+            images,
+            [Difference("kind of data", named, images.name.partition(":")[0])],
+            "while images are missing, give --data of the kind that the cache names",
+        )
+    lost = np.setdiff1d(images.labels, images.labels[there])
+    if len(lost):
+        name = name_class(images.class_names, int(lost[0]))
+        raise _other_images(
+            reader,
+            images,
+            [Difference(f"images of the cache in class {name}", "one at least", "none")],
+            "classes are numbered by their names, so labels may have moved: give the class folders their old names, "
+            "and put an image of each back",
+        )
+
+
+def _list_fixed(fields: Sequence[Difference]) -> set[str]:
+    """List what differs and cannot, whatever the data has grown by or lost."""
+    return {field.field for field in fields} & {"dataset.num_classes", "dataset.split"}
+
+
+def _describe_missing(
+    reader: CacheReader, images: Images, keys: SampleKeys, located: Located, fields: list[Difference]
+) -> tuple[list[Difference], str]:
+    """Return the differences and the advice for images that are missing, by name where they have names."""
+    data = reader.spec.dataset
+    advice = "give the data that the cache was made of with --data, or dump a cache of this data"
+    if not have_names(images):
+        return fields, f"{advice}; these images have no names, so nothing tells which are missing"
+    if len(located.missing) == data.n:
+        return [*fields, Difference("images of the cache", f"{data.n:,}", "none")], advice
+    counts = [Difference("dataset.n", data.n, len(images))] if data.n != len(images) else []
+    found = [Difference(MISSING, "none", f"{len(located.missing):,}: {name_missing(keys, images, located)}")]
+    if len(located.new):
+        found.append(
+            Difference("new images", "none", f"{len(located.new):,}: {name_images(images, located.new)}")
+        )
+    skip = ", or train on the others with --missing skip" if data.split == "train" else ""
+    return [
+        *counts,
+        *found,
+    ], f"put back what is missing, or name it as it was{skip}, or dump a cache of this data"
+
+
+def _advise(images: Images, fixed: set[str], keys: SampleKeys | None) -> str:
+    return (
         "give the data that the cache was made of with --data, or dump a cache of this data"
         + (f"; {images.note}: an earlier cache may hold them" if images.note else "")
         + ("; the classes of a cache cannot change" if "dataset.num_classes" in fixed else "")
-        + ("; it has no sample keys, so its data cannot grow" if keys is None else ""),
+        + (
+            "; it has no sample keys, so its data cannot grow, and nothing tells which images are missing"
+            if keys is None
+            else ""
+        )
     )
 
 
-def require_distinct_keys(images: Images) -> SampleKeys:
-    """Return the sample keys, (n,) uint64.
-
-    Raises:
-        DataError: two images have the same.
-    """
-    keys = images.keys()
-    if len(np.unique(keys)) < len(keys):
-        raise DataError(f"{images.name}: two images have one stable name, so they cannot be told apart")
-    return keys
+def _other_images(
+    reader: CacheReader, images: Images, fields: Sequence[Difference], advice: str
+) -> MismatchError:
+    name = reader.spec.dataset.name
+    return MismatchError(
+        f"{reader.path} was made of other images ({name}) than {images.name}", fields, advice
+    )
 
 
 def _differences(reader: CacheReader, images: Images) -> list[Difference]:
@@ -206,22 +335,3 @@ def _differences(reader: CacheReader, images: Images) -> list[Difference]:
         for name in ("n", "num_classes", "split", "fingerprint")
         if getattr(expected, name) != getattr(found, name)
     ]
-
-
-def _locate(keys: SampleKeys, images: Images) -> tuple[npt.NDArray[np.int64], Difference | None]:
-    """Find samples among images by their keys.
-
-    Returns:
-        Where each is among the images, then the other images in their own order; and the first key that is missing.
-    """
-    found = require_distinct_keys(images)
-    sorted_keys, place = np.unique(found, return_index=True)
-    at = np.searchsorted(sorted_keys, keys).clip(max=len(sorted_keys) - 1)
-    order = place[at]
-    missing = None
-    if (gone := np.flatnonzero(sorted_keys[at] != keys)).size:
-        first = int(gone[0])
-        after = f", which came after {images.describe(int(order[first - 1]))}" if first else ""
-        missing = Difference(f"sample {first}{after}", "an image", "none")
-    others = np.setdiff1d(np.arange(len(found)), order)
-    return np.concatenate([order, others]), missing

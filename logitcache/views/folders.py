@@ -37,7 +37,7 @@ class FolderImages(Images):
 
     The fingerprint covers relative paths, file sizes and labels. Contents are proved by the canaries of a
     cache: to read them all would take as long as a pass over the data. Files that are newer than a cache are told
-    (`replay.describe_newer_images`).
+    (`changes.describe_newer_images`).
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 import abc
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ class Images(abc.ABC):
         recipe: name of the default recipe for such images, where their sizes do not choose one (`default_recipe`).
         note: what the user should know of them, in one line; may be empty.
         left_out: how many images the data has beyond these, where these are the samples of a cache.
+        missing: (m,) int64, samples of the cache whose image is not there; no view is made of them.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Images(abc.ABC):
     recipe: str = "imagenet"
     note: str = ""
     left_out: int = 0
+    missing: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -114,9 +117,14 @@ class Images(abc.ABC):
         """Return when each image was last changed or replaced, (n,) in seconds; None where it is unknown."""
         return None
 
+    def populations(self) -> Sequence[int]:
+        """Return how many samples there were at first, after the data had grown once, and so on, rising."""
+        return (len(self),)
+
     def population(self, sample: int) -> int:
         """Return how many samples there were when this one was added; views are mixed with these alone."""
-        return len(self)
+        counts = self.populations()
+        return counts[bisect_right(counts, sample)]
 
     def describe(self, sample: int) -> str:
         """Say which image this is, for messages."""

@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -85,6 +86,14 @@ class KeyedViews(Dataset[ViewBatch]):
         """
         batch = self._make(pairs)
         return self._mix(batch, pairs) if self.mixer.steps and not batch.error else batch
+
+    def makeable(self, seed: int) -> npt.NDArray[np.bool_]:
+        """(n,) bool: the samples whose views under a seed can be made, as no image that they take is missing."""
+        missing = self.images.missing
+        found = np.ones(len(self), dtype=np.bool_)
+        found[missing] = False
+        found[self.mixer.find_mixed(missing.tolist(), seed, self.images.populations())] = False
+        return found
 
     def _make(self, pairs: Sequence[Pair]) -> ViewBatch:
         samples, seeds, labels = self.to_tensors(pairs)

@@ -5,6 +5,7 @@ is under s before mixing. Whether, how and how much follows from (s, i). Shares 
 that a mixed view is integers throughout: the same on every machine.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Self
 
@@ -66,6 +67,9 @@ class Mix:
         return mixed, 1 - (bottom - top) * (right - left) / (height * width)
 
 
+ROUNDS = 4  # of the network that permutes samples
+
+
 @dataclass(frozen=True)
 class Mixer:
     """The mixing steps at the end of a recipe, (kind, alpha, probability) each; a view is mixed by one at most.
@@ -113,21 +117,55 @@ class Mixer:
             chance -= probability
         return None
 
+    def find_mixed(self, partners: Iterable[int], seed: int, populations: Sequence[int]) -> list[int]:
+        """List the samples whose views under a seed are mixed with one of these.
+
+        Args:
+            partners: samples.
+            seed: which.
+            populations: how many samples there were at first, after the data had grown once, and so on.
+        """
+        if not self.steps:
+            return []
+        found = []
+        for first, n in zip((0, *populations), populations, strict=False):
+            drawers = (find_drawer(partner, seed, n) for partner in partners if partner < n)
+            found += [i for i in drawers if i >= first and self.draw(i, seed, n)]
+        return found
+
 
 def draw_partner(sample: int, seed: int, n: int) -> int:
     """Return π_s(i), π_s a permutation of range(n): a keyed Feistel network, walked until it lands below n.
 
     Source: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002, sections 3 and 4.
     """
-    half = max(1, ((n - 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
+    half, mask = _halve(n)
     while True:
         left, right = sample >> half, sample & mask
-        for number in range(4):
+        for number in range(ROUNDS):
             left, right = right, left ^ (key(seed, number, right, 2) & mask)
         sample = left << half | right
         if sample < n:
             return sample
+
+
+def find_drawer(partner: int, seed: int, n: int) -> int:
+    """Return the sample i that draws this partner, π_s(i): `draw_partner` walked backwards."""
+    half, mask = _halve(n)
+    sample = partner
+    while True:
+        left, right = sample >> half, sample & mask
+        for number in reversed(range(ROUNDS)):
+            left, right = right ^ (key(seed, number, left, 2) & mask), left
+        sample = left << half | right
+        if sample < n:
+            return sample
+
+
+def _halve(n: int) -> tuple[int, int]:
+    """Return the bits of either half of a number below n, and a mask of as many."""
+    half = max(1, ((n - 1).bit_length() + 1) // 2)
+    return half, (1 << half) - 1
 
 
 def _box_edges(length: int, centre: float, side: float) -> tuple[int, int]:

@@ -1,12 +1,9 @@
 """Proof, before anything relies on it, that the views of a cache can be made again here."""
 
-import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-
-import numpy as np
-import numpy.typing as npt
+from typing import NamedTuple
 
 from logitcache.errors import DataError, Difference, DriftError
 from logitcache.format.schema import CacheSpec
@@ -14,13 +11,12 @@ from logitcache.format.spec import Spec
 from logitcache.plugins import require_own
 from logitcache.store.reader import CacheReader
 from logitcache.versions import view_conditions
-from logitcache.views.alignment import align_images
+from logitcache.views.alignment import OnMissing, align_images
+from logitcache.views.changes import list_some
 from logitcache.views.datasets import open_recorded
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, check_batch
 from logitcache.views.maker import digest
-
-MOST_ASKED = 1000  # views that the teacher is to be asked of again, by the advice on newer images
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,12 @@ class Drift(Spec):
 
 
 def open_proved_views(
-    reader: CacheReader, images: Images | None, seeds: Sequence[int] = (), *, allow_drift: bool = False
+    reader: CacheReader,
+    images: Images | None,
+    seeds: Sequence[int] = (),
+    *,
+    allow_drift: bool = False,
+    missing: OnMissing = "error",
 ) -> tuple[KeyedViews, tuple[int, ...], Drift | None]:
     """Open what a cache was made of, ready to make the views that its teacher saw.
 
@@ -52,6 +53,7 @@ def open_proved_views(
         images: by default those that the cache names. Images that came later are left out.
         seeds: augmentation seeds; by default all that are complete.
         allow_drift: return the views although some differ.
+        missing: as `align_images` takes it; a warning tells how many images are left out.
 
     Returns:
         The views; the seeds; what differs, if drift is allowed.
@@ -65,7 +67,8 @@ def open_proved_views(
     data, recipe = reader.spec.dataset, reader.spec.recipe
     require_own(reader.path, *recipe.code)
     images = images or open_recorded(data.name, data.split, reader.path)
-    views = KeyedViews(align_images(reader, images), reader.spec.recipe)
+    images = align_images(reader, images, missing=missing)
+    views = KeyedViews(images, recipe)
     chosen = tuple(reader.choose_complete(seeds))
     if allow_drift:
         return views, chosen, find_drift(reader, views, chosen)
@@ -97,17 +100,15 @@ def prove_replay(
         DataError: an image that decoded when the cache was made no longer does.
         FormatError: the digests, or other numbers of their shard, are damaged.
     """
-    compared = 0
-    for difference in _compare_canaries(reader, views, seeds, limit, without):
-        compared += 1
-        if difference:
-            others = _other_conditions(reader.spec)
-            raise DriftError(
-                f"{reader.path}: the views made here are not the views that the teacher saw",
-                [difference, *others],
-                _advise(reader.spec, others),
-            )
-    return compared
+    found = list(_compare_canaries(reader, views, seeds, limit, without))
+    if any(canary.difference for canary in found):
+        others = _other_conditions(reader.spec)
+        raise DriftError(
+            f"{reader.path}: the views made here are not the views that the teacher saw",
+            [*_describe_differing(views.images, found), *others],
+            _advise(reader.spec, others),
+        )
+    return len(found)
 
 
 def find_drift(
@@ -119,49 +120,32 @@ def find_drift(
         DataError: an image that decoded when the cache was made no longer does.
     """
     found = list(_compare_canaries(reader, views, seeds, limit, {}))
-    differing = [difference for difference in found if difference]
-    if not differing:
+    if not (differing := [canary for canary in found if canary.difference]):
         return None
-    return Drift(len(found), len(differing), (differing[0], *_other_conditions(reader.spec)))
+    fields = (*_describe_differing(views.images, found), *_other_conditions(reader.spec))
+    return Drift(len(found), len(differing), fields)
 
 
-def find_newer_images(reader: CacheReader, images: Images) -> npt.NDArray[np.int64]:
-    """Find the images that were changed or replaced after a cache was made of them, as far as times tell.
+class _Canary(NamedTuple):
+    """A canary made again: its sample, and how its view differs, or None."""
 
-    Where all are newer, the data set was copied or moved since, and none is returned: then all canaries are among
-    them, and speak for the others. Times do not tell of a cache at a host, nor of images that are not files.
-
-    Args:
-        reader: the cache.
-        images: its images, in its order, as `align_images` returns them.
-
-    Returns:
-        (m,) int64 samples, in order.
-    """
-    made, changed = reader.times(), images.times()
-    if made is None or changed is None:
-        return np.zeros(0, dtype=np.int64)
-    begun, grown = made
-    first = reader.spec.history()[0].dataset.n
-    newer = np.flatnonzero(changed > np.where(np.arange(len(changed)) < first, begun, grown))
-    return newer if len(newer) < len(changed) else newer[:0]
+    sample: int
+    difference: Difference | None
 
 
-def describe_newer_images(reader: CacheReader, images: Images) -> str | None:
-    """Say which images are newer than a cache, as `find_newer_images` finds them, and what to do; None for none."""
-    if not len(newer := find_newer_images(reader, images)):
-        return None
-    asked = min(MOST_ASKED, max(50, len(newer)))
-    command = f"logitcache verify {shlex.quote(str(reader.path))} --replay {asked}"
-    if images.name != reader.spec.dataset.name:
-        command += f" --data {shlex.quote(images.name)}"
-    which = "these" if len(newer) <= asked else f"{asked:,} of these"
-    were, them = ("was", "it is another") if len(newer) == 1 else ("were", "they are others")
-    return (
-        f"{len(newer):,} of {len(images):,} images {were} changed or touched since {reader.path} was made, first "
-        f"{images.describe(int(newer[0]))}; only canaries tell whether {them}: `{command}` asks the teacher again, "
-        f"of {which} first"
-    )
+def _describe_differing(images: Images, canaries: Sequence[_Canary]) -> list[Difference]:
+    """Return the first difference, and, where views of several images differ, their names."""
+    differing = {canary.sample: canary.difference for canary in reversed(canaries) if canary.difference}
+    names = [images.describe(sample) for sample in reversed(differing)]
+    fields = [difference for difference in list(differing.values())[-1:] if difference]
+    if len(names) > 1:
+        total = len({canary.sample for canary in canaries})
+        fields.append(
+            Difference(
+                "images with other views", "none", f"{len(names)} of {total}: {list_some(names, len(names))}"
+            )
+        )
+    return fields
 
 
 def _compare_canaries(
@@ -170,11 +154,20 @@ def _compare_canaries(
     seeds: Sequence[int],
     limit: int,
     without: Mapping[int, Collection[int]],
-) -> Iterator[Difference | None]:
-    """Make canary views again, one by one; yield how each differs, or None."""
+) -> Iterator[_Canary]:
+    """Make canary views again, one by one, but for those that need a missing image."""
     views = KeyedViews(views.images, views.maker.recipe, "skip")  # a skipped view has no digest to compare
     for seed in seeds:
         recorded = [(i, crc) for i, crc in reader.canaries(seed, without.get(seed, ())).items() if crc]
+        if len(views.images.missing):
+            makeable = views.makeable(seed)
+            there = [(i, crc) for i, crc in recorded if makeable[i]]
+            if recorded and not there:
+                raise DataError(
+                    f"nothing proves the views of {reader.path} under seed {seed}: the images of all of its canaries "
+                    "are missing, or are mixed with some that are; put more of the images back"
+                )
+            recorded = there
         step = max(1, len(recorded) // max(2, limit // len(seeds)))
         for sample, expected in recorded[::step]:
             batch = check_batch(views[sample, seed])
@@ -187,7 +180,8 @@ def _compare_canaries(
             if found != expected:
                 reader.read(seed, reader.spec.layout.shard_of(sample))  # is it the cache that has changed?
             view = f"view of {views.images.describe(sample)} under seed {seed}"
-            yield None if found == expected else Difference(view, f"CRC {expected:08x}", f"{found:08x}")
+            same = found == expected
+            yield _Canary(sample, None if same else Difference(view, f"CRC {expected:08x}", f"{found:08x}"))
 
 
 CPU = "kind of CPU"

@@ -44,11 +44,11 @@ OTHERS: dict[str, Any] = {
 NAMED = {  # by the field in which the caches then differ
     "data": "dataset.",
     "split": "dataset.split",
-    "recipe": r"recipe_sha256: expected center@8 \(\w+…\), found identity \(",
+    "recipe": r"recipe_sha256: expected identity \(\w+…\), found center@8 \(",
     "input_size": "teacher.adapter.size",
-    "top_k": "k: expected 4, found 3",
-    "profile": "profile.name: expected default, found archive",
-    "precision": "teacher.precision: expected bfloat16, found float32",
+    "top_k": "k: expected 3, found 4",
+    "profile": "profile.name: expected archive, found default",
+    "precision": "teacher.precision: expected float32, found bfloat16",
 }
 
 
@@ -118,7 +118,7 @@ def test_what_is_said_and_differs_is_refused_by_name(whole: Path, name: str) -> 
 
 def test_fewer_logits_than_an_exact_cache_has_are_not_taken_for_all(tmp_path: Path) -> None:
     dump_digits(tmp_path / "c.zarr", 20, profile="exact")
-    with pytest.raises(LogitCacheError, match="k: expected 4, found 10"):
+    with pytest.raises(LogitCacheError, match="k: expected 10, found 4"):
         dump_digits(tmp_path / "c.zarr", 20, top_k=4)
     dump_digits(tmp_path / "c.zarr", 20, seeds=(7,), top_k=None)
     dump_digits(tmp_path / "c.zarr", 20, seeds=(8,), top_k=10)
@@ -126,7 +126,7 @@ def test_fewer_logits_than_an_exact_cache_has_are_not_taken_for_all(tmp_path: Pa
 
 
 def test_another_teacher_is_told_by_its_name(whole: Path) -> None:
-    with pytest.raises(LogitCacheError, match=r"teacher\.name: expected digits_small, found digits_tiny"):
+    with pytest.raises(LogitCacheError, match=r"teacher\.name: expected digits_tiny, found digits_small"):
         dump_under_torchrun(World(), whole, DumpInputs("digits_small"), DumpConfig(workers=0))
 
 
@@ -162,7 +162,7 @@ def test_seeds_are_added_by_a_command_that_says_nothing_else(tmp_path: Path) -> 
     assert line.startswith("note: c.zarr is there, and goes on with its own --weights random --data digits")
     assert "--top-k 3 --profile compact --precision float32" in line
     assert CacheReader(tmp_path / "c.zarr").complete() == [0, 1, 2]
-    assert "k: expected 4, found 3" in fails(*words, "--top-k", 4, cwd=tmp_path)
+    assert "k: expected 3, found 4" in fails(*words, "--top-k", 4, cwd=tmp_path)
 
 
 def test_weights_from_a_file_have_to_be_named(tmp_path: Path) -> None:

@@ -121,9 +121,9 @@ def test_only_what_the_cache_was_grows(tmp_path: Path) -> None:
     root = (cache / "zarr.json").read_bytes()
     other = dataclasses.replace(GROWN.dataset, n=14, fingerprint="from elsewhere")
     elsewhere = spec_of(n=8, classes=3, profile="exact", fingerprint="no").grown(other)
-    with pytest.raises(MismatchError, match=r"dataset\.n: expected 14, found 7"):
+    with pytest.raises(MismatchError, match=r"dataset\.n: expected 7, found 14"):
         CacheWriter.open(cache, elsewhere, np.arange(14, dtype=np.uint64), grow=True)
-    with pytest.raises(MismatchError, match=r"dataset\.n: expected 12, found 7"):
+    with pytest.raises(MismatchError, match=r"dataset\.n: expected 7, found 12"):
         CacheWriter.open(cache, GROWN, KEYS)
     with pytest.raises(OptionError, match="keys"):
         CacheWriter.open(cache, GROWN, KEYS[::-1].copy(), grow=True)

@@ -83,14 +83,14 @@ def test_processes_that_begin_a_cache_at_once_agree_on_it(other, tmp_path):
 @pytest.mark.parametrize(
     ("options", "fields"),
     [
-        ({"weights": "ef"}, {"teacher.weights_sha256": ("ef", "ab")}),
-        ({"n": 12, "fingerprint": "00"}, {"dataset.n": (12, 11), "dataset.fingerprint": ("00", "cd")}),
-        ({"classes": 6, "k": 3}, {"dataset.num_classes": (6, 5), "k": (3, 2)}),
+        ({"weights": "ef"}, {"teacher.weights_sha256": ("ab", "ef")}),
+        ({"n": 12, "fingerprint": "00"}, {"dataset.n": (11, 12), "dataset.fingerprint": ("cd", "00")}),
+        ({"classes": 6, "k": 3}, {"dataset.num_classes": (5, 6), "k": (2, 3)}),
         (
             {"profile": "compact"},
-            {"profile.name": ("compact", "default"), "profile.gap_dtype": ("uint8", "float16")},
+            {"profile.name": ("default", "compact"), "profile.gap_dtype": ("float16", "uint8")},
         ),
-        ({"shard": 8}, {"shard_samples": (8, 4)}),
+        ({"shard": 8}, {"shard_samples": (4, 8)}),
         ({"size": 7}, {"recipe_sha256": ...}),
     ],
     ids=str,

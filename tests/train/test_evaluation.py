@@ -188,12 +188,12 @@ def test_what_cannot_be_evaluated_is_refused() -> None:
     with pytest.raises(DataError, match="none is left to evaluate on"):
         Evaluation.for_stream(Stream.plain(images, RECIPE, seeds=(0,), workers=0))
     other = build_model("digits_tiny", num_classes=7, view_size=8, weights="random")
-    with pytest.raises(MismatchError, match="number of classes: expected 10, found 7"):
+    with pytest.raises(MismatchError, match="number of classes: expected 7, found 10"):
         evaluate(ViewModel(other), Evaluation(images, IDENTITY), 7)
-    with pytest.raises(MismatchError, match="number of classes: expected 10, found 7"):
+    with pytest.raises(MismatchError, match="number of classes: expected 7, found 10"):
         Evaluation(images, IDENTITY).run([ViewModel(other)])
     larger = build_model("digits_tiny", num_classes=12, view_size=8, weights="random")
-    with pytest.raises(MismatchError, match="number of classes: expected 10, found 12"):
+    with pytest.raises(MismatchError, match="number of classes: expected 12, found 10"):
         evaluate(ViewModel(larger), Evaluation(images, IDENTITY), 12)
     bare = wrap_images(
         TensorDataset(images.images, torch.from_numpy(images.labels.clip(max=8))), "own", "test"
@@ -255,7 +255,7 @@ def test_a_teacher_agrees_with_itself(tmp_path: Path) -> None:
 def test_a_cache_of_other_views_is_refused(tmp_path: Path) -> None:
     images = few_digits(40, "test")
     dump_digits(tmp_path / "training.zarr", n=40)
-    with pytest.raises(MismatchError, match="recipe: expected identity, found digits"):
+    with pytest.raises(MismatchError, match="recipe: expected digits, found identity"):
         Evaluation(images, IDENTITY, CacheReader(tmp_path / "training.zarr"))
     cache = taught(tmp_path / "c.zarr", images)
     with pytest.raises(MismatchError, match=r"dataset\.n: expected 40, found 41"):
@@ -264,7 +264,7 @@ def test_a_cache_of_other_views_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="another of its name"):
         Evaluation(images, altered, cache)
     other = ViewModel(build_model("digits_tiny", num_classes=7, view_size=8, weights="random"))
-    with pytest.raises(MismatchError, match="number of classes: expected 10, found 7"):
+    with pytest.raises(MismatchError, match="number of classes: expected 7, found 10"):
         Evaluation(images, IDENTITY, cache).run([other])
     with pytest.raises(IncompleteError):
         Evaluation(images, IDENTITY, taught(tmp_path / "late.zarr", images, seeds=(1,)))
@@ -348,4 +348,4 @@ def test_evaluating_what_is_not_there_is_one_line(folder: Path, tmp_path: Path) 
         "def two(split):\n    these = load_digits(split)\n"
         "    return ArrayImages('two', split, these.images, these.labels % 2, 2, 'digits')\n"
     )
-    assert "expected 2, found 10" in fails("evaluate", "run", "--data", "pairs:two", cwd=folder)
+    assert "expected 10, found 2" in fails("evaluate", "run", "--data", "pairs:two", cwd=folder)

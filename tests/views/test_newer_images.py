@@ -16,9 +16,9 @@ from logitcache.audit.recheck import recheck_views
 from logitcache.models.build import build_model
 from logitcache.store import CacheReader
 from logitcache.views.alignment import align_images
+from logitcache.views.changes import describe_newer_images, find_newer_images
 from logitcache.views.datasets import open_images
 from logitcache.views.folders import FolderImages
-from logitcache.views.replay import describe_newer_images, find_newer_images
 
 N = 48
 DUMP = ["dump", "--teacher", "resnet8", "--recipe", "imagenet@32", "--workers", 0, "--shard-samples", 16]

@@ -53,7 +53,6 @@ def opened(cache: CacheReader, images: ArrayImages, tmp_path, **options) -> Stre
             {
                 "dataset.n": (40, 39),
                 "dataset.fingerprint": ...,
-                "sample 39, which came after sample 38 of few": ("an image", "none"),
             },
         ),
         ({"start": 1}, {"dataset.fingerprint": ...}),

@@ -1,0 +1,234 @@
+"""Which images of a cache are missing, new or changed since it was made of them.
+
+A cache keeps a key of each image's name, a fingerprint of all images together, and a few canaries. So a missing or a
+new image is known by its key; of a changed one the fingerprint or a canary tells that it is among them, and times
+which may be.
+"""
+
+import hashlib
+import os
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from logitcache.errors import DataError
+from logitcache.store.reader import CacheReader
+from logitcache.views.decoding import printable_path
+from logitcache.views.folders import FolderImages
+from logitcache.views.images import Images
+from logitcache.views.picture_files import IMAGE_SUFFIXES
+
+SampleKeys = npt.NDArray[np.uint64]
+
+MOST_ASKED = 1000  # views that the teacher is to be asked of again, by the advice on newer images
+NAMED = 3  # images that a message names
+GUESSED = 16  # missing images whose names are sought
+REACH = 1000  # numbers tried on either side of a neighbour's
+MOST_FILES = 100_000  # names of files that are tried in other folders
+
+
+class Located(NamedTuple):
+    """Where the samples of a cache are among images.
+
+    Attributes:
+        order: (n,) int64, the place of each sample among the images; −1 where it is missing.
+        new: (m,) int64, places of the images that are no sample of the cache.
+    """
+
+    order: npt.NDArray[np.int64]
+    new: npt.NDArray[np.int64]
+
+    @property
+    def missing(self) -> npt.NDArray[np.int64]:
+        """Samples of the cache whose image is not there."""
+        return np.flatnonzero(self.order < 0)
+
+
+def locate(keys: SampleKeys, images: Images) -> Located:
+    """Find the samples of a cache among images by their keys, (n,) uint64.
+
+    Raises:
+        DataError: two images have one key.
+    """
+    found = require_distinct_keys(images)
+    place = np.argsort(found)
+    at = np.searchsorted(found, keys, sorter=place).clip(max=len(found) - 1)
+    order = np.where(found[place[at]] == keys, place[at], -1)
+    return Located(order, np.setdiff1d(np.arange(len(found)), order))
+
+
+def require_distinct_keys(images: Images) -> SampleKeys:
+    """Return the sample keys, (n,) uint64.
+
+    Raises:
+        DataError: two images have the same.
+    """
+    keys = images.keys()
+    if len(np.unique(keys)) < len(keys):
+        raise DataError(f"{images.name}: two images have one stable name, so they cannot be told apart")
+    return keys
+
+
+def have_names(images: Images) -> bool:
+    """Tell whether images have names that stay theirs when others go; else their names are their numbers."""
+    return type(images).stable_name is not Images.stable_name
+
+
+def list_some(names: Sequence[str], total: int) -> str:
+    """Write the first of so many names: "a, b, c and 4 others"."""
+    *first, last = names[:NAMED]
+    if others := total - len(first) - 1:
+        first, last = [*first, last], f"{others:,} other{'s' if others > 1 else ''}"
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def name_images(images: Images, samples: npt.NDArray[np.int64]) -> str:
+    """Name the first of some images."""
+    return list_some([images.describe(int(i)) for i in samples[:NAMED]], len(samples))
+
+
+def name_missing(keys: SampleKeys, images: Images, located: Located) -> str:
+    """Name the first of a cache's images that are missing.
+
+    A key does not tell the name that it was made of; but names like those that are there are tried.
+    """
+    missing = located.missing
+    names = guess_names(keys, images, located)
+    shown = [names[i] for i in missing[:GUESSED].tolist() if i in names] or _name_by_neighbour(
+        images, located
+    )
+    return list_some(shown, len(missing))
+
+
+def _name_by_neighbour(images: Images, located: Located) -> list[str]:
+    first = int(located.missing[0])
+    before, after = located.order[:first], located.order[first:]
+    if len(before):
+        return [f"one after {images.describe(int(before[-1]))}"]
+    there = after[after >= 0]
+    return [f"one before {images.describe(int(there[0]))}" if len(there) else "sample 0"]
+
+
+def guess_names(keys: SampleKeys, images: Images, located: Located) -> dict[int, str]:
+    """Find names of missing samples, by trying names like those of the images that are there.
+
+    Args:
+        keys: of the cache, (n,) uint64.
+        images: where they are sought.
+        located: as `locate` returns it.
+
+    Returns:
+        By sample what to call its image; each has the sample's key. Not all need be found.
+    """
+    missing = located.missing[:GUESSED]
+    if not have_names(images) or not len(missing):
+        return {}
+    sought = {int(keys[i]): int(i) for i in missing}
+    found: dict[int, str] = {}
+    for name in _names_to_try(images, located, missing):
+        digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
+        sample = sought.get(int.from_bytes(digest, "little"))
+        if sample is not None and sample not in found:
+            path = images.root / name if isinstance(images, FolderImages) else Path(name)
+            found[sample] = printable_path(path)
+            if len(found) == len(sought):
+                break
+    return found
+
+
+def _names_to_try(images: Images, located: Located, missing: npt.NDArray[np.int64]) -> Iterator[str]:
+    """Yield names that missing images may have: those of neighbours and new ones, with other numbers and endings."""
+    there = np.flatnonzero(located.order >= 0)
+    beside = {
+        int(there[at]) for i in missing for at in (np.searchsorted(there, i) - 1, np.searchsorted(there, i))
+        if 0 <= at < len(there)
+    }  # fmt: skip
+    neighbours = [_name(images, int(located.order[sample])) for sample in sorted(beside)]
+    for place in located.new[:GUESSED].tolist():
+        new = _name(images, place)
+        yield from (new.lower(), new.upper())
+        yield from (
+            os.path.splitext(new)[0] + ending for ending in (*IMAGE_SUFFIXES, ".JPG", ".JPEG", ".PNG")
+        )
+    for name in neighbours:
+        yield from _renumber(name)
+    folders = dict.fromkeys(name.rpartition("/")[0] for name in neighbours)
+    places = range(0, len(images), -(-len(images) // MOST_FILES))
+    for file in dict.fromkeys(_name(images, place).rpartition("/")[2] for place in places):
+        yield from (f"{folder}/{file}" if folder else file for folder in folders)
+
+
+def _renumber(name: str) -> Iterator[str]:
+    """Yield a name with each of its numbers, the last first, replaced by those near it."""
+    for run in reversed(list(re.finditer(r"[0-9]{1,18}", name))):
+        start, number = int(run[0]), run[0]
+        for distance in range(1, REACH + 1):
+            for other in (start - distance, start + distance):
+                if other >= 0:
+                    yield f"{name[: run.start()]}{other:0{len(number)}d}{name[run.end() :]}"
+                    if number[0] != "0" and len(str(other)) < len(number):
+                        yield f"{name[: run.start()]}{other}{name[run.end() :]}"
+
+
+def _name(images: Images, place: int) -> str:
+    return os.fsdecode(images.stable_name(place))
+
+
+def find_newer_images(reader: CacheReader, images: Images) -> npt.NDArray[np.int64]:
+    """Find the images that were changed or replaced after a cache was made of them, as far as times tell.
+
+    Where all are newer, the data set was copied or moved since, and none is returned: then all canaries are among
+    them, and speak for the others. Times do not tell of a cache at a host, nor of images that are not files.
+
+    Args:
+        reader: the cache.
+        images: its images, in its order, as `align_images` returns them.
+
+    Returns:
+        (m,) int64 samples, in order.
+    """
+    made, changed = reader.times(), images.times()
+    if made is None or changed is None:
+        return np.zeros(0, dtype=np.int64)
+    begun, grown = made
+    first = reader.spec.history()[0].dataset.n
+    newer = np.flatnonzero(changed > np.where(np.arange(len(changed)) < first, begun, grown))
+    return newer if len(newer) < len(changed) - len(images.missing) else newer[:0]
+
+
+def describe_newer_images(reader: CacheReader, images: Images) -> str | None:
+    """Say which images are newer than a cache, as `find_newer_images` finds them, and what to do; None for none."""
+    if not len(newer := find_newer_images(reader, images)):
+        return None
+    asked = min(MOST_ASKED, max(50, len(newer)))
+    command = f"logitcache verify {shlex.quote(str(reader.path))} --replay {asked}"
+    if images.name != reader.spec.dataset.name:
+        command += f" --data {shlex.quote(images.name)}"
+    which = "these" if len(newer) <= asked else f"{asked:,} of these"
+    were, them = ("was", "it is another") if len(newer) == 1 else ("were", "they are others")
+    return (
+        f"{len(newer):,} of {len(images):,} images {were} changed or touched since {reader.path} was made, first "
+        f"{images.describe(int(newer[0]))}; only canaries tell whether {them}: `{command}` asks the teacher again, "
+        f"of {which} first"
+    )
+
+
+def describe_changed(reader: CacheReader, images: Images) -> str:
+    """Say which of a cache's images may have another size or label than it was made of; one at least has.
+
+    Args:
+        reader: the cache.
+        images: its images, in its order.
+    """
+    newer = find_newer_images(reader, images)
+    if not len(newer):
+        return "one at least, of another size or label"
+    if len(newer) == 1:
+        return f"{images.describe(int(newer[0]))}, the only one changed since {reader.path} was made"
+    names = name_images(images, newer)
+    return f"one at least of {len(newer):,} that were changed since {reader.path} was made: {names}"
