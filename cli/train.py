@@ -36,8 +36,12 @@ def train(
     ] = None,
     caches: stream_options.Caches = None,
     loss: Annotated[
-        str, typer.Option(help="cmkd, kd, ce …, or a sum: 'kd:0.5+cmkd:1'.", metavar="LOSS")
-    ] = "cmkd",
+        str,
+        typer.Option(
+            help="cmkd, kd, ce …, or a sum: 'kd:0.5+cmkd:1'; auto: cmkd, or kd of two classes.",
+            metavar="LOSS",
+        ),
+    ] = "auto",
     data: stream_options.Data = "auto",
     out: Annotated[
         Path | None,

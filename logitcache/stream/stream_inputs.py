@@ -27,17 +27,19 @@ FRESH_EPOCHS = 10_000  # without a cache: so many see new views, then views come
 
 
 class DataSize(NamedTuple):
-    """What a protocol of training is chosen by.
+    """What a protocol and a loss are chosen by.
 
     Attributes:
         name: of the data set.
         n: number of samples that are trained on.
         view_size: longer side of a view, in pixels.
+        num_classes: None where the images have no labels.
     """
 
     name: str
     n: int
     view_size: int
+    num_classes: int | None
 
 
 @dataclass(frozen=True)
@@ -89,17 +91,18 @@ class StreamInputs:
         Raises:
             LogitCacheError: see `CacheReader`, `open_images` and `read_samples`.
         """
+        classes: int | None
         if self.caches:
             spec = CacheReader.of(self.caches[0]).spec
             name, n, side = spec.dataset.name, spec.dataset.n, spec.recipe.view_size
-            side = side or spec.teacher.adapter.size
+            side, classes = side or spec.teacher.adapter.size, spec.dataset.num_classes
         else:
             images, recipe, _ = self._plain()
-            name, n = images.name, len(images)
+            name, n, classes = images.name, len(images), images.num_classes
             side = recipe.view_size or max(KeyedViews(images, recipe).any_view().shape[1:])
         if self.samples_file is not None:
             n = len(read_samples(self.samples_file))
-        return DataSize(name, max(1, round(n * min(1.0, self.config.fraction))), side)
+        return DataSize(name, max(1, round(n * min(1.0, self.config.fraction))), side, classes)
 
     def _images(self) -> Images | None:
         if isinstance(self.data, Images):

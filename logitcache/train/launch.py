@@ -27,7 +27,7 @@ from logitcache.models.export import export_model, require_format
 from logitcache.models.forward import choose_device, choose_precision
 from logitcache.store import CacheReader, seed_list
 from logitcache.stream.stream import Stream
-from logitcache.stream.stream_inputs import StreamInputs
+from logitcache.stream.stream_inputs import DataSize, StreamInputs
 from logitcache.train.config import TrainProtocol, choose_protocol, possible_protocols
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.events import OnTrainEvent, TrainEvent, TrainingBegun
@@ -37,7 +37,7 @@ from logitcache.train.learner import Run
 from logitcache.train.loop import RunReport, train
 from logitcache.train.run_folder import RunFolder, claim_folders
 from logitcache.train.trained import TrainedStudent, list_runs, read_training_recipe
-from logitcache.train.variants import Variant, VariantInputs
+from logitcache.train.variants import OF_TWO_CLASSES, Variant, VariantInputs
 from logitcache.views.bad_images import explain_bad_images, list_bad_images
 from logitcache.views.keyed_views import OnBadImage
 from logitcache.views.recipes import with_background
@@ -174,8 +174,10 @@ class TrainJob:
         **_: Any,
     ) -> TrainSetup:
         inputs = self._keep_recipe(self.inputs.open_data(self.students), resume=resume)
-        protocol, settings = self._choose_protocol(inputs, resume=resume)
-        pairs = self.variants.pair(self.students, settings.config)
+        size_of_data = inputs.measure()
+        protocol, settings = self._choose_protocol(inputs, size_of_data, resume=resume)
+        variants = self.variants.choose_loss(size_of_data.num_classes)
+        pairs = variants.pair(self.students, settings.config)
         if self.variants.batch_size is None:
             inputs = replace(inputs, config=replace(inputs.config, batch_size=settings.batch_size))
         stream = inputs.open(max(variant.config.epochs for _, variant in pairs), world, on_line)
@@ -202,6 +204,8 @@ class TrainJob:
             steps = variant.config.epochs * stream.steps(0)
             for note in _list_notes(model, steps, size, self.input_size):
                 on_line(f"note: {note}")
+            if self.variants.loss == "auto" and variant.loss == "kd":
+                on_line(f"note: {OF_TWO_CLASSES}")
             if about := describe_layer_norms(model, variant):
                 on_line(f"note: {about}")
         lines = tuple(describe_training(protocol, students, stream))
@@ -219,15 +223,16 @@ class TrainJob:
             return inputs
         return replace(inputs, recipe=with_background(read_training_recipe(begun[0]), inputs.background))
 
-    def _choose_protocol(self, inputs: StreamInputs, *, resume: bool) -> tuple[str, TrainProtocol]:
+    def _choose_protocol(
+        self, inputs: StreamInputs, data: DataSize, *, resume: bool
+    ) -> tuple[str, TrainProtocol]:
         """Choose a protocol by the data; for a run that goes on, the one that it was begun by."""
         name = self.variants.protocol
         if name == "auto" and resume and self.out is not None:
             begun = (RunFolder(run).read_config() for run in list_runs(self.out))
             name = next((str(record.get("protocol") or FIRST_PROTOCOL) for record in begun), name)
-        return choose_protocol(
-            name, *inputs.measure(), self.variants.batch_size, inputs.config.views_per_image
-        )
+        views = inputs.config.views_per_image
+        return choose_protocol(name, data.name, data.n, data.view_size, self.variants.batch_size, views)
 
     def _suit(self, student: Student, students: Sequence[Student], *, resume: bool) -> Student:
         """Suit a student's settings to its network; those of a run that goes on are as it was begun."""

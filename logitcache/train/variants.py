@@ -3,11 +3,16 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 from logitcache.errors import OptionError
 from logitcache.losses.objective import Objective
 from logitcache.models.catalog import canonical_name
 from logitcache.train.config import TrainConfig
+
+OF_TWO_CLASSES = (
+    "trained by kd, as cmkd compares the order of classes, and of two it tells nothing; --loss names another"
+)
 
 
 @dataclass(frozen=True)
@@ -71,14 +76,14 @@ class VariantInputs:
     """What students are trained with, by the names and texts of the command line.
 
     Attributes:
-        loss, ce_weight, label_smoothing: as `Objective.parse` takes them.
+        loss, ce_weight, label_smoothing: as `Objective.parse` takes them; of the loss "auto" too (`choose_loss`).
         protocol: whose settings hold where none are given, as `protocol_named` takes it.
         settings: of `TrainConfig`, by name, that replace the protocol's.
         batch_size: views per step; None: the protocol's.
         texts: what each variant replaces, as `Variant.replace` takes it; none: there is one, as it is.
     """
 
-    loss: str
+    loss: str = "auto"
     ce_weight: float = 1.0
     label_smoothing: float = 0.0
     protocol: str = "auto"
@@ -86,13 +91,22 @@ class VariantInputs:
     batch_size: int | None = None
     texts: tuple[str, ...] = ()
 
+    def choose_loss(self, num_classes: int | None = None) -> Self:
+        """Return these with a loss in place of "auto": `cmkd`; of two classes, whose order tells nothing, `kd`."""
+        return (
+            dataclasses.replace(self, loss="kd" if num_classes == 2 else "cmkd")
+            if self.loss == "auto"
+            else self
+        )
+
     def needs_teacher(self, students: Sequence[str]) -> bool:
         """Say whether any of these students is taught by a teacher.
 
         Raises:
             UnknownNameError, OptionError: a loss or a variant cannot be read.
         """
-        losses = {settings.get("loss", self.loss) for settings in self._read_texts(students)}
+        loss = self.choose_loss().loss
+        losses = {settings.get("loss", loss) for settings in self._read_texts(students)}
         return any(Objective.parse(loss, ce_weight=self.ce_weight).needs_teacher for loss in losses)
 
     def uses_loss(self, students: Sequence[str]) -> bool:
@@ -113,7 +127,7 @@ class VariantInputs:
             UnknownNameError, OptionError: as `Variant.replace` does; or a variant names a student that is not here.
         """
         common = Variant(
-            self.loss,
+            self.choose_loss().loss,
             config.replace(self.settings),
             self.ce_weight,
             self.label_smoothing,

@@ -50,6 +50,7 @@ def masking(value: float) -> Model:
     return answering(lambda y: y.index_fill(1, torch.tensor(HIDDEN), value))
 
 
+@pytest.mark.filterwarnings("ignore:.*that the teacher lists")
 @pytest.mark.filterwarnings("ignore:.*compares single logits")
 @pytest.mark.parametrize("value", MASKS)
 @pytest.mark.parametrize(("k", "profile"), [(1, "default"), (4, "default"), (8, "compact"), (10, "exact")])

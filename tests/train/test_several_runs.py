@@ -1,5 +1,6 @@
 """Several runs of one command: each has a folder of its own, all of them begin or none, and all go on together."""
 
+import json
 import re
 import shutil
 import threading
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from command import fails, logitcache, succeeds
 from dumping import RECIPE, dump_digits
+from pictures import picture_folder
 from small import few_digits
 
 from logitcache.distributed import ALONE
@@ -182,8 +184,44 @@ def test_what_may_surprise_of_a_student_is_said_before_it_trains(tmp_path: Path)
     assert "batch norm forgets one part in 10 a step, so that after 3 steps" in few.stderr
     many = logitcache(*words, "digits_tiny", "--batch-size", "2", cwd=tmp_path)
     assert "batch norm" not in many.stderr
-    shown = logitcache(*words, "resnet8", cwd=tmp_path)
+    shown = logitcache(*words, "resnet8", "--data", "digits", cwd=tmp_path)
     assert "resnet8 sees views of 8 pixels resized to 32" in shown.stderr
+
+
+def test_two_classes_are_taught_by_kd_where_no_loss_is_named(tmp_path: Path) -> None:
+    picture_folder(tmp_path / "pets")
+    words = (
+        "dump",
+        "--teacher",
+        "resnet20",
+        "--data",
+        "imagefolder:pets",
+        "--recipe",
+        "imagenet@32",
+        "--seeds",
+        "0-1",
+    )
+    succeeds(*words, "--seeds", "0-1", "--out", "c.zarr", cwd=tmp_path)
+    train = (
+        "train",
+        "--student",
+        "resnet8",
+        "--cache",
+        "c.zarr",
+        "--epochs",
+        2,
+        "--workers",
+        0,
+        "--out",
+        "r",
+    )
+    done = logitcache(*train, cwd=tmp_path)
+    assert done.exit_code == 0, done.output
+    assert done.stderr.count("note: trained by kd, as cmkd compares the order of classes") == 1
+    assert json.loads((tmp_path / "r" / "config.json").read_text())["objective"]["expression"].startswith(
+        "kd"
+    )
+    assert logitcache("train", "--out", "r", "--resume", cwd=tmp_path).exit_code == 0
 
 
 def test_of_equal_epochs_the_later_is_kept_as_best(tmp_path: Path) -> None:
