@@ -107,7 +107,7 @@ class DemoConfig(Spec):
     teacher_epochs: int | None = None
     student_epochs: int | None = None
     repeats: int | None = None
-    workers: int = 1
+    workers: int = 0
     device: str = "auto"
 
     def task(self) -> DemoTask:
@@ -282,7 +282,7 @@ class _Demo:
         """Return the median seconds of a student's second epoch, with the cache and with the teacher live."""
         teacher, task = self._build_teacher(), self.task
         model = ViewModel(teacher).on(self.device)
-        live = LiveTeacher(model, len(self.images), task.top_k, teacher.num_classes)
+        live = LiveTeacher(model, len(self.images), teacher.num_classes, teacher.num_classes)
         seconds: dict[str, list[float]] = {"cached": [], "live": []}
         for attempt in range(min(task.repeats, 3)):
             for name in seconds:

@@ -104,7 +104,7 @@ def begin_and_stop(folder: Path, out: str, steps: int) -> None:
     left = iter(range(steps - 1))
     job = TrainJob(
         ("resnet8",),
-        VariantInputs("cmkd", settings={"epochs": 2}, batch_size=4),
+        VariantInputs("kd", settings={"epochs": 2}, batch_size=4),
         StreamInputs(StreamConfig(4, workers=0), caches=("c.zarr",)),
         Path(out),
         command=("logitcache", *map(str, TRAIN), "--out", out),
