@@ -50,17 +50,17 @@ def _table(report: "DemoReport") -> Table:
     repeats = len(report.results[0].top1)
     table = Table(
         title=f"{report.student}, {report.student_parameters:,} parameters, {repeats} runs each",
-        caption="± standard deviation; of gains, in pairs of runs, ± standard error",
+        caption="± standard deviation; gains in points, of pairs of runs, ± standard error",
     )
     table.add_column("trained by")
     table.add_column(f"top-1 on {report.test_images:,} test {report.data}", justify="right")
-    table.add_column("gain over CE, points", justify="right")
+    table.add_column("gain over CE", justify="right")
     for result in report.results:
         top1 = f"{100 * result.mean:.1f} ± {100 * result.std:.1f} %"
         table.add_row(result.loss, top1, str(result.gain or ""))
     table.add_section()
     table.add_row(
-        f"its teacher ({report.teacher_parameters:,} parameters)", f"{100 * report.teacher_top1:.1f} %", ""
+        f"teacher ({report.teacher_parameters:,} parameters)", f"{100 * report.teacher_top1:.1f} %", ""
     )
     return table
 

@@ -22,7 +22,7 @@ def report(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="The caches' images, several times for several; no others are shown but the digits."
+            help="The caches' images, several times for several; no others are shown but those that ship."
         ),
     ] = None,
     json: Json = False,

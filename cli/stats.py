@@ -25,7 +25,9 @@ def stats(
     seeds: CompleteSeeds = None,
     data: Annotated[
         str | None,
-        typer.Option(help="The cache's images, for labels and names; no others are opened but the digits."),
+        typer.Option(
+            help="The cache's images, for labels and names; no others are opened but those that ship."
+        ),
     ] = None,
     most: Annotated[int, typer.Option(min=1, help="Neighbours and hard samples to list.")] = 8,
     pictures: Annotated[
@@ -36,7 +38,7 @@ def stats(
 ) -> None:
     """Show how right and how sure the teacher is by seed, what it confuses, and which samples are hard.
 
-    Example: logitcache stats caches/vit_l-digits.zarr --pictures pictures
+    Example: logitcache stats caches/vit_l-letters.zarr --pictures pictures
     """
     from logitcache.audit.pictures import draw_stats
     from logitcache.audit.stats import compute_stats

@@ -33,7 +33,7 @@ Split = Annotated[
 Recipe = Annotated[
     str,
     typer.Option(
-        help="How views are made: digits, cifar, imagenet[@SIZE], imagenet-ra, FILE.toml …; auto: as fits them.",
+        help="How views are made: letters, cifar, imagenet[@SIZE], imagenet-ra, FILE.toml …; auto: as fits them.",
         metavar="NAME",
     ),
 ]
