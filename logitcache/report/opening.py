@@ -1,5 +1,6 @@
 """What the page opens with: what was gained over labels alone, at what cost, and from how many bytes."""
 
+import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -8,11 +9,13 @@ from dataclasses import dataclass
 from logitcache.format.spec import Spec
 from logitcache.report.cache_facts import CacheFacts
 from logitcache.report.metrics import metric_named
-from logitcache.report.run_facts import RunFacts, RunGroup
+from logitcache.report.run_facts import FINGERPRINT, RunFacts, RunGroup, shorten
 from logitcache.report.run_section import find_teachers
+from logitcache.train.run_folder import NAME_OF_DATA
 from logitcache.units import rate, size, span
 
 MOST_LOSSES = 4  # told of; the table below has all
+EVALUATED_BY = ("stream.recipe.evaluation", "stream.recipe.background")
 NOISE = 2.0  # standard errors, within which a difference may be chance
 
 
@@ -64,16 +67,24 @@ def _describe_gain(groups: Sequence[RunGroup]) -> str:
     if groups and not any(group.finished for group in groups):
         return "No run has come to its end yet."
     tested = [group for group in groups if group.finished and group.spread("top1")]
-    told = [
-        text
-        for student in dict.fromkeys(map(_student, tested))
-        if (text := _gain_of_student(student, tested))
-    ]
+    by_task: dict[tuple[object, ...], list[RunGroup]] = {}
+    for group in tested:
+        by_task.setdefault(_task(group), []).append(group)
+    told = [text for alike in by_task.values() if (text := _gain_on_task(alike, several=len(by_task) > 1))]
     return " ".join(told) or _describe_highest(tested)
 
 
-def _gain_of_student(student: str, tested: Sequence[RunGroup]) -> str:
-    mine = sorted((group for group in tested if _student(group) == student), key=_top1, reverse=True)
+def _task(group: RunGroup) -> tuple[object, ...]:
+    """What makes accuracies comparable: student, images, and how test images are viewed."""
+    settings = group.runs[0].settings
+    images = FINGERPRINT if FINGERPRINT in settings else NAME_OF_DATA
+    return group.runs[0].student, *(settings.get(name) for name in (images, *EVALUATED_BY))
+
+
+def _gain_on_task(alike: Sequence[RunGroup], *, several: bool) -> str:
+    mine = sorted(alike, key=_top1, reverse=True)
+    student, data = mine[0].runs[0].student, mine[0].runs[0].settings.get(NAME_OF_DATA)
+    where = f" on {data}" if several and data else ""
     plain = [group for group in mine if group.runs[0].loss == "ce"]
     taught = [group for group in mine if group not in plain]
     if not plain or not taught:
@@ -88,7 +99,7 @@ def _gain_of_student(student: str, tested: Sequence[RunGroup]) -> str:
         else f"{runs[0]} to {runs[-1]} runs"
     )
     return (
-        f"Labels alone bring {student} to {_percent(base)} top-1; with a teacher's answers it comes to "
+        f"Labels alone bring {student} to {_percent(base)} top-1{where}; with a teacher's answers it comes to "
         f"{', '.join(parts)}{more}; {each} of each, {'± standard error' if runs[0] > 1 else 'so it may be chance'}."
     )
 
@@ -139,10 +150,6 @@ def _describe_teachers(groups: Sequence[RunGroup], caches: Sequence[CacheFacts])
     )
 
 
-def _student(group: RunGroup) -> str:
-    return group.runs[0].student
-
-
 def _top1(group: RunGroup) -> float:
     return (group.spread("top1") or (0.0, 0.0))[0]
 
@@ -156,11 +163,14 @@ def _percent(group: RunGroup) -> str:
 
 def _describe_cost(groups: Sequence[RunGroup], caches: Sequence[CacheFacts]) -> str:
     """Say how often the teacher was asked, for how many students, and what an epoch without it takes."""
-    taught = [run for group in groups if group.finished for run in group.runs if run.loss != "ce"]
-    trained = [cache for cache in caches if not cache.of_test_images]
-    if not taught or not trained:
+    finished = [run for group in groups if group.finished for run in group.runs]
+    taught = [run for run in finished if run.loss != "ce" and "stream.teacher.cached" in run.settings]
+    asked_of = {
+        _answers(cache): cache.complete * cache.about["n"] for cache in caches if _taught(cache, taught)
+    }
+    if not asked_of:
         return ""
-    views = sum(cache.complete * cache.about["n"] for cache in trained)
+    views = sum(asked_of.values())
     asked = f"once for each of {views:,} views"
     seconds = [run.seconds / len(run.rows) for run in taught]
     rates = [found for run in taught if (found := run.rate) is not None]
@@ -170,6 +180,20 @@ def _describe_cost(groups: Sequence[RunGroup], caches: Sequence[CacheFacts]) -> 
         f"That took the teacher {asked}, whatever the number of students; {students} trained without it, "
         f"{span(statistics.fmean(seconds))} an epoch{pace}."
     )
+
+
+def _taught(cache: CacheFacts, runs: Sequence[RunFacts]) -> bool:
+    """Say whether any of these runs trained from such a cache."""
+    about = cache.about
+    teacher, recipe = about["teacher"], about["recipe"]
+    found = (teacher["name"], shorten(str(teacher["weights"])), shorten(recipe["name"]), about["k"])
+    names = ("stream.teacher.name", "stream.teacher.weights", "stream.recipe.name", "stream.teacher.k")
+    return not cache.of_test_images and found in [tuple(map(run.settings.get, names)) for run in runs]
+
+
+def _answers(cache: CacheFacts) -> str:
+    """What the teacher was asked, whatever of its answers is kept: a cache and one derived from it are one."""
+    return json.dumps([cache.about[part] for part in ("teacher", "dataset", "recipe")], sort_keys=True)
 
 
 # From how many bytes --------------------------------------------------------------------------------------

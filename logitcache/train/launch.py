@@ -28,6 +28,7 @@ from logitcache.models.forward import choose_device, choose_precision
 from logitcache.store import CacheReader, seed_list
 from logitcache.stream.stream import Stream
 from logitcache.stream.stream_inputs import DataSize, StreamInputs
+from logitcache.train.begun import BegunRuns, find_optimizer
 from logitcache.train.config import TrainProtocol, choose_protocol, possible_protocols
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.events import OnTrainEvent, TrainEvent, TrainingBegun
@@ -36,17 +37,15 @@ from logitcache.train.layer_norms import describe_layer_norms, suit_layer_norms
 from logitcache.train.learner import Run
 from logitcache.train.loop import RunReport, train
 from logitcache.train.run_folder import RunFolder, claim_folders
-from logitcache.train.trained import TrainedStudent, list_runs, read_training_recipe
+from logitcache.train.trained import TrainedStudent
 from logitcache.train.variants import OF_TWO_CLASSES, Variant, VariantInputs
 from logitcache.views.bad_images import explain_bad_images, list_bad_images
 from logitcache.views.keyed_views import OnBadImage
-from logitcache.views.recipes import with_background
 
 OnLine = Callable[[str], None]
 
 FEW_TO_LOOK_AT = 5_000  # test images, which are decoded once before training
 MANY_TIMES = 50  # that each view is seen, above which more seeds are worth naming
-FIRST_PROTOCOL = "digits"  # of runs that do not name theirs: there was no other default
 UNLEARNT = 2e-2  # share of first values in running statistics above which evaluation suffers
 
 
@@ -173,10 +172,13 @@ class TrainJob:
         should_stop: Callable[[], bool] = lambda: False,
         **_: Any,
     ) -> TrainSetup:
-        inputs = self._keep_recipe(self.inputs.open_data(self.students), resume=resume)
+        begun = BegunRuns.find(self.out, resume=resume)
+        inputs = begun.keep_recipe(begun.keep_data(self.inputs).open_data(self.students))
         size_of_data = inputs.measure()
-        protocol, settings = self._choose_protocol(inputs, size_of_data, resume=resume)
-        variants = self.variants.choose_loss(size_of_data.num_classes)
+        protocol, settings = self._choose_protocol(inputs, size_of_data, begun)
+        variants = begun.keep_loss(self.variants).choose_loss(size_of_data.num_classes)
+        if self.variants.loss == "auto" and variants.loss == "kd" and variants.uses_loss(self.students):
+            on_line(f"note: {OF_TWO_CLASSES}")
         pairs = variants.pair(self.students, settings.config)
         if self.variants.batch_size is None:
             inputs = replace(inputs, config=replace(inputs.config, batch_size=settings.batch_size))
@@ -204,8 +206,6 @@ class TrainJob:
             steps = variant.config.epochs * stream.steps(0)
             for note in _list_notes(model, steps, size, self.input_size):
                 on_line(f"note: {note}")
-            if self.variants.loss == "auto" and variant.loss == "kd":
-                on_line(f"note: {OF_TWO_CLASSES}")
             if about := describe_layer_norms(model, variant):
                 on_line(f"note: {about}")
         lines = tuple(describe_training(protocol, students, stream))
@@ -214,33 +214,22 @@ class TrainJob:
             _look_at_images(evaluation, on_line, should_stop)
         return TrainSetup(students, stream, evaluation, protocol, lines)
 
-    def _keep_recipe(self, inputs: StreamInputs, *, resume: bool) -> StreamInputs:
-        """Have a run without a cache go on by its own recipe, where none is named: another may be chosen by now."""
-        if not resume or self.out is None or inputs.caches or inputs.recipe != "auto":
-            return inputs
-        begun = list_runs(self.out)
-        if not begun:
-            return inputs
-        return replace(inputs, recipe=with_background(read_training_recipe(begun[0]), inputs.background))
-
     def _choose_protocol(
-        self, inputs: StreamInputs, data: DataSize, *, resume: bool
+        self, inputs: StreamInputs, data: DataSize, begun: BegunRuns
     ) -> tuple[str, TrainProtocol]:
         """Choose a protocol by the data; for a run that goes on, the one that it was begun by."""
-        name = self.variants.protocol
-        if name == "auto" and resume and self.out is not None:
-            begun = (RunFolder(run).read_config() for run in list_runs(self.out))
-            name = next((str(record.get("protocol") or FIRST_PROTOCOL) for record in begun), name)
-        views = inputs.config.views_per_image
+        name, views = begun.keep_protocol(self.variants.protocol), inputs.config.views_per_image
         return choose_protocol(name, data.name, data.n, data.view_size, self.variants.batch_size, views)
 
     def _suit(self, student: Student, students: Sequence[Student], *, resume: bool) -> Student:
         """Suit a student's settings to its network; those of a run that goes on are as it was begun."""
         suited = student._replace(variant=suit_layer_norms(*student))
+        if suited == student:
+            return student
         if resume and self.out is not None:
             folders = dict(zip(students, self._list_folders(students), strict=True))
             begun = [run for run in (RunFolder(self.out), RunFolder(folders[student])) if run.has_run()]
-            if begun and begun[0].read_config()["config"]["optimizer"] == student.variant.config.optimizer:
+            if begun and find_optimizer(begun[0]) == student.variant.config.optimizer:
                 return student
         return suited
 

@@ -46,7 +46,8 @@ def describe_layer_norms(model: Model, variant: Variant) -> str | None:
             f"{model.name} has layer norms: by SGD at {config.lr:g} such networks mostly learn little; try "
             f"--optimizer adamw --lr {SETTINGS['lr']}"
         )
-    if config.optimizer == "adamw" and not {"optimizer", "lr"} & variant.given:
+    suited = config.optimizer == SETTINGS["optimizer"] and config.lr == SETTINGS["lr"]
+    if suited and not {"optimizer", "lr"} & variant.given:
         return (
             f"{model.name} has layer norms, so it is trained by AdamW at {config.lr:g}, whatever the protocol; "
             "--optimizer and --lr choose otherwise"

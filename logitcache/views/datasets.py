@@ -264,8 +264,8 @@ class WrappedImages(Images):
         for sample in spread_evenly(len(data), LOOKED_AT):
             with suppress(ImageError):
                 picture, said[sample] = self._read_item(sample)
-                clear += [sample] * (isinstance(picture, Image.Image) and is_transparent(picture))
                 pixels = self._to_pixels(picture, sample)
+                clear += [sample] * (isinstance(picture, Image.Image) and is_transparent(picture))
                 self._channels = max(self._channels, len(pixels))
                 sides.append(min(pixels.shape[1:]))
         self._sample = PictureSample(tuple(sides), len(clear), self.describe(clear[0]) if clear else "")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reports import a_run, rows_of
 
-from logitcache.report.cache_facts import read_cache
+from logitcache.report.cache_facts import CacheFacts, read_cache
 from logitcache.report.opening import Gain, describe_outcome
 from logitcache.report.run_facts import RunFacts, group_runs, read_run
 from logitcache.store import CacheReader
@@ -18,12 +18,25 @@ from logitcache.store import CacheReader
 ACCURACIES = st.lists(st.floats(0, 1), min_size=2, max_size=6)
 
 
-def trained(folder: Path, loss: str, top1: float, seed: int = 0, student: str = "net") -> RunFacts:
+def trained(
+    folder: Path,
+    loss: str,
+    top1: float,
+    seed: int = 0,
+    student: str = "net",
+    data: str | None = None,
+    taught_by: CacheFacts | None = None,
+) -> RunFacts:
     """Write a run of that loss that comes to that accuracy, and read it."""
     rows = [{**row, "top1": top1} for row in rows_of(2)]
     path = a_run(folder / f"{student}-{loss}-{seed}", rows, student=student, seed=seed)
     config = json.loads((path / "config.json").read_text())
     config["objective"]["expression"] = loss
+    config["stream"] = {"data": {"name": data}} if data else {}
+    if taught_by:
+        about = taught_by.about
+        teacher = {**about["teacher"], "k": about["k"], "cached": {"0": "0123456789abcdef"}}
+        config["stream"] = {"recipe": about["recipe"], "teacher": teacher}
     (path / "config.json").write_text(json.dumps(config))
     return read_run(path)
 
@@ -74,8 +87,8 @@ def test_students_are_compared_with_their_own_kind_alone(tmp_path: Path) -> None
 
 def test_the_page_opens_with_gain_cost_and_bytes(folder: Path, tmp_path: Path) -> None:
     cache = read_cache(CacheReader(folder / "c.zarr"))
-    runs = [trained(tmp_path, "ce", 0.5), trained(tmp_path, "kd:1.0", 0.6)]
-    gain, cost, kept = describe_outcome(group_runs(runs), [cache])
+    runs = [trained(tmp_path, loss, top1, taught_by=cache) for loss, top1 in (("ce", 0.5), ("kd:1.0", 0.6))]
+    gain, cost, kept = describe_outcome(group_runs(runs), [cache, cache])  # as a derived one, asked but once
     assert "(+10.0 points)" in gain
     views = 3 * cache.about["n"]
     assert cost == (
@@ -85,3 +98,25 @@ def test_the_page_opens_with_gain_cost_and_bytes(folder: Path, tmp_path: Path) -
     each = cache.about["bytes_per_sample_view"]
     assert kept.startswith(f"What was kept is the top 4 of 10 logits: {each:.1f} bytes a view, ")
     assert kept.endswith(f"every logit in float32 would be {40 / each:.3g} times that.")
+
+
+def test_runs_on_other_images_are_not_compared(tmp_path: Path) -> None:
+    runs = [
+        trained(tmp_path / "a", "ce", 0.9, data="digits"),
+        trained(tmp_path / "b", "kd:1.0", 0.2, data="letters"),
+    ]
+    (told,) = describe_outcome(group_runs(runs), [])
+    assert told == "Highest top-1 after the last epoch: net · ce, 90.00 %."
+    runs.append(trained(tmp_path / "c", "ce", 0.1, data="letters"))
+    (told,) = describe_outcome(group_runs(runs), [])
+    assert (
+        "Labels alone bring net to 10.0 % top-1 on letters; with a teacher's answers it comes to 20.0 %"
+        in told
+    )
+    assert "90.0" not in told
+
+
+def test_caches_that_nobody_trained_from_are_no_cost(folder: Path, tmp_path: Path) -> None:
+    cache = read_cache(CacheReader(folder / "c.zarr"))
+    runs = [trained(tmp_path, "ce", 0.5), trained(tmp_path, "kd:1.0", 0.6)]
+    assert [text[:4] for text in describe_outcome(group_runs(runs), [cache])] == ["Labe", "What"]

@@ -20,7 +20,7 @@ from logitcache.distributed import ALONE
 from logitcache.dump.inputs import DumpInputs
 from logitcache.dump.job import dump
 from logitcache.dump.settings import DumpConfig
-from logitcache.errors import DriftError, FormatError, MismatchError, OptionError
+from logitcache.errors import DriftError, FormatError, ImageError, MismatchError, OptionError
 from logitcache.format.identity import RecipeSpec, StepSpec, parse_colour
 from logitcache.format.schema import CacheSpec
 from logitcache.models.build import build_model
@@ -277,3 +277,23 @@ def test_a_background_of_images_without_alpha_is_said_to_change_nothing(tmp_path
     assert note == "digits has no alpha, so that the background changes nothing"
     write(tmp_path / "0.png")
     assert describe_transparency(open_images(f"folder:{tmp_path}"), ON_WHITE, "x") is None
+
+
+def test_a_truncated_transparent_item_does_not_keep_a_data_set_from_opening(tmp_path: Path) -> None:
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 4), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    bad = tmp_path / "1.png"
+    bad.write_bytes(bad.read_bytes()[:2000])
+
+    class Lazy:
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, i: int) -> tuple[Image.Image, int]:
+            return Image.open(tmp_path / f"{i}.png"), i % 2
+
+    images = wrap_images(Lazy(), "mine")
+    with pytest.raises(ImageError):
+        images.image(1)
+    assert images.image(2).shape == (3, 40, 40)
