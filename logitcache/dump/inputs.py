@@ -8,6 +8,8 @@ from logitcache.errors import OptionError
 from logitcache.format.identity import RecipeSpec, TeacherSpec
 from logitcache.models.build import Model, build_model
 from logitcache.models.catalog import canonical_name
+from logitcache.models.weights import read_header
+from logitcache.paths import expand_home
 from logitcache.plugins import require_own
 from logitcache.store import CacheReader
 from logitcache.views.datasets import choose_recipe, choose_shipped, describe_transparency, open_images
@@ -15,6 +17,7 @@ from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.recipes import evaluation_recipe, recipe_named, with_background
 
+FROM_WEIGHTS = "the teacher's weights were trained on such"
 IMAGENET_CLASSES = 1000  # of a teacher, where neither images nor user say
 
 
@@ -100,7 +103,7 @@ class DumpInputs:
                 f"{teacher.name} has random weights ({teacher.weights}): fine to try things, not to learn from"
             )
         if on_note and reason:
-            learnt = teacher.weights.startswith("file:")
+            learnt = teacher.weights.startswith("file:") and reason != FROM_WEIGHTS
             others = f"those that {teacher.name} was trained on" if learnt else "others"
             on_note(
                 f"views are {recipe.name}'s, {side} pixels a side, as {reason}; --recipe NAME@SIZE makes {others}"
@@ -116,6 +119,12 @@ class DumpInputs:
             recipe = with_background(self.recipe, self.background)
         elif self.recipe == "auto":
             recipe, reason = choose_recipe(images, self.background)
+            if self.background is None and (learnt := self._find_training_recipe(images)) not in (
+                None,
+                recipe,
+            ):
+                assert learnt is not None
+                recipe, reason = learnt, FROM_WEIGHTS
         else:
             recipe = with_background(recipe_named(self.recipe), self.background)
         if new and self.split == "test":
@@ -129,6 +138,21 @@ class DumpInputs:
             if note := describe_transparency(images, recipe, advice):
                 on_note(note)
         return recipe, reason
+
+    def _find_training_recipe(self, images: Images) -> RecipeSpec | None:
+        """Return the recipe that a file of weights was trained on, where it says so, on such classes.
+
+        One that names code is not taken at the word of a file.
+
+        Raises:
+            WeightsError: the file is damaged.
+        """
+        file = expand_home(self.weights)
+        header = read_header(file) if file.is_file() else None
+        if header is None or header.training is None or header.training.code:
+            return None
+        same = header.num_classes == images.num_classes and header.class_names == tuple(images.class_names)
+        return header.training if same else None
 
 
 def recorded_weights(teacher: TeacherSpec) -> str:

@@ -59,6 +59,7 @@ class Model:
         heads: 1, or 2 for a `nets.TwoHeads`, which gives (B, 2, num_classes) in training mode.
         class_names: of the classes, in order; empty where they have none.
         evaluation: recipe of the views that it is to be shown, once trained; None where nobody said.
+        training: recipe of the views that it was trained on; likewise.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Model:
     weights: str
     class_names: tuple[str, ...] = ()
     evaluation: RecipeSpec | None = None
+    training: RecipeSpec | None = None
 
     def describe_resizing(self, side: int, input_size: int = 0) -> str | None:
         """Say that it sees views of `side` pixels at another size, and how to choose one unless that was done."""
@@ -190,6 +192,7 @@ def save_weights(path: str | os.PathLike[str], model: Model) -> None:
         model.class_names,
         model.evaluation,
         count_parameters(model.module),
+        model.training,
     )
     write_weights(expand_home(path), model.module.state_dict(), header)
 

@@ -42,6 +42,7 @@ class WeightsHeader(Spec):
         class_names: of the classes, in order; empty where they have none.
         evaluation: recipe of the views that it is to be shown; None where nobody said.
         parameters: their number, by `count_parameters`; None in files of earlier versions.
+        training: recipe of the views that it was trained on; None where nobody said.
     """
 
     name: str
@@ -51,6 +52,7 @@ class WeightsHeader(Spec):
     class_names: tuple[str, ...] = ()
     evaluation: RecipeSpec | None = None
     parameters: int | None = None
+    training: RecipeSpec | None = None
 
     def __post_init__(self) -> None:
         require((self.parameters or 0) >= 0, f"parameters must be 0 or more, found {self.parameters}")

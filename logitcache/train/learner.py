@@ -320,14 +320,16 @@ def _open_validation(run: Run, stream: Stream, world: World) -> Validation | Non
 
 
 def _describe_student(student: Model, stream: Stream) -> Model:
-    """Have a student say what it learns from: the classes, where they have names, and the test images' recipe."""
+    """Have a student say what it learns from: the classes, where they have names, and both recipes."""
     named = (tuple(stream.views.images.class_names), student.class_names)
     names = next((names for names in named if len(names) == student.num_classes), ())
     try:
         evaluation = stream.evaluation
     except LogitCacheError:  # its file, or code, is not there: training goes on without evaluation too
         evaluation = None
-    return dataclasses.replace(student, class_names=names, evaluation=evaluation)
+    return dataclasses.replace(
+        student, class_names=names, evaluation=evaluation, training=stream.views.maker.recipe
+    )
 
 
 def _prepare(run: Run, device: torch.device) -> tuple[Model, Rehearsal]:

@@ -7,6 +7,7 @@ comes out the same whoever trains beside it, and a resumed run is the uninterrup
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -116,9 +117,9 @@ def train(
         raise OptionError(f"checkpoint_every must be 0 seconds or more, found {checkpoint_every}")
     world = stream.config.world
     world.require_process_group()
-    with name_lost_ranks():
+    with name_lost_ranks(), ExitStack() as held:
         shared = all(world.all_gather(evaluation is not None))
-        cohort = _Cohort(_open_learners(runs, stream, world, resume), world, on_progress)
+        cohort = _Cohort(_open_learners(runs, stream, world, resume, held), world, on_progress)
         cohort.emit_notes()
         checkpoints = _Checkpoints(cohort, checkpoint_every, should_stop)
         started = time.perf_counter()
@@ -332,8 +333,12 @@ def _require_folders(folders: Sequence[RunFolder], resume: bool) -> None:
         )
 
 
-def _open_learners(runs: Sequence[Run], stream: Stream, world: World, resume: bool) -> list[Learner]:
+def _open_learners(
+    runs: Sequence[Run], stream: Stream, world: World, resume: bool, held: ExitStack
+) -> list[Learner]:
     """Set up all students on all ranks, or none: where rank 0 cannot, it raises, and the others have no learners.
+
+    Rank 0 holds their folders until `held` is closed.
 
     Raises:
         LogitCacheError: this rank cannot.
@@ -344,6 +349,8 @@ def _open_learners(runs: Sequence[Run], stream: Stream, world: World, resume: bo
         learners = [Learner(run, stream) for run in runs]
         if world.rank == 0:  # all of them, before anything is written into one
             _require_folders([learner.folder for learner in learners], resume)
+            for learner in learners:
+                held.enter_context(learner.folder.hold())
         for learner in learners:
             learner.open(resume=resume)
     except LogitCacheError as error:

@@ -14,7 +14,7 @@ import json
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -31,6 +31,7 @@ from logitcache.errors import (
 )
 from logitcache.files import replacing, require_folder
 from logitcache.format.spec import jsonable
+from logitcache.locks import HeldError, lock
 from logitcache.models.build import Model, save_weights
 from logitcache.models.weights import first_line
 from logitcache.paths import write_path
@@ -38,6 +39,7 @@ from logitcache.store import seed_list
 from logitcache.train.confidence import Reliability
 from logitcache.versions import library_versions
 
+LOCK = ".lock"  # in a folder that is being trained in
 MISSING = "stream.missing"  # images of the cache that are left out
 NAME_OF_DATA = "stream.data.name"  # where images lie; their fingerprint, beside it, says which they are
 
@@ -61,6 +63,33 @@ class RunFolder:
     def has_run(self) -> bool:
         """Is there a run in it?"""
         return (self.path / "config.json").exists()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep other processes from training in it meanwhile.
+
+        Raises:
+            OptionError: one does.
+            StorageError: the disk said no.
+        """
+        file = self.path / LOCK
+        with ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lock(file))
+            except HeldError as error:
+                how = f", {error.how}" if error.how else ""
+                raise OptionError(
+                    f"{self.path} is being trained by {error.who}; wait for its end{how}, or choose another --out"
+                ) from error
+            except OSError as error:
+                raise StorageError(f"cannot lock {self.path}: {error.strerror}") from error
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    file.unlink(missing_ok=True)
+                    self.path.rmdir()  # of a run that did not begin
 
     def require_no_run(self) -> None:
         """Insist that files can be written into it, and that there is no run in it yet, nor a cache.

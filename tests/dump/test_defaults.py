@@ -10,6 +10,7 @@ from command import fails, logitcache, succeeds
 from dumping import RECIPE, a_teacher, assert_same, dump_digits
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import picture_folder
 from small import few_digits
 
 from logitcache.distributed import World
@@ -19,8 +20,11 @@ from logitcache.dump.job import dump
 from logitcache.dump.settings import DumpConfig
 from logitcache.dump.torchrun import dump_under_torchrun
 from logitcache.errors import LogitCacheError, OptionError
+from logitcache.format.identity import RecipeSpec, StepSpec
 from logitcache.format.schema import CacheSpec
+from logitcache.models.build import build_model, save_weights
 from logitcache.store import CacheReader, CacheWriter
+from logitcache.views.datasets import open_images
 
 SAID: dict[str, Any] = {
     "weights": "random",
@@ -172,3 +176,42 @@ def test_weights_from_a_file_have_to_be_named(tmp_path: Path) -> None:
     assert "came from the file best.safetensors; name it with --weights" in fails(*words, cwd=tmp_path)
     succeeds(*words, "--weights", weights, "--seeds", 1, cwd=tmp_path)
     assert CacheWriter.find(tmp_path / "c.zarr").complete() == [0, 1]
+
+
+def test_weights_say_the_views_that_they_were_trained_on(tmp_path: Path) -> None:
+    picture_folder(tmp_path / "pets")
+    data, words = ("--data", "imagefolder:pets"), ("--student", "resnet8", "--loss", "ce", "--epochs", 1)
+    succeeds(
+        "train",
+        *words,
+        *data,
+        "--recipe",
+        "imagenet-ra@32",
+        "--background",
+        "white",
+        "--out",
+        "t",
+        cwd=tmp_path,
+    )
+    dump = ("dump", "--teacher", "resnet8", "--weights", "t/last.safetensors", *data, "--seeds", 0)
+    done = logitcache(*dump, "--out", "c.zarr", cwd=tmp_path)
+    assert done.exit_code == 0, done.output
+    assert (
+        "views are imagenet-ra@32's, 32 pixels a side, as the teacher's weights were trained on such"
+        in done.stderr
+    )
+    recipe = CacheReader(tmp_path / "c.zarr").spec.recipe
+    assert (recipe.name, recipe.background) == ("imagenet-ra@32", "#ffffff")
+    succeeds(*dump, "--recipe", "imagenet@32", "--out", "d.zarr", cwd=tmp_path)
+    assert CacheReader(tmp_path / "d.zarr").spec.recipe.title == "imagenet@32"
+
+
+def test_weights_that_name_code_say_no_views(tmp_path: Path) -> None:
+    picture_folder(tmp_path / "pets")
+    images = open_images(f"imagefolder:{tmp_path / 'pets'}")
+    own = RecipeSpec("mine", 1, (StepSpec("nowhere:step"),), "identity")
+    model = build_model("resnet8", num_classes=2, view_size=32, weights="random")
+    named = dataclasses.replace(model, class_names=tuple(images.class_names), training=own)
+    save_weights(tmp_path / "w.safetensors", named)
+    inputs = DumpInputs("resnet8", weights=str(tmp_path / "w.safetensors"), data=images.name)
+    assert inputs.open().recipe.name != "mine"

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 import typer
-from command import fails
+from command import fails, succeeds
 from dumping import RECIPE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -47,6 +47,7 @@ from logitcache.train.evaluation import Evaluation
 from logitcache.train.events import StepDone, TrainEvent
 from logitcache.train.learner import Run
 from logitcache.train.loop import train
+from logitcache.train.run_folder import RunFolder
 from logitcache.views.datasets import ArrayImages
 from logitcache.views.recipes import recipe_named
 from logitcache_cli.exit_codes import catch_stop_signals
@@ -367,3 +368,24 @@ def test_an_epoch_can_begin_anywhere() -> None:
         for mine, theirs in zip(stream.epoch(1, start), batches[start:], strict=True):
             assert torch.equal(mine.views, theirs.views)
             assert torch.equal(mine.samples, theirs.samples)
+
+
+def test_a_folder_that_is_being_trained_in_is_nobody_elses(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "r")
+    with folder.hold():
+        said = fails(
+            "train", "--student", "digits_tiny", "--loss", "ce", "--epochs", 1, "--out", "r", cwd=tmp_path
+        )
+        assert f"r is being trained by process {os.getpid()}" in said
+        assert "wait for its end, or choose another --out" in said
+        assert [file.name for file in folder.path.iterdir()] == [".lock"]
+    assert not folder.path.exists()  # nothing was begun in it
+    words = ("train", "--student", "digits_tiny", "--loss", "ce", "--epochs", 1, "--out", "r")
+    succeeds(*words, cwd=tmp_path)
+    assert not (folder.path / ".lock").exists()
+    before = {file.name: file.read_bytes() for file in folder.path.iterdir()}
+    with folder.hold():
+        assert (
+            "is being trained by" in fails("train", "--out", "r", "--resume", cwd=tmp_path).splitlines()[-1]
+        )
+    assert {file.name: file.read_bytes() for file in folder.path.iterdir()} == before

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -279,19 +280,20 @@ def test_a_background_of_images_without_alpha_is_said_to_change_nothing(tmp_path
     assert describe_transparency(open_images(f"folder:{tmp_path}"), ON_WHITE, "x") is None
 
 
-def test_a_truncated_transparent_item_does_not_keep_a_data_set_from_opening(tmp_path: Path) -> None:
+def test_a_truncated_transparent_item_does_not_keep_a_data_set_from_opening() -> None:
+    files = []
     for number in range(4):
         pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 4), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
-    bad = tmp_path / "1.png"
-    bad.write_bytes(bad.read_bytes()[:2000])
+        Image.fromarray(pixels).save(file := BytesIO(), "PNG")
+        files.append(file.getvalue())
+    files[1] = files[1][:2000]
 
     class Lazy:
         def __len__(self) -> int:
             return 4
 
         def __getitem__(self, i: int) -> tuple[Image.Image, int]:
-            return Image.open(tmp_path / f"{i}.png"), i % 2
+            return Image.open(BytesIO(files[i])), i % 2
 
     images = wrap_images(Lazy(), "mine")
     with pytest.raises(ImageError):
