@@ -59,6 +59,8 @@ class Model:
         heads: 1, or 2 for a `nets.TwoHeads`, which gives (B, 2, num_classes) in training mode.
         class_names: of the classes, in order; empty where they have none.
         evaluation: recipe of the views that it is to be shown, once trained; None where nobody said.
+        background: without `evaluation`, what transparent pictures were put on for training, "#rrggbb"; None where
+            nobody said, or their alpha was dropped.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Model:
     weights: str
     class_names: tuple[str, ...] = ()
     evaluation: RecipeSpec | None = None
+    background: str | None = None
 
     def describe_resizing(self, side: int, input_size: int = 0) -> str | None:
         """Say that it sees views of `side` pixels at another size, and how to choose one unless that was done."""

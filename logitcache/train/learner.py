@@ -323,11 +323,12 @@ def _describe_student(student: Model, stream: Stream) -> Model:
     """Have a student say what it learns from: the classes, where they have names, and the test images' recipe."""
     named = (tuple(stream.views.images.class_names), student.class_names)
     names = next((names for names in named if len(names) == student.num_classes), ())
+    background = stream.views.maker.recipe.background
     try:
         evaluation = stream.evaluation
     except LogitCacheError:  # its file, or code, is not there: training goes on without evaluation too
         evaluation = None
-    return dataclasses.replace(student, class_names=names, evaluation=evaluation)
+    return dataclasses.replace(student, class_names=names, evaluation=evaluation, background=background)
 
 
 def _prepare(run: Run, device: torch.device) -> tuple[Model, Rehearsal]:
