@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from logitcache.units import count
+
 from . import dump_options
 from .progress import progress
 from .shared_options import Cache, Device, Json, Workers, advise_skip, pick_fields
@@ -61,7 +63,7 @@ def calibration_rows(found: "Calibration") -> list[tuple[str, str]]:
 
     even, completed = (" / ".join(f"{kl:.3f}" for kl in kls) for kls in (found.even, found.completed))
     if found.kept:
-        what = f"from {found.views:,} views, {found.factors} factors"
+        what = f"from {found.views:,} views, {count(found.factors, 'factor')}"
     else:
         what = f"none: {found.views:,} views say that an even tail is nearer to this teacher"
     rows = [

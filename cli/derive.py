@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from logitcache.units import count
+
 from .calibrate import calibration_rows
 from .progress import progress
 from .shared_options import CompleteSeeds, Json, parse_output_place, parse_seeds
@@ -48,7 +50,7 @@ def derive(
     rows = [
         ("cache", report.path),
         ("keeps", f"top {report.k} logits, profile {report.profile}"),
-        ("views", f"{report.views:,} under {len(report.seeds)} seeds"),
+        ("views", f"{report.views:,} under {count(len(report.seeds), 'seed')}"),
         ("shards", f"{report.shards_written} written, {report.shards_there} there already"),
     ]
     if calibration is not None:

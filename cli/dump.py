@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from logitcache.units import rate
+from logitcache.units import count, rate
 
 from . import dump_options, teacher_options
 from .calibrate import calibration_rows
@@ -98,7 +98,7 @@ def dump(
 
 
 def _rows(report: "DumpReport") -> list[tuple[str, str]]:
-    from logitcache.views.bad_images import list_bad_images
+    from logitcache.views.bad_images import UNDECODABLE, list_bad_images
 
     rows = [
         ("cache", report.path),
@@ -106,7 +106,7 @@ def _rows(report: "DumpReport") -> list[tuple[str, str]]:
     ]
     if report.bad:
         which = list_bad_images(report.bad, "--json lists all")
-        rows.append(("left out", f"{report.bad_images:,} images that do not decode: {which}"))
+        rows.append(("left out", f"{count(report.bad_images, *UNDECODABLE)}: {which}"))
     if report.teacher_top1 is not None:
         right = f"right in {100 * report.teacher_top1:.1f} % of the labelled views made now"
         rows.append(("teacher", right))

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from logitcache.units import operations, rate
+from logitcache.units import count, operations, rate
 
 from .shared_options import (
     MACHINE,
@@ -79,17 +79,17 @@ def evaluate(
 
 
 def _rows(evaluation: "StudentEvaluation", most: int) -> list[tuple[str, str]]:
-    from logitcache.views.bad_images import list_bad_images
+    from logitcache.views.bad_images import UNDECODABLE, list_bad_images
     from logitcache.views.images import name_class
 
     report, names = evaluation.report, evaluation.class_names
     rows = [
         ("student", f"{evaluation.student}, {evaluation.weights}"),
-        ("data", f"{report.data}, {report.split}: {report.images:,} images by {report.recipe}"),
+        ("data", f"{report.data}, {report.split}: {count(report.images, 'image')} by {report.recipe}"),
     ]
     if report.bad:
         which = list_bad_images(report.bad, "--json lists all")
-        rows.append(("left out", f"{report.left_out:,} images that do not decode: {which}"))
+        rows.append(("left out", f"{count(report.left_out, *UNDECODABLE)}: {which}"))
     if report.top1 is not None and report.top5 is not None:
         top5 = f", top-5 {100 * report.top5:.2f} %" if evaluation.num_classes > 5 else ""
         rows.append(("right", f"top-1 {100 * report.top1:.2f} %{top5}"))

@@ -20,6 +20,7 @@ from .terminal import show
 
 if TYPE_CHECKING:
     from logitcache.format.identity import RecipeSpec
+    from logitcache.models.build import Model
 
 
 def export(
@@ -53,13 +54,14 @@ def export(
     rows = [
         ("file", f"{report.path}, {size(report.bytes)}"),
         ("student", f"{model.name}, {trained.file}"),
-        *([("shown", _shown(model.evaluation, model.adapter.size))] if model.evaluation else []),
+        *([("shown", _shown(model, viewed_by))] if (viewed_by := model.evaluation or model.training) else []),
         ("takes", f"uint8 (batch, {shape}), gives float32 (batch, {report.num_classes})"),
         ("proof", f"logits off by {report.difference:.1e} at most, on random views"),
     ]
     show({"student": model.name, "weights": str(trained.file), **report.to_dict()}, rows, as_json=json)
 
 
-def _shown(evaluation: "RecipeSpec", size: int) -> str:
-    alpha = "alpha dropped" if evaluation.background is None else f"on {evaluation.background}"
-    return f"pictures upright, {alpha}, by {evaluation.name}, resized to {size}"
+def _shown(model: "Model", viewed_by: "RecipeSpec") -> str:
+    alpha = "alpha dropped" if viewed_by.background is None else f"on {viewed_by.background}"
+    steps = f"by {model.evaluation.name}, " if model.evaluation else ""
+    return f"pictures upright, {alpha}, {steps}resized to {model.adapter.size}"

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from logitcache.units import figures, size
+from logitcache.format.identity import join_background
+from logitcache.units import count, figures, size
 
 from .shared_options import Cache, Json
 from .terminal import show
@@ -27,19 +28,23 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     teacher, data, recipe = found["teacher"], found["dataset"], found["recipe"]
     side, teacher_side = found["view_size"], teacher["adapter"]["size"]
     incomplete = [
-        f"seed {s['seed']}: {s['shards_done']} of {s['shards']} shards"
+        f"seed {s['seed']}: {s['shards_done']} of {count(s['shards'], 'shard')}"
         for s in found["seeds"]
         if not s["complete"]
     ]
+    title = join_background(f"{recipe['name']} v{recipe['version']}", recipe.get("background"))
     views = f"{side} × {side} pixels" if side else "of the images' own size"
     resized = f", for the teacher resized to {teacher_side}" if side not in (None, teacher_side) else ""
     return [
         ("cache", f"{found['path']} (format {found['format_version']}, profile {found['profile']})"),
         ("teacher", f"{teacher['name']}, weights {teacher['weights']}, {teacher['precision']}"),
-        ("data", f"{data['name']}, {data['split']}: {found['n']:,} images, {found['num_classes']:,} classes"),
+        (
+            "data",
+            f"{data['name']}, {data['split']}: {count(found['n'], 'image')}, {found['num_classes']:,} classes",
+        ),
         (
             "views",
-            f"{_name_recipe(recipe)}, {views}{resized}; top {found['k']} logits kept",
+            f"{title}, {views}{resized}; top {found['k']} logits kept",
         ),
         *([("left out", _left_out(found["left_out"]))] if found["left_out"] else []),
         ("seeds", "; ".join([f"{found['complete']} complete", *incomplete])),
@@ -55,26 +60,21 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _name_recipe(recipe: dict[str, Any]) -> str:
-    background = f" on {recipe['background']}" if "background" in recipe else ""
-    return f"{recipe['name']} v{recipe['version']}{background}"
-
-
 def _left_out(found: list[dict[str, Any]]) -> str:
     from logitcache.views.bad_images import BadImage, list_bad_images
 
     which = list_bad_images([BadImage.from_dict(each) for each in found], "--json lists all")
-    return f"{len(found):,} images without a teacher: {which}"
+    return f"{count(len(found), 'image')} without a teacher: {which}"
 
 
-def _size(count: int | None, per_view: float | None) -> str:
-    if count is None:
+def _size(total: int | None, per_view: float | None) -> str:
+    if total is None:
         return "not told by this host"
-    return size(count) if per_view is None else f"{size(count)}, {per_view:.1f} bytes per sample and view"
+    return size(total) if per_view is None else f"{size(total)}, {per_view:.1f} bytes per sample and view"
 
 
 def _statistics(found: dict[str, Any]) -> str:
-    return f"of {found['views']:,} views, {found['factors']:,} factors"
+    return f"of {found['views']:,} views, {count(found['factors'], 'factor')}"
 
 
 def _answers(found: dict[str, Any]) -> str:

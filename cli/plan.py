@@ -6,7 +6,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from logitcache.units import figures, parse_size, rate, size, span
+from logitcache.units import count, figures, parse_size, rate, size, span
 
 from . import teacher_options
 from .progress import progress
@@ -85,7 +85,7 @@ def plan(
 
 
 def _table(plan: "Plan") -> Table:
-    title = f"{plan.n:,} images under {plan.seeds} seeds, measured on {plan.views:,} views"
+    title = f"{count(plan.n, 'image')} under {count(plan.seeds, 'seed')}, measured on {plan.views:,} views"
     table = Table(title=title, box=SIMPLE_HEAD, padding=0, pad_edge=False)
     for name in COLUMNS:
         table.add_column(name, justify="left" if name == "profile" else "right", no_wrap=True)
@@ -124,7 +124,7 @@ def _rows(plan: "Plan") -> list[tuple[str, str]]:
         ("to dump", f"on so many of them, {hours}"),
         (
             "pays",
-            f"from student run {plan.pays_from} of {plan.epochs} epochs on: {once} of the teacher once, "
+            f"from student run {plan.pays_from} of {count(plan.epochs, 'epoch')} on: {once} of the teacher once, "
             f"against {live} in each run with it live",
         ),
     ]

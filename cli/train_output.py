@@ -13,7 +13,7 @@ from logitcache.train.events import (
     StudentNoted,
     TrainEvent,
 )
-from logitcache.units import rate
+from logitcache.units import count, rate
 
 from .progress import Advance
 from .terminal import say, show, show_table
@@ -106,7 +106,7 @@ def _rows(report: "RunReport") -> list[tuple[str, str]]:
     return [
         ("run", report.out),
         ("student", f"{report.student}, {report.parameters:,} parameters"),
-        ("result", f"loss {report.loss:.4f}{score} after {report.epochs} epochs"),
+        ("result", f"loss {report.loss:.4f}{score} after {count(report.epochs, 'epoch')}"),
         ("time", f"{report.seconds:.1f} s, {rate(report.views_per_second)} views/s"),
         *(("export", file) for file in report.exported),
     ]

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 from logitcache.errors import join_alternatives
@@ -86,7 +87,10 @@ def _describe_missing(context: Any, option: Any, words: list[str]) -> str:
     name = argument_name(option) if option.param_type_name == "argument" else option.opts[-1]
     advice = _explain(option, context)
     if option.param_type_name == "option" and words and not words[0].startswith("-"):
-        advice = f"; did you mean {name} {shlex.quote(words[0])}?"
+        if flag := _find_flag_of_caches(context, words[0]):
+            advice += f"; a cache is named with {flag} {shlex.quote(words[0])}"
+        elif not _is_place(words[0]):
+            advice = f"; did you mean {name} {shlex.quote(words[0])}?"
     return f"{context.info_name} needs {name}{advice}"
 
 
@@ -120,10 +124,11 @@ def _describe_extra_words(context: Any, extra: list[str], words: list[str]) -> s
     found = " ".join(extra)
     takes = [argument_name(one) for one in context.command.params if one.param_type_name == "argument"]
     begin = f"{context.info_name} takes {' and '.join(takes) or 'options'} alone, found {found!r} too"
-    if context.info_name == "train" and not before:
-        return (
-            f"{begin}; did you mean --{'cache' if 'zarr' in extra[0] else 'student'} {shlex.quote(extra[0])}?"
-        )
+    flag = "" if takes else _find_flag_of_caches(context, extra[0])
+    if context.info_name == "train" and not before and not _is_place(extra[0]):
+        flag = "--student"
+    if flag and not (before and flag == before):
+        return f"{begin}; did you mean {flag} {shlex.quote(extra[0])}?"
     if option is None:
         return f"{begin}; `{context.command_path} --help` lists its options"
     if option.is_flag:
@@ -148,6 +153,18 @@ def _find_word(words: list[str], flag: str) -> str:
 def _find_option(context: Any, flag: str) -> Any:
     flag = flag.partition("=")[0]
     return next((one for one in context.command.params if flag in (*one.opts, *one.secondary_opts)), None)
+
+
+def _is_place(word: str) -> bool:
+    """Tell whether a word is a path or a URL, and no name of a model."""
+    return "://" in word or word.rstrip("/").endswith(".zarr") or Path(word).exists()
+
+
+def _find_flag_of_caches(context: Any, word: str) -> str:
+    """Return the option by which a command takes a cache, where a word names one; else ""."""
+    if not word.rstrip("/").endswith(".zarr") and not (Path(word) / "zarr.json").is_file():
+        return ""
+    return next((flag for flag in ("--cache", "--out") if _find_option(context, flag)), "")
 
 
 def _explain(option: Any, context: Any) -> str:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from logitcache.units import figures
+from logitcache.units import count, figures
 
 from .progress import progress
 from .shared_options import Cache, Device, Json, Workers, advise_skip, parse_seeds, pick_fields
@@ -70,19 +70,26 @@ def _rows(report: "CheckupReport") -> list[tuple[str, str]]:
     from logitcache.views.bad_images import list_bad_images
 
     found, strays = report.found, sum(seed.strays for seed in report.found.seeds)
-    rows = [("cache", found.path), ("checked", f"{found.shards:,} shards, {found.views:,} views")]
+    rows = [
+        ("cache", found.path),
+        ("checked", f"{count(found.shards, 'shard')}, {count(found.views, 'view')}"),
+    ]
     if report.left_out:
         which = list_bad_images(report.left_out, "--json lists all")
-        rows.append(("left out", f"{len(report.left_out):,} images without a teacher: {which}"))
+        rows.append(("left out", f"{count(len(report.left_out), 'image')} without a teacher: {which}"))
     partial = [seed for seed in found.seeds if seed.committed < seed.shards]
     if partial:
         shards = sum(seed.shards - seed.committed for seed in partial)
         named = seed_list([seed.seed for seed in partial])
-        rows.append(("missing", f"{shards:,} shards of {named}; `logitcache dump` goes on with them"))
-    if strays:
         rows.append(
-            ("strays", f"{strays:,} files that belong to no commit: left by a crash, or not a cache's")
+            (
+                "missing",
+                f"{count(shards, 'shard')} of {named}; `logitcache dump` goes on there",
+            )
         )
+    if strays:
+        files = count(strays, "file that belongs", "files that belong")
+        rows.append(("strays", f"{files} to no commit: left by a crash, or not a cache's"))
     rows += [("problem", str(problem)) for problem in found.problems[:LINES]]
     if len(found.problems) > LINES:
         rows.append(("", f"and {len(found.problems) - LINES:,} more; --json lists all"))
@@ -90,19 +97,24 @@ def _rows(report: "CheckupReport") -> list[tuple[str, str]]:
         rows += [("mended", _MENDED.get(name, name)) for name in repaired.mended]
         if repaired.redumped or not repaired.mended:
             same = f"{repaired.identical:,} of them to the digest they had"
-            rows.append(("repaired", f"{len(repaired.redumped):,} shards dumped again, {same}"))
+            rows.append(("repaired", f"{count(len(repaired.redumped), 'shard')} dumped again, {same}"))
     if replayed := report.replay:
         most, mean = figures(replayed.max_error, 2), figures(replayed.mean_error, 2)
         error = f"logits off by {most} at most, {mean} on average"
         rows.append(
             (
                 "replay",
-                f"{replayed.views:,} views: top-1 {100 * replayed.top1_agreement:.4g} % equal, {error}",
+                f"{count(replayed.views, 'view')}: top-1 {100 * replayed.top1_agreement:.4g} % equal, {error}",
             )
         )
         if replayed.off and replayed.worst:
             worst = f"worst: sample {replayed.worst[0]} under seed {replayed.worst[1]}"
-            rows.append(("problem", f"{replayed.off:,} views are off by more than rounding; {worst}"))
+            rows.append(
+                (
+                    "problem",
+                    f"{count(replayed.off, 'view is', 'views are')} off by more than rounding; {worst}",
+                )
+            )
         if replayed.drift:
             rows.append(("problem", str(replayed.drift)))
     return [*rows, ("result", "clean" if report.clean else "not clean")]

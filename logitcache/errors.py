@@ -31,6 +31,7 @@ from logitcache.synonyms import find_meant
 
 _E = TypeVar("_E", bound="LogitCacheError")
 MANY = 30  # names that one line can list
+NAMED = 3  # of some, that a message lists
 
 
 class LogitCacheError(Exception):
@@ -170,6 +171,14 @@ def _rebuild(kind: type[_E], text: str, state: dict[str, object]) -> _E:
 def _brief(value: object, most: int = 250) -> str:
     text = str(value)
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def list_some(names: Sequence[str], total: int) -> str:
+    """Write the first of so many names: "a, b, c and 4 others"."""
+    *first, last = names[:NAMED]
+    if others := total - len(first) - 1:
+        first, last = [*first, last], f"{others:,} other{'s' if others > 1 else ''}"
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def join_alternatives(names: list[str]) -> str:

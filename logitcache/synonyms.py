@@ -78,7 +78,7 @@ ALIKE = 0.85  # from here on a spelling is a slip of the hand
 MUCH_WORSE = 0.12  # than the best, of how alike spellings are
 
 
-def find_meant(name: str, known: Iterable[str], *, cutoff: float = 0.6, most: int = 4) -> list[str]:
+def find_meant(name: str, known: Iterable[str], *, cutoff: float = 0.65, most: int = 4) -> list[str]:
     """Find what somebody may mean by a name that is none: by the words of the field, else by its spelling.
 
     Args:

@@ -16,6 +16,11 @@ def figures(value: float, digits: int = 3) -> str:
     return f"{value:,.0f}" if "e+" in text else text
 
 
+def count(number: int, one: str, many: str = "") -> str:
+    """Write how many of something there are: 1 epoch, 1,200 epochs; `many` is a plural of its own."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def size(count: float) -> str:
     """Write a number of bytes, by powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from logitcache.bench.compare import Comparison
 from logitcache.report.metrics import Metric
-from logitcache.units import figures, operations, parse_size, rate, share, size, span
+from logitcache.units import count, figures, operations, parse_size, rate, share, size, span
 from logitcache_cli.plan import _small
 
 amounts = st.floats(0, 1e15) | st.floats(0.9, 1.1).flatmap(
@@ -82,3 +82,13 @@ def test_a_row_of_a_benchmark_fits_its_columns(seconds, views):
     assert "e+" not in " ".join(cells.values())
     assert len(cells["ratio, quartiles"]) <= len("0.010 (0.010–0.010)") or seconds / 0.01 >= 999.5
     assert math.isclose(number(cells["ratio, quartiles"]), seconds / 0.01, rel_tol=0.01, abs_tol=0.005)
+
+
+def test_one_of_something_has_no_plural() -> None:
+    assert [count(n, "epoch") for n in (0, 1, 2, 1200)] == [
+        "0 epochs",
+        "1 epoch",
+        "2 epochs",
+        "1,200 epochs",
+    ]
+    assert [count(n, "view is", "views are") for n in (1, 2)] == ["1 view is", "2 views are"]

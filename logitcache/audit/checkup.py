@@ -85,7 +85,8 @@ def check_cache(
         )
     reader = CacheReader(path)
     spec = reader.spec
-    teacher = cache(lambda: open_teacher(spec, config.teacher, config.weights, config.data))
+    data = open_images(config.data, spec.dataset.split) if config.data else None
+    teacher = cache(lambda: open_teacher(spec, config.teacher, config.weights, data))
     found = verify_cache(reader, config.seeds, config.workers, on_progress)
     clean, repaired, replayed = found.clean, None, None
     if config.repair and not found.clean:
@@ -105,12 +106,12 @@ def check_cache(
             reader, images, model, config.replay, seed=config.seed, device=config.device, batch_size=size
         )
         clean = replayed.clean
-    left_out = name_samples(reader, found.without_teacher, config.data)
+    left_out = name_samples(reader, found.without_teacher, data)
     return CheckupReport(clean, found, repaired, replayed, left_out)
 
 
 def open_teacher(
-    spec: CacheSpec, name: str | None = None, weights: str | None = None, data: str | None = None
+    spec: CacheSpec, name: str | None = None, weights: str | None = None, data: str | Images | None = None
 ) -> tuple[Images, Model]:
     """Open the images and build the teacher that a cache names.
 
@@ -118,7 +119,7 @@ def open_teacher(
         spec: of the cache.
         name: the teacher's name, if it has another here.
         weights: its weights; needed if the cache's came from a file.
-        data: the images, if they have another name here.
+        data: the images, or their name, if they have another here.
 
     Raises:
         OptionError: the weights came from a file that is not named, or the cache names code that is not your own.
@@ -130,7 +131,9 @@ def open_teacher(
     require_own("the cache", *code)
     chosen, (kind, _, number) = weights or recorded_weights(spec.teacher), spec.teacher.weights.partition(":")
     split = spec.dataset.split
-    images = open_images(data, split) if data else open_recorded(spec.dataset.name, split, "the cache")
+    if not isinstance(data, Images):
+        data = open_images(data, split) if data else open_recorded(spec.dataset.name, split, "the cache")
+    images = data
     seed = int(number) if kind == "random" and weights is None and number.isdecimal() else 0
     view = KeyedViews(images, spec.recipe).any_view()
     teacher = build_model(

@@ -90,6 +90,11 @@ class StepSpec(Spec):
 MIXES = ("MixUp", "CutMix")
 
 
+def join_background(recipe: str, background: str | None) -> str:
+    """Write a recipe's name for people, with the background where there is one: "center@32 on #ffffff"."""
+    return recipe if background is None else f"{recipe} on {background}"
+
+
 @dataclass(frozen=True)
 class RecipeSpec(Spec):
     """A named, versioned list of view transforms; `evaluation` names the recipe that test images get.
@@ -114,7 +119,7 @@ class RecipeSpec(Spec):
     @property
     def title(self) -> str:
         """Name for people, with the background where there is one."""
-        return self.name if self.background is None else f"{self.name} on {self.background}"
+        return join_background(self.name, self.background)
 
     @property
     def own_steps(self) -> tuple[StepSpec, ...]:

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from logitcache.errors import Difference, FormatError, OptionError
-from logitcache.format.identity import DatasetSpec, PartSpec, Profile, RecipeSpec, TeacherSpec, profile_named
+from logitcache.format.identity import (
+    DatasetSpec,
+    PartSpec,
+    Profile,
+    RecipeSpec,
+    TeacherSpec,
+    join_background,
+    profile_named,
+)
 from logitcache.format.shard_layout import ShardLayout
 from logitcache.format.spec import Spec, require
 
@@ -279,8 +287,7 @@ def _describe(key: str, flat: Mapping[str, Any]) -> object:
     """Return the value of a field for messages; the recipe's digest with its name."""
     if key != "recipe_sha256":
         return flat.get(key)
-    background = f" on {flat['recipe.background']}" if "recipe.background" in flat else ""
-    return f"{flat['recipe.name']}{background} ({flat[key][:12]}…)"
+    return f"{join_background(flat['recipe.name'], flat.get('recipe.background'))} ({flat[key][:12]}…)"
 
 
 _NOT_IDENTITY = ("versions.", "recipe.")  # recipe_sha256 stands for all steps of the recipe

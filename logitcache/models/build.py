@@ -169,8 +169,9 @@ def build_model(
         if load_weights(entry.name, module, source.state, where, num_classes, new_head=new_head):
             source = source._replace(label=source.label + NEW_HEAD, class_names=())
     model = Model(
-        entry.name, module, source.adapter, num_classes, source.label, source.class_names, source.evaluation
-    )
+        entry.name, module, source.adapter, num_classes, source.label, source.class_names, source.evaluation,
+        source.training,
+    )  # fmt: skip
     if ":" in model.name or input_size:
         _check_forward(model)
     return model.with_two_heads(seed) if heads == 2 else model
@@ -248,6 +249,7 @@ class _Source(NamedTuple):
     heads: int = 1
     class_names: tuple[str, ...] = ()
     evaluation: RecipeSpec | None = None
+    training: RecipeSpec | None = None
 
 
 def _find_pretrained(entry: ModelEntry, weights: str, num_classes: int, new_head: bool) -> _Source:
@@ -276,7 +278,9 @@ def _read_file(entry: ModelEntry, weights: str, num_classes: int, new_head: bool
             raise WeightsError(f"{path} holds the weights of {header.name}, not of {entry.name}")
         if header.num_classes != num_classes and not new_head:
             raise WeightsError(describe_head_mismatch(path.name, header.num_classes, num_classes))
-        return _Source(label, header.adapter, state, header.heads, header.class_names, header.evaluation)
+        return _Source(
+            label, header.adapter, state, header.heads, header.class_names, header.evaluation, header.training
+        )
     adapter = next((p.adapter for p in entry.pretrained.values() if p.file == path.name), entry.fitted)
     if entry.name.startswith("vit_") and {"conv_proj.weight", "encoder.pos_embedding"} <= state.keys():
         side = math.isqrt(state["encoder.pos_embedding"].shape[1] - 1)  # patches a side; 1 is the class token

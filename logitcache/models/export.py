@@ -113,7 +113,7 @@ def _describe(model: Model) -> str:
         "input": {"dtype": "uint8", "shape": ["batch", adapter.channels, adapter.size, adapter.size]},
         "resize": f"{adapter.interpolation}, antialiased, before",
         "normalisation": {"mean": list(adapter.mean), "std": list(adapter.std), "of": "views / 255, inside"},
-        "pictures": _describe_pictures(model.evaluation),
+        "pictures": _describe_pictures(model.evaluation or model.training),
         "views": model.evaluation and model.evaluation.to_dict(),  # how it was shown test images
         "output": {"dtype": "float32", "shape": ["batch", model.num_classes]},
         "class_names": list(model.class_names),
@@ -122,11 +122,11 @@ def _describe(model: Model) -> str:
     return json.dumps(facts)
 
 
-def _describe_pictures(evaluation: RecipeSpec | None) -> dict[str, str | None] | None:
+def _describe_pictures(viewed_by: RecipeSpec | None) -> dict[str, str | None] | None:
     """Describe what was done to files before the steps of `views`; None where nobody said how they were viewed."""
-    if evaluation is None:
+    if viewed_by is None:
         return None
-    background = evaluation.background
+    background = viewed_by.background
     return {
         "frame": "the first",
         "orientation": "upright, as EXIF or XMP says",

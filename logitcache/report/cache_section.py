@@ -8,13 +8,15 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from logitcache.audit.stats import BINS, LEAST_TAIL, StatsReport
+from logitcache.format.identity import join_background
 from logitcache.report.cache_facts import TEMPERATURES, CacheFacts
 from logitcache.report.charts import Axis, ChartTable, Series, draw_bars, draw_histogram, draw_lines
 from logitcache.report.html import Ids, table, tag
 from logitcache.report.metrics import percent
 from logitcache.report.thumbnails import CacheImages, SeenSample, Thumbnail
 from logitcache.store import seed_list
-from logitcache.units import share, size
+from logitcache.units import count, share, size
+from logitcache.views.bad_images import UNDECODABLE
 
 MOST_PAIRS = 10
 
@@ -44,24 +46,20 @@ def make_cache_section(ids: Ids, cache: CacheFacts, images: CacheImages) -> Elem
     )
 
 
-def _name_background(recipe: dict[str, str]) -> str:
-    return f", transparent pictures on {recipe['background']}" if "background" in recipe else ""
-
-
 def _facts(cache: CacheFacts) -> Element:
     about = cache.about
     teacher, data, recipe = about["teacher"], about["dataset"], about["recipe"]
+    views = join_background(f"{recipe['name']} v{recipe['version']}", recipe.get("background"))
     disk = about["bytes_on_disk"]
     rows = [
         ("cache", about["path"]),
         ("teacher", f"{teacher['name']}, weights {teacher['weights']}, {teacher['precision']}"),
-        ("data", f"{data['name']}, {data['split']}: {about['n']:,} images, {about['num_classes']:,} classes"),
-        ("views", f"recipe {recipe['name']} v{recipe['version']}{_name_background(recipe)}"),
-        *(
-            [("left out", f"{len(about['left_out']):,} images that do not decode")]
-            if about["left_out"]
-            else []
+        (
+            "data",
+            f"{data['name']}, {data['split']}: {count(about['n'], 'image')}, {about['num_classes']:,} classes",
         ),
+        ("views", f"recipe {views}"),
+        *([("left out", count(len(about["left_out"]), *UNDECODABLE))] if about["left_out"] else []),
         ("kept", f"top {about['k']} of {about['num_classes']:,} logits, profile {about['profile']}"),
         ("seeds", f"{about['complete']} complete"),
         ("teacher right", _accuracy(cache)),

@@ -19,6 +19,7 @@ from logitcache.paths import expand_home
 from logitcache.store import seed_list
 from logitcache.train.confidence import Reliability
 from logitcache.train.run_folder import NAME_OF_DATA, RunFolder
+from logitcache.units import count
 
 Setting = str | int | float | bool | None
 REPEATED = ("config.seed", "stream.order")  # what differs between repeats, beside random initial weights
@@ -180,7 +181,7 @@ def group_runs(runs: Sequence[RunFacts]) -> tuple[RunGroup, ...]:
             copies = tuple(run for run in kind if run.finished and run not in repeats)
             groups.append(RunGroup(name, repeats, copies))
         groups += [
-            RunGroup(f"{name}, unfinished: {len(run.rows)} of {run.planned} epochs", (run,))
+            RunGroup(f"{name}, unfinished: {len(run.rows)} of {count(run.planned, 'epoch')}", (run,))
             for run in kind
             if not run.finished
         ]

@@ -30,10 +30,19 @@ class SharedEpoch:
             self._numbers = _map(self._file)
         except OSError:
             self._numbers = np.frombuffer(mmap.mmap(-1, _BYTES), np.int64)
+        self._own_file()
+
+    def _own_file(self) -> None:
         if self._file:
             weakref.finalize(self, _delete, self._file, os.getpid())
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self._file and not self._file.exists():  # that of a copied object, which is no more
+            with suppress(OSError):
+                file, numbers = _make_file(), self._numbers.tolist()
+                self._file, self._numbers = file, _map(file)
+                self._numbers[:] = numbers
+                self._own_file()
         return _open, (self._file, self._numbers.tolist())
 
     @property

@@ -41,7 +41,7 @@ from logitcache.teacher.protocol import Teacher
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT
 from logitcache.views.alignment import OnMissing
-from logitcache.views.images import Images
+from logitcache.views.images import Images, MissingImagesWarning
 from logitcache.views.keyed_views import KeyedViews, ViewBatch
 from logitcache.views.loader import iterate_batches, view_loader
 from logitcache.views.mixing import MixedLabels
@@ -264,10 +264,14 @@ class Stream:
                     f"{seed_list(others)} left out, as not every cache has all of it; `logitcache dump` completes it",
                     stacklevel=2,
                 )
-        proved = [
-            open_proved_views(reader, images, chosen, allow_drift=allow_drift, missing=missing)
-            for reader in readers
-        ]
+        proved: list[tuple[KeyedViews, tuple[int, ...], Drift | None]] = []
+        for reader in readers:
+            with warnings.catch_warnings():
+                if proved:  # of the same images, of which the first has told
+                    warnings.simplefilter("ignore", MissingImagesWarning)
+                proved.append(
+                    open_proved_views(reader, images, chosen, allow_drift=allow_drift, missing=missing)
+                )
         teachers = [CachedTeacher(reader, spool_folder, spool_limit) for reader in readers]
         without = [
             str(reader.path) for reader in readers if reader.spec.tail_size and not reader.statistics()

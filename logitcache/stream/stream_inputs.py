@@ -1,5 +1,6 @@
 """What a stream is opened from, by the names that the command line takes."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -16,10 +17,11 @@ from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream, StreamConfig
 from logitcache.teacher.ensemble import AverageSpace
 from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT
+from logitcache.units import count
 from logitcache.views.alignment import OnMissing
 from logitcache.views.changes import describe_newer_images
 from logitcache.views.datasets import choose_recipe, choose_shipped, describe_transparency, open_images
-from logitcache.views.images import Images
+from logitcache.views.images import Images, MissingImagesWarning
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.recipes import recipe_named, with_background
 
@@ -152,7 +154,12 @@ class StreamInputs:
         if not self.caches:
             return self._open_plain(config, epochs, on_line)
         readers = [CacheReader.of(cache) for cache in self.caches]
-        stream = self._open_caches(readers, config)
+        with warnings.catch_warnings(
+            action="ignore", category=MissingImagesWarning
+        ):  # of every rank and cache
+            stream = self._open_caches(readers, config)
+        if note := stream.views.images.missing_note:
+            on_line(f"warning: {note}")
         if stream.drift:
             on_line(f"warning: --allow-drift: {stream.drift}; the run's config.json records it")
         for reader in readers:
@@ -161,7 +168,7 @@ class StreamInputs:
                 break
         images = stream.views.images
         if left_out := images.left_out:
-            note = f"note: {left_out:,} {'image' if left_out == 1 else 'images'} came after the cache and "
+            note = f"note: {count(left_out, 'image')} came after the cache and "
             note += "is left out" if left_out == 1 else "are left out"
             on_line(note if len(images.missing) else f"{note}; `logitcache dump --grow` adds them")
         return stream

@@ -11,9 +11,10 @@ for epoch in range(100):
 With samplers of your own, or `shuffle=True`, it is `data.set_epoch(epoch)` that says which seed an epoch takes.
 """
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -98,7 +99,7 @@ class CachedViews(PackedViews):
         """Pickle for a spawned worker: no cache, only files to map."""
         return PackedViews, (self.views, self.layout, self.files, self.transform, self.shared_epoch)
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: SupportsIndex) -> None:
         """Have samples stand under the seed of that epoch, from 0: seeds are taken in turn, as by `ViewSampler`.
 
         Call it before an epoch is iterated, as that of `torch.utils.data.DistributedSampler`; workers that live on
@@ -107,8 +108,7 @@ class CachedViews(PackedViews):
         Raises:
             OptionError: it is no epoch.
         """
-        if not isinstance(epoch, int) or epoch < 0:
-            raise OptionError(f"an epoch is a whole number from 0, found {epoch!r}")
+        epoch = _require_epoch(epoch)
         self.shared_epoch.set(epoch)
         self.prepare([self.seed_of_epoch()], then=choose_seeds(epoch + 1, self.seeds))
 
@@ -180,9 +180,13 @@ class ViewSampler(Sampler[Pair]):
         self.samples = choose_samples(len(data), fraction, samples, order)
         self.epoch = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Make the next pass that epoch, from 0."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: SupportsIndex) -> None:
+        """Make the next pass that epoch, from 0.
+
+        Raises:
+            OptionError: it is no epoch.
+        """
+        self.epoch = _require_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self._usable(self.epoch)) // self.world.size * self.views_per_image
@@ -204,3 +208,14 @@ class ViewSampler(Sampler[Pair]):
     def _usable(self, epoch: int) -> npt.NDArray[np.int64]:
         usable = [self.data.usable(seed)[self.samples] for seed in self._seeds(epoch)]
         return self.samples[np.all(usable, axis=0)]
+
+
+def _require_epoch(epoch: SupportsIndex) -> int:
+    """Return an epoch as an int, from 0; numpy's and torch's whole numbers are such."""
+    try:
+        number = operator.index(epoch)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise OptionError(f"an epoch is a whole number from 0, found {epoch!r}")
+    return number

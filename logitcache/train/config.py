@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from logitcache.errors import FormatError, OptionError, UnknownNameError
 from logitcache.format.spec import Spec
+from logitcache.units import count
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class TrainConfig(Spec):
                 a < b for a, b in zip((0, *self.milestones), self.milestones, strict=False)
             ),
             "schedule multistep needs milestones": multistep and not self.milestones,
-            f"a milestone at epoch {max(self.milestones, default=0):g} never comes in {self.epochs} epochs; "
+            f"a milestone at epoch {max(self.milestones, default=0):g} never comes in {count(self.epochs, 'epoch')}; "
             "give milestones that fit": multistep and max(self.milestones, default=0) >= self.epochs,
             f"gamma must be above 0 and at most 1, found {self.gamma}": not 0 < self.gamma <= 1,
             f"warm-up must be 0 epochs or more, found {self.warmup_epochs}": not 0

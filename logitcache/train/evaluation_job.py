@@ -85,8 +85,6 @@ class EvaluationJob:
         """
         trained = TrainedStudent.find(self.student, self.weights)
         images = self._open_images(trained)
-        if images.note:
-            on_line(f"note: {images.note}")
         recipe = self._choose_recipe(trained, images)
         advice = "--background white puts them on white"
         if (trained.recipe or trained.evaluation) and self.background is None:
@@ -103,6 +101,8 @@ class EvaluationJob:
             device=device,
             on_bad_image=self.on_bad_image,
         )
+        if evaluation.images.note:  # of the listing that the teacher's cache is of
+            on_line(f"note: {evaluation.images.note}")
         if newer := evaluation.describe_newer_images():
             on_line(f"note: {newer}")
         model = trained.build_model(

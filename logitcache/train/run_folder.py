@@ -37,6 +37,7 @@ from logitcache.models.weights import first_line
 from logitcache.paths import write_path
 from logitcache.store import seed_list
 from logitcache.train.confidence import Reliability
+from logitcache.units import count as count_of
 from logitcache.versions import library_versions
 
 LOCK = ".lock"  # in a folder that is being trained in
@@ -278,8 +279,8 @@ class RunFolder:
         rows = self.read_metrics()[:epoch]
         if len(rows) < epoch:
             raise FormatError(
-                f"{self.path}/metrics.jsonl: expected the rows of {epoch} epochs, which checkpoint.pt has behind it, "
-                f"found {len(rows)}; restore it, or train again into another --out"
+                f"{self.path}/metrics.jsonl: expected the rows of {count_of(epoch, 'epoch')}, which checkpoint.pt "
+                f"has behind it, found {len(rows)}; restore it, or train again into another --out"
             )
         with _storage_errors(self.path):
             for temporary in self.path.glob("*.part"):

@@ -115,7 +115,8 @@ class TrainedStudent:
         model = build_model(
             name, num_classes=classes, view_size=view_size, weights=weights, input_size=input_size
         )
-        return replace(model, evaluation=model.evaluation or self._find_evaluation())
+        evaluation = model.evaluation or self._find_evaluation()
+        return replace(model, evaluation=evaluation, training=model.training or self.recipe)
 
     def _find_evaluation(self) -> RecipeSpec | None:
         """Return the recipe of test images, by that of the training views; None for code, which is not run for it."""

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-from logitcache.errors import OptionError
+from logitcache.errors import OptionError, UnknownNameError
 from logitcache.losses.objective import Objective
 from logitcache.models.catalog import canonical_name
 from logitcache.train.config import TrainConfig
 
+OF_VARIANTS = ("student", "loss", "ce_weight", "label_smoothing")  # beside the settings of `TrainConfig`
 OF_TWO_CLASSES = (
     "trained by kd, as cmkd compares the order of classes, and of two it tells nothing; --loss names another"
 )
@@ -59,6 +60,9 @@ class Variant:
             UnknownNameError: there is no such name.
         """
         settings = read_settings(text)
+        known = {*OF_VARIANTS, *(each.name for each in dataclasses.fields(TrainConfig))}
+        if unknown := next((name for name in settings if name not in known), None):
+            raise UnknownNameError("setting", unknown, known)
         settings.pop("student", None)
         own: dict[str, object] = {"label": "" if settings.keys() <= {"loss"} else _label(text)}
         if "loss" in settings:

@@ -37,7 +37,7 @@ from logitcache.views.changes import (
     name_missing,
 )
 from logitcache.views.datasets import SHIPPED, open_images
-from logitcache.views.images import Images, Samples, name_class
+from logitcache.views.images import Images, MissingImagesWarning, Samples, name_class
 from logitcache.views.picture_sample import PictureSample
 
 OnMissing = Literal["error", "skip"]
@@ -52,6 +52,7 @@ class OrderedImages(Images):
         order: (m,) int64, which of them, and in which order; −1 where a sample's image is missing.
         counts: how many there were at first, after the data had grown once, and so on; the last is m.
         fingerprint: of all m, where some are missing.
+        missing_note: says which are missing.
     """
 
     def __init__(
@@ -60,11 +61,13 @@ class OrderedImages(Images):
         order: npt.NDArray[np.int64],
         counts: Sequence[int],
         fingerprint: str | None = None,
+        missing_note: str = "",
     ) -> None:
         self.images, self.order, self.counts = images, order, list(counts)
         self.name, self.split, self.recipe = images.name, images.split, images.recipe
         self.labels, self.num_classes = np.where(order < 0, -1, images.labels[order]), images.num_classes
         self.class_names, self.note = images.class_names, images.note
+        self.missing_note = missing_note or images.missing_note
         self.missing = np.flatnonzero((order < 0) | np.isin(order, images.missing))
         self.left_out = len(images) - int((order >= 0).sum())
         self._fingerprint = images.fingerprint_of(order) if fingerprint is None else fingerprint
@@ -75,9 +78,12 @@ class OrderedImages(Images):
         Raises:
             ImageError: it does not decode, or is missing.
         """
+        return self.images.image(self._find_place(sample, "no view of it can be made"))
+
+    def _find_place(self, sample: int, lacking: str) -> int:
         if (place := int(self.order[sample])) < 0:
-            raise ImageError(f"{self.describe(sample)} is missing, so no view of it can be made")
-        return self.images.image(place)
+            raise ImageError(f"{self.describe(sample)} is missing, so {lacking}")
+        return place
 
     def on_background(self, colour: str | None) -> "OrderedImages":
         """Return the same images, transparent ones on a colour."""
@@ -100,12 +106,23 @@ class OrderedImages(Images):
         return self._fingerprint
 
     def fingerprint_of(self, samples: Samples) -> str:
-        """Digest of some of them."""
+        """Digest of some of them.
+
+        Raises:
+            ImageError: one is missing.
+        """
+        gone = np.arange(len(self))[samples][self.order[samples] < 0]
+        if len(gone):
+            raise ImageError(f"{self.describe(int(gone[0]))} is missing, so no digest of it can be made")
         return self.images.fingerprint_of(self.order[samples])
 
     def stable_name(self, sample: int) -> bytes:
-        """Return the name that the image has in its own set."""
-        return self.images.stable_name(int(self.order[sample]))
+        """Return the name that the image has in its own set.
+
+        Raises:
+            ImageError: it is missing.
+        """
+        return self.images.stable_name(self._find_place(sample, "it has no name"))
 
     def times(self) -> npt.NDArray[np.float64] | None:
         """Return when each was last changed or replaced, as their own set tells it; NaN where one is missing."""
@@ -172,7 +189,8 @@ def align_images(
         images: its images, and perhaps others that came later.
         grow: append these others, in their own order; else they are left out.
         missing: whether an image that is not there is an error, or left out (`Images.missing`). Then only names,
-            classes and canaries prove the others, as the fingerprint is of all.
+            classes and canaries prove the others, as the fingerprint is of all. A `MissingImagesWarning` says which
+            are left out.
 
     Raises:
         MismatchError: they are others; `fields` says what differs, such as the images that are missing or new.
@@ -205,7 +223,9 @@ def _align(reader: CacheReader, images: Images, grow: bool) -> Images:
     fields, expected = _differences(reader, images), reader.spec.dataset
     counts = [then.dataset.n for then in reader.spec.history()]
     if not fields:
-        return images if len(counts) == 1 else OrderedImages(images, np.arange(len(images)), counts)
+        if len(counts) == 1:
+            return images
+        return OrderedImages(images, np.arange(len(images)), counts, expected.fingerprint)
     fixed, keys = _list_fixed(fields), reader.keys()
     if fixed or keys is None:
         raise _other_images(reader, images, fields, _advise(images, fixed, keys))
@@ -242,13 +262,13 @@ def _align_those_there(reader: CacheReader, *opened: Images) -> Images:
         return _align(reader, images, False)
     _require_same_classes(reader, images, order[order >= 0])
     mixed = ", and the views that they are mixed into" if spec.recipe.mix_steps else ""
-    warnings.warn(
+    note = (
         f"{len(located[best].missing):,} of {len(order):,} images of {reader.path} are missing and left out{mixed}: "
-        f"{name_missing(keys, images, located[best])}; names and canaries alone prove the others",
-        stacklevel=4,
+        f"{name_missing(keys, images, located[best])}; names and canaries alone prove the others"
     )
+    warnings.warn(note, MissingImagesWarning, stacklevel=4)
     counts = [then.dataset.n for then in spec.history()]
-    return OrderedImages(images, order, counts, spec.dataset.fingerprint)
+    return OrderedImages(images, order, counts, spec.dataset.fingerprint, note)
 
 
 def _require_same_classes(reader: CacheReader, images: Images, there: npt.NDArray[np.int64]) -> None:
@@ -288,10 +308,11 @@ def _describe_missing(
     """Return the differences and the advice for images that are missing, by name where they have names."""
     data = reader.spec.dataset
     advice = "give the data that the cache was made of with --data, or dump a cache of this data"
+    note = _describe_note(images)
     if not have_names(images):
-        return fields, f"{advice}; these images have no names, so nothing tells which are missing"
+        return fields, f"{advice}; these images have no names, so nothing tells which are missing{note}"
     if len(located.missing) == data.n:
-        return [*fields, Difference("images of the cache", f"{data.n:,}", "none")], advice
+        return [*fields, Difference("images of the cache", f"{data.n:,}", "none")], f"{advice}{note}"
     counts = [Difference("dataset.n", data.n, len(images))] if data.n != len(images) else []
     found = [Difference(MISSING, "none", f"{len(located.missing):,}: {name_missing(keys, images, located)}")]
     if len(located.new):
@@ -299,16 +320,19 @@ def _describe_missing(
             Difference("new images", "none", f"{len(located.new):,}: {name_images(images, located.new)}")
         )
     skip = ", or train on the others with --missing skip" if data.split == "train" else ""
-    return [
-        *counts,
-        *found,
-    ], f"put back what is missing, or name it as it was{skip}, or dump a cache of this data"
+    mend = f"put back what is missing, or name it as it was{skip}, or dump a cache of this data{note}"
+    return [*counts, *found], mend
+
+
+def _describe_note(images: Images) -> str:
+    """Return what the images leave out, as a part of advice: a cache may be of that too."""
+    return f"; {images.note}: the cache may hold them" if images.note else ""
 
 
 def _advise(images: Images, fixed: set[str], keys: SampleKeys | None) -> str:
     return (
         "give the data that the cache was made of with --data, or dump a cache of this data"
-        + (f"; {images.note}: an earlier cache may hold them" if images.note else "")
+        + _describe_note(images)
         + ("; the classes of a cache cannot change" if "dataset.num_classes" in fixed else "")
         + (
             "; it has no sample keys, so its data cannot grow, and nothing tells which images are missing"

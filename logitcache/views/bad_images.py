@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from logitcache.errors import DataError
+from logitcache.errors import NAMED, DataError, list_some
 from logitcache.format.spec import Spec
 from logitcache.views.images import Images
 
+UNDECODABLE = ("image that does not decode", "images that do not decode")  # one, and several
 MOST_EXPLAINED = 100  # images that are decoded again, to say why they do not
-NAMED = 3  # in a line
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,7 @@ def explain_bad_images(images: Images, samples: Iterable[int]) -> tuple[BadImage
 
 def list_bad_images(bad: Sequence[BadImage], where: str = "") -> str:
     """Name the first few in a line; where there are more, `where` says what lists all."""
-    more = len(bad) - NAMED
-    others = f" and {more:,} {'other' if more == 1 else 'others'}{where and f'; {where}'}" if more > 0 else ""
-    return ", ".join(map(str, bad[:NAMED])) + others
+    return list_some([*map(str, bad)], len(bad)) + (f"; {where}" if where and len(bad) > NAMED else "")
 
 
 def _find_reason(images: Images, sample: int) -> str | None:

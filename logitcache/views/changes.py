@@ -9,26 +9,27 @@ import hashlib
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from logitcache.errors import DataError
+from logitcache.errors import NAMED, DataError, list_some
 from logitcache.store.reader import CacheReader
 from logitcache.views.decoding import printable_path
 from logitcache.views.folders import FolderImages
 from logitcache.views.images import Images
-from logitcache.views.picture_files import IMAGE_SUFFIXES
+from logitcache.views.picture_files import IMAGE_SUFFIXES, LATER_SUFFIXES
 
 SampleKeys = npt.NDArray[np.uint64]
 
 MOST_ASKED = 1000  # views that the teacher is to be asked of again, by the advice on newer images
-NAMED = 3  # images that a message names
 GUESSED = 16  # missing images whose names are sought
 REACH = 1000  # numbers tried on either side of a neighbour's
+NEAR = 16  # likewise, where endings are tried too
+ENDINGS = (*IMAGE_SUFFIXES, *LATER_SUFFIXES, ".JPG", ".JPEG", ".PNG")
 MOST_FILES = 100_000  # names of files that are tried in other folders
 
 
@@ -77,14 +78,6 @@ def require_distinct_keys(images: Images) -> SampleKeys:
 def have_names(images: Images) -> bool:
     """Tell whether images have names that stay theirs when others go; else their names are their numbers."""
     return type(images).stable_name is not Images.stable_name
-
-
-def list_some(names: Sequence[str], total: int) -> str:
-    """Write the first of so many names: "a, b, c and 4 others"."""
-    *first, last = names[:NAMED]
-    if others := total - len(first) - 1:
-        first, last = [*first, last], f"{others:,} other{'s' if others > 1 else ''}"
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def name_images(images: Images, samples: npt.NDArray[np.int64]) -> str:
@@ -152,22 +145,26 @@ def _names_to_try(images: Images, located: Located, missing: npt.NDArray[np.int6
     for place in located.new[:GUESSED].tolist():
         new = _name(images, place)
         yield from (new.lower(), new.upper())
-        yield from (
-            os.path.splitext(new)[0] + ending for ending in (*IMAGE_SUFFIXES, ".JPG", ".JPEG", ".PNG")
-        )
+        yield from (os.path.splitext(new)[0] + ending for ending in ENDINGS)
     for name in neighbours:
         yield from _renumber(name)
+    if isinstance(images, FolderImages):
+        yield from images.unread  # there, but not read here
+    for name in neighbours:
+        stem, suffix = os.path.splitext(name)
+        stems = [stem, *_renumber(stem, NEAR)]
+        yield from (other + ending for ending in ENDINGS if ending != suffix for other in stems)
     folders = dict.fromkeys(name.rpartition("/")[0] for name in neighbours)
     places = range(0, len(images), -(-len(images) // MOST_FILES))
     for file in dict.fromkeys(_name(images, place).rpartition("/")[2] for place in places):
         yield from (f"{folder}/{file}" if folder else file for folder in folders)
 
 
-def _renumber(name: str) -> Iterator[str]:
+def _renumber(name: str, reach: int = REACH) -> Iterator[str]:
     """Yield a name with each of its numbers, the last first, replaced by those near it."""
     for run in reversed(list(re.finditer(r"[0-9]{1,18}", name))):
         start, number = int(run[0]), run[0]
-        for distance in range(1, REACH + 1):
+        for distance in range(1, reach + 1):
             for other in (start - distance, start + distance):
                 if other >= 0:
                     yield f"{name[: run.start()]}{other:0{len(number)}d}{name[run.end() :]}"

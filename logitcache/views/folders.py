@@ -33,7 +33,7 @@ BEFORE_LATER, BEFORE_HIDING = Listing(later=False), Listing(hidden=True, later=F
 class FolderImages(Images):
     """Images that are files below one folder, ordered by path.
 
-    What systems hide is left out, and what is not read here (`picture_files`); `note` says so.
+    What systems hide is left out, and what is not read here (`picture_files`), which is `unread`; `note` says so.
 
     The fingerprint covers relative paths, file sizes and labels. Contents are proved by the canaries of a
     cache: to read them all would take as long as a pass over the data. Files that are newer than a cache are told
@@ -46,6 +46,7 @@ class FolderImages(Images):
         self.name, self.split, self.root = name, split, root
         self.files, self.labels, self.num_classes = files, labels, num_classes
         stats = [_stat(root / file) for file in files]
+        self.unread: list[str] = []
         self._earlier: tuple[Listing, ...] = ()
         self._background: str | None = None
         self._sizes = np.array([size for size, _ in stats], dtype=np.int64)
@@ -113,6 +114,7 @@ class FolderImages(Images):
     ) -> None:
         """Note what is left out, and how earlier versions would have listed the same files."""
         self.note = found.describe_left_out(self.root, **listing._asdict())
+        self.unread = [file.replace(os.sep, "/") for file in found.unread]
         self._reopen = reopen
         if listing == NOW:
             self._earlier = (BEFORE_LATER,) * bool(found.later) + (BEFORE_HIDING,) * bool(found.hidden)

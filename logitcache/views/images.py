@@ -19,6 +19,10 @@ Samples = npt.NDArray[np.int64] | slice
 UNLABELLED_CLASSES = 1000
 
 
+class MissingImagesWarning(UserWarning):
+    """Images of a cache are missing, and left out."""
+
+
 def name_class(class_names: Sequence[str], class_: int) -> str:
     """Return what to call a class: its name, or its number where it has none."""
     return class_names[class_] if class_ < len(class_names) else str(class_)
@@ -37,6 +41,7 @@ class Images(abc.ABC):
         note: what the user should know of them, in one line; may be empty.
         left_out: how many images the data has beyond these, where these are the samples of a cache.
         missing: (m,) int64, samples of the cache whose image is not there; no view is made of them.
+        missing_note: which these are, in one line; may be empty.
     """
 
     name: str
@@ -48,6 +53,7 @@ class Images(abc.ABC):
     note: str = ""
     left_out: int = 0
     missing: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+    missing_note: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Self
 
+from logitcache.errors import list_some
 from logitcache.files import is_stray
 from logitcache.views.decoding import printable_path
 
@@ -114,20 +115,21 @@ class PictureFiles:
         """Say in one line what of it `all` leaves out, and what to do; "" where it is nothing."""
         notes = []
         if self.hidden and not hidden:
-            notes.append(f"left out as hidden, or of the system: {_name_files(folder, self.hidden)}")
+            notes.append(f"left out as hidden, or of the system: {_name_first(folder, self.hidden)}")
         if self.outside:
-            notes.append(f"left out, as they lie in no class folder: {_name_files(folder, self.outside)}")
+            notes.append(f"left out, as they lie in no class folder: {_name_first(folder, self.outside)}")
         if self.unread:
             counts = Counter(map(_suffix_of, self.unread))
             kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common())
             first = printable_path(folder / self.unread[0])
+            pillow = ", or install a Pillow that reads them" if counts.keys() & {*LATER_SUFFIXES} else ""
             notes.append(
-                f"left out, as they are not read here: {kinds}, first {first}; save them as JPEG or PNG"
+                f"left out, as they are not read here: {kinds}, first {first}; save them as JPEG or PNG{pillow}"
             )
         if self.later and not later:
             notes.append(
                 "left out, as the cache was made without files of their kind: "
-                f"{_name_files(folder, self.later)}; `logitcache dump --grow` adds them"
+                f"{_name_first(folder, self.later)}; `logitcache dump --grow` adds them"
             )
         return "; ".join(notes)
 
@@ -161,6 +163,5 @@ def _read_later() -> frozenset[str]:
     return frozenset(suffix for suffix in LATER_SUFFIXES if formats.get(suffix) in Image.OPEN)
 
 
-def _name_files(folder: Path, files: Sequence[str]) -> str:
-    others = f" and {len(files) - 1:,} others" if files[1:] else ""
-    return printable_path(folder / files[0]) + others
+def _name_first(folder: Path, files: Sequence[str]) -> str:
+    return list_some([printable_path(folder / files[0])], len(files))

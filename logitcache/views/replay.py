@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
-from logitcache.errors import DataError, Difference, DriftError
+from logitcache.errors import DataError, Difference, DriftError, list_some
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.plugins import require_own
 from logitcache.store.reader import CacheReader
 from logitcache.versions import view_conditions
 from logitcache.views.alignment import OnMissing, align_images
-from logitcache.views.changes import list_some
 from logitcache.views.datasets import open_recorded
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, check_batch

@@ -131,7 +131,7 @@ def test_verify_by_command_says_clean_or_not_by_its_exit_code(tmp_path: Path) ->
         logitcache("verify", "c.zarr", cwd=tmp_path).stdout.split()
     )
     text = succeeds("verify", "c.zarr", "--repair", cwd=tmp_path)
-    assert "1 shards dumped again, 1 of them to the digest they had" in " ".join(text.split())
+    assert "1 shard dumped again, 1 of them to the digest they had" in " ".join(text.split())
     assert files_of(tmp_path / "c.zarr") == before
     assert json.loads(succeeds("verify", "c.zarr", "--repair", "--json", cwd=tmp_path))["repair"] is None
 

@@ -113,6 +113,25 @@ TEACHER = ("dump", "--teacher", "digits_tiny")
             "train has no option --temperature; it is one of losses, behind their names: --loss 'kd(temperature=4)'",
         ),
         (("train", "c.zarr"), "train takes options alone, found 'c.zarr' too; did you mean --cache c.zarr?"),
+        (
+            ("dump", "c.zarr"),
+            "dump needs --teacher: vit_l, resnet50, wrn_40_2, timm:NAME, module:function …; "
+            "a cache is named with --out c.zarr",
+        ),
+        (
+            ("dump", "."),
+            "dump needs --teacher: vit_l, resnet50, wrn_40_2, timm:NAME, module:function …",
+        ),
+        (
+            (*TEACHER, "c.zarr"),
+            "dump takes options alone, found 'c.zarr' too; did you mean --out c.zarr?",
+        ),
+        (
+            ("train", "."),
+            "train takes options alone, found '.' too; `logitcache train --help` lists its options",
+        ),
+        (("train", "vit"), "train takes options alone, found 'vit' too; did you mean --student vit?"),
+        (("verify", "--deep"), "verify has no option --deep; `logitcache verify --help` lists all"),
         (("train", "--xyzzy"), "train has no option --xyzzy; `logitcache train --help` lists all"),
         (("train", "--out="), "--out: the path is empty; name a place to write to"),
     ],

@@ -1,6 +1,7 @@
 """Images of a cache that are gone: named, or left out of training, and every other view keeps its own row."""
 
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,13 @@ from torch.utils.data import DataLoader
 
 from logitcache.dump.job import dump
 from logitcache.dump.settings import DumpConfig
-from logitcache.errors import DataError, DriftError, ImageError, MismatchError, OptionError
+from logitcache.errors import (
+    DataError,
+    DriftError,
+    ImageError,
+    MismatchError,
+    OptionError,
+)
 from logitcache.format.identity import RecipeSpec, StepSpec
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Batch, Stream
@@ -26,7 +33,7 @@ from logitcache.stream.torch_dataset import CachedViews, ViewSampler
 from logitcache.teacher.cached import CachedTeacher
 from logitcache.views.alignment import align_images
 from logitcache.views.datasets import open_images
-from logitcache.views.images import Images
+from logitcache.views.images import Images, MissingImagesWarning
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.mixing import Mixer, draw_partner, find_drawer
 
@@ -162,6 +169,40 @@ def test_a_loader_of_your_own_goes_without_them_too(made: Path, tmp_path: Path) 
         data.views.images.image(20)
 
 
+@pytest.mark.filterwarnings("ignore:.*are missing and left out")
+def test_a_missing_image_has_no_name_and_no_digest(made: Path, tmp_path: Path) -> None:
+    cache, whole = CacheReader(made / "plain.zarr"), folder_images(made / "pets")
+    whole = align_images(cache, whole)
+    images = align_images(cache, open_some(made, tmp_path / "some", {2, N - 1}), missing="skip")
+    for i in range(N):
+        if i in (2, N - 1):
+            for ask in (
+                lambda i=i: images.stable_name(i),
+                lambda i=i: images.fingerprint_of(np.array([0, i])),
+            ):
+                with pytest.raises(ImageError, match=f"sample {i} of .* is missing"):
+                    ask()
+        else:
+            assert images.stable_name(i) == whole.stable_name(i)
+            assert images.fingerprint_of(np.array([i])) == whole.fingerprint_of(np.array([i]))
+    with pytest.raises(ImageError):
+        images.fingerprint_of(slice(None))
+    assert images.fingerprint == whole.fingerprint
+    assert align_images(cache, images).missing.tolist() == [2, N - 1]
+
+
+def test_an_ensemble_warns_of_them_once(made: Path, tmp_path: Path) -> None:
+    images = open_some(made, tmp_path / "some", {3})
+    shutil.copytree(made / "plain.zarr", tmp_path / "other.zarr")
+    caches = [made / "plain.zarr", tmp_path / "other.zarr"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        stream = Stream.from_caches(caches, images, missing="skip", batch_size=4, workers=0, device="cpu")
+    assert [str(one.message) for one in caught if one.category is MissingImagesWarning] == [
+        stream.views.images.missing_note
+    ]
+
+
 # What is said ---------------------------------------------------------------------------------------------
 
 
@@ -202,6 +243,37 @@ def test_a_renamed_image_is_missing_and_new(name: str, made: Path, tmp_path: Pat
     refused = refusal(made / "plain.zarr", folder_images(tmp_path / "some"))
     assert found_of(refused, "missing images") == f"1: {train}/cat/03.png"
     assert found_of(refused, "new images") == f"1: {train}/{name}"
+
+
+@pytest.mark.parametrize("name", ["cat/02.avif", "dog/odd.avif"])
+def test_an_image_that_pillow_no_longer_reads_is_named_with_why(
+    name: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = tmp_path / "pets" / "train"
+    shutil.copytree(made / "pets", tmp_path / "pets")
+    (train / "cat" / "02.png").rename(train / name)
+    config = DumpConfig((0,), 2, batch_size=4, shard_samples=4, workers=0)
+    monkeypatch.setattr("logitcache.views.picture_files._read_later", lambda: frozenset({".avif"}))
+    dump(tmp_path / "c.zarr", folder_images(tmp_path / "pets"), RECIPES["plain"], folder_teacher(), config)
+    monkeypatch.setattr("logitcache.views.picture_files._read_later", frozenset)
+    refused = refusal(tmp_path / "c.zarr", folder_images(tmp_path / "pets"))
+    assert found_of(refused, "missing images") == f"1: {train}/{name}"
+    assert f"not read here: 1 .avif, first {train}/{name}" in str(refused)
+    assert "install a Pillow that reads them" in str(refused)
+
+
+@pytest.mark.parametrize("suffix", [".tga", ".jfif"])
+def test_an_image_of_another_kind_than_its_neighbours_is_named(
+    suffix: str, made: Path, tmp_path: Path
+) -> None:
+    train = tmp_path / "pets" / "train"
+    shutil.copytree(made / "pets", tmp_path / "pets")
+    (train / "cat" / "03.png").rename(train / "cat" / f"03{suffix}")
+    config = DumpConfig((0,), 2, batch_size=4, shard_samples=4, workers=0)
+    dump(tmp_path / "c.zarr", folder_images(tmp_path / "pets"), RECIPES["plain"], folder_teacher(), config)
+    (train / "cat" / f"03{suffix}").unlink()
+    refused = refusal(tmp_path / "c.zarr", folder_images(tmp_path / "pets"))
+    assert found_of(refused, "missing images") == f"1: {train}/cat/03{suffix}"
 
 
 def test_an_image_whose_name_nothing_tells_is_placed(made: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A cache as a plain torch data set: an int is a sample under the epoch's seed, whoever draws it and wherever."""
 
+import copy
 import gc
 import pickle
 import warnings
@@ -187,6 +188,37 @@ def test_what_shows_no_view_twice_is_silent(cache: CacheReader, data: CachedView
         sampler = ViewSampler(other)
         for _ in range(4):
             list(DataLoader(other, 8, sampler=sampler))
+
+
+def test_a_copy_leads_its_workers_when_the_original_is_no_more(cache: CacheReader, truth: Any) -> None:
+    original = CachedViews(few_digits(N), cache)
+    original.set_epoch(1)
+    shared = copy.deepcopy(original.shared_epoch)
+    data = CachedViews(few_digits(N), cache)
+    data.shared_epoch = shared
+    del original
+    gc.collect()
+    loader = DataLoader(data, 16, shuffle=True, persistent_workers=True, **SPAWNED)
+    for epoch in (1, 2, 0):
+        data.set_epoch(epoch)
+        samples_of(loader, data, truth, SEEDS[epoch])
+    del loader
+
+
+def test_epochs_may_be_numbers_of_numpy_and_torch(data: CachedViews) -> None:
+    sampler = ViewSampler(data)
+    for epoch in (np.int64(2), torch.tensor(2)):
+        data.set_epoch(epoch)
+        sampler.set_epoch(epoch)
+        assert data.shared_epoch.epoch == sampler.epoch == 2
+        assert type(sampler.epoch) is int
+
+
+@pytest.mark.parametrize("epoch", [-1, 1.0, "1", None])
+def test_what_is_no_epoch_is_refused_by_data_and_sampler(epoch: Any, data: CachedViews) -> None:
+    for to in (data, ViewSampler(data)):
+        with pytest.raises(OptionError, match="an epoch is a whole number from 0, found"):
+            to.set_epoch(epoch)
 
 
 # What is refused --------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ def test_commands_name_a_bad_test_image_first_and_leave_it_out_when_told_to(tmp_
     assert f"test image {bad}" in fails("evaluate", "run", *words, "--workers", 0, cwd=tmp_path)
     options = [*words, "--workers", 0, "--on-bad-image", "skip"]
     text = " ".join(succeeds("evaluate", "run", *options, cwd=tmp_path).split())
-    assert f"left out 1 images that do not decode: {bad} (" in text
+    assert f"left out 1 image that does not decode: {bad} (" in text
     told = json.loads(succeeds("evaluate", "run", *options, "--json", cwd=tmp_path))
     assert (told["images"], told["left_out"]) == (8, 1)
     assert [(each["sample"], each["image"]) for each in told["bad"]] == [(4, str(bad))]

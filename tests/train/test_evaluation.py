@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from command import fails, succeeds
+from command import fails, logitcache, succeeds
 from dumping import IDENTITY, RECIPE, a_teacher, dump_digits, taught
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import picture_folder
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from small import few_digits
@@ -349,3 +350,22 @@ def test_evaluating_what_is_not_there_is_one_line(folder: Path, tmp_path: Path) 
         "    return ArrayImages('two', split, these.images, these.labels % 2, 2, 'digits')\n"
     )
     assert "expected 10, found 2" in fails("evaluate", "run", "--data", "pairs:two", cwd=folder)
+
+
+def test_test_images_that_the_teachers_cache_leaves_out_are_told(tmp_path: Path) -> None:
+    pictures = picture_folder(tmp_path / "pictures")
+    data = ("--data", "imagefolder:pictures")
+    succeeds("train", "--student", "resnet8", "--loss", "ce", *data, "--recipe", "center@32", "--epochs", 1,
+             "--batch-size", 8, "--workers", 0, "--out", "run", cwd=tmp_path)  # fmt: skip
+    succeeds("dump", "--teacher", "resnet8", *data, "--split", "test", "--recipe", "center@32", "--seeds", 0,
+             "--out", "t.zarr", cwd=tmp_path)  # fmt: skip
+    first = next((pictures / "val" / "dog").iterdir())
+    later = first.with_name("later.jfif")
+    later.write_bytes(first.read_bytes())
+    words = ("evaluate", "run", "--workers", 0)
+    assert "left out" not in logitcache(*words, cwd=tmp_path).stderr
+    told = logitcache(*words, "--teacher-cache", "t.zarr", cwd=tmp_path).stderr
+    assert (
+        "note: left out, as the cache was made without files of their kind: pictures/val/dog/later.jfif"
+        in told
+    )

@@ -31,6 +31,15 @@ def plain_stream() -> Stream:
     return Stream.plain(few_digits(), RECIPE, seeds=(0, 1), batch_size=60, workers=0)
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("model", "student"), ("los", "loss"), ("hard-weight", "ce_weight"), ("smoothing", "label_smoothing")],
+)
+def test_another_word_of_a_variant_is_understood(word: str, meant: str) -> None:
+    with pytest.raises(UnknownNameError, match=rf"did you mean {meant}\?"):
+        Variant("kd", TrainConfig()).replace(f"{word}=1,lr=1")
+
+
 def test_a_variant_changes_what_it_names() -> None:
     base = Variant("cmkd", TrainConfig(), ce_weight=0.5)
     variant = base.replace("loss=dkd(alpha=1.0, beta=4.0):0.5, lr=0.3,milestones=[2,5],ce-weight=2")

@@ -4,8 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
-from command import succeeds
-from pictures import image_folder
+import pytest
+from command import fails, succeeds
+from pictures import image_folder, picture_folder
 
 from logitcache.views.bad_images import MOST_EXPLAINED, BadImage, explain_bad_images, list_bad_images
 from logitcache.views.datasets import open_images
@@ -80,3 +81,29 @@ def test_a_cache_of_sound_images_leaves_nothing_out(tmp_path: Path):
     assert json.loads(succeeds(*words, "--json", cwd=tmp_path))["bad"] == []
     assert json.loads(succeeds("info", "c.zarr", "--json", cwd=tmp_path))["left_out"] == []
     assert "left out" not in succeeds("verify", "c.zarr", cwd=tmp_path)
+
+
+def test_verify_opens_the_data_that_is_named(tmp_path: Path):
+    root = spoiled_folder(tmp_path / "d")
+    spoiled_folder(tmp_path / "same")
+    picture_folder(tmp_path / "other")
+    words = (
+        "--recipe",
+        "center@8",
+        "--workers",
+        0,
+        "--seeds",
+        0,
+        "--on-bad-image",
+        "skip",
+        "--out",
+        "c.zarr",
+    )
+    succeeds("dump", "--teacher", "resnet8", "--data", f"imagefolder:{root}", *words, cwd=tmp_path)
+    verify = ("verify", "c.zarr", "--data")
+    assert "nowhere does not exist" in fails(*verify, "imagefolder:nowhere", cwd=tmp_path)
+    assert f"{tmp_path}/same/train/" in succeeds(*verify, f"imagefolder:{tmp_path}/same", cwd=tmp_path)
+    with pytest.warns(
+        UserWarning, match="samples without a teacher are named by number alone, as .*other images"
+    ):
+        assert "sample 1 of" in succeeds(*verify, "imagefolder:other", cwd=tmp_path)

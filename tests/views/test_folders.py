@@ -310,7 +310,7 @@ def test_what_systems_hide_is_neither_class_nor_image_and_is_told(name: str, tmp
         assert before[split].note == ""
     unlabelled = open_images(f"folder:{root}")
     assert len(unlabelled) == 18
-    assert unlabelled.note.endswith(f"{root / 'train' / name} and 1 others")
+    assert unlabelled.note.endswith(f"{root / 'train' / name} and 1 other")
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_an_earlier_cache_with_a_hidden_class_is_refused_and_told_why(tmp_path: 
     write(root / "train" / ".ipynb_checkpoints" / "0-checkpoint.png")
     cache = dumped_cache(tmp_path / "c.zarr", as_before(root, hidden_class=True))
     images = open_images(f"imagefolder:{root}")
-    words = ["dataset.num_classes: expected 4, found 3", "0-checkpoint.png: an earlier cache may hold them"]
+    words = ["dataset.num_classes: expected 4, found 3", "0-checkpoint.png: the cache may hold them"]
     refused(MismatchError, lambda: align_images(cache, images), *words)
 
 
