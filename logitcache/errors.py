@@ -24,6 +24,7 @@ builtin that fits, so ``except FileNotFoundError`` in your code keeps working.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -151,7 +152,7 @@ class StudentsError(LogitCacheError, RuntimeError):
     ) -> None:
         self.errors, self.reports = dict(errors), list(reports)
         of = len(self.errors) + len(self.reports) if total is None else total
-        reasons = "; ".join(map(str, self.errors.values()))
+        reasons = "; ".join(_merge_reasons(self.errors))
         super().__init__(f"{len(self.errors)} of {of} students {how}: {reasons}")
 
 
@@ -167,6 +168,14 @@ def _rebuild(kind: type[_E], text: str, state: dict[str, object]) -> _E:
     return error
 
 
+def _merge_reasons(errors: Mapping[str, LogitCacheError]) -> Iterable[str]:
+    """Yield each reason once, however many runs it is of, and without their names where it is of several."""
+    reasons = {name: str(error).removeprefix(f"{name}: ") for name, error in errors.items()}
+    shared = [reason for reason, times in Counter(reasons.values()).items() if times > 1]
+    alone = (str(error) for name, error in errors.items() if reasons[name] not in shared)
+    return dict.fromkeys([*shared, *alone])
+
+
 def _brief(value: object, most: int = 250) -> str:
     text = str(value)
     return text if len(text) <= most else f"{text[: most - 1]}…"
@@ -175,3 +184,13 @@ def _brief(value: object, most: int = 250) -> str:
 def join_alternatives(names: list[str]) -> str:
     """Write alternatives for people: "a, b or c"."""
     return " or ".join(", ".join(names).rsplit(", ", 1))
+
+
+def without_advice(error: BaseException) -> str:
+    """Return what an error says, but for torch's advice to unpickle whatever objects a file holds."""
+    text = str(error).strip()
+    if "weights_only" not in text:
+        return text
+    reason = re.search(r"WeightsUnpickler error:\s*([^\n]+)", text)
+    refusal = "torch loads weights alone from it"
+    return f"{refusal}: {reason[1].partition('. Please')[0]}" if reason else refusal
