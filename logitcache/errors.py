@@ -24,8 +24,7 @@ builtin that fits, so ``except FileNotFoundError`` in your code keeps working.
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeVar
 
 from logitcache.synonyms import find_meant
@@ -152,7 +151,7 @@ class StudentsError(LogitCacheError, RuntimeError):
     ) -> None:
         self.errors, self.reports = dict(errors), list(reports)
         of = len(self.errors) + len(self.reports) if total is None else total
-        reasons = "; ".join(_merge_reasons(self.errors))
+        reasons = "; ".join(_merge_reasons(self.errors, of))
         super().__init__(f"{len(self.errors)} of {of} students {how}: {reasons}")
 
 
@@ -168,12 +167,16 @@ def _rebuild(kind: type[_E], text: str, state: dict[str, object]) -> _E:
     return error
 
 
-def _merge_reasons(errors: Mapping[str, LogitCacheError]) -> Iterable[str]:
-    """Yield each reason once, however many runs it is of, and without their names where it is of several."""
-    reasons = {name: str(error).removeprefix(f"{name}: ") for name, error in errors.items()}
-    shared = [reason for reason, times in Counter(reasons.values()).items() if times > 1]
-    alone = (str(error) for name, error in errors.items() if reasons[name] not in shared)
-    return dict.fromkeys([*shared, *alone])
+def _merge_reasons(errors: Mapping[str, LogitCacheError], total: int) -> Iterator[str]:
+    """Yield each reason once; of several runs with their names, but where all of them failed by the same."""
+    runs: dict[str, list[str]] = {}
+    for name, error in errors.items():
+        runs.setdefault(str(error).removeprefix(f"{name}: "), []).append(name)
+    for reason, names in runs.items():
+        if len(names) == 1:
+            yield str(errors[names[0]])
+        else:
+            yield reason if len(names) == total else f"{', '.join(names)}: {reason}"
 
 
 def _brief(value: object, most: int = 250) -> str:

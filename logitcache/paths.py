@@ -63,7 +63,8 @@ def find_near_paths(path: str | os.PathLike[str], accept: Callable[[Path], bool]
     spelt = {name.lower(): name for name in names}
     near = difflib.get_close_matches(missing.name.lower(), spelt, n=3, cutoff=0.75)
     found = [missing.with_name(spelt[name]) / whole.relative_to(missing) for name in near]
-    return [one for one in found if accept(one)]
+    there = ([one] if os.path.lexists(one) else find_near_paths(one, accept) for one in found)
+    return [one for some in there for one in some if accept(one)]
 
 
 def suggest(paths: Iterable[Path]) -> str:

@@ -134,9 +134,10 @@ def list_runs(folder: Path) -> list[Path]:
     return sorted(file.parent for file in folder.glob("*/config.json"))
 
 
-def suggest_runs(folder: Path) -> str:
-    """Say which run folders, or folders of such, may be meant by one that is not there."""
-    return suggest(find_near_paths(folder, lambda near: bool(list_runs(near))))
+def advise_resume(folder: Path) -> str:
+    """Say which run folders, or folders of such, may be meant by one without a run; else how one is begun there."""
+    near = suggest(find_near_paths(folder, lambda one: bool(list_runs(one))))
+    return near or "; leave out --resume to begin one"
 
 
 class Command(NamedTuple):
@@ -163,8 +164,7 @@ def read_command(folder: Path) -> Command:
     """
     runs = list_runs(folder)
     if not runs:
-        begin = "leave out --resume to begin one"
-        raise NotFoundError(f"no run in {folder}: config.json is not there; {begin}{suggest_runs(folder)}")
+        raise NotFoundError(f"no run in {folder}: config.json is not there{advise_resume(folder)}")
     record = RunFolder(runs[0]).read_config()
     words, said_in = record.get("command"), record.get("folder")
     if not isinstance(words, list) or words[1:2] != ["train"] or not all(isinstance(w, str) for w in words):
