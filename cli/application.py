@@ -1,5 +1,6 @@
 """How a command line is read: help, wrong words in one line, outputs that are closed."""
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typer.exceptions import TyperException
 
 from .help_page import print_help
 from .terminal import PIPE_CLOSED, is_closed, say
-from .usage_errors import describe_usage_error
+from .usage_errors import describe_usage_error, hint_at_variants
 
 _WORDS = "logitcache.words"  # key in a context: the words of the command line
 
@@ -49,7 +50,20 @@ class ApplicationCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read its options."""
         with _told_where(ctx):
+            self._require_plain_numbers(ctx, args)
             return super().parse_args(ctx, args)
+
+    def _require_plain_numbers(self, ctx: Any, args: list[str]) -> None:
+        """Refuse a range such as 0-2 for a number, of which pydantic strips the zero and takes the rest: -2."""
+        found = self.make_parser(ctx).parse_args(args=list(args))[0]
+        options: list[Any] = list(self.params)
+        for option in options:
+            value = found.get(option.name)
+            if not isinstance(value, str) or not option.display_type(ctx).startswith("<int"):
+                continue
+            if re.match(r"\s*[+-]?\d[\d_]*[+-]", value):
+                expected = f"expected a whole number, found {value!r}"
+                raise typer.BadParameter(f"{expected}{hint_at_variants(ctx, option)}", ctx, option)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help."""

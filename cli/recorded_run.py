@@ -2,12 +2,13 @@
 
 import contextlib
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from logitcache.errors import OptionError
+from logitcache.errors import LogitCacheError, NotFoundError, OptionError
 
 from .terminal import say
 
@@ -50,6 +51,25 @@ def resume_as_recorded(context: typer.Context, out: Path | None, resume: bool) -
             there = f" in {folder}" if elsewhere else ""
             say(f"goes on{there} with: logitcache train {shlex.join(write_words(again))}")
         again.command.invoke(again)
+
+
+@contextlib.contextmanager
+def advise_own_options(out: Path | None) -> Iterator[None]:
+    """Have an error end with how the run in `out` goes on by its own options, where it can."""
+    try:
+        yield
+    except (NotFoundError, OptionError) as error:
+        from logitcache.paths import write_path
+        from logitcache.train.trained import read_command
+
+        try:
+            read_command(out or Path())
+        except LogitCacheError:
+            out = None
+        if out is None:
+            raise
+        command = f"logitcache train --out {shlex.quote(write_path(out))} --resume"
+        raise type(error)(f"{error}; `{command}` alone goes on by the run's own options") from error
 
 
 def _require_own_names(context: Any, where: str, elsewhere: bool) -> None:

@@ -11,7 +11,7 @@ from logitcache.errors import StudentsError
 from . import stream_options, train_options
 from .exit_codes import catch_stop_signals
 from .progress import progress
-from .recorded_run import RECORDED, is_given, resume_as_recorded, write_words
+from .recorded_run import RECORDED, advise_own_options, is_given, resume_as_recorded, write_words
 from .shared_options import (
     OUTPUT,
     STUDENT,
@@ -148,7 +148,8 @@ def train(
     from logitcache.train.tensorboard import CurveWriter
 
     variants = train_options.read_variants(context)
-    inputs = stream_options.read_inputs(context.params, variants.needs_teacher(student))
+    with advise_own_options(out if resume and RECORDED not in context.meta else None):
+        inputs = stream_options.read_inputs(context.params, variants.needs_teacher(student))
     job = TrainJob(
         tuple(student),
         variants,

@@ -112,9 +112,14 @@ def _describe_bad_value(error: Any, option: Any, words: list[str]) -> str:
     expected = join_alternatives(choices) if choices else kind
     meant = find_meant(str(found), choices)[:1] if choices else []
     where = "" if any(word.partition("=")[0] in option.opts for word in words) else ", among the defaults"
-    return f"{name}: expected {expected}, found {found!r}{where}" + "".join(
-        f"; did you mean {m}?" for m in meant
-    )
+    hints = [f"; did you mean {m}?" for m in meant] or [hint_at_variants(context, option)]
+    return f"{name}: expected {expected}, found {found!r}{where}{hints[0]}"
+
+
+def hint_at_variants(context: Any, option: Any) -> str:
+    """Say how students of several seeds are trained, where what is wrong is the seed of `train`."""
+    several = "; it is one seed: several students by seed are --variant seed=0 --variant seed=1"
+    return several if (context.info_name, option.name) == ("train", "seed") else ""
 
 
 def _describe_extra_words(context: Any, extra: list[str], words: list[str]) -> str:

@@ -24,7 +24,7 @@ builtin that fits, so ``except FileNotFoundError`` in your code keeps working.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeVar
 
 from logitcache.synonyms import find_meant
@@ -152,7 +152,7 @@ class StudentsError(LogitCacheError, RuntimeError):
     ) -> None:
         self.errors, self.reports = dict(errors), list(reports)
         of = len(self.errors) + len(self.reports) if total is None else total
-        reasons = "; ".join(map(str, self.errors.values()))
+        reasons = "; ".join(_merge_reasons(self.errors, of))
         super().__init__(f"{len(self.errors)} of {of} students {how}: {reasons}")
 
 
@@ -166,6 +166,18 @@ def _rebuild(kind: type[_E], text: str, state: dict[str, object]) -> _E:
     error.args = (text,)
     error.__dict__.update(state)
     return error
+
+
+def _merge_reasons(errors: Mapping[str, LogitCacheError], total: int) -> Iterator[str]:
+    """Yield each reason once; of several runs with their names, but where all of them failed by the same."""
+    runs: dict[str, list[str]] = {}
+    for name, error in errors.items():
+        runs.setdefault(str(error).removeprefix(f"{name}: "), []).append(name)
+    for reason, names in runs.items():
+        if len(names) == 1:
+            yield str(errors[names[0]])
+        else:
+            yield reason if len(names) == total else f"{', '.join(names)}: {reason}"
 
 
 def _brief(value: object, most: int = 250) -> str:
@@ -184,3 +196,13 @@ def list_some(names: Sequence[str], total: int) -> str:
 def join_alternatives(names: list[str]) -> str:
     """Write alternatives for people: "a, b or c"."""
     return " or ".join(", ".join(names).rsplit(", ", 1))
+
+
+def without_advice(error: BaseException) -> str:
+    """Return what an error says, but for torch's advice to unpickle whatever objects a file holds."""
+    text = str(error).strip()
+    if "weights_only" not in text:
+        return text
+    reason = re.search(r"WeightsUnpickler error:\s*([^\n]+)", text)
+    refusal = "torch loads weights alone from it"
+    return f"{refusal}: {reason[1].partition('. Please')[0]}" if reason else refusal

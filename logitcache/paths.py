@@ -3,12 +3,16 @@
 A variable that is set but empty is as good as not set. A user may have no name and no home, as in many containers.
 """
 
+import difflib
 import os
 import stat
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from logitcache.errors import OptionError, StorageError
+from logitcache.errors import OptionError, StorageError, join_alternatives
+
+MANY_NAMES = 10_000  # of a folder; no more are compared
 
 
 def expand_home(path: str | os.PathLike[str]) -> Path:
@@ -38,6 +42,35 @@ def expand_home(path: str | os.PathLike[str]) -> Path:
 def write_path(path: Path) -> str:
     """Return a path as text that `expand_home` reads as that very path."""
     return f".{os.sep}{path}" if str(path).startswith("~") else str(path)
+
+
+def find_near_paths(path: str | os.PathLike[str], accept: Callable[[Path], bool] = Path.exists) -> list[Path]:
+    """Find what somebody may mean by a path that is not there: names alike in the same folder, best first.
+
+    Args:
+        path: as people write it; any part of it may be misspelt.
+        accept: says of a path whether it can be meant.
+    """
+    missing = whole = expand_home(path)
+    if os.path.lexists(whole):
+        return []
+    while not missing.parent.exists() and missing != missing.parent:
+        missing = missing.parent
+    try:
+        names = [name for name in os.listdir(missing.parent) if not name.startswith(".")][:MANY_NAMES]
+    except OSError:
+        return []
+    spelt = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(missing.name.lower(), spelt, n=3, cutoff=0.75)
+    found = [missing.with_name(spelt[name]) / whole.relative_to(missing) for name in near]
+    there = ([one] if os.path.lexists(one) else find_near_paths(one, accept) for one in found)
+    return [one for some in there for one in some if accept(one)]
+
+
+def suggest(paths: Iterable[Path]) -> str:
+    """Write paths that may be meant as the end of a message; none: nothing."""
+    written = [write_path(path) for path in paths]
+    return f"; did you mean {join_alternatives(written)}?" if written else ""
 
 
 def find_home() -> Path | None:

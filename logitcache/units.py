@@ -45,14 +45,14 @@ def rate(per_second: float) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Read a number of bytes such as "20GB", "500 MB" or "1.5TiB".
+    """Read a number of bytes such as "20GB", "500 mb" or "1.5TiB", in any case.
 
     Raises:
         OptionError: the text is not one.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", text.strip())
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
     if not match or not (
-        count := float(match[1]) * (1024 if match[3] else 1000) ** " kMGT".index(match[2] or " ")
+        count := float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " ")
     ):
         raise OptionError(f"a size reads like 20GB or 500MiB, found {text!r}")
     return int(count)

@@ -104,3 +104,12 @@ def test_a_mismatch_keeps_its_fields_and_names_each_in_the_message(rows: list[tu
         assert str(error).endswith("; dump again")
         for field, expected, found in rows:
             assert f"{field}: expected {expected}, found {found}" in str(error)
+
+
+def test_a_reason_that_several_students_share_is_said_once():
+    nan = {f"runs/{name}": NonFiniteError(f"runs/{name}: the loss is NaN") for name in "abc"}
+    assert str(StudentsError(nan, [])) == "3 of 3 students ended early: the loss is NaN"
+    some = str(StudentsError(nan, ["of runs/d"]))
+    assert some == "3 of 4 students ended early: runs/a, runs/b, runs/c: the loss is NaN"
+    nan["runs/e"] = NonFiniteError("runs/e: the disk is full")
+    assert str(StudentsError(nan, [])).endswith("runs/c: the loss is NaN; runs/e: the disk is full")

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from logitcache.versions import view_conditions
 from logitcache.views.alignment import MISSING, align_images
 from logitcache.views.bad_images import BadImage, explain_bad_images
 from logitcache.views.changes import describe_newer_images, require_distinct_keys
+from logitcache.views.datasets import take_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.repeatable import require_repeatable
@@ -72,7 +74,7 @@ class DumpReport(Spec):
 
 def dump(
     out: str | Path,
-    images: Images,
+    images: Images | Any,
     recipe: RecipeSpec,
     teacher: Model,
     config: DumpConfig,
@@ -87,7 +89,7 @@ def dump(
 
     Args:
         out: path or URL of the cache.
-        images: what to view.
+        images: what to view: `Images`, text for `open_images`, or a map-style data set of (image, label).
         recipe: how to view it.
         teacher: whose logits to keep.
         config: seeds, k, profile, speed.
@@ -105,7 +107,7 @@ def dump(
         StorageError: the disk said no.
         LogitCacheError: a worker died.
     """
-    cache = CacheWriter.find(out)
+    cache, images = CacheWriter.find(out), take_images(images)
     with open_seeds(out, cache, images, recipe, teacher, config, on_note=on_note, only=only) as job:
         filler = Filler.load(job.writer.spec, job.views, teacher, config, on_note)
         return job.report(filler.fill(job.seed_writers, job.tasks, on_progress))

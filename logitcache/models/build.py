@@ -11,6 +11,7 @@ import os
 import re
 import warnings
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple, Self
 
 import torch
@@ -39,7 +40,7 @@ from logitcache.models.weights import (
     read_weights,
     write_weights,
 )
-from logitcache.paths import expand_home
+from logitcache.paths import expand_home, find_near_paths, suggest
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, what Pillow's "L" uses
 NEW_HEAD = " with a new head"  # how `Model.weights` ends where the head is not from these weights
@@ -264,11 +265,23 @@ def _find_pretrained(entry: ModelEntry, weights: str, num_classes: int, new_head
     return _Source(label, published.adapter, published.read())
 
 
+def _suggest_file(path: Path) -> str:
+    """Say which file of weights may be meant by a run folder, a folder of such, or a path that is not there."""
+    if not path.is_dir():
+        near = find_near_paths(path)
+        return suggest([one for one in near if one.is_file()]) or "".join(map(_suggest_file, near[:1]))
+    ways = ("best.safetensors", "last.safetensors", "*/best.safetensors")
+    found = (sorted(path.glob(way)) for way in ways)
+    return suggest(next((files for files in found if files), [])[:3])
+
+
 def _read_file(entry: ModelEntry, weights: str, num_classes: int, new_head: bool) -> _Source:
     path = expand_home(weights)
     if not path.is_file():
         if re.fullmatch(r"[A-Z0-9_]+", weights):
             raise UnknownNameError(f"weights of {entry.name}", weights, entry.pretrained)
+        if meant := _suggest_file(path):
+            raise NotFoundError(f"no weights file {path}{meant}")
         choices = ", ".join(["auto", "random", *entry.pretrained])
         raise NotFoundError(f"no weights file {path}; give a file, or one of {choices}")
     label = f"file:{path.name}"

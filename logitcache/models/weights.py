@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from logitcache.errors import FormatError, WeightsError
+from logitcache.errors import FormatError, WeightsError, without_advice
 from logitcache.files import writing
 from logitcache.format.identity import AdapterSpec, RecipeSpec
 from logitcache.format.spec import Spec, require
@@ -213,7 +213,7 @@ def describe_head_mismatch(where: str, found: int, num_classes: int) -> str:
 
 def first_line(error: BaseException) -> str:
     """First line of an error, or its type where it says nothing."""
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+    return without_advice(error).partition("\n")[0][:200] or type(error).__name__
 
 
 def _read_safetensors(path: Path) -> StateDict:
@@ -228,6 +228,17 @@ def _unreadable(path: Path, error: Exception) -> WeightsError:
     return WeightsError(f"{path} is no readable safetensors file: {first_line(error)}")
 
 
+def _no_weights(path: Path, error: Exception) -> WeightsError:
+    """Say that torch reads no weights from a file, and why where that helps."""
+    if held := re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error)):
+        advice = "save the state dict alone (other Python objects are never loaded): module.state_dict()"
+        return WeightsError(f"{path} holds the Python object {held[1]}; {advice}")
+    plain = "weights_only" in str(error) or isinstance(error, EOFError)
+    reason = "" if plain else f" ({first_line(error).partition('. ')[0]})"
+    expected = "expected safetensors, or a state dict alone, by torch.save"
+    return WeightsError(f"{path} is damaged, or no file of weights{reason}; {expected}")
+
+
 def _read_torch(path: Path) -> StateDict:
     """Read a state dict, perhaps nested in a checkpoint; nothing but tensors, plain data and options is unpickled."""
     try:
@@ -235,8 +246,7 @@ def _read_torch(path: Path) -> StateDict:
         with warnings.catch_warnings(action="ignore", category=UserWarning), plain:
             found: Any = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a damaged file can make the unpickler fail in any way
-        advice = "save the state dict alone (other Python objects are never loaded): module.state_dict()"
-        raise WeightsError(f"{path} is damaged or no checkpoint ({first_line(error)}); {advice}") from error
+        raise _no_weights(path, error) from error
     for key in ("state_dict", "model", "model_state_dict", "ema"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]

@@ -10,7 +10,7 @@ from pathlib import Path
 from logitcache.errors import NotFoundError, OptionError
 from logitcache.files import require_file, writing
 from logitcache.format.spec import Spec
-from logitcache.paths import expand_home, write_path
+from logitcache.paths import expand_home, find_near_paths, suggest, write_path
 from logitcache.report.cache_facts import CacheFacts, OnSeedRead, read_cache
 from logitcache.report.cache_section import cache_headings, make_cache_section
 from logitcache.report.html import Ids, tag, to_html
@@ -19,6 +19,7 @@ from logitcache.report.run_facts import RunFacts, RunGroup, group_runs, read_run
 from logitcache.report.run_section import make_run_sections
 from logitcache.report.thumbnails import CacheImages, make_thumbnails, open_images_of
 from logitcache.store import CacheReader
+from logitcache.store.local import is_cache
 from logitcache.train.run_folder import RunFolder
 from logitcache.train.trained import list_runs
 from logitcache.versions import library_versions
@@ -103,6 +104,9 @@ def _open(path: str) -> RunFacts | CacheReader:
     except NotFoundError as error:
         inside = list_runs(Path(path))
         advice = f"; did you mean {inside[0] if len(inside) == 1 else f'{path}/*'}?" if inside else ""
+        advice = advice or suggest(
+            find_near_paths(path, lambda near: bool(list_runs(near)) or is_cache(near))
+        )
         raise NotFoundError(f"{path} is neither a run folder (config.json) nor a cache{advice}") from error
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 from logitcache.errors import BusyError
 from logitcache.files import is_stray
 from logitcache.locks import SOFT, HeldError, claim, lock
+from logitcache.paths import find_near_paths, suggest
 from logitcache.store.disk import (
     make_durable,
     make_folder,
@@ -195,3 +196,13 @@ def _waiting(file: Path, what: str) -> Iterator[None]:
                 long = f", for more than {LOCK_TIMEOUT / 60:.0f} minutes; end that process and start again to go on"
                 raise BusyError(f"{what} by {error.who}{f'; {error.how}' if error.how else long}") from error
         yield
+
+
+def is_cache(path: Path) -> bool:
+    """Say whether a local path looks like a whole cache."""
+    return (path / "zarr.json").is_file() and not (path.parent / "zarr.json").is_file()
+
+
+def suggest_caches(place: Place) -> str:
+    """Say which caches may be meant by a local path at which nothing is; "" where none is near."""
+    return suggest(find_near_paths(place.path, is_cache)) if isinstance(place, LocalPlace) else ""

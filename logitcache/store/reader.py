@@ -17,6 +17,7 @@ from logitcache.format.schema import CacheSpec
 from logitcache.store.address import place_of
 from logitcache.store.codecs import unpack
 from logitcache.store.disk import HOW_TO_MEND, HOW_TO_RESTORE, reading
+from logitcache.store.local import suggest_caches
 from logitcache.store.place import CLASS_STATISTICS, KEYS, Place
 from logitcache.store.shards import (
     COMMIT,
@@ -372,7 +373,8 @@ def read_root(place: Place) -> CacheSpec:
                     f"no cache at {place}, where something else is ({_describe(place)}); name a cache, or an empty "
                     "place to make one"
                 )
-            raise NotFoundError(f"no cache at {place}; `logitcache dump --out {place}` makes one")
+            advice = suggest_caches(place) or f"; `logitcache dump --out {place}` makes one"
+            raise NotFoundError(f"no cache at {place}{advice}")
         attributes = open_group(found).attrs.asdict()
     return parse_root(attributes, place)
 

@@ -181,7 +181,7 @@ class Stream:
     def from_cache(
         cls,
         cache: str | Path | CacheReader,
-        images: Images | None = None,
+        images: Images | Any = None,
         *,
         allow_drift: bool = False,
         missing: OnMissing = "error",
@@ -193,7 +193,8 @@ class Stream:
 
         Args:
             cache: the cache, or its local path or fsspec URL.
-            images: the images it was made of; by default those that it names. Images that came later are left out.
+            images: what it was made of, as `CachedViews` takes it: text such as "imagefolder:PATH", too; by default
+                what it names. Images that came later are left out.
             allow_drift: go on although views differ; `drift` then says which, and so does `about`.
             missing: whether an image that is not there is an error, or its sample left out, and views that it is
                 mixed into (see `align_images`); `about` then says which.
@@ -219,7 +220,7 @@ class Stream:
     def from_caches(
         cls,
         caches: Sequence[str | Path | CacheReader],
-        images: Images | None = None,
+        images: Images | Any = None,
         *,
         weights: Sequence[float] | None = None,
         space: AverageSpace = "probability",
@@ -234,7 +235,7 @@ class Stream:
 
         Args:
             caches: two or more.
-            images: the images they were made of.
+            images: what they were made of, as for `from_cache`.
             weights: one for each cache; even when None.
             space: whether to average probabilities or their logarithms.
             seeds: augmentation seeds; by default those that are complete in every cache.
@@ -287,8 +288,11 @@ class Stream:
         return cls(proved[0][0], Ensemble(teachers, weights, space), config, drift)
 
     @classmethod
-    def plain(cls, images: Images, recipe: RecipeSpec, **options: Any) -> Self:
-        """Stream without a teacher, to train from labels alone; options as for `from_cache`, with `seeds` given."""
+    def plain(cls, images: Images | Any, recipe: RecipeSpec, **options: Any) -> Self:
+        """Stream without a teacher, to train from labels alone; options as for `from_cache`, with `seeds` given.
+
+        Images are as `from_cache` takes them.
+        """
         return cls(KeyedViews(images, recipe), None, _configure(**options))
 
     @property

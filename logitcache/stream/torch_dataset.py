@@ -30,8 +30,6 @@ from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT, spool_path
 from logitcache.views.alignment import OnMissing
-from logitcache.views.datasets import wrap_images
-from logitcache.views.images import Images
 from logitcache.views.keyed_views import Pair
 from logitcache.views.keys import permutation
 from logitcache.views.replay import open_proved_views
@@ -45,8 +43,9 @@ class CachedViews(PackedViews):
     that `set_epoch` set: so ``DataLoader(data, shuffle=True)`` works, and `Subset`, and torch's samplers.
 
     Args:
-        images: what the cache was made of: `Images`, or a map-style data set of (image, label); None opens what the
-            cache names. Images that came later are left out.
+        images: what the cache was made of: `Images`, text such as "imagefolder:PATH" (see `open_images`), or a
+            map-style data set of (image, label); None opens what the cache names. Images that came later are left
+            out.
         cache: the cache, or its local path or fsspec URL.
         seeds: augmentation seeds; all complete ones by default.
         transform: called with each view, (C, h, w) uint8, in the worker.
@@ -80,8 +79,6 @@ class CachedViews(PackedViews):
             raise OptionError(
                 f"the views of {reader.path} are mixed of two images; train on a Stream, which gives both labels"
             )
-        if images is not None and not isinstance(images, Images):
-            images = wrap_images(images, reader.spec.dataset.name, reader.spec.dataset.split)
         views, self.seeds, self.drift = open_proved_views(
             reader, images, seeds, allow_drift=allow_drift, missing=missing
         )

@@ -40,6 +40,7 @@ from logitcache.train.events import (
 from logitcache.train.learner import Learner, Run
 from logitcache.train.run_folder import RunFolder
 from logitcache.train.score_meter import ScoreMeter
+from logitcache.train.trained import advise_resume
 from logitcache.views.loader import report_worker_deaths
 
 
@@ -329,7 +330,7 @@ def _require_folders(folders: Sequence[RunFolder], resume: bool) -> None:
             folder.require_no_run()
     elif not any(folder.has_run() for folder in folders):
         raise NotFoundError(
-            f"no run to resume in {folders[0].path}: config.json is not there; leave out --resume"
+            f"no run to resume in {folders[0].path}: config.json is not there{advise_resume(folders[0].path)}"
         )
 
 

@@ -8,7 +8,7 @@ from logitcache.errors import FormatError, LogitCacheError, NotFoundError, Optio
 from logitcache.format.identity import RecipeSpec
 from logitcache.models.build import Model, build_model
 from logitcache.models.weights import read_header
-from logitcache.paths import expand_home, write_path
+from logitcache.paths import expand_home, find_near_paths, suggest, write_path
 from logitcache.plugins import require_own
 from logitcache.train.run_folder import RunFolder
 from logitcache.views.recipes import evaluation_recipe
@@ -53,9 +53,9 @@ class TrainedStudent:
             raise OptionError(f"weights of a run are best or last, found {which!r}")
         if not path.is_dir():
             if not path.is_file():
-                raise NotFoundError(
-                    f"no run folder or weights file at {path}; `logitcache train` makes a run folder"
-                )
+                near = suggest(find_near_paths(path, lambda one: one.is_file() or bool(list_runs(one))))
+                advice = near or "; `logitcache train` makes a run folder"
+                raise NotFoundError(f"no run folder or weights file at {path}{advice}")
             about = read_header(path)
             if about is None:
                 return cls(path, None, None)
@@ -135,6 +135,12 @@ def list_runs(folder: Path) -> list[Path]:
     return sorted(file.parent for file in folder.glob("*/config.json"))
 
 
+def advise_resume(folder: Path) -> str:
+    """Say which run folders, or folders of such, may be meant by one without a run; else how one is begun there."""
+    near = suggest(find_near_paths(folder, lambda one: bool(list_runs(one))))
+    return near or "; leave out --resume to begin one"
+
+
 class Command(NamedTuple):
     """How a run was begun.
 
@@ -159,7 +165,7 @@ def read_command(folder: Path) -> Command:
     """
     runs = list_runs(folder)
     if not runs:
-        raise NotFoundError(f"no run in {folder}: config.json is not there; leave out --resume to begin one")
+        raise NotFoundError(f"no run in {folder}: config.json is not there{advise_resume(folder)}")
     record = RunFolder(runs[0]).read_config()
     words, said_in = record.get("command"), record.get("folder")
     if not isinstance(words, list) or words[1:2] != ["train"] or not all(isinstance(w, str) for w in words):

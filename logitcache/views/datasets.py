@@ -81,6 +81,25 @@ def open_images(name: str, split: str = "train") -> Images:
     raise UnknownNameError("data set", name, known, "(or your own as module:function)")
 
 
+def take_images(images: Any, split: str = "train", name: str = "") -> Images:
+    """Return images, whether these are given, a map-style data set of (image, label), or text for `open_images`.
+
+    Args:
+        images: one of these.
+        split: "train" or "test", which text does not say.
+        name: what to call a data set; "": as its class.
+
+    Raises:
+        UnknownNameError, NotFoundError: as `open_images`.
+        DataError: likewise; or it is neither.
+    """
+    if isinstance(images, Images):
+        return images
+    if isinstance(images, str):
+        return open_images(images, split)
+    return wrap_images(images, name or type(images).__name__, split)
+
+
 def open_recorded(name: str, split: str, where: object) -> Images:
     """Open images by the name that a cache or a run has for them; a path in it is seen from the current folder.
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from logitcache.errors import DataError, NotFoundError
+from logitcache.paths import find_near_paths, suggest
 from logitcache.views.decoding import decode_image, printable_path
 from logitcache.views.images import Images, Labels, Samples, hash_parts
 from logitcache.views.picture_files import IMAGE_SUFFIXES, SUFFIX_LIST, PictureFiles, is_hidden
@@ -204,5 +205,5 @@ def _require_folder(folder: Path, expected: str, root: Path, meant: str = "") ->
     if not folder.is_dir():
         gone = root if not root.exists() else folder
         found = "does not exist" if not gone.exists() else "is not a folder"
-        advice = f"; did you mean {meant}?" if meant else ""
+        advice = f"; did you mean {meant}?" if meant else suggest(find_near_paths(root, Path.is_dir))
         raise NotFoundError(f"{expected}; {printable_path(gone)} {found}{advice}")

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
-from logitcache.errors import DataError, ImageError, LogitCacheError
+from logitcache.errors import DataError, ImageError, LogitCacheError, without_advice
 from logitcache.views.images import are_probabilities
 
 DECODERS = ("PIL.", "torchvision.io.", "cv2", "imageio.", "skimage.io.")
@@ -204,7 +204,7 @@ def _is_same(label: Any, other: Any) -> bool:
 
 def describe_own_error(error: BaseException) -> str:
     """Say in one line what code of the user's own raised, and where."""
-    words = (str(error).strip() or "no reason given").splitlines()[0]
+    words = (without_advice(error) or "no reason given").splitlines()[0]
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {words}{place}"

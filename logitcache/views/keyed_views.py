@@ -6,7 +6,7 @@ that stand side by side decode its image once.
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from logitcache.errors import DataError, ImageError, OptionError
 from logitcache.format.identity import RecipeSpec
+from logitcache.views.datasets import take_images
 from logitcache.views.images import Images
 from logitcache.views.maker import ViewMaker
 from logitcache.views.mixing import Mixer
@@ -63,11 +64,12 @@ def check_batch(batch: ViewBatch) -> ViewBatch:
 class KeyedViews(Dataset[ViewBatch]):
     """Views of images by (sample, seed): ``views[sample, seed]`` is a batch of one.
 
-    Transparent images are put on the recipe's background first.
+    Transparent images are put on the recipe's background first. Images may be text for `open_images`, too, or a
+    map-style data set of (image, label).
     """
 
-    def __init__(self, images: Images, recipe: RecipeSpec, on_bad_image: OnBadImage = "error") -> None:
-        self.images, self.maker = images.on_background(recipe.background), ViewMaker(recipe)
+    def __init__(self, images: Images | Any, recipe: RecipeSpec, on_bad_image: OnBadImage = "error") -> None:
+        self.images, self.maker = take_images(images).on_background(recipe.background), ViewMaker(recipe)
         self.on_bad_image = on_bad_image
         self.mixer = Mixer.from_recipe(recipe)
         self._any_view: Tensor | None = None

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from logitcache.errors import DataError, Difference, DriftError, list_some
 from logitcache.format.schema import CacheSpec
@@ -12,7 +12,7 @@ from logitcache.plugins import require_own
 from logitcache.store.reader import CacheReader
 from logitcache.versions import view_conditions
 from logitcache.views.alignment import OnMissing, align_images
-from logitcache.views.datasets import open_recorded
+from logitcache.views.datasets import open_recorded, take_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, check_batch
 from logitcache.views.maker import digest
@@ -39,7 +39,7 @@ class Drift(Spec):
 
 def open_proved_views(
     reader: CacheReader,
-    images: Images | None,
+    images: Any,
     seeds: Sequence[int] = (),
     *,
     allow_drift: bool = False,
@@ -49,7 +49,8 @@ def open_proved_views(
 
     Args:
         reader: the cache.
-        images: by default those that the cache names. Images that came later are left out.
+        images: as `take_images` takes them; None opens those that the cache names. Images that came later are
+            left out.
         seeds: augmentation seeds; by default all that are complete.
         allow_drift: return the views although some differ.
         missing: as `align_images` takes it; a warning tells how many images are left out.
@@ -65,7 +66,9 @@ def open_proved_views(
     """
     data, recipe = reader.spec.dataset, reader.spec.recipe
     require_own(reader.path, *recipe.code)
-    images = images or open_recorded(data.name, data.split, reader.path)
+    if images is None:
+        images = open_recorded(data.name, data.split, reader.path)
+    images = take_images(images, data.split, data.name)
     images = align_images(reader, images, missing=missing)
     views = KeyedViews(images, recipe)
     chosen = tuple(reader.choose_complete(seeds))

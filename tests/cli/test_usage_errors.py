@@ -146,3 +146,20 @@ def test_a_wrong_default_is_told_as_one(tmp_path: Path) -> None:
         refused("train", cwd=tmp_path)
         == "--epochs: expected a whole number, found 'many', among the defaults"
     )
+
+
+@pytest.mark.parametrize("seeds", ["0-2", "00-2", "1-2", "0,1,2", "0..2"])
+def test_several_seeds_of_students_are_variants(seeds: str, tmp_path: Path) -> None:
+    for words in (("--seed", seeds), (f"--seed={seeds}",)):
+        line = refused("train", "--student", "digits_tiny", *words, cwd=tmp_path)
+        assert line == (
+            f"--seed: expected a whole number, found {seeds!r}; it is one seed: several students by seed are "
+            "--variant seed=0 --variant seed=1"
+        )
+
+
+@pytest.mark.parametrize("flag", ["--epochs", "--batch-size", "--workers"])
+def test_no_number_is_read_out_of_a_range(flag: str, tmp_path: Path) -> None:
+    line = refused("train", "--student", "digits_tiny", flag, "0-2", cwd=tmp_path)
+    assert line.startswith(f"{flag}: expected a whole number")
+    assert "found '0-2'" in line

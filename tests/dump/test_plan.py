@@ -196,7 +196,10 @@ def test_the_command_shows_what_a_dump_makes_without_a_word(tmp_path: Path) -> N
         ("1.5TiB", 3 << 39),
         ("7", 7),
         ("2kB", 2000),
-        ("1KiB", None),
+        ("1KiB", 1024),
+        *[(text, 100_000) for text in ("100KB", "100Kb", "100kb", "100 K", "100k")],
+        *[(text, 3 << 20) for text in ("3MiB", "3mib", "3MIB", "3 Mi")],
+        ("1KK", None),
     ],
 )
 def test_sizes(text: str, size: int | None) -> None:

@@ -17,6 +17,7 @@ from small_caches import FORK
 
 from logitcache.errors import NotFoundError, OptionError, StorageError, WeightsError
 from logitcache.models.build import build_model, save_weights
+from logitcache.models.weights import read_weights
 
 
 @pytest.mark.parametrize("name", ["digits_tiny", "resnet8", "vit_b"])
@@ -245,3 +246,39 @@ def test_a_new_head_makes_up_for_nothing_else(tmp_path):
         build_model(
             "digits_small", num_classes=7, view_size=8, weights=str(tmp_path / "w.pth"), new_head=True
         )
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"epoch": 1}\n', b"", b"\x89PNG\r\n", b"PK\x03\x04abc", pickle.dumps(os.system)]
+)
+def test_torchs_advice_to_unpickle_objects_is_never_passed_on(tmp_path, content):
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    with pytest.raises(
+        WeightsError, match=r"no file of weights.*expected safetensors, or a state dict"
+    ) as told:
+        read_weights(tmp_path / "metrics.jsonl")
+    assert "weights_only" not in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_a_whole_module_is_named_as_what_is_never_loaded(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pt")
+    with pytest.raises(
+        WeightsError, match=r"holds the Python object torch\S+Linear; save the state dict alone"
+    ):
+        read_weights(tmp_path / "whole.pt")
+
+
+def test_a_run_folder_is_told_by_its_file_of_weights(tmp_path):
+    run = tmp_path / "runs" / "teacher2"
+    run.mkdir(parents=True)
+    (run / "best.safetensors").touch()
+    for given in (
+        run,
+        tmp_path / "runs",
+        run.with_name("techer2"),
+        run.with_name("teacher3") / "best.safetensors",
+    ):
+        with pytest.raises(NotFoundError, match="did you mean ") as told:
+            build_model("digits_tiny", num_classes=10, view_size=8, weights=str(given))
+        assert str(told.value).endswith(f"; did you mean {run / 'best.safetensors'}?")
