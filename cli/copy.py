@@ -27,7 +27,7 @@ def copy(
 
     Started again, it goes on where it stopped.
 
-    Example: logitcache copy caches/vit_l-letters.zarr s3://lab/vit_l-letters.zarr --seeds 0-3
+    Example: logitcache copy caches/vit_l-digits.zarr s3://lab/vit_l-digits.zarr --seeds 0-3
     """
     from logitcache.store.copy import copy_cache
 

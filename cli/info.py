@@ -15,7 +15,7 @@ def info(
 ) -> None:
     """Show a cache at a glance: teacher, data, views, seeds, size, how sure the teacher is, who can use it.
 
-    Example: logitcache info caches/vit_l-letters.zarr
+    Example: logitcache info caches/vit_l-digits.zarr
     """
     from logitcache.audit.summary import summarize
     from logitcache.store import CacheReader

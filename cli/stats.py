@@ -38,7 +38,7 @@ def stats(
 ) -> None:
     """Show how right and how sure the teacher is by seed, what it confuses, and which samples are hard.
 
-    Example: logitcache stats caches/vit_l-letters.zarr --pictures pictures
+    Example: logitcache stats caches/vit_l-digits.zarr --pictures pictures
     """
     from logitcache.audit.pictures import draw_stats
     from logitcache.audit.stats import compute_stats

@@ -40,7 +40,7 @@ MixWeights = Annotated[
 ]
 MixSpaceName = Annotated[Literal["probability", "logit"], _option("What an ensemble averages.")]
 Data = Annotated[
-    str, _option("Images; by default those of the cache, else letters.", panel=None, metavar="NAME")
+    str, _option("Images; by default those of the cache, else digits.", panel=None, metavar="NAME")
 ]
 Recipe = Annotated[str, _option("How views are made, for training without a cache.", metavar="NAME")]
 Background = Annotated[

@@ -17,8 +17,8 @@ Weights = Annotated[
 Data = Annotated[
     str,
     typer.Option(
-        help="letters, digits, cifar10, cifar100, imagefolder:PATH, folder:PATH, module:function.",
-        show_default="letters",
+        help="digits, letters, cifar10, cifar100, imagefolder:PATH, folder:PATH, module:function.",
+        show_default="digits",
         metavar="NAME",
     ),
 ]

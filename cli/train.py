@@ -135,7 +135,7 @@ def train(
     Several GPUs of one machine share the batches under torchrun:
     torchrun --nproc-per-node N -m logitcache_cli train …
 
-    Example: logitcache train --student resnet18 --cache caches/vit_l-letters.zarr --loss cmkd
+    Example: logitcache train --student resnet18 --cache caches/vit_l-digits.zarr --loss cmkd
     """
     if RECORDED not in context.meta and not (student and (is_given(context, "student") or not resume)):
         resume_as_recorded(context, out, resume)

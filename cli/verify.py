@@ -50,7 +50,7 @@ def verify(
     With --repair, damaged shards are dumped again, damaged class statistics estimated again; with --replay, the
     teacher is asked again and compared.
 
-    Example: logitcache verify caches/vit_l-letters.zarr
+    Example: logitcache verify caches/vit_l-digits.zarr
 
     Example: logitcache verify caches/vit_l-pets.zarr --repair --replay 100 --weights vit_l.safetensors
     """

@@ -54,7 +54,7 @@ class StreamInputs:
         caches: those, or their paths or URLs; several are an ensemble, none trains from labels alone.
         mix_weights: of an ensemble's caches; none: even.
         mix_space: what an ensemble averages, as `Stream.from_caches` takes it.
-        data: images, or as `open_images` takes them; "auto": the caches' images, or the letters.
+        data: images, or as `open_images` takes them; "auto": the caches' images, or the digits.
         recipe: without a cache, as `recipe_named` takes it, or that of a run that goes on; "auto": as fits the data.
         background: without a cache, as `recipes.with_background` takes it.
         samples_file: lists the samples to train on: numbers in text, or an .npy array; None: as `config` has it.
@@ -163,6 +163,9 @@ class StreamInputs:
         if stream.drift:
             on_line(f"warning: --allow-drift: {stream.drift}; the run's config.json records it")
         for reader in readers:
+            if reader.spec.teacher.weights.startswith("random"):
+                on_line(f"warning: {describe_random_teacher(reader)}")
+        for reader in readers:
             if newer := describe_newer_images(reader, stream.views.images):
                 on_line(f"note: {newer}")
                 break
@@ -221,3 +224,11 @@ def read_samples(file: Path) -> tuple[int, ...]:
     except ValueError as error:
         raise OptionError(f"{file} is no list of samples: expected whole numbers, in text or .npy") from error
     return tuple(samples.ravel().tolist())
+
+
+def describe_random_teacher(reader: CacheReader) -> str:
+    """Say what comes of a teacher that nobody trained."""
+    return (
+        f"the teacher of {reader.path} has random weights: it teaches nothing, and of many classes keeps a student "
+        "from learning; --loss ce trains without it"
+    )

@@ -216,9 +216,9 @@ SHIPPED = {"letters": load_letters, "digits": load_digits}
 
 
 def choose_shipped(networks: Iterable[str] = ()) -> str:
-    """Name the images to take where none are named: those that all networks are named after, else the letters."""
+    """Name the images to take where none are named: those that all networks are named after, else the digits."""
     named = {network.partition("_")[0] for network in networks}
-    return named.pop() if len(named) == 1 and named <= SHIPPED.keys() else "letters"
+    return named.pop() if len(named) == 1 and named <= SHIPPED.keys() else "digits"
 
 
 def _read_shipped(file_name: str, split: str, *more: str) -> list[npt.NDArray[Any]]:

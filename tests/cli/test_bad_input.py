@@ -38,7 +38,7 @@ def test_a_wrong_name_is_told_before_data_is_opened(
     ("words", "message"),
     [
         (("dump", "--teacher", "resnet81"), "unknown model 'resnet81'; did you mean"),
-        (("dump", "--teacher", "resnet18", "--weights", "default"), "expected 200 classes"),
+        (("dump", "--teacher", "resnet18", "--weights", "default"), "expected 10 classes"),
         (("dump", "--teacher", "resnet18", "--weights", "no.pt"), "no weights file no.pt"),
         (("dump", "--teacher", "digits_tiny", "--data", "digit"), "did you mean digits"),
         (

@@ -202,7 +202,8 @@ def test_an_earlier_run_says_what_it_is_to_be_shown_by_its_record(tmp_path: Path
     succeeds("export", "run", "--format", "torchscript", cwd=tmp_path)
     about = json.loads(read_torchscript(tmp_path / "run" / "best.torchscript", some_views(2))[1])
     assert about["views"] is None
-    assert about["pictures"] is None
+    assert about["pictures"]["background"] is None  # as the file says that it was trained
+    save_weights(weights, replace(model, evaluation=None, training=None))  # as an earlier one
     record = json.loads(config.read_text())
     record["stream"]["recipe"]["background"] = "#ffffff"
     config.write_text(json.dumps(record))

@@ -1,4 +1,4 @@
-"""A run goes on with the data and the loss that it was begun with, where the defaults have changed since."""
+"""A run goes on with the data and the loss that it was begun with, where the defaults are others."""
 
 import json
 from pathlib import Path
@@ -14,14 +14,14 @@ def rewrite(run: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_a_run_on_digits_goes_on_with_them_although_letters_are_the_default_now(tmp_path: Path) -> None:
+def test_a_run_on_letters_goes_on_with_them_although_digits_are_the_default(tmp_path: Path) -> None:
     words = ("train", "--student", "resnet8", "--loss", "ce", "--epochs", 1, "--fraction", 0.05)
-    succeeds(*words, "--data", "digits", "--out", "r", cwd=tmp_path)
+    succeeds(*words, "--data", "letters", "--out", "r", cwd=tmp_path)
     rewrite(tmp_path / "r", command=[], folder=None)
     done = logitcache(*words, "--out", "r", "--resume", cwd=tmp_path)
     assert done.exit_code == 0, done.output
-    line = fails(*words, "--data", "letters", "--out", "r", "--resume", cwd=tmp_path)
-    assert "stream.data.n: expected 1437, found 4800" in line
+    line = fails(*words, "--data", "digits", "--out", "r", "--resume", cwd=tmp_path)
+    assert "stream.data.n: expected 4800, found 1437" in line
 
 
 @pytest.mark.filterwarnings("ignore:cmkd compares how the classes")
