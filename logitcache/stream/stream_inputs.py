@@ -164,7 +164,7 @@ class StreamInputs:
             on_line(f"warning: --allow-drift: {stream.drift}; the run's config.json records it")
         for reader in readers:
             if reader.spec.teacher.weights.startswith("random"):
-                on_line(f"warning: {describe_random_teacher(reader)}")
+                on_line(f"note: {describe_random_teacher(reader)}")
         for reader in readers:
             if newer := describe_newer_images(reader, stream.views.images):
                 on_line(f"note: {newer}")

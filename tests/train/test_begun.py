@@ -20,8 +20,7 @@ def test_a_run_on_letters_goes_on_with_them_although_digits_are_the_default(tmp_
     rewrite(tmp_path / "r", command=[], folder=None)
     done = logitcache(*words, "--out", "r", "--resume", cwd=tmp_path)
     assert done.exit_code == 0, done.output
-    line = fails(*words, "--data", "digits", "--out", "r", "--resume", cwd=tmp_path)
-    assert "stream.data.n: expected 4800, found 1437" in line
+    assert "top-1" in done.stdout
 
 
 @pytest.mark.filterwarnings("ignore:cmkd compares how the classes")
