@@ -35,7 +35,7 @@ OUTPUTS = [page for page, text in TEXTS.items() if any(steps(block) for _, block
 PYTHON = [page for page, text in TEXTS.items() if "```python" in text and page not in OUTPUTS]
 
 # What commands do less of in a test than on their page.
-LESS = {"demo": "--repeats 1 --student-epochs 1 --teacher-epochs 2", "train": "--epochs 2"}
+LESS = {"demo": "--repeats 2 --student-epochs 1 --teacher-epochs 4", "train": "--epochs 2"}
 LEAST = {
     "train": "--epochs 1 --milestones 0.5 --batch-size 4 --workers 0",
     "dump": "--workers 0",

@@ -52,7 +52,7 @@ def shape(text: str) -> list[str]:
     without_bars = re.sub(r"[─━│┃┏┓┗┛┡┩└┘├┤┬┴┼╇┳┻╋╭╮╰╯]+", " ", text)
     without_bars = re.sub(r"^(confused +).*", r"\1", without_bars, flags=re.MULTILINE)  # whatever classes
     rows = re.sub(
-        r"\d[\d,.]*(e-?\d+)?( (s|min|h|k?B|MB)\b)?", "#", re.sub(r"\n\s+", " ", without_bars)
+        r"((?<= )[+-])?\d[\d,.]*(e-?\d+)?( (s|min|h|k?B|MB)\b)?", "#", re.sub(r"\n\s+", " ", without_bars)
     ).splitlines()
     return list(dict.fromkeys(" ".join(row.split()) for row in rows))
 
@@ -87,7 +87,8 @@ def printed(command: str, folder: Path, less: str = "") -> str:
         ended = CliRunner().invoke(app, words[1:])
     assert ended.exit_code == 0, (command, ended.output, ended.exception)
     said = without_progress(ended.output)
-    return re.sub(r"^note: .* batch norm forgets .*\n", "", said, flags=re.MULTILINE) if less else said
+    of_less = r"^note: (.* batch norm forgets|batches of .* are more) .*\n"
+    return re.sub(of_less, "", said, flags=re.MULTILINE) if less else said
 
 
 def run_python(block: str, folder: Path) -> None:
