@@ -35,10 +35,11 @@ from logitcache.train.score_meter import Confusion, ScoreMeter, classes_differ
 from logitcache.views.alignment import align_images
 from logitcache.views.bad_images import BadImage, explain_bad_images
 from logitcache.views.changes import describe_newer_images
-from logitcache.views.datasets import WrappedImages, open_images
+from logitcache.views.datasets import open_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, OnBadImage
 from logitcache.views.loader import iterate_batches, view_loader
+from logitcache.views.own_images import WrappedImages
 from logitcache.views.replay import prove_replay
 
 TEST_IMAGE = "test image"  # how the error of one that does not decode begins

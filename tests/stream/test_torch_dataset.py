@@ -22,7 +22,8 @@ from logitcache.dump.settings import DumpConfig
 from logitcache.errors import DataError, ImageError, IncompleteError, MismatchError, OptionError
 from logitcache.format.identity import RecipeSpec, StepSpec
 from logitcache.store import CacheReader
-from logitcache.views.datasets import ArrayImages, wrap_images
+from logitcache.views.datasets import ArrayImages
+from logitcache.views.own_images import wrap_images
 
 N = 96
 

@@ -32,7 +32,8 @@ from logitcache.teacher.completion import Completion
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.train.cost import count_flops
 from logitcache.train.evaluation import Evaluation, evaluate
-from logitcache.views.datasets import ArrayImages, wrap_images
+from logitcache.views.datasets import ArrayImages
+from logitcache.views.own_images import wrap_images
 
 
 class Numbered(nn.Module):

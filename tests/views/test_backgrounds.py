@@ -29,9 +29,10 @@ from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
 from logitcache.stream.stream_inputs import StreamConfig, StreamInputs
 from logitcache.views.alignment import open_images_to_show
-from logitcache.views.datasets import describe_transparency, open_images, wrap_images
+from logitcache.views.datasets import describe_transparency, open_images
 from logitcache.views.decoding import pillow_to_tensor
 from logitcache.views.keyed_views import KeyedViews
+from logitcache.views.own_images import wrap_images
 from logitcache.views.recipes import evaluation_recipe, recipe_named, with_background
 from logitcache.views.replay import prove_replay
 

@@ -14,7 +14,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision.datasets import FakeData, ImageFolder
 
 from logitcache.errors import DataError, ImageError
-from logitcache.views.datasets import wrap_images
+from logitcache.views.own_images import wrap_images
 
 
 def only_ants(label: int) -> int:
@@ -128,7 +128,7 @@ def test_labels_are_what_the_items_say(kind: str, tmp_path: Path):
 
 
 def test_listed_labels_spare_reading_all_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("logitcache.views.datasets.LOOKED_AT", 3)
+    monkeypatch.setattr("logitcache.views.own_images.LOOKED_AT", 3)
     data = Counted(str(image_folder(tmp_path) / "train"))
     wrap_images(Subset(data, range(9)), "mine")
     assert data.reads == 3 + 9  # looked at, then those of the fingerprint

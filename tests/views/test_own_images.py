@@ -10,9 +10,10 @@ import torch
 from refusals import refused
 
 from logitcache.errors import DataError, ImageError, NotFoundError, UnknownNameError
-from logitcache.views.datasets import open_images, wrap_images
+from logitcache.views.datasets import open_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
+from logitcache.views.own_images import wrap_images
 from logitcache.views.recipes import recipe_named
 
 OWN = """

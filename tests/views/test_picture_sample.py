@@ -14,7 +14,8 @@ from logitcache.dump.inputs import DumpInputs
 from logitcache.dump.job import dump
 from logitcache.dump.settings import DumpConfig
 from logitcache.store import CacheReader
-from logitcache.views.datasets import choose_recipe, open_images, wrap_images
+from logitcache.views.datasets import choose_recipe, open_images
+from logitcache.views.own_images import wrap_images
 from logitcache.views.picture_sample import LOOKED_AT, SIDES, PictureSample
 
 

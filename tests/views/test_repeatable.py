@@ -16,8 +16,9 @@ from logitcache.dump.job import dump
 from logitcache.dump.settings import DumpConfig
 from logitcache.errors import DataError
 from logitcache.format.identity import RecipeSpec, StepSpec
-from logitcache.views.datasets import load_digits, wrap_images
+from logitcache.views.datasets import load_digits
 from logitcache.views.keyed_views import KeyedViews
+from logitcache.views.own_images import wrap_images
 from logitcache.views.repeatable import require_repeatable
 
 OWN = np.random.default_rng()
