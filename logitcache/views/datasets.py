@@ -4,6 +4,7 @@
 """
 
 import importlib.resources
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from logitcache.errors import DataError, LogitCacheError, NotFoundError, OptionE
 from logitcache.format.identity import RecipeSpec
 from logitcache.paths import expand_home, read_variable
 from logitcache.plugins import load_callable, require_own
+from logitcache.views.decoding import printable_path
 from logitcache.views.folders import FolderImages
 from logitcache.views.images import Images, Labels, Samples, check_labels, hash_parts
 from logitcache.views.items import describe_own_error
@@ -46,19 +48,32 @@ def open_images(name: str, split: str = "train") -> Images:
         return SHIPPED[name](split)
     if kind in ("cifar10", "cifar100"):
         return load_cifar(kind, rest, split)
-    if kind == "imagefolder" and rest:
-        return FolderImages.labelled(name, expand_home(rest), split)
-    if kind == "folder" and rest:
-        return FolderImages.unlabelled(name, expand_home(rest), split)
+    if kind in ("imagefolder", "folder") and rest:
+        return _open_folder(kind, name, expand_home(rest), split)
     if rest and kind not in SHIPPED:
         return _own_images(name, split)
-    if name and expand_home(name).is_dir():
-        classes = (expand_home(name) / "train").is_dir()
+    if name and os.path.isdir(expand_home(name)):
+        classes = os.path.isdir(expand_home(name) / "train")
         hint = "" if classes else "(without labels; with them, put a folder per class into train/ and val/)"
         meant = f"{'imagefolder' if classes else 'folder'}:{name}"
         raise UnknownNameError("data set", name, (), hint, meant=meant)
     known = [*SHIPPED, "cifar10", "cifar100", "imagefolder:PATH", "folder:PATH"]
     raise UnknownNameError("data set", name, known, "(or your own as module:function)")
+
+
+def _open_folder(kind: str, name: str, root: Path, split: str) -> FolderImages:
+    try:
+        return (FolderImages.labelled if kind == "imagefolder" else FolderImages.unlabelled)(
+            name, root, split
+        )
+    except LogitCacheError:
+        raise
+    except OSError as error:  # without some folder there would be fewer images
+        where = printable_path(Path(error.filename or root))
+        advice = "; let your user read it, or move it elsewhere" if isinstance(error, PermissionError) else ""
+        raise DataError(
+            f"{name}: expected folders that can be read, found {where}: {error.strerror}{advice}"
+        ) from error
 
 
 def _own_images(name: str, split: str) -> Images:

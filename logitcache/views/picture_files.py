@@ -63,13 +63,20 @@ class PictureFiles:
 
         Links are followed, but each folder is read once, and none that lies above: a link in a class folder that
         leads back up would put all classes into it.
+
+        Raises:
+            OSError: a folder cannot be read; hidden ones that cannot are passed over.
         """
         found = cls()
         seen = {os.fspath(above) for above in (root / below).resolve().parents}
         later_folders: list[str] = []
 
+        def refuse(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):  # a class that val/ lacks, for one
+                raise error
+
         def walk(start: str, shown: bool) -> None:
-            for folder, inside, names in os.walk(start, followlinks=True):
+            for folder, inside, names in os.walk(start, onerror=refuse if shown else None, followlinks=True):
                 if (real := os.path.realpath(folder)) in seen:
                     inside.clear()
                     continue

@@ -1,5 +1,6 @@
 """Folders of images: files in one order wherever they lie, labels by class, and refusals that name the place."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -243,6 +244,46 @@ def test_a_broken_link_is_an_image_that_does_not_decode(tmp_path: Path):
     images = open_images(f"folder:{tmp_path}")
     assert images.image(0).shape == (3, 21, 34)
     refused(ImageError, lambda: images.image(1), "b.png")
+
+
+@pytest.mark.parametrize("closed", ["train", "train/bee", "train/bee/deep"])
+@pytest.mark.parametrize("kind", ["imagefolder", "folder"])
+def test_a_folder_that_cannot_be_read_is_refused_and_not_left_out(
+    kind: str, closed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write(image_folder(tmp_path) / "train" / "bee" / "deep" / "0.png")
+    close_folder(tmp_path / closed, monkeypatch)
+    words = (f"found {tmp_path / closed}: Permission denied", "let your user read it")
+    refused(DataError, lambda: open_images(f"{kind}:{tmp_path}"), *words)
+
+
+@pytest.mark.parametrize("closed", ["lost+found", "train/lost+found", "train/bee/.x"])
+def test_a_hidden_folder_that_cannot_be_read_keeps_nothing_from_opening(
+    closed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (image_folder(tmp_path) / closed).mkdir()
+    close_folder(tmp_path / closed, monkeypatch)
+    assert len(open_images(f"imagefolder:{tmp_path}")) == 9
+    assert len(open_images(f"folder:{tmp_path}")) == 18
+
+
+def close_folder(closed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody list a folder, not even root, whom permissions do not hold up."""
+    listed = os.scandir
+
+    def scandir(folder: Any) -> Any:
+        if Path(folder) == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+
+
+def test_a_name_longer_than_any_file_system_takes_is_refused_in_a_line():
+    name = "a" * 300
+    refused(UnknownNameError, lambda: open_images(name), "unknown data set")
+    for kind in ("imagefolder", "folder"):
+        refused(DataError, lambda kind=kind: open_images(f"{kind}:{name}"), "File name too long")
 
 
 @pytest.mark.parametrize("name", ["digit", "digits:x", "imagefolder", "imagefolder:", "folder:", "", "mine:"])
