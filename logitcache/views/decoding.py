@@ -1,5 +1,6 @@
 """How a picture becomes pixels: a file of any kind, or an image that Pillow has opened."""
 
+import errno
 import os
 import re
 import threading
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitcache.errors import ImageError
+from logitcache.errors import DataError, ImageError
 
 ORIENTATION = 0x0112  # tag of EXIF
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
@@ -22,9 +23,16 @@ SIGNED, FLOAT = 2, 3
 ADVICE = "of no known range: save it with 8 bits, or 16 without sign"
 PILLOW_PIXELS = 1024**3 // 4 // 3  # above twice as many Pillow raises, unless the user has set another limit
 MOST_PIXELS = 1 << 30  # of one picture; each takes some 14 bytes while it is decoded
-MOST_PER_BYTE = (
-    1 << 10
-)  # pixels of a file beyond Pillow's limit: as far as zlib packs; more are of a damaged header
+MOST_PER_BYTE = 1 << 10  # pixels, beyond Pillow's limit: as far as zlib packs; more are of a damaged header
+
+OPEN_FILES = "take fewer workers, or allow more open files (`ulimit -n`)"
+MEMORY = "there is not enough memory: take fewer workers, or make the image smaller"
+MACHINE_IS_SHORT = {
+    MemoryError: MEMORY,
+    errno.ENOMEM: MEMORY,
+    errno.EMFILE: OPEN_FILES,
+    errno.ENFILE: OPEN_FILES,
+}
 
 T = TypeVar("T")
 
@@ -40,6 +48,7 @@ def decode_image(path: Path, background: str | None = None) -> Tensor:
 
     Raises:
         ImageError: it cannot be read or decoded, or its pixels have no known range; the message names the file.
+        DataError: the machine is short of memory or of open files.
     """
     from PIL import UnidentifiedImageError
 
@@ -49,12 +58,29 @@ def decode_image(path: Path, background: str | None = None) -> Tensor:
 
     try:
         pixels = read_picture(path, decode)
-    except Exception as error:  # whatever a decoder raises, the file is what is wrong
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # whatever a decoder raises
+        reason = ""
         if isinstance(error, UnidentifiedImageError):
             reason = "it is empty" if path.stat().st_size == 0 else "it is not an image that Pillow knows"
-        raise ImageError(f"{printable_path(path)} does not decode ({reason}); mend or remove it") from error
+        raise explain_undecoded(printable_path(path), error, reason) from error
     return pixels.expand(3, -1, -1).contiguous()
+
+
+def explain_undecoded(where: str, error: Exception, reason: str = "") -> DataError:
+    """Return what to raise where an image did not decode: an `ImageError`, unless it may be sound.
+
+    It may where the machine is short of memory or of open files: then no run may leave it out.
+
+    Args:
+        where: which image.
+        error: what was raised.
+        reason: what to say of it; "": what it says, in one line.
+    """
+    reason = reason or (str(error).strip() or type(error).__name__).splitlines()[0]
+    short = MemoryError if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    if short in MACHINE_IS_SHORT:
+        return DataError(f"{where} cannot be read here ({reason}); {MACHINE_IS_SHORT[short]}")
+    return ImageError(f"{where} does not decode ({reason}); mend or remove it")
 
 
 def read_picture(path: Path, read: Callable[[Any], T]) -> T:
@@ -136,9 +162,8 @@ def pillow_to_tensor(image: Any, file: Any = None, background: str | None = None
     elif image.mode == "La":
         array = np.array(image.convert("LA").convert("L"))
     elif image.mode in ("P", "PA", "RGBa"):
-        array = np.array(
-            image.convert("RGBA").convert("RGB")
-        )  # straight to RGB warns of transparency, or fails
+        # straight to RGB warns of transparency, or fails
+        array = np.array(image.convert("RGBA").convert("RGB"))
     else:
         array = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())

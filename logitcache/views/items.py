@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from logitcache.errors import DataError, ImageError, LogitCacheError, without_advice
+from logitcache.views.decoding import explain_undecoded
 from logitcache.views.images import are_probabilities
 
 DECODERS = ("PIL.", "torchvision.io.", "cv2", "imageio.", "skimage.io.")
@@ -37,7 +38,8 @@ def read_item(data: Any, sample: int, where: str) -> Item:
 
     Raises:
         ImageError: its image does not decode.
-        DataError: the data set raises something else, or an item is no pair; the message says where and what.
+        DataError: the data set raises something else, or for want of memory or open files, or an item is no pair;
+            the message says where and what.
     """
     try:
         item = data[sample]
@@ -48,8 +50,7 @@ def read_item(data: Any, sample: int, where: str) -> Item:
             raise  # of another's death, which a signal brought here
         if not _comes_from_decoder(error):
             raise DataError(f"{where}: the data set raised {describe_own_error(error)}") from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ImageError(f"{where} does not decode ({reason}); mend or remove it") from error
+        raise explain_undecoded(where, error) from error
     try:
         if isinstance(item, str | bytes | Tensor) or (isinstance(item, np.ndarray) and item.dtype != object):
             raise TypeError("one thing, although it has parts")

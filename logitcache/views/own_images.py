@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import DataError, ImageError
-from logitcache.views.decoding import pillow_to_tensor, printable_path
+from logitcache.views.decoding import explain_undecoded, pillow_to_tensor, printable_path
 from logitcache.views.images import Images, Samples, check_labels, hash_parts
 from logitcache.views.items import (
     Item,
@@ -131,8 +131,8 @@ class WrappedImages(Images):
         if isinstance(image, Image.Image):
             try:
                 image = pillow_to_tensor(image, None, background)
-            except (OSError, SyntaxError, ValueError) as error:
-                raise ImageError(f"{self.describe(sample)} does not decode ({error})") from error
+            except Exception as error:  # whatever a decoder raises
+                raise explain_undecoded(self.describe(sample), error) from error
         if (
             not isinstance(image, Tensor)
             or image.dtype != torch.uint8

@@ -13,9 +13,7 @@ from typing import Any
 from logitcache.views.decoding import has_alpha, read_alpha, read_picture
 
 LOOKED_AT = 64  # files
-MOST_DECODED = (
-    1 << 24
-)  # pixels in all, to see whether alpha hides anything; of further ones the header is believed
+MOST_DECODED = 1 << 24  # pixels, to see whether alpha hides any; of further ones the header is believed
 SIDES = (32, 64, 96, 128, 160, 192, 224)  # of views, by default
 
 

@@ -1,8 +1,11 @@
 """A file of any kind is RGB, upright, its first frame; or an error that names the file and says why."""
 
+import errno
 import os
+import resource
 import struct
 import warnings
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,12 @@ from pictures import GRAY, GRAY_RGB, SIXTEEN_BITS, smooth, tiff
 from PIL import Image, ImageOps
 from refusals import refused
 
-from logitcache.errors import ImageError
-from logitcache.views.decoding import decode_image, pillow_to_tensor, printable_path
+from logitcache.errors import DataError, ImageError
+from logitcache.views.decoding import decode_image, explain_undecoded, pillow_to_tensor, printable_path
+from logitcache.views.keyed_views import KeyedViews
+from logitcache.views.own_images import wrap_images
 from logitcache.views.picture_files import IMAGE_SUFFIXES
+from logitcache.views.recipes import recipe_named
 
 PALETTE = Image.fromarray(smooth()).quantize(16)
 PALETTE_RGB = np.array(PALETTE.convert("RGB"))
@@ -277,3 +283,42 @@ def test_a_path_prints_whatever_its_bytes():
     assert printable_path(Path("/a/ü.png")) == "/a/ü.png"
     assert printable_path(Path(os.fsdecode(b"/a/\xff.png"))) == "/a/\\xff.png"
     assert printable_path(Path("/a/\x1b[31m b\n.png")) == "/a/\\x1b[31m b\\n.png"
+
+
+# A machine that is short of something --------------------------------------------------------------------
+
+
+def test_an_image_is_not_to_blame_where_no_more_files_can_be_opened(tmp_path: Path):
+    Image.fromarray(smooth()).save(tmp_path / "0.png")
+    decode_image(tmp_path / "0.png")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        with suppress(OSError):
+            while True:
+                stack.enter_context(open(os.devnull))
+        with pytest.raises(DataError, match=r"0\.png cannot be read here .*ulimit -n") as refusal:
+            decode_image(tmp_path / "0.png")
+    assert not isinstance(refusal.value, ImageError)
+
+
+@pytest.mark.parametrize("code", [errno.ENOMEM, errno.EMFILE, errno.ENFILE])
+def test_a_machine_that_is_short_of_something_has_no_sound_image_left_out(code: int):
+    class Short:
+        healthy = True
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, i: int) -> tuple[Image.Image, int]:
+            if not self.healthy:
+                raise OSError(code, os.strerror(code))
+            return Image.fromarray(smooth()), i
+
+    images = wrap_images(data := Short(), "mine")
+    views = KeyedViews(images, recipe_named("center@8"), "skip")
+    assert not views[0, 0].error
+    data.healthy = False
+    assert "sample 0 of mine cannot be read here" in views[0, 0].error
+    assert explain_undecoded("x", MemoryError()).args[0].startswith("x cannot be read here (MemoryError)")
