@@ -7,6 +7,7 @@ that a mixed view is integers throughout: the same on every machine.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple, Self
 
 import numpy as np
@@ -128,7 +129,7 @@ class Mixer:
         if not self.steps:
             return []
         found = []
-        for first, n in zip((0, *populations), populations, strict=False):
+        for first, n in pairwise((0, *populations)):
             drawers = (find_drawer(partner, seed, n) for partner in partners if partner < n)
             found += [i for i in drawers if i >= first and self.draw(i, seed, n)]
         return found

@@ -102,15 +102,15 @@ def prove_replay(
         DataError: an image that decoded when the cache was made no longer does.
         FormatError: the digests, or other numbers of their shard, are damaged.
     """
-    found = list(_compare_canaries(reader, views, seeds, limit, without))
-    if any(canary.difference for canary in found):
+    canaries = list(_compare_canaries(reader, views, seeds, limit, without))
+    if any(canary.difference for canary in canaries):
         others = _other_conditions(reader.spec)
         raise DriftError(
             f"{reader.path}: the views made here are not the views that the teacher saw",
-            [*_describe_differing(views.images, found), *others],
+            [*_describe_differing(views.images, canaries), *others],
             _advise(reader.spec, others),
         )
-    return len(found)
+    return len(canaries)
 
 
 def find_drift(
@@ -121,11 +121,11 @@ def find_drift(
     Raises:
         DataError: an image that decoded when the cache was made no longer does.
     """
-    found = list(_compare_canaries(reader, views, seeds, limit, {}))
-    if not (differing := [canary for canary in found if canary.difference]):
+    canaries = list(_compare_canaries(reader, views, seeds, limit, {}))
+    if not (differing := sum(canary.difference is not None for canary in canaries)):
         return None
-    fields = (*_describe_differing(views.images, found), *_other_conditions(reader.spec))
-    return Drift(len(found), len(differing), fields)
+    fields = (*_describe_differing(views.images, canaries), *_other_conditions(reader.spec))
+    return Drift(len(canaries), differing, fields)
 
 
 class _Canary(NamedTuple):
@@ -137,16 +137,15 @@ class _Canary(NamedTuple):
 
 def _describe_differing(images: Images, canaries: Sequence[_Canary]) -> list[Difference]:
     """Return the first difference, and, where views of several images differ, their names."""
-    differing = {canary.sample: canary.difference for canary in reversed(canaries) if canary.difference}
-    names = [images.describe(sample) for sample in reversed(differing)]
-    fields = [difference for difference in list(differing.values())[-1:] if difference]
-    if len(names) > 1:
+    differing: dict[int, Difference] = {}
+    for canary in canaries:
+        if canary.difference:
+            differing.setdefault(canary.sample, canary.difference)
+    fields = [*differing.values()][:1]
+    if len(differing) > 1:
+        names = list_some([images.describe(sample) for sample in differing], len(differing))
         total = len({canary.sample for canary in canaries})
-        fields.append(
-            Difference(
-                "images with other views", "none", f"{len(names)} of {total}: {list_some(names, len(names))}"
-            )
-        )
+        fields.append(Difference("images with other views", "none", f"{len(differing)} of {total}: {names}"))
     return fields
 
 
@@ -179,11 +178,12 @@ def _compare_canaries(
                     "restore the file, or make a new cache"
                 )
             found = digest(batch.views[0])
+            difference = None
             if found != expected:
                 reader.read(seed, reader.spec.layout.shard_of(sample))  # is it the cache that has changed?
-            view = f"view of {views.images.describe(sample)} under seed {seed}"
-            same = found == expected
-            yield _Canary(sample, None if same else Difference(view, f"CRC {expected:08x}", f"{found:08x}"))
+                view = f"view of {views.images.describe(sample)} under seed {seed}"
+                difference = Difference(view, f"CRC {expected:08x}", f"{found:08x}")
+            yield _Canary(sample, difference)
 
 
 CPU = "kind of CPU"
