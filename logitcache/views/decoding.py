@@ -154,7 +154,7 @@ def pillow_to_tensor(image: Any, file: Any = None, background: str | None = None
     file = image if file is None else file
     _refuse_signed_and_float(file)
     if background is not None and (alpha := read_alpha(image)) is not None:
-        return _put_on(pillow_to_tensor(image, file), torch.from_numpy(alpha), bytes.fromhex(background[1:]))
+        return _put_on(pillow_to_tensor(image, file), torch.from_numpy(alpha), background)
     if image.mode.startswith("I") or image.mode == "F":
         array = _take_high_bits(image, file)
     elif image.mode in ("1", "L", "LA"):
@@ -188,11 +188,15 @@ def read_alpha(image: Any) -> Any:
     return np.array(image.convert("RGBA").getchannel("A"))
 
 
-def _put_on(colours: Tensor, alpha: Tensor, background: bytes) -> Tensor:
+def is_gray(colour: str | None) -> bool:
+    """Tell whether gray pixels stay gray on a colour, "#rrggbb"; on None they do."""
+    return colour is None or len({*bytes.fromhex(colour[1:])}) == 1
+
+
+def _put_on(colours: Tensor, alpha: Tensor, background: str) -> Tensor:
     """Put pixels, (1 or 3, H, W) uint8 with alpha (H, W), on a colour; in whole numbers, the same everywhere."""
-    if len({*background}) == 1:
-        background = background[:1]  # gray on gray stays gray
-    below = torch.tensor(list(background), dtype=torch.int32)[:, None, None]
+    channels = bytes.fromhex(background[1:])[: 1 if is_gray(background) else 3]
+    below = torch.tensor(list(channels), dtype=torch.int32)[:, None, None]
     opacity = alpha.int()
     return ((colours.int() * opacity + below * (255 - opacity) + 127) // 255).to(torch.uint8)
 

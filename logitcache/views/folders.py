@@ -16,7 +16,13 @@ from logitcache.errors import DataError, NotFoundError
 from logitcache.paths import find_near_paths, suggest
 from logitcache.views.decoding import decode_image, printable_path
 from logitcache.views.images import Images, Labels, Samples, hash_parts
-from logitcache.views.picture_files import IMAGE_SUFFIXES, SUFFIX_LIST, PictureFiles, is_hidden
+from logitcache.views.picture_files import (
+    IMAGE_SUFFIXES,
+    LATER_SUFFIXES,
+    SUFFIX_LIST,
+    PictureFiles,
+    is_hidden,
+)
 from logitcache.views.picture_sample import PictureSample
 
 
@@ -82,13 +88,13 @@ class FolderImages(Images):
         files: list[str] = []
         labels: list[int] = []
         by_class = [PictureFiles.below(folder, name_of_class) for name_of_class in classes]
-        everything = beside.join(*by_class)
         for label, (name_of_class, found) in enumerate(zip(classes, by_class, strict=True)):
             taken = found.all(**listing._asdict())
             if not taken and split == "train":
-                raise _no_images(folder / name_of_class, folder, beside.join(*by_class[: label + 1]))
+                raise _no_images(folder / name_of_class, folder, found)
             files += taken
             labels += [label] * len(taken)
+        everything = beside.join(*by_class)
         if not files:
             raise _no_images(folder, folder, everything)
         opened = cls(name, split, folder, files, np.asarray(labels, dtype=np.int64), len(classes))
@@ -176,7 +182,9 @@ def _class_folders(folder: Path) -> tuple[list[str], PictureFiles]:
     outside = [
         entry.name
         for entry in entries
-        if entry.name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(entry.name) and entry.is_file()
+        if entry.name.lower().endswith(IMAGE_SUFFIXES + LATER_SUFFIXES)
+        and not is_hidden(entry.name)
+        and entry.is_file()
     ]
     beside = PictureFiles(hidden=[file for found in hidden for file in found], outside=outside)
     return [name for name in names if not is_hidden(name)], beside

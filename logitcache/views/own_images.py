@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import DataError, ImageError
-from logitcache.views.decoding import explain_undecoded, pillow_to_tensor, printable_path
+from logitcache.views.decoding import explain_undecoded, is_gray, pillow_to_tensor, printable_path
 from logitcache.views.images import Images, Samples, check_labels, hash_parts
 from logitcache.views.items import (
     Item,
@@ -96,19 +96,18 @@ class WrappedImages(Images):
                 f"{self.describe(sample)} says label {label}, and the data set {self.labels[sample]} when it was "
                 "opened; an item's label must not change, and must be that of `targets` where there are some"
             )
-        if len(image) > self._channels:
+        channels = self._channels if is_gray(self._background) else 3
+        if len(image) > channels:
             raise DataError(
                 f"{self.describe(sample)} is in colour, and {LOOKED_AT} others, evenly spaced, are gray; "
                 'let the data set give all in one mode, by image.convert("RGB")'
             )
-        return image.expand(self._channels, -1, -1).contiguous()
+        return image.expand(channels, -1, -1).contiguous()
 
     def on_background(self, colour: str | None) -> "WrappedImages":
         """Return the same images, transparent ones on a colour; in colour where it is no gray."""
         images = copy.copy(self)
         images._background = colour
-        if colour and not colour[1:3] == colour[3:5] == colour[5:7]:
-            images._channels = 3
         return images
 
     def sample_pictures(self) -> PictureSample:

@@ -18,23 +18,10 @@ LATER_SUFFIXES = (
     *(".apng", ".dib", ".ico", ".pbm", ".pnm", ".tga"),
 )  # which earlier versions did not take: read where Pillow has their decoder
 PICTURE_LIKE = (
-    *(
-        ".heic",
-        ".heif",
-        ".hif",
-        ".jxl",
-        ".jxr",
-        ".svg",
-        ".svgz",
-        ".eps",
-        ".ai",
-        ".pdf",
-        ".psd",
-        ".psb",
-        ".xcf",
-    ),
-    *(".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw", ".raw"),
-    *(".exr", ".hdr", ".pfm", ".dcm", ".qoi", ".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm"),
+    *(".heic", ".heif", ".hif", ".jxl", ".jxr", ".svg", ".svgz", ".eps", ".ai", ".pdf"),
+    *(".psd", ".psb", ".xcf", ".exr", ".hdr", ".pfm", ".dcm", ".qoi", ".raw"),
+    *(".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw"),
+    *(".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm"),
 )  # which are not read, and are named where they lie among pictures
 SUFFIX_LIST = " ".join(IMAGE_SUFFIXES)
 
@@ -84,9 +71,7 @@ class PictureFiles:
                 if shown:
                     later_folders.extend(os.path.join(folder, name) for name in inside if is_hidden(name))
                     inside[:] = [name for name in inside if not is_hidden(name)]
-                inside.sort(
-                    key=os.fsencode
-                )  # which of two ways to a folder comes first is not left to the disk
+                inside.sort(key=os.fsencode)  # not the disk chooses between two ways to a folder
                 relative = os.path.relpath(folder, root)
                 for name in names:
                     if (kind := found._kind_of(name, shown and not is_hidden(name))) is not None:

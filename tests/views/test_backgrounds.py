@@ -191,6 +191,8 @@ def test_gray_data_stays_gray_on_gray_and_is_in_colour_on_a_colour():
     images = wrap_images(data, "mine")
     shapes = [images.on_background(colour).image(0).shape[0] for colour in (None, "#808080", "#ff0000")]
     assert shapes == [1, 1, 3]
+    again = images.on_background("#ff0000").on_background(None)
+    assert torch.equal(again.image(0), images.image(0))
 
 
 # From the dump to the student -----------------------------------------------------------------------------

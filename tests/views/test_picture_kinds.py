@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -242,9 +243,8 @@ def test_hidden_files_are_left_out_here_and_taken_there(tmp_path: Path):
     assert str(root / "train" / "ant" / "._x.png") in images.note
 
 
-def test_pictures_beside_the_class_folders_are_told(tmp_path: Path):
+@pytest.mark.parametrize("name", ["loose.png", "loose.JFIF"])
+def test_pictures_beside_the_class_folders_are_told(name: str, tmp_path: Path):
     root = image_folder(tmp_path)
-    write(root / "train" / "loose.png")
-    assert open_images(f"imagefolder:{root}").note.endswith(
-        f"in no class folder: {root / 'train' / 'loose.png'}"
-    )
+    shutil.copy(root / "train" / "ant" / "0.png", root / "train" / name)
+    assert open_images(f"imagefolder:{root}").note.endswith(f"in no class folder: {root / 'train' / name}")
