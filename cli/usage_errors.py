@@ -1,8 +1,8 @@
 """A command line that is wrong: one line that says what was expected, what was found, and what may be meant."""
 
+import os
 import re
 import shlex
-from pathlib import Path
 from typing import Any
 
 from logitcache.errors import join_alternatives
@@ -97,8 +97,8 @@ def _describe_missing(context: Any, option: Any, words: list[str]) -> str:
 def _describe_bad_value(error: Any, option: Any, words: list[str]) -> str:
     context = error.ctx
     name = argument_name(option) if option.param_type_name == "argument" else max(option.opts, key=len)
-    told = getattr(error.__cause__, "errors", None)
-    details = told()[0] if told else {}
+    list_errors = getattr(error.__cause__, "errors", None)  # pydantic's
+    details = list_errors()[0] if list_errors else {}
     if not details or (details["type"] == "value_error" and not list_choices(option, context)):
         return f"{name}: {error.message.removeprefix('Value error, ')}"
     kind = {"N": "a whole number", "X": "a number"}.get(value_name(option, context), "")
@@ -162,12 +162,12 @@ def _find_option(context: Any, flag: str) -> Any:
 
 def _is_place(word: str) -> bool:
     """Tell whether a word is a path or a URL, and no name of a model."""
-    return "://" in word or word.rstrip("/").endswith(".zarr") or Path(word).exists()
+    return "://" in word or word.rstrip("/").endswith(".zarr") or os.path.exists(word)
 
 
 def _find_flag_of_caches(context: Any, word: str) -> str:
     """Return the option by which a command takes a cache, where a word names one; else ""."""
-    if not word.rstrip("/").endswith(".zarr") and not (Path(word) / "zarr.json").is_file():
+    if not word.rstrip("/").endswith(".zarr") and not os.path.isfile(os.path.join(word, "zarr.json")):
         return ""
     return next((flag for flag in ("--cache", "--out") if _find_option(context, flag)), "")
 

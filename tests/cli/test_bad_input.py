@@ -155,3 +155,23 @@ def test_a_number_alone_is_said_to_be_one_seed(seeds: str, told: bool | None, tm
     ended = logitcache("dump", "--teacher", "digits_tiny", "--seeds", seeds, cwd=tmp_path)
     assert ended.exit_code == (told is None)
     assert ("note: --seeds 3 is seed 3 alone; 3 seeds are 0-2" in ended.stderr) == bool(told)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("evaluate",),
+        ("export",),
+        ("info",),
+        ("report",),
+        ("train", "--resume", "--out"),
+        ("dump", "--teacher", "digits_tiny", "--weights"),
+        ("--config",),
+    ],
+)
+def test_a_path_that_the_system_refuses_is_one_line(words: tuple[str, ...], tmp_path: Path) -> None:
+    path = "n" * 300
+    after = ["train"] if words == ("--config",) else []
+    line = fails(*words, path, *after, cwd=tmp_path)
+    assert path in line
+    assert "File name too long" in line

@@ -133,6 +133,10 @@ TEACHER = ("dump", "--teacher", "digits_tiny")
         (("train", "vit"), "train takes options alone, found 'vit' too; did you mean --student vit?"),
         (("verify", "--deep"), "verify has no option --deep; `logitcache verify --help` lists all"),
         (("train", "--xyzzy"), "train has no option --xyzzy; `logitcache train --help` lists all"),
+        (
+            ("train", "n" * 300),
+            f"train takes options alone, found {'n' * 300!r} too; did you mean --student {'n' * 300}?",
+        ),
         (("train", "--out="), "--out: the path is empty; name a place to write to"),
     ],
 )
