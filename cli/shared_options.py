@@ -180,6 +180,12 @@ def parse_weights(text: str) -> tuple[float, ...]:
         raise OptionError(f"weights of an ensemble read like 2,1; found {text!r}") from error
 
 
+def is_given(context: typer.Context, name: str) -> bool:
+    """Was an option given on the command line?"""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def pick_fields(options: Mapping[str, object], kind: type[Any]) -> dict[str, Any]:
     """Pick those of a command's options that are fields of a dataclass and are not None."""
     names = {field.name for field in fields(kind)}
