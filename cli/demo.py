@@ -39,8 +39,8 @@ def demo(
     from logitcache.demo import demo as run_demo
 
     torch.set_num_threads(1)  # these networks are so small that threads only get in each other's way
-    wanted = {"repeats": repeats, "student_epochs": student_epochs, "teacher_epochs": teacher_epochs}
-    report = run_demo(out, DemoConfig(data, device=device, **wanted), say)
+    settings = {"repeats": repeats, "student_epochs": student_epochs, "teacher_epochs": teacher_epochs}
+    report = run_demo(out, DemoConfig(data, device=device, **settings), say)
     if not json:
         console.print(_table(report))
     show(report.to_dict(), _rows(report), as_json=json)
@@ -67,9 +67,9 @@ def _table(report: "DemoReport") -> Table:
 
 def _rows(report: "DemoReport") -> list[tuple[str, str]]:
     ratio = report.epoch_seconds_live / report.epoch_seconds_cached
-    kept = f"top {report.top_k} of {report.num_classes} logits, {report.bytes_per_view:.1f} bytes a view"
+    contents = f"top {report.top_k} of {report.num_classes} logits, {report.bytes_per_view:.1f} bytes a view"
     return [
-        ("cache", f"{report.cached_views:,} views, {kept}"),
+        ("cache", f"{report.cached_views:,} views, {contents}"),
         ("dump", f"{report.dump_seconds:.1f} s, once"),
         ("epoch, cached", f"{report.epoch_seconds_cached:.2f} s"),
         ("epoch, live", f"{report.epoch_seconds_live:.2f} s with the teacher live, {ratio:.2f}x as long"),

@@ -42,6 +42,11 @@ def exit_on_error(command: Callable[_P, None]) -> Callable[_P, None]:
         except KeyboardInterrupt as interruption:
             say(f"logitcache: interrupted{GOES_ON.get(_running, '')}")
             raise typer.Exit(130) from interruption
+        except OSError as error:
+            if error.filename is None:  # of the output, which has a line of its own
+                raise
+            say(f"logitcache: {error.filename}: {error.strerror}")
+            raise typer.Exit(1) from error
         except Exception as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise

@@ -10,6 +10,7 @@ import typer
 
 from logitcache.errors import LogitCacheError, NotFoundError, OptionError
 
+from .shared_options import is_given
 from .terminal import say
 
 RECORDED = "logitcache.recorded"  # key in a context: the run whose options are gone on with
@@ -62,12 +63,12 @@ def advise_own_options(out: Path | None) -> Iterator[None]:
         from logitcache.paths import write_path
         from logitcache.train.trained import read_command
 
-        try:
-            read_command(out or Path())
-        except LogitCacheError:
-            out = None
         if out is None:
             raise
+        try:
+            read_command(out)
+        except LogitCacheError:
+            raise error from None
         command = f"logitcache train --out {shlex.quote(write_path(out))} --resume"
         raise type(error)(f"{error}; `{command}` alone goes on by the run's own options") from error
 
@@ -88,12 +89,6 @@ def _require_own_names(context: Any, where: str, elsewhere: bool) -> None:
             f"{where} names the code {code[0]} of {Path.cwd()}, which is not run because a file says so; "
             "go there, and give the same command"
         )
-
-
-def is_given(context: typer.Context, name: str) -> bool:
-    """Was an option given on the command line?"""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _see_from_elsewhere(name: str, value: Any) -> Any:

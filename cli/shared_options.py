@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -131,23 +132,29 @@ def parse_ks(text: str) -> tuple[int, ...]:
 
 
 def _parse_ranges(text: str, name: str, example: str) -> tuple[int, ...]:
-    numbers: list[int] = []
-    count = 0
-    for part in text.replace(" ", "").split(","):
-        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
-        if not match or int(match[2] or match[1]) < int(match[1]):
-            raise OptionError(f"{name} read like {example}; found {text!r}{_advise_range(text)}")
-        count += int(match[2] or match[1]) - int(match[1]) + 1
-        if count > MOST_NUMBERS:
-            raise OptionError(f"{text} are more than {MOST_NUMBERS:,} {name}; name fewer")
-        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return tuple(dict.fromkeys(numbers))
+    if (ranges := _read_ranges(text)) is None:
+        raise OptionError(f"{name} read like {example}; found {text!r}{_advise_range(text)}")
+    if sum(map(len, ranges)) > MOST_NUMBERS:
+        raise OptionError(f"{text} are more than {MOST_NUMBERS:,} {name}; name fewer")
+    return tuple(dict.fromkeys(chain(*ranges)))
+
+
+def _read_ranges(text: str) -> list[range] | None:
+    """Read numbers and rising ranges between commas; None where something else stands there."""
+    matches = [re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part) for part in _tighten(text).split(",")]
+    ranges = [range(int(match[1]), int(match[2] or match[1]) + 1) for match in matches if match]
+    return ranges if all(matches) and all(ranges) else None
+
+
+def _tighten(text: str) -> str:
+    """Leave out spaces beside commas and dashes, but not those between numbers: 1 2 is not 12."""
+    return re.sub(r"\s*([,-])\s*", r"\1", text.strip())
 
 
 def _advise_range(text: str) -> str:
     """Say how a range reads that is written as other programs have it."""
-    plain = re.sub(r"\.\.+|:|–", "-", text.strip("[]() ")).replace(" ", "")
-    if plain != text and re.fullmatch(r"\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", plain):
+    plain = re.sub(r"\s+", ",", _tighten(re.sub(r"\.\.+|:|–", "-", text.strip("[]() "))))
+    if plain != text and _read_ranges(plain):
         return f"; did you mean {plain}?"
     if re.fullmatch(r"\s*-\d+\s*", text):
         return "; they are 0 or more"
@@ -171,6 +178,12 @@ def parse_weights(text: str) -> tuple[float, ...]:
         return tuple(float(word) for word in text.split(","))
     except ValueError as error:
         raise OptionError(f"weights of an ensemble read like 2,1; found {text!r}") from error
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Was an option given on the command line?"""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def pick_fields(options: Mapping[str, object], kind: type[Any]) -> dict[str, Any]:

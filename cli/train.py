@@ -11,7 +11,7 @@ from logitcache.errors import StudentsError
 from . import stream_options, train_options
 from .exit_codes import catch_stop_signals
 from .progress import progress
-from .recorded_run import RECORDED, advise_own_options, is_given, resume_as_recorded, write_words
+from .recorded_run import RECORDED, advise_own_options, resume_as_recorded, write_words
 from .shared_options import (
     OUTPUT,
     STUDENT,
@@ -22,6 +22,7 @@ from .shared_options import (
     StudentInputSize,
     Workers,
     advise_skip,
+    is_given,
     parse_output_path,
 )
 from .terminal import say

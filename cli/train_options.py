@@ -7,7 +7,7 @@ import typer
 from logitcache.errors import OptionError
 from logitcache.train.config import PROTOCOL_NAMES, PROTOCOLS, TrainConfig
 
-from .shared_options import pick_fields
+from .shared_options import is_given, pick_fields
 
 if TYPE_CHECKING:
     from logitcache.train.variants import VariantInputs
@@ -84,11 +84,9 @@ def read_variants(context: typer.Context) -> "VariantInputs":
 
     options = context.params
     texts = tuple(options["variant"] or ())
-    source = context.get_parameter_source("loss")
-    given = source is not None and source.name == "COMMANDLINE"
     settings = pick_fields(options, TrainConfig)
     variants = VariantInputs(**pick_fields(options, VariantInputs) | {"settings": settings, "texts": texts})
-    if given and not variants.uses_loss(options["student"]):
+    if is_given(context, "loss") and not variants.uses_loss(options["student"]):
         raise OptionError(
             f"every --variant has a loss of its own, so --loss {options['loss']} would train nobody; leave it out or "
             f"give it a variant: --variant loss={options['loss']}"

@@ -1,8 +1,8 @@
 """A command line that is wrong: one line that says what was expected, what was found, and what may be meant."""
 
+import os
 import re
 import shlex
-from pathlib import Path
 from typing import Any
 
 from logitcache.errors import join_alternatives
@@ -37,7 +37,7 @@ def describe_usage_error(error: Any, words: list[str]) -> str:
     if option is not None:
         return _describe_bad_value(error, option, own)
     if extra := re.search(r"unexpected extra argument\(?s?\)? \((.*)\)$", message):
-        return _describe_extra_words(context, extra[1].split(), own)
+        return _describe_extra_words(context, [extra[1]] if extra[1] in own else extra[1].split(), own)
     if unknown := re.search(r"No such command '(.*?)'", message):
         return describe_unknown_command(unknown[1], context.command.commands)
     if message.startswith("Missing command"):
@@ -97,14 +97,13 @@ def _describe_missing(context: Any, option: Any, words: list[str]) -> str:
 def _describe_bad_value(error: Any, option: Any, words: list[str]) -> str:
     context = error.ctx
     name = argument_name(option) if option.param_type_name == "argument" else max(option.opts, key=len)
-    told = getattr(error.__cause__, "errors", None)
-    details = told()[0] if told else {}
+    list_errors = getattr(error.__cause__, "errors", None)  # pydantic's
+    details = list_errors()[0] if list_errors else {}
     if not details or (details["type"] == "value_error" and not list_choices(option, context)):
         return f"{name}: {error.message.removeprefix('Value error, ')}"
     kind = {"N": "a whole number", "X": "a number"}.get(value_name(option, context), "")
-    kind = kind or {"int": "a whole number", "float": "a number"}.get(
-        details["type"].split("_")[0], "another value"
-    )
+    kinds = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+    kind = kind or kinds.get(details["type"].split("_")[0], "another value")
     if least := re.search(r"(greater|less) than or equal to (\S+)", details["msg"]):
         kind += f" of {least[2]} or {'more' if least[1] == 'greater' else 'less'}"
     choices = list_choices(option, context)
@@ -123,8 +122,8 @@ def hint_at_variants(context: Any, option: Any) -> str:
 
 
 def _describe_extra_words(context: Any, extra: list[str], words: list[str]) -> str:
-    at = words.index(extra[0]) if extra[0] in words else 0
-    before = next((word for word in reversed(words[:at]) if word.startswith("-")), "")
+    at = _find_extra_word(context, extra[0], words)
+    before = next((word.partition("=")[0] for word in reversed(words[:at]) if word.startswith("-")), "")
     option = _find_option(context, before)
     found = " ".join(extra)
     takes = [argument_name(one) for one in context.command.params if one.param_type_name == "argument"]
@@ -139,19 +138,31 @@ def _describe_extra_words(context: Any, extra: list[str], words: list[str]) -> s
     if option.is_flag:
         out = f"; a run is named with --out {shlex.quote(extra[0])}" if option.name == "resume" else ""
         return f"{before} takes no value, found {extra[0]!r}{out}"
-    value = words[at - 1].partition("=")[2] or words[at - 1]
+    value = words[at - 1].removeprefix(f"{before}=")
     if option.multiple:
         again = " ".join(f"{before} {shlex.quote(word)}" for word in (value, *extra))
         return f"{before} takes one value, found {found!r} too; name it again for each: {again}"
-    if re.fullmatch(r"[\d,.-]+", "".join(extra)):
-        return (
-            f"{before} takes one value, found {found!r} too; several are written {','.join([value, *extra])}"
-        )
-    return f"{before} takes one value, found {found!r} too; quote what holds a space"
+    begin = f"{before} takes one value, found {found!r} too"
+    if value_name(option, context) in ("N", "X"):
+        return begin
+    if re.fullmatch(r"[\d,.-]+", "".join([value, *extra])):
+        return f"{begin}; several are written {','.join([value, *extra])}"
+    return f"{begin}; quote what holds a space"
+
+
+def _find_extra_word(context: Any, extra: str, words: list[str]) -> int:
+    """Return where a word stands that is no option's value."""
+    for at, word in enumerate(words):
+        option = _find_option(context, words[at - 1]) if at and "=" not in words[at - 1] else None
+        if word == extra and (option is None or option.is_flag):
+            return at
+    return 0
 
 
 def _find_word(words: list[str], flag: str) -> str:
     """Return the word that click took for this option: of -lr it says -l."""
+    if flag.startswith("--"):
+        return flag
     return next((word.partition("=")[0] for word in words if word.startswith(flag)), flag)
 
 
@@ -162,12 +173,12 @@ def _find_option(context: Any, flag: str) -> Any:
 
 def _is_place(word: str) -> bool:
     """Tell whether a word is a path or a URL, and no name of a model."""
-    return "://" in word or word.rstrip("/").endswith(".zarr") or Path(word).exists()
+    return "://" in word or word.rstrip("/").endswith(".zarr") or os.path.exists(word)
 
 
 def _find_flag_of_caches(context: Any, word: str) -> str:
     """Return the option by which a command takes a cache, where a word names one; else ""."""
-    if not word.rstrip("/").endswith(".zarr") and not (Path(word) / "zarr.json").is_file():
+    if not word.rstrip("/").endswith(".zarr") and not os.path.isfile(os.path.join(word, "zarr.json")):
         return ""
     return next((flag for flag in ("--cache", "--out") if _find_option(context, flag)), "")
 

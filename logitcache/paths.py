@@ -44,17 +44,19 @@ def write_path(path: Path) -> str:
     return f".{os.sep}{path}" if str(path).startswith("~") else str(path)
 
 
-def find_near_paths(path: str | os.PathLike[str], accept: Callable[[Path], bool] = Path.exists) -> list[Path]:
+def find_near_paths(
+    path: str | os.PathLike[str], accept: Callable[[Path], bool] = os.path.exists
+) -> list[Path]:
     """Find what somebody may mean by a path that is not there: names alike in the same folder, best first.
 
     Args:
         path: as people write it; any part of it may be misspelt.
         accept: says of a path whether it can be meant.
     """
-    missing = whole = expand_home(path)
-    if os.path.lexists(whole):
+    wanted = missing = expand_home(path)
+    if os.path.lexists(wanted):
         return []
-    while not missing.parent.exists() and missing != missing.parent:
+    while not os.path.exists(missing.parent) and missing != missing.parent:
         missing = missing.parent
     try:
         names = [name for name in os.listdir(missing.parent) if not name.startswith(".")][:MANY_NAMES]
@@ -62,7 +64,7 @@ def find_near_paths(path: str | os.PathLike[str], accept: Callable[[Path], bool]
         return []
     spelt = {name.lower(): name for name in names}
     near = difflib.get_close_matches(missing.name.lower(), spelt, n=3, cutoff=0.75)
-    found = [missing.with_name(spelt[name]) / whole.relative_to(missing) for name in near]
+    found = [missing.with_name(spelt[name]) / wanted.relative_to(missing) for name in near]
     there = ([one] if os.path.lexists(one) else find_near_paths(one, accept) for one in found)
     return [one for some in there for one in some if accept(one)]
 

@@ -50,12 +50,11 @@ def parse_size(text: str) -> int:
     Raises:
         OptionError: the text is not one.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
-    if not match or not (
-        count := float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " ")
-    ):
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
+    unit = (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " ") if match else 0
+    if not match or (count := int(float(match[1]) * unit)) == 0:
         raise OptionError(f"a size reads like 20GB or 500MiB, found {text!r}")
-    return int(count)
+    return count
 
 
 def span_unit(seconds: float) -> tuple[float, str]:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logitcache.bench.compare import Comparison
+from logitcache.errors import OptionError
 from logitcache.report.metrics import Metric
 from logitcache.units import count, figures, operations, parse_size, rate, share, size, span
 from logitcache_cli.plan import _small
@@ -92,3 +93,11 @@ def test_one_of_something_has_no_plural() -> None:
         "1,200 epochs",
     ]
     assert [count(n, "view is", "views are") for n in (1, 2)] == ["1 view is", "2 views are"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "0GB", "0.5B", "-1GB", "1e9", "nan", "inf", "9" * 400, "1 EB", "20 G B"]
+)
+def test_what_is_no_size_or_none_at_all_is_refused(text: str) -> None:
+    with pytest.raises(OptionError, match="a size reads like 20GB or 500MiB, found"):
+        parse_size(text)

@@ -86,6 +86,9 @@ def test_a_wrong_name_is_told_before_data_is_opened(
         (("dump", "--teacher", "digits_tiny", "--seeds", "0..3"), "found '0..3'; did you mean 0-3?"),
         (("dump", "--teacher", "digits_tiny", "--seeds", "0:3"), "found '0:3'; did you mean 0-3?"),
         (("dump", "--teacher", "digits_tiny", "--seeds", "[0,1]"), "found '[0,1]'; did you mean 0,1?"),
+        (("dump", "--teacher", "digits_tiny", "--seeds", "0 1 2"), "found '0 1 2'; did you mean 0,1,2?"),
+        (("dump", "--teacher", "digits_tiny", "--seeds", "0 - 2 7"), "found '0 - 2 7'; did you mean 0-2,7?"),
+        (("plan", "--teacher", "digits_tiny", "--top-k", "4 8"), "found '4 8'; did you mean 4,8?"),
         (("dump", "--teacher", "digits_tiny", "--seeds", "-1"), "found '-1'; they are 0 or more"),
         (("dump", "--teacher", "digits_tiny", "--seeds", ""), "seeds read like 0-3,7; found ''"),
         (("train", "--student", "caches"), "goes by its name, such as resnet18, found the path caches"),
@@ -152,3 +155,23 @@ def test_a_number_alone_is_said_to_be_one_seed(seeds: str, told: bool | None, tm
     ended = logitcache("dump", "--teacher", "digits_tiny", "--seeds", seeds, cwd=tmp_path)
     assert ended.exit_code == (told is None)
     assert ("note: --seeds 3 is seed 3 alone; 3 seeds are 0-2" in ended.stderr) == bool(told)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("evaluate",),
+        ("export",),
+        ("info",),
+        ("report",),
+        ("train", "--resume", "--out"),
+        ("dump", "--teacher", "digits_tiny", "--weights"),
+        ("--config",),
+    ],
+)
+def test_a_path_that_the_system_refuses_is_one_line(words: tuple[str, ...], tmp_path: Path) -> None:
+    path = "n" * 300
+    after = ["train"] if words == ("--config",) else []
+    line = fails(*words, path, *after, cwd=tmp_path)
+    assert path in line
+    assert "File name too long" in line

@@ -100,6 +100,29 @@ TEACHER = ("dump", "--teacher", "digits_tiny")
             "--student takes one value, found 'b' too; name it again for each: --student a --student b",
         ),
         (
+            ("train", "--student", "a", "a"),
+            "--student takes one value, found 'a' too; name it again for each: --student a --student a",
+        ),
+        (
+            ("train", "--variant", "lr=0.1", "lr=0.2"),
+            "--variant takes one value, found 'lr=0.2' too; name it again for each: "
+            "--variant lr=0.1 --variant lr=0.2",
+        ),
+        ((*TEACHER, "--seeds=0", "0"), "--seeds takes one value, found '0' too; several are written 0,0"),
+        (
+            ("train", "--epochs", "1", "2"),
+            "--epochs takes one value, found '2' too",
+        ),
+        (("train", "--loss", "kd", "1"), "--loss takes one value, found '1' too; quote what holds a space"),
+        (
+            ("train", "a model"),
+            "train takes options alone, found 'a model' too; did you mean --student 'a model'?",
+        ),
+        (
+            ("train", "--lr", "1", "--l", "3"),
+            "train has no option --l; did you mean --lr or --weight-decay?",
+        ),
+        (
             ("train", "--resume", "r"),
             "--resume takes no value, found 'r'; a run is named with --out r",
         ),
@@ -133,6 +156,10 @@ TEACHER = ("dump", "--teacher", "digits_tiny")
         (("train", "vit"), "train takes options alone, found 'vit' too; did you mean --student vit?"),
         (("verify", "--deep"), "verify has no option --deep; `logitcache verify --help` lists all"),
         (("train", "--xyzzy"), "train has no option --xyzzy; `logitcache train --help` lists all"),
+        (
+            ("train", "n" * 300),
+            f"train takes options alone, found {'n' * 300!r} too; did you mean --student {'n' * 300}?",
+        ),
         (("train", "--out="), "--out: the path is empty; name a place to write to"),
     ],
 )
@@ -145,6 +172,10 @@ def test_a_wrong_default_is_told_as_one(tmp_path: Path) -> None:
     assert (
         refused("train", cwd=tmp_path)
         == "--epochs: expected a whole number, found 'many', among the defaults"
+    )
+    (tmp_path / "logitcache.toml").write_text('[train]\nnesterov = "x"\n')
+    assert (
+        refused("train", cwd=tmp_path) == "--nesterov: expected true or false, found 'x', among the defaults"
     )
 
 
