@@ -151,6 +151,9 @@ class Stream:
         config: how batches are made.
         drift: what of the views differs from those that the teacher saw, where that was allowed.
 
+    Attributes:
+        samples: (m,) int64, rising: those to train on, usable or not.
+
     Raises:
         OptionError: the configuration cannot be honoured.
     """
@@ -165,7 +168,7 @@ class Stream:
         require_seeds(config.seeds, config.views_per_image, config.seed_order)
         self.views, self.teacher, self.config, self.drift = views, teacher, config, drift
         self.device = choose_device(config.device)
-        self._samples = choose_samples(len(views), config.fraction, config.samples, config.order)
+        self.samples = choose_samples(len(views), config.fraction, config.samples, config.order)
         self._steps: dict[tuple[int, ...], int] = {}
         self._epochs_begun = 0
         self._sampler = SwitchableSampler()
@@ -336,7 +339,7 @@ class Stream:
         }
 
     def _describe_samples(self) -> dict[str, Any] | None:
-        return None if len(self._samples) == len(self.views) else _identify(self._samples)
+        return None if len(self.samples) == len(self.views) else _identify(self.samples)
 
     def steps(self, epoch: int) -> int:
         """Number of batches of an epoch.
@@ -409,7 +412,7 @@ class Stream:
         return choose_seeds(epoch, config.seeds, config.views_per_image, config.seed_order, config.order)
 
     def _epoch_sampler(self, epoch: int, start: int = 0) -> PairSampler:
-        config, samples, seeds = self.config, self._samples, self._epoch_seeds(epoch)
+        config, samples, seeds = self.config, self.samples, self._epoch_seeds(epoch)
         if self.teacher is not None:
             samples = samples[np.all([self._usable(self.teacher, seed)[samples] for seed in seeds], axis=0)]
         sampler = PairSampler(

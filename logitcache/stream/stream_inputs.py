@@ -139,7 +139,7 @@ class StreamInputs:
         advice = "`logitcache dump --out ANOTHER` with " + white if self.caches else white
         if note := describe_transparency(stream.views.images, stream.views.maker.recipe, advice):
             on_line(f"note: {note}")
-        views = self.measure().n * self.config.views_per_image
+        views = len(stream.samples) * self.config.views_per_image
         if self.config.batch_size > views:
             on_line(
                 f"note: batches of {self.config.batch_size:,} are more than the {views:,} views of an epoch, which "
