@@ -14,7 +14,8 @@ from logitcache.errors import NotFoundError, OptionError
 from logitcache.format.identity import RecipeSpec
 from logitcache.paths import expand_home
 from logitcache.store import CacheReader
-from logitcache.stream.stream import Stream, StreamConfig
+from logitcache.stream.batch import StreamConfig
+from logitcache.stream.stream import Stream
 from logitcache.teacher.ensemble import AverageSpace
 from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT
 from logitcache.units import count

@@ -17,7 +17,8 @@ from logitcache.distributed import ALONE
 from logitcache.errors import OptionError, StoppedError
 from logitcache.losses import Objective
 from logitcache.models.build import build_model
-from logitcache.stream.stream import Stream, StreamConfig
+from logitcache.stream.batch import StreamConfig
+from logitcache.stream.stream import Stream
 from logitcache.stream.stream_inputs import StreamInputs
 from logitcache.train.config import TrainConfig
 from logitcache.train.events import TrainEvent, TrainingBegun
