@@ -84,7 +84,7 @@ def read_inputs(options: Mapping[str, Any], needs_teacher: bool) -> "StreamInput
     Raises:
         NotFoundError, OptionError: no cache is named where one is needed, or an option cannot be read.
     """
-    from logitcache.stream.stream import StreamConfig
+    from logitcache.stream.batch import StreamConfig
     from logitcache.stream.stream_inputs import StreamInputs
 
     config = {

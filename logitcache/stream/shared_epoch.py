@@ -68,8 +68,12 @@ class SharedEpoch:
 
 def _make_file() -> Path:
     descriptor, name = tempfile.mkstemp(prefix="logitcache-", suffix=".epoch")
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(bytes(_BYTES))
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(bytes(_BYTES))
+    except OSError:  # a full disk
+        _delete(Path(name), os.getpid())
+        raise
     return Path(name)
 
 

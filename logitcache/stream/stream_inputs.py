@@ -14,7 +14,8 @@ from logitcache.errors import NotFoundError, OptionError
 from logitcache.format.identity import RecipeSpec
 from logitcache.paths import expand_home
 from logitcache.store import CacheReader
-from logitcache.stream.stream import Stream, StreamConfig
+from logitcache.stream.batch import StreamConfig
+from logitcache.stream.stream import Stream
 from logitcache.teacher.ensemble import AverageSpace
 from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT
 from logitcache.units import count
@@ -139,7 +140,7 @@ class StreamInputs:
         advice = "`logitcache dump --out ANOTHER` with " + white if self.caches else white
         if note := describe_transparency(stream.views.images, stream.views.maker.recipe, advice):
             on_line(f"note: {note}")
-        views = self.measure().n * self.config.views_per_image
+        views = len(stream.samples) * self.config.views_per_image
         if self.config.batch_size > views:
             on_line(
                 f"note: batches of {self.config.batch_size:,} are more than the {views:,} views of an epoch, which "

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from logitcache.losses.objective import Objective
 from logitcache.stream.stream_inputs import StreamInputs
 from logitcache.train.run_folder import RunFolder
 from logitcache.train.trained import list_runs, read_training_recipe
@@ -49,8 +50,11 @@ class BegunRuns:
 
     def keep_loss(self, variants: VariantInputs) -> VariantInputs:
         """Have runs of two classes that were begun by `cmkd`, once the default there too, go on by it."""
-        losses = [str(_find(record, "objective", "expression")) for record in self._read()]
-        if variants.loss == "auto" and any(loss.startswith("cmkd") for loss in losses):
+        if variants.loss != "auto":
+            return variants
+        losses = {str(_find(record, "objective", "expression")) for record in self._read()}
+        named = {Objective.parse(loss).spec()["expression"] for loss in variants.list_named_losses()}
+        if any(loss.startswith("cmkd") for loss in losses - named):
             return replace(variants, loss="cmkd")
         return variants
 

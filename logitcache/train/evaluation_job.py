@@ -131,14 +131,13 @@ class EvaluationJob:
 
     def _choose_recipe(self, trained: TrainedStudent, images: Images) -> RecipeSpec:
         named = self.recipe if self.recipe != "auto" else None
-        if trained.recipe:
-            if named is None:
-                require_own(trained.file, *trained.recipe.code)
-            recipe = evaluation_recipe(trained.recipe, named)
-        elif trained.evaluation:
-            if named is None:
-                require_own(trained.file, *trained.evaluation.code)
-            recipe = evaluation_recipe(trained.evaluation, named) if named else trained.evaluation
-        else:
+        own = trained.recipe or trained.evaluation
+        if own and named is None:
+            require_own(trained.file, *own.code)
+        if own is None:
             recipe = recipe_named(named) if named else evaluation_recipe(choose_recipe(images)[0])
+        elif named is None and trained.recipe is None:
+            recipe = own
+        else:
+            recipe = evaluation_recipe(own, named)
         return with_background(recipe, self.background)

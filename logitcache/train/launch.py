@@ -3,6 +3,7 @@
 `TrainJob.run` opens what is named, trains, and exports; `loop` has the training itself.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -39,6 +40,7 @@ from logitcache.train.loop import RunReport, train
 from logitcache.train.run_folder import RunFolder, claim_folders
 from logitcache.train.trained import TrainedStudent
 from logitcache.train.variants import OF_TWO_CLASSES, Variant, VariantInputs
+from logitcache.units import count
 from logitcache.views.bad_images import explain_bad_images, list_bad_images
 from logitcache.views.keyed_views import OnBadImage
 
@@ -129,6 +131,7 @@ class TrainJob:
                 paths = world.broadcast()
                 if paths is None:
                     return []
+                stack.enter_context(warnings.catch_warnings(action="ignore", category=UserWarning))
                 setup, folders = self._open(world, _say_nothing, **options), [Path(path) for path in paths]
             runs = [
                 Run(folder, model, variant.build_objective(), variant.config, setup.protocol, self.command)
@@ -354,7 +357,7 @@ def describe_training(protocol: str, students: Sequence[Student], stream: Stream
         if stream.teacher is None and len(seeds) >= epochs:
             views = "new views every epoch"
         yield (
-            f"protocol {protocol}: {optimizers}, {epochs} epochs of {steps:,} steps of {size}, "
+            f"protocol {protocol}: {optimizers}, {count(epochs, 'epoch')} of {count(steps, 'step')} of {size}, "
             f"{steps * epochs:,} in all; {views}"
         )
 

@@ -20,7 +20,8 @@ from logitcache.losses.objective import Objective
 from logitcache.models.build import Model
 from logitcache.models.forward import ViewModel, choose_precision
 from logitcache.models.nets import TwoHeads
-from logitcache.stream.stream import Batch, Stream
+from logitcache.stream.batch import Batch
+from logitcache.stream.stream import Stream
 from logitcache.train.confidence import Reliability
 from logitcache.train.config import TrainConfig
 from logitcache.train.epoch_meter import EpochMeter

@@ -26,7 +26,8 @@ from logitcache.errors import (
 )
 from logitcache.format.spec import Spec
 from logitcache.models.weights import count_parameters
-from logitcache.stream.stream import Batch, Stream
+from logitcache.stream.batch import Batch
+from logitcache.stream.stream import Stream
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.events import (
     EpochDone,

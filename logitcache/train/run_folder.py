@@ -75,22 +75,21 @@ class RunFolder:
         """
         file = self.path / LOCK
         with ExitStack() as stack:
+            stack.callback(self._remove_if_empty)
             try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(lock(file))
+                with _storage_errors(self.path):
+                    self.path.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(lock(file))
             except HeldError as error:
-                how = f", {error.how}" if error.how else ""
-                raise OptionError(
-                    f"{self.path} is being trained by {error.who}; wait for its end{how}, or choose another --out"
-                ) from error
-            except OSError as error:
-                raise StorageError(f"cannot lock {self.path}: {error.strerror}") from error
-            try:
-                yield
-            finally:
-                with suppress(OSError):
-                    file.unlink(missing_ok=True)
-                    self.path.rmdir()  # of a run that did not begin
+                advice = error.how or "wait for its end, or choose another --out"
+                raise OptionError(f"{self.path} is being trained by {error.who}; {advice}") from error
+            stack.callback(_remove_lock, file)
+            yield
+
+    def _remove_if_empty(self) -> None:
+        """Remove the folder of a run that did not begin."""
+        with suppress(OSError):
+            self.path.rmdir()
 
     def require_no_run(self) -> None:
         """Insist that files can be written into it, and that there is no run in it yet, nor a cache.
@@ -289,6 +288,11 @@ class RunFolder:
 
     def _write_metrics(self, rows: list[dict[str, Any]]) -> None:
         _write_text(self.path / "metrics.jsonl", "".join(json.dumps(jsonable(row)) + "\n" for row in rows))
+
+
+def _remove_lock(file: Path) -> None:
+    with suppress(OSError):
+        file.unlink()
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import torch
 
 from logitcache.models.forward import ViewModel
 from logitcache.models.nets import HeadMixing, TwoHeads, choose_head_mixing
-from logitcache.stream.stream import Batch, Stream
+from logitcache.stream.batch import Batch
+from logitcache.stream.stream import Stream
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.keys import permutation

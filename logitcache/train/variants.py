@@ -113,6 +113,14 @@ class VariantInputs:
         losses = {settings.get("loss", loss) for settings in self._read_texts(students)}
         return any(Objective.parse(loss, ce_weight=self.ce_weight).needs_teacher for loss in losses)
 
+    def list_named_losses(self) -> list[str]:
+        """Return the losses that variants name, in place of `loss`.
+
+        Raises:
+            OptionError: a variant cannot be read.
+        """
+        return [settings["loss"] for text in self.texts if "loss" in (settings := read_settings(text))]
+
     def uses_loss(self, students: Sequence[str]) -> bool:
         """Say whether any of these students is trained by `loss`, and not all by another of a variant.
 

@@ -12,7 +12,7 @@ from training import outcome
 
 from logitcache.distributed import ALONE
 from logitcache.errors import StoppedError
-from logitcache.stream.stream import StreamConfig
+from logitcache.stream.batch import StreamConfig
 from logitcache.stream.stream_inputs import StreamInputs
 from logitcache.train.launch import TrainJob
 from logitcache.train.variants import VariantInputs

@@ -28,7 +28,8 @@ from logitcache.errors import (
 )
 from logitcache.format.identity import RecipeSpec, StepSpec
 from logitcache.store import CacheReader
-from logitcache.stream.stream import Batch, Stream
+from logitcache.stream.batch import Batch
+from logitcache.stream.stream import Stream
 from logitcache.stream.torch_dataset import CachedViews, ViewSampler
 from logitcache.teacher.cached import CachedTeacher
 from logitcache.views.alignment import align_images

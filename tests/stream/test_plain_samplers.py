@@ -3,6 +3,7 @@
 import copy
 import gc
 import pickle
+import resource
 import warnings
 from collections import Counter
 from itertools import chain
@@ -30,6 +31,7 @@ from torch.utils.data import (
 from logitcache import CachedViews, Stream, ViewSampler
 from logitcache.errors import OptionError
 from logitcache.store import CacheReader
+from logitcache.stream.shared_epoch import SharedEpoch
 
 N, SEEDS = 48, (0, 1, 3)
 FORKED = {"num_workers": 2, "multiprocessing_context": "fork"}
@@ -273,3 +275,15 @@ def test_without_a_place_for_the_file_forked_workers_follow_too(
         data.set_epoch(epoch)
         assert sorted(samples_of(loader, data, truth, SEEDS[epoch])) == list(range(N))
     assert pickle.loads(pickle.dumps(data)).seed_of_epoch() == 3
+
+
+def test_a_full_disk_keeps_no_empty_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        shared = SharedEpoch()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    shared.set(2)
+    assert (shared.epoch, list(tmp_path.iterdir())) == (2, [])

@@ -19,8 +19,9 @@ from logitcache.errors import OptionError
 from logitcache.losses import Objective
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
+from logitcache.stream.batch import StreamConfig
 from logitcache.stream.sampler import PairSampler, choose_samples, choose_seeds
-from logitcache.stream.stream import Stream, StreamConfig
+from logitcache.stream.stream import Stream
 from logitcache.teacher.live import LiveTeacher
 from logitcache.train.config import TrainConfig
 from logitcache.train.events import EpochDone, TrainEvent

@@ -13,8 +13,9 @@ from logitcache.errors import ImageError, IncompleteError, MismatchError, Option
 from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader, CacheWriter
+from logitcache.stream.batch import StreamConfig
 from logitcache.stream.sampler import PairSampler
-from logitcache.stream.stream import Stream, StreamConfig
+from logitcache.stream.stream import Stream
 from logitcache.stream.stream_inputs import FRESH_EPOCHS, StreamInputs
 from logitcache.teacher.cached import CachedTeacher
 from logitcache.teacher.live import LiveTeacher

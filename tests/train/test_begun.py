@@ -35,6 +35,17 @@ def test_a_run_of_two_classes_by_cmkd_goes_on_by_it_although_kd_is_the_default_n
     assert "trained by kd" not in done.stderr
 
 
+@pytest.mark.filterwarnings("ignore:cmkd compares how the classes")
+def test_a_variant_by_cmkd_beside_the_default_of_two_classes_goes_on(tmp_path: Path) -> None:
+    picture_folder(tmp_path / "pets")
+    dump = ("dump", "--teacher", "resnet20", "--data", "imagefolder:pets", "--recipe", "imagenet@32")
+    succeeds(*dump, "--seeds", "0-1", "--out", "c.zarr", cwd=tmp_path)
+    words = ("train", "--student", "digits_tiny", "--cache", "c.zarr", "--epochs", 1, "--out", "r")
+    words += ("--variant", "loss=cmkd", "--variant", "lr=0.01")
+    succeeds(*words, cwd=tmp_path)
+    succeeds(*words, "--resume", cwd=tmp_path)
+
+
 def test_a_damaged_record_is_one_line_on_resuming(tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "config.json").write_text('{"x": 1}')

@@ -20,7 +20,8 @@ from logitcache.errors import DeviceMemoryError, OptionError, UnknownNameError
 from logitcache.losses import Objective
 from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel
-from logitcache.stream.stream import Stream, StreamConfig
+from logitcache.stream.batch import StreamConfig
+from logitcache.stream.stream import Stream
 from logitcache.teacher.live import LiveTeacher
 from logitcache.train.config import (
     PROTOCOLS,

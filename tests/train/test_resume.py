@@ -1,6 +1,8 @@
 """Wherever a training is interrupted, going on ends where it would have ended, bit for bit."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import random
@@ -388,3 +390,31 @@ def test_a_folder_that_is_being_trained_in_is_nobody_elses(tmp_path: Path) -> No
         again = logitcache("train", "--out", "r", "--resume", cwd=tmp_path)
         assert (again.exit_code, "is being trained by" in again.stderr.splitlines()[-1]) == (1, True)
     assert {file.name: file.read_bytes() for file in folder.path.iterdir()} == before
+
+
+def test_where_a_disk_has_no_flock_a_folder_is_held_all_the_same_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    folder = RunFolder(tmp_path / "r")
+    with folder.hold(), pytest.raises(OptionError, match="is being trained by process"), folder.hold():
+        pass
+    assert not folder.path.exists()
+    folder.path.mkdir()
+    (folder.path / ".lock.soft").write_text("7\npod-7\n")
+    with pytest.raises(
+        OptionError, match=r"by process 7 on pod-7 since .*; no flock tells .* delete .*lock.soft"
+    ):
+        folder.hold().__enter__()
+    assert (folder.path / ".lock.soft").exists()
+
+
+def test_a_folder_that_cannot_be_locked_is_a_line_with_advice(tmp_path: Path) -> None:
+    (tmp_path / "r").symlink_to(tmp_path / "gone" / "away")
+    said = fails(
+        "train", "--student", "digits_tiny", "--loss", "ce", "--epochs", 1, "--out", "r", cwd=tmp_path
+    )
+    assert "cannot write r: File exists; make room, or choose another --out" in said

@@ -17,7 +17,8 @@ from logitcache.distributed import ALONE
 from logitcache.errors import OptionError, StoppedError
 from logitcache.losses import Objective
 from logitcache.models.build import build_model
-from logitcache.stream.stream import Stream, StreamConfig
+from logitcache.stream.batch import StreamConfig
+from logitcache.stream.stream import Stream
 from logitcache.stream.stream_inputs import StreamInputs
 from logitcache.train.config import TrainConfig
 from logitcache.train.events import TrainEvent, TrainingBegun
@@ -136,7 +137,7 @@ def test_training_begins_with_what_it_will_do(tmp_path: Path) -> None:
     assert (
         "few: sgd, lr 0.1 cosine, 100 epochs of 9 steps of 16, 900 in all; seeds 1, 3, few: each view" in said
     )
-    assert "few: adamw, lr 0.002 cosine, 1 epochs of 9 steps of 16, 9 in all; new views" in said
+    assert "few: adamw, lr 0.002 cosine, 1 epoch of 9 steps of 16, 9 in all; new views" in said
 
 
 def test_before_training_no_seed_is_decoded_but_the_first_epochs(tmp_path: Path) -> None:
@@ -152,7 +153,7 @@ def test_before_training_no_seed_is_decoded_but_the_first_epochs(tmp_path: Path)
     said: list[str] = []
     TrainJob(("digits_tiny",), variants, inputs, tmp_path / "run").run(ALONE, said.append, on_progress=look)
     assert decoded == [1]
-    assert "4 epochs of 1 steps of 64, 4 in all; seeds 0-3" in said[-1]
+    assert "4 epochs of 1 step of 64, 4 in all; seeds 0-3" in said[-1]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import signal
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,8 @@ from logitcache.format.identity import AdapterSpec
 from logitcache.losses import Objective
 from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel
-from logitcache.stream.stream import Stream, StreamConfig
+from logitcache.stream.batch import StreamConfig
+from logitcache.stream.stream import Stream
 from logitcache.teacher.live import LiveTeacher
 from logitcache.train.config import TrainConfig
 from logitcache.train.evaluation import Evaluation
@@ -375,4 +378,16 @@ def test_the_command_line_in_ranks_prints_one_report(tmp_path: Path) -> None:
     (code, _, said), other = commanded([*words, "--batch-size", "33"], tmp_path)
     assert code == 1
     assert "batches of 33 cannot be dealt evenly to 2 ranks; choose a --batch-size such as 32" in said
+    assert other == (0, "", "")
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_a_loss_cannot_learn_is_said_by_one_rank(
+    exact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_: print(message, file=sys.stderr))
+    words = ["train", "--student", "digits_tiny", "--cache", str(exact), "--epochs", "1", "--workers", "0"]
+    (code, _, said), other = commanded([*words, "--loss", "kd(temperature=50)"], tmp_path)
+    assert code == 0, said
+    assert said.count("kd's temperature 50 is outside") == 1
     assert other == (0, "", "")

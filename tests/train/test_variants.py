@@ -163,7 +163,7 @@ def test_settings_by_student_on_the_command_line(tmp_path: Path) -> None:
     own = ["--variant", "student=digits_tiny,lr=0.2,epochs=2"]
     done = logitcache(*words, *own, "--epochs", "1", cwd=tmp_path)
     assert done.exit_code == 0, done.output
-    assert "sgd, lr 0.05 cosine, 1 epochs" in done.stderr
+    assert "sgd, lr 0.05 cosine, 1 epoch of" in done.stderr
     assert "sgd, lr 0.2 cosine, 2 epochs" in done.stderr
     configs = {
         folder.name: json.loads((folder / "config.json").read_text())["config"]

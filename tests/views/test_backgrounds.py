@@ -26,8 +26,9 @@ from logitcache.format.identity import RecipeSpec, StepSpec, parse_colour
 from logitcache.format.schema import CacheSpec
 from logitcache.models.build import build_model
 from logitcache.store import CacheReader
+from logitcache.stream.batch import StreamConfig
 from logitcache.stream.stream import Stream
-from logitcache.stream.stream_inputs import StreamConfig, StreamInputs
+from logitcache.stream.stream_inputs import StreamInputs
 from logitcache.views.alignment import open_images_to_show
 from logitcache.views.datasets import describe_transparency, open_images
 from logitcache.views.decoding import pillow_to_tensor
