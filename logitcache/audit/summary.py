@@ -8,7 +8,8 @@ import numpy as np
 from logitcache.audit.left_out import find_samples_left_out, name_samples
 from logitcache.errors import FormatError
 from logitcache.format.identity import RecipeSpec
-from logitcache.store.reader import CacheReader, Commits, seed_list
+from logitcache.store.reader import CacheReader, Commits
+from logitcache.store.root import seed_list
 from logitcache.teacher.completion import Completion
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import decode_shard
