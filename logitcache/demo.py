@@ -92,9 +92,9 @@ class DemoConfig(Spec):
     Attributes:
         data: "letters" or "digits".
         seeds: augmentation seeds to dump.
-        teacher_epochs, student_epochs: passes over the training images; None: as many as the task has.
-        repeats: runs per loss, each with its own initial weights and order of the data; None: as many as the task
-            has. Epochs are timed as often, up to three times.
+        teacher_epochs, student_epochs: passes over the training images; 0: as many as the task has.
+        repeats: runs per loss, each with its own initial weights and order of the data; 0: as many as the task has.
+            Epochs are timed as often, up to three times.
         workers: DataLoader workers.
         device: where to run.
 
@@ -104,9 +104,9 @@ class DemoConfig(Spec):
 
     data: str = "letters"
     seeds: int = 10
-    teacher_epochs: int | None = None
-    student_epochs: int | None = None
-    repeats: int | None = None
+    teacher_epochs: int = 0
+    student_epochs: int = 0
+    repeats: int = 0
     workers: int = 0
     device: str = "auto"
 
@@ -114,8 +114,9 @@ class DemoConfig(Spec):
         """Return what the demo does, as much of it as is wanted."""
         if self.data not in TASKS:
             raise UnknownNameError("demo", self.data, TASKS)
-        wanted = {name: getattr(self, name) for name in ("teacher_epochs", "student_epochs", "repeats")}
-        return dataclasses.replace(TASKS[self.data], **{n: value for n, value in wanted.items() if value})
+        names = ("teacher_epochs", "student_epochs", "repeats")
+        wanted = {name: number for name in names if (number := getattr(self, name))}
+        return dataclasses.replace(TASKS[self.data], **wanted)
 
 
 @dataclass(frozen=True)

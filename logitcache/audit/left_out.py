@@ -60,6 +60,5 @@ def find_samples_left_out(reader: CacheReader, commits: dict[int, Commits]) -> l
     seed = max(commits, key=lambda seed: int(np.count_nonzero(commits[seed])))
     found: list[int] = []
     for shard in np.flatnonzero(commits[seed]).tolist():
-        without = np.isnan(reader.decode(seed, shard)["top"])
-        found += (np.flatnonzero(without) + reader.spec.layout.samples_of(shard).start).tolist()
+        found += reader.without_teacher(seed, shard)
     return found

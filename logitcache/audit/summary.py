@@ -8,7 +8,8 @@ import numpy as np
 from logitcache.audit.left_out import find_samples_left_out, name_samples
 from logitcache.errors import FormatError
 from logitcache.format.identity import RecipeSpec
-from logitcache.store.reader import CacheReader, Commits, seed_list
+from logitcache.store.reader import CacheReader, Commits
+from logitcache.store.root import seed_list
 from logitcache.teacher.completion import Completion
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import decode_shard
@@ -28,7 +29,7 @@ def summarize(reader: CacheReader, *, open_data: bool = True) -> dict[str, Any]:
     - `left_out`: `sample`, `image` and `reason` of each sample without a teacher, as its image did not decode; by
       number where the folder that the cache names is not opened, or not there; None of a cache at a host, where it
       would take all of a seed to know;
-    - `damaged`: why there is no `confidence` although something is committed, or None;
+    - `damaged`: why there is no `confidence`, or no `left_out`, although something is committed; or None;
     - `view_size`: side of its views in pixels, or None where the images' own decides;
     - `other_versions`: libraries whose version here is another than where it was made, as [there, here]; likewise
       the kind of `cpu`.

@@ -13,7 +13,8 @@ from logitcache.audit.invariants import check_invariants
 from logitcache.errors import FormatError, IncompleteError, LogitCacheError, OptionError, StorageError
 from logitcache.format.spec import Spec
 from logitcache.store.disk import HOW_TO_MEND
-from logitcache.store.reader import CacheReader, seed_list
+from logitcache.store.reader import CacheReader
+from logitcache.store.root import seed_list
 from logitcache.store.shards import shard_digest
 from logitcache.store.statistics import HOW_TO_RENEW, fetch_statistics, unpack_statistics
 

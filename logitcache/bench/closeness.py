@@ -22,7 +22,6 @@ from logitcache.bench.contest import (
     Task,
     letters_task,
     mean_and_std,
-    mean_difference,
     rare_letters_task,
 )
 from logitcache.bench.table import markdown
@@ -32,6 +31,7 @@ from logitcache.dump.calibration import (
     measure_information,
     share_lost,
 )
+from logitcache.report.opening import Gain
 from logitcache.teacher.completion import Completion, fit_statistics
 
 KINDS = (*((k, True) for k in (1, 2, 4, 8, 16, 32)), *((k, False) for k in (4, 8, 16, 32)))  # k, completed?
@@ -74,7 +74,7 @@ def closeness_table(
         name = "all logits" if all_listed else f"top {k}, {'completed' if completed else 'even tail'}"
         row = [name, *(f"{x:.3f}" for x in kl), f"{100 * share_lost(kl, information):.1f} %"]
         for mine, theirs in zip(zip(*scores, strict=True), zip(*scores_of_all, strict=True), strict=True):
-            row += [mean_and_std(mine), "–" if all_listed else mean_difference(mine, theirs)]
+            row += [mean_and_std(mine), "–" if all_listed else str(Gain.of_pairs(mine, theirs))]
         print(*row, file=sys.stderr, flush=True)
         rows.append(row)
     columns = [name for entry in entries for name in (f"`{entry.loss}`", "minus all")]

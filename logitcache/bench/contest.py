@@ -39,6 +39,7 @@ from logitcache.format.spec import Spec
 from logitcache.losses.objective import LOSSES, Objective
 from logitcache.models.build import Model, build_model
 from logitcache.models.forward import ViewModel
+from logitcache.report.opening import Gain
 from logitcache.stream.stream import Stream
 from logitcache.teacher.live import LiveTeacher
 from logitcache.train.config import TrainConfig
@@ -305,7 +306,9 @@ def standings_table(standings: Sequence[Standing]) -> str:
         row = [f"`{s.entry.loss}`", weight, f"{s.entry.lr:g}", f"{100 * s.validation:.1f}"]
         if tested:
             minus = [
-                "–" if s.entry.loss == name or name not in others else mean_difference(s.test, others[name])
+                "–"
+                if s.entry.loss == name or name not in others
+                else str(Gain.of_pairs(s.test, others[name]))
                 for name in ("ce", "kd")
             ]
             by_source = [mean_and_std(scores) for scores in s.others.values()] or ["–"] * len(sources)
@@ -317,12 +320,6 @@ def standings_table(standings: Sequence[Standing]) -> str:
 def mean_and_std(scores: Sequence[float]) -> str:
     """Write accuracies by seed in percent, as mean ± standard deviation."""
     return f"{100 * statistics.fmean(scores):.1f} ± {100 * statistics.stdev(scores):.1f}"
-
-
-def mean_difference(mine: Sequence[float], theirs: Sequence[float]) -> str:
-    """Write differences of accuracies by seed in points of percent, as mean ± its standard error."""
-    pairs = [100 * (a - b) for a, b in zip(mine, theirs, strict=True)]
-    return f"{statistics.fmean(pairs):+.1f} ± {statistics.stdev(pairs) / len(pairs) ** 0.5:.1f}"
 
 
 def split_images(images: ArrayImages) -> tuple[ArrayImages, ArrayImages]:

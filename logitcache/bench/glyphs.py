@@ -92,6 +92,10 @@ def _file(face: str) -> str:
 
 def main() -> None:
     """Draw the letters that ship, into the file that is named."""
+    if len(sys.argv) != 2:
+        sys.exit(
+            f"expected the file to write, found {len(sys.argv) - 1} names; name one, such as letters.npz"
+        )
     letters = choose_letters()[:CLASSES]
     drawn = {split: draw_glyphs(letters, split) for split in ("train", "test")}
     images, labels = (np.concatenate(parts) for parts in zip(*drawn.values(), strict=True))

@@ -114,35 +114,30 @@ class DumpInputs:
 
     def _choose_recipe(self, images: Images, on_note: Callable[[str], None] | None) -> tuple[RecipeSpec, str]:
         """Return the recipe, and why it is that one where it was chosen by the pictures."""
-        new, reason = not isinstance(self.recipe, RecipeSpec), ""
-        if isinstance(self.recipe, RecipeSpec):
-            recipe = with_background(self.recipe, self.background)
-        elif self.recipe == "auto":
+        reason, recorded = "", isinstance(self.recipe, RecipeSpec)
+        if self.recipe == "auto":
             recipe, reason = choose_recipe(images, self.background)
-            if self.background is None and (learnt := self._find_training_recipe(images)) not in (
-                None,
-                recipe,
-            ):
-                assert learnt is not None
-                recipe, reason = learnt, FROM_WEIGHTS
+            trained_on = self._find_training_recipe(images)
+            if trained_on is not None and trained_on != recipe:
+                recipe, reason = trained_on, FROM_WEIGHTS
         else:
-            recipe = with_background(recipe_named(self.recipe), self.background)
-        if new and self.split == "test":
-            given, recipe = recipe, evaluation_recipe(recipe)
-            if on_note and recipe != given and self.recipe != "auto":
-                on_note(f"test images are viewed by {recipe.name}, which {given.name} evaluates by")
-        if on_note:
-            advice = "--background white puts them on white" + (
-                "" if new else ", in a cache of another --out"
-            )
-            if note := describe_transparency(images, recipe, advice):
-                on_note(note)
+            given = self.recipe if isinstance(self.recipe, RecipeSpec) else recipe_named(self.recipe)
+            recipe = with_background(given, self.background)
+        if self.split == "test" and not recorded:
+            of_training, recipe = recipe, evaluation_recipe(recipe)
+            if on_note and recipe != of_training and self.recipe != "auto":
+                on_note(f"test images are viewed by {recipe.name}, which {of_training.name} evaluates by")
+        advice = "--background white puts them on white" + (
+            ", in a cache of another --out" if recorded else ""
+        )
+        if on_note and (note := describe_transparency(images, recipe, advice)):
+            on_note(note)
         return recipe, reason
 
     def _find_training_recipe(self, images: Images) -> RecipeSpec | None:
         """Return the recipe that a file of weights was trained on, where it says so, on such classes.
 
-        One that names code is not taken at the word of a file.
+        It is on another background where one is given. One that names code is not taken at the word of a file.
 
         Raises:
             WeightsError: the file is damaged.
@@ -152,7 +147,7 @@ class DumpInputs:
         if header is None or header.training is None or header.training.code:
             return None
         same = header.num_classes == images.num_classes and header.class_names == tuple(images.class_names)
-        return header.training if same else None
+        return with_background(header.training, self.background) if same else None
 
 
 def recorded_weights(teacher: TeacherSpec) -> str:

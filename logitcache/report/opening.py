@@ -14,7 +14,7 @@ from logitcache.report.run_section import find_teachers
 from logitcache.train.run_folder import NAME_OF_DATA
 from logitcache.units import rate, size, span
 
-MOST_LOSSES = 4  # told of; the table below has all
+MOST_LOSSES = 4  # named; the table below has all
 EVALUATED_BY = ("stream.recipe.evaluation", "stream.recipe.background")
 NOISE = 2.0  # standard errors, within which a difference may be chance
 
@@ -53,7 +53,7 @@ class Gain(Spec):
 
 
 def describe_outcome(groups: Sequence[RunGroup], caches: Sequence[CacheFacts]) -> list[str]:
-    """Say in up to three sentences what was gained, at what cost, from how many bytes."""
+    """Say in up to three paragraphs what was gained, at what cost, from how many bytes."""
     sentences = [_describe_gain(groups), _describe_teachers(groups, caches)]
     paragraphs = [" ".join(filter(None, sentences)), _describe_cost(groups, caches), _describe_bytes(caches)]
     return [text for text in paragraphs if text]
@@ -70,8 +70,8 @@ def _describe_gain(groups: Sequence[RunGroup]) -> str:
     by_task: dict[tuple[object, ...], list[RunGroup]] = {}
     for group in tested:
         by_task.setdefault(_task(group), []).append(group)
-    told = [text for alike in by_task.values() if (text := _gain_on_task(alike, several=len(by_task) > 1))]
-    return " ".join(told) or _describe_highest(tested)
+    gains = [text for alike in by_task.values() if (text := _gain_on_task(alike, several=len(by_task) > 1))]
+    return " ".join(gains) or _describe_highest(tested)
 
 
 def _task(group: RunGroup) -> tuple[object, ...]:
@@ -208,9 +208,9 @@ def _describe_bytes(caches: Sequence[CacheFacts]) -> str:
         if cache.of_test_images or disk is None:
             continue
         each = about["bytes_per_sample_view"]
-        kept = f"the top {k} of {classes:,} logits" if k < classes else f"all {classes:,} logits"
+        stored = f"the top {k} of {classes:,} logits" if k < classes else f"all {classes:,} logits"
         sentences.append(
-            f"What was kept is {kept}: {each:.1f} bytes a view, {size(disk)} in all; every logit in float32 would be "
-            f"{4 * classes / each:.3g} times that."
+            f"What was kept is {stored}: {each:.1f} bytes a view, {size(disk)} in all; every logit in float32 would "
+            f"be {4 * classes / each:.3g} times that."
         )
     return " ".join(sentences)

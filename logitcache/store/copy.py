@@ -15,9 +15,11 @@ import numpy as np
 from logitcache.errors import Difference, FormatError, IncompleteError, MismatchError, OptionError
 from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
-from logitcache.store.reader import CacheReader, Commits, seed_list
+from logitcache.store.reader import CacheReader, Commits
+from logitcache.store.root import seed_list
+from logitcache.store.seed_writer import SeedWriter
 from logitcache.store.statistics import fetch_statistics, read_statistics, statistics_digest
-from logitcache.store.writer import CacheWriter, SeedWriter
+from logitcache.store.writer import CacheWriter
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
-"""Benchmarks: their shape, not their figures; the contest of losses tunes on one set and scores on another."""
+"""Benchmarks: their shape, not their figures."""
 
 import dataclasses
 import importlib.util
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,29 +16,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from logitcache.bench import anchors, closeness, fixtures, memory, scale, speeds
+from logitcache.bench import fixtures, memory, scale, speeds
 from logitcache.bench.baselines import FilePerSample, Lookup, installed_lookups
 from logitcache.bench.compare import Comparison, time_interleaved
-from logitcache.bench.contest import (
-    Contest,
-    ContestConfig,
-    Entry,
-    Standing,
-    digits_task,
-    hold_contest,
-    split_images,
-    standings_table,
-)
 from logitcache.bench.divergence import kl_divergence, log_probs_of, merge_tail, spread_log_probs
 from logitcache.bench.memory import TASKS, measure_shared_spool, memory_is_known, peak_of
 from logitcache.bench.scale import ScaleReport
 from logitcache.bench.store import StoreReport
 from logitcache.bench.synthetic import open_logits
-from logitcache.errors import DataError, NotFoundError, OptionError
+from logitcache.errors import DataError, NotFoundError
 from logitcache.losses.objective import LOSSES
 from logitcache.store import CacheReader
 from logitcache.teacher.sparse import SparseTeacher
-from logitcache.views.datasets import load_digits
 from logitcache_cli.bench import _table
 from logitcache_cli.main import app
 from logitcache_cli.terminal import console
@@ -187,101 +175,6 @@ def test_a_spool_is_in_memory_once_for_all_processes(tmp_path: Path) -> None:
     assert two.spool_mb > 0.5
     assert two.seen_alone_mb == pytest.approx(two.spool_mb, rel=0.1)
     assert two.in_all_mb == pytest.approx(two.spool_mb, rel=0.1)
-
-
-def test_a_contest_tunes_on_held_out_training_digits_and_scores_on_test_digits(tmp_path: Path) -> None:
-    config = ContestConfig(
-        losses=("kd", "dho"),
-        weights=(1.0,),
-        rates=(0.2, 0.4),
-        epochs=1,
-        teacher_epochs=1,
-        cached=1,
-        heat_seeds=1,
-        finalists=1,
-        tuning_seeds=2,
-        seeds=2,
-    )
-    standings, teacher = hold_contest(tmp_path, None, config)
-    assert teacher * 360 == pytest.approx(round(teacher * 360))
-    assert [s.entry.loss for s in standings] == ["ce", "kd", "dho"]
-    assert all(len(s.test) == 2 for s in standings)
-    assert all(s.validation * 2 * 288 == pytest.approx(round(s.validation * 2 * 288)) for s in standings)
-    assert all(x * 360 == pytest.approx(round(x * 360)) for s in standings for x in s.test)
-    tuned, _ = hold_contest(tmp_path / "tuned", None, dataclasses.replace(config, losses=("kd",), seeds=0))
-    assert [s.test for s in tuned] == [(), ()]
-    assert not (tmp_path / "tuned" / "final").exists()
-    fit, held = split_images(load_digits("train"))
-    assert (len(fit), len(held)) == (1149, 288)
-    pixels = {image.numpy().tobytes() for image in load_digits("test").images}
-    assert not pixels & {image.numpy().tobytes() for image in held.images}
-
-
-def test_a_student_whose_loss_explodes_scores_nothing_and_stops_no_other(tmp_path: Path) -> None:
-    config = ContestConfig(epochs=1, teacher_epochs=1, cached=1)
-    held = split_images(load_digits("train"))[1]
-    entries = [Entry("ce", 0.0, 0.2), Entry("mse", 1e30, 1e30), Entry("kd", 1.0, 0.2)]
-    scores = Contest(tmp_path, digits_task(), held, held, config).top1(entries, 0)
-    assert scores[1] == 0.0
-    assert min(scores[0], scores[2]) > 0.05
-
-
-def test_with_every_logit_cached_and_with_the_teacher_live_students_are_the_same(tmp_path: Path) -> None:
-    held = split_images(load_digits("train"))[1]
-    contest = Contest(
-        tmp_path, digits_task(), held, held, ContestConfig(epochs=1, teacher_epochs=2, cached=1)
-    )
-    entries = [Entry("kd", 1.0, 0.2), Entry("cmkd(difficulty=fixed)", 1.0, 0.2)]
-    assert contest.top1(entries, 0, k=10) == contest.top1(entries, 0, k=0)
-
-
-def test_the_table_compares_seed_by_seed() -> None:
-    standings = [
-        Standing(Entry("ce", 0.0, 0.8), 0.9, (0.90, 0.92)),
-        Standing(Entry("kd", 1.0, 0.4), 0.93, (0.91, 0.95)),
-    ]
-    lines = standings_table(standings).splitlines()
-    assert lines[2] == "| `kd` | 1 | 0.4 | 93.0 | 93.0 ± 2.8 | +2.0 ± 1.0 | – |"
-    assert lines[3] == "| `ce` | – | 0.8 | 90.0 | 91.0 ± 1.4 | – | -2.0 ± 1.0 |"
-    untested = [dataclasses.replace(one, test=()) for one in standings]
-    assert standings_table(untested).splitlines()[2:] == [
-        "| `kd` | 1 | 0.4 | 93.0 |",
-        "| `ce` | – | 0.8 | 90.0 |",
-    ]
-    kd = dataclasses.replace(standings[1], others={"0": (0.9, 0.92), "8": (0.8, 0.82)})
-    lines = standings_table([standings[0], kd]).splitlines()
-    assert lines[0].endswith("| minus KD | live | k = 8 |")
-    assert lines[2].endswith("| – | 91.0 ± 1.4 | 81.0 ± 1.4 |")
-    assert lines[3].endswith("| -2.0 ± 1.0 | – | – |")
-
-
-@pytest.mark.filterwarnings("ignore:kd at T = 4 reads:UserWarning")  # an even tail is what is measured
-def test_what_a_cache_loses_stands_beside_what_students_make_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(anchors, "VIEWS", 200)
-    config = ContestConfig(losses=(), epochs=1, teacher_epochs=3, cached=1)
-    kinds = ((4, True), (1, False))
-    entries = [Entry("kd", 1.0, 0.4)]
-    table = closeness.closeness_table(tmp_path, digits_task(), entries, 2, config, kinds)
-    _, _, whole, four, one = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
-    assert (whole[0], four[0], one[0]) == ("all logits", "top 4, completed", "top 1, even tail")
-    assert whole[1:5] == ["0.000", "0.000", "0.000", "0.0 %"]
-    lost = [float(row[4].removesuffix(" %")) for row in (whole, four, one)]
-    assert 0 == lost[0] < lost[1] < lost[2] < 100
-    assert all(0 < float(row[5].split(" ± ")[0]) < 100 for row in (whole, four, one))
-    assert whole[6] == "–"
-    assert " ± " in four[6]
-
-
-def test_glyphs_without_their_typefaces(monkeypatch: pytest.MonkeyPatch) -> None:
-    from logitcache.bench import glyphs
-
-    glyphs.choose_letters.cache_clear()
-    for package in ("matplotlib", "fontTools", "fontTools.ttLib"):
-        monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(OptionError, match=r"pip install 'logitcache\[pictures\]'"):
-        glyphs.rare_glyphs()
 
 
 # The store ------------------------------------------------------------------------------------------------

@@ -181,18 +181,8 @@ def test_weights_from_a_file_have_to_be_named(tmp_path: Path) -> None:
 def test_weights_say_the_views_that_they_were_trained_on(tmp_path: Path) -> None:
     picture_folder(tmp_path / "pets")
     data, words = ("--data", "imagefolder:pets"), ("--student", "resnet8", "--loss", "ce", "--epochs", 1)
-    succeeds(
-        "train",
-        *words,
-        *data,
-        "--recipe",
-        "imagenet-ra@32",
-        "--background",
-        "white",
-        "--out",
-        "t",
-        cwd=tmp_path,
-    )
+    views = ("--recipe", "imagenet-ra@32", "--background", "white")
+    succeeds("train", *words, *data, *views, "--out", "t", cwd=tmp_path)
     dump = ("dump", "--teacher", "resnet8", "--weights", "t/last.safetensors", *data, "--seeds", 0)
     done = logitcache(*dump, "--out", "c.zarr", cwd=tmp_path)
     assert done.exit_code == 0, done.output
@@ -201,6 +191,8 @@ def test_weights_say_the_views_that_they_were_trained_on(tmp_path: Path) -> None
     assert (recipe.name, recipe.background) == ("imagenet-ra@32", "#ffffff")
     succeeds(*dump, "--recipe", "imagenet@32", "--out", "d.zarr", cwd=tmp_path)
     assert CacheReader(tmp_path / "d.zarr").spec.recipe.title == "imagenet@32"
+    succeeds(*dump, "--background", "black", "--out", "e.zarr", cwd=tmp_path)
+    assert CacheReader(tmp_path / "e.zarr").spec.recipe.title == "imagenet-ra@32 on #000000"
 
 
 def test_weights_that_name_code_say_no_views(tmp_path: Path) -> None:

@@ -27,6 +27,11 @@ from logitcache.views.keyed_views import KeyedViews
 
 pytestmark = pytest.mark.usefixtures("fast")
 
+TRAIN = (
+    *("train", "--student", "resnet20", "--loss", "kd", "--cache", "c.zarr"),
+    *("--epochs", 1, "--workers", 0),
+)
+
 
 def test_training_takes_the_cache_s_samples_in_its_order(grown: Path) -> None:
     images, numbers = folder_images(grown / "pets"), by_key(grown / "c.zarr")
@@ -121,22 +126,7 @@ def test_by_command(tmp_path: Path) -> None:
     words = ("dump", "--teacher", "resnet20", *data, "--recipe", "center@16", "--seeds", 0, "--workers", 0)
     succeeds(*words, cwd=tmp_path)
     paint(tmp_path / "pets", NEW)
-    ended = logitcache(
-        *(
-            "train",
-            "--student",
-            "resnet20",
-            "--loss",
-            "kd",
-            "--cache",
-            "c.zarr",
-            "--epochs",
-            1,
-            "--workers",
-            0,
-        ),
-        cwd=tmp_path,
-    )
+    ended = logitcache(*TRAIN, cwd=tmp_path)
     assert ended.exit_code == 0, ended.output
     assert "note: 8 images came after the cache and are left out" in ended.stderr
     assert "give --grow to append the other 8" in fails(*words, cwd=tmp_path)
@@ -153,27 +143,14 @@ def test_growth_takes_the_seeds_of_the_cache(tmp_path: Path) -> None:
 
     some = logitcache(*words, "--grow", "--seeds", "0-1", cwd=tmp_path)
     assert "seeds 2-5 of the cache will lack the new images" in some.stderr
-    train = (
-        "train",
-        "--student",
-        "resnet20",
-        "--loss",
-        "kd",
-        "--cache",
-        "c.zarr",
-        "--epochs",
-        1,
-        "--workers",
-        0,
-    )
     with pytest.warns(UserWarning, match="seeds 2-5 left out, as shards are missing"):
-        succeeds(*train, cwd=tmp_path)
+        succeeds(*TRAIN, cwd=tmp_path)
     assert "4 shards of seeds 2-5; `logitcache dump` goes on" in succeeds("verify", "c.zarr", cwd=tmp_path)
 
     grown = logitcache(*words, "--grow", "--json", cwd=tmp_path)
     assert "goes on with its own seeds 0-5" in grown.stderr
     assert json.loads(grown.stdout)["views"] == 8 * 4
-    succeeds(*train, cwd=tmp_path)
+    succeeds(*TRAIN, cwd=tmp_path)
 
 
 def test_a_dump_that_ended_before_its_first_shard_takes_the_seeds_of_a_new_one(tmp_path: Path) -> None:
