@@ -51,6 +51,7 @@ def shape(text: str) -> list[str]:
     text = re.sub(r"^…\n", "", text, flags=re.MULTILINE)
     without_bars = re.sub(r"[─━│┃┏┓┗┛┡┩└┘├┤┬┴┼╇┳┻╋╭╮╰╯]+", " ", text)
     without_bars = re.sub(r"^(confused +).*", r"\1", without_bars, flags=re.MULTILINE)  # whatever classes
+    without_bars = without_bars.replace(" steps of ", " step of ")  # one epoch of few images has one
     rows = re.sub(
         r"((?<= )[+-])?\d[\d,.]*(e-?\d+)?( (s|min|h|k?B|MB)\b)?", "#", re.sub(r"\n\s+", " ", without_bars)
     ).splitlines()
