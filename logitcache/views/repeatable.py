@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from logitcache.errors import DataError
+from logitcache.views.folders import FolderImages
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.keys import preserve_rng
 from logitcache.views.maker import ViewMaker, digest
@@ -37,8 +38,9 @@ def require_repeatable(views: KeyedViews) -> None:
         DataError: an image or a view is another the second time; the message names the data set's item, or the step.
     """
     own_steps = [step for step in views.maker.recipe.own_steps if ":" in step.transform]
-    if not own_steps and views.images.pixels() is not None:
-        return  # images that lie in memory, and torchvision's transforms
+    in_files = type(views.images) is FolderImages
+    if not own_steps and (in_files or views.images.pixels() is not None):
+        return  # torchvision's transforms of images in files or in memory: no code of the user's own
     samples = sorted({number * len(views) // SAMPLES for number in range(SAMPLES)})
     with preserve_rng(all_sources=True):
         first = [_look(views, sample) for sample in samples]
