@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from logitcache.train.events import (
     EpochDone,
+    ImagesDecoded,
     OnTrainEvent,
     StepDone,
     StudentFailed,
@@ -34,6 +35,8 @@ def reporter(advance: Advance) -> OnTrainEvent:
             row = event.row
             score = f", top-1 {100 * row['top1']:.1f} %" if "top1" in row else ""
             say(f"{event.run}: epoch {event.epoch + 1} of {event.epochs}, loss {row['loss']:.4f}{score}")
+        elif isinstance(event, ImagesDecoded):
+            advance(event.done, event.total, "which of them decode", of="images")
         elif isinstance(event, StepDone):
             losses = "".join(f", {name} {value:.3f}" for name, value in event.losses.items())
             done, total = event.epoch * event.steps + event.step, event.epochs * event.steps
@@ -49,9 +52,10 @@ def show_runs(reports: "Sequence[RunReport]", *, as_json: bool) -> None:
         show({"runs": [report.to_dict() for report in reports]}, rows, as_json=as_json)
         return
     show_table(*_compare(reports))
-    exported = [("export", file) for report in reports for file in report.exported]
-    if exported:
-        show({}, exported, as_json=False)
+    rows = [("export", file) for report in reports for file in report.exported]
+    rows += _rows_left_out(reports[0])  # one pass over the data, the same images for all
+    if rows:
+        show({}, rows, as_json=False)
 
 
 def _compare(reports: "Sequence[RunReport]") -> tuple[list[str], list[list[str]]]:
@@ -81,6 +85,15 @@ def _compare(reports: "Sequence[RunReport]") -> tuple[list[str], list[list[str]]
     return columns, rows
 
 
+def _rows_left_out(report: "RunReport") -> list[tuple[str, str]]:
+    """Say which training images were left out, as they do not decode."""
+    from logitcache.views.bad_images import UNDECODABLE, list_bad_images
+
+    if not (bad := report.left_out):
+        return []
+    return [("left out", f"{count(len(bad), *UNDECODABLE)}: {list_bad_images(bad, '--json lists all')}")]
+
+
 def _shorten_losses(expressions: list[str]) -> list[str]:
     """Leave options and weights out, unless losses differ in these."""
     short = [
@@ -108,5 +121,6 @@ def _rows(report: "RunReport") -> list[tuple[str, str]]:
         ("student", f"{report.student}, {report.parameters:,} parameters"),
         ("result", f"loss {report.loss:.4f}{score} after {count(report.epochs, 'epoch')}"),
         ("time", f"{report.seconds:.1f} s, {rate(report.views_per_second)} views/s"),
+        *_rows_left_out(report),
         *(("export", file) for file in report.exported),
     ]

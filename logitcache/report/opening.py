@@ -11,7 +11,7 @@ from logitcache.report.cache_facts import CacheFacts
 from logitcache.report.metrics import metric_named
 from logitcache.report.run_facts import FINGERPRINT, RunFacts, RunGroup, shorten
 from logitcache.report.run_section import find_teachers
-from logitcache.train.run_folder import NAME_OF_DATA
+from logitcache.train.same_run import NAME_OF_DATA
 from logitcache.units import rate, size, span
 
 MOST_LOSSES = 4  # named; the table below has all

@@ -3,10 +3,11 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import NamedTuple, Self
 
 from logitcache.errors import OptionError, UnknownNameError
 from logitcache.losses.objective import Objective
+from logitcache.models.build import Model
 from logitcache.models.catalog import canonical_name
 from logitcache.train.config import TrainConfig
 
@@ -73,6 +74,18 @@ class Variant:
         variant = dataclasses.replace(self, config=config, **own)  # type: ignore[arg-type]
         variant.build_objective().spec()  # errors now, and not after an hour of opening data
         return variant
+
+
+class Student(NamedTuple):
+    """A network with its first weights, and what it is trained with."""
+
+    model: Model
+    variant: Variant
+
+    @property
+    def label(self) -> str:
+        """What is trained, and by what: no two students of a job share it."""
+        return f"{self.model.name}-{self.variant.name}"
 
 
 @dataclass(frozen=True)
