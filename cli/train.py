@@ -55,6 +55,9 @@ def train(
     epochs: train_options.Epochs = None,
     batch_size: train_options.BatchSize = None,
     lr: train_options.Lr = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Train each so often, by seed, seed + 1 …: mean ± standard deviation.")
+    ] = 1,
     seed: Annotated[int, typer.Option(help="Of first weights, order of the data, and dropout.")] = 0,
     variant: Annotated[
         list[str] | None,

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from logitcache.train.events import (
     EpochDone,
@@ -47,15 +47,49 @@ def reporter(advance: Advance) -> OnTrainEvent:
 
 def show_runs(reports: "Sequence[RunReport]", *, as_json: bool) -> None:
     """Print what runs came to: one by itself, several side by side; there may be none that came to their end."""
+    repeats = _summarize(reports)
     if len(reports) < 2 or as_json:
         rows = [row for report in reports for row in _rows(report)]
-        show({"runs": [report.to_dict() for report in reports]}, rows, as_json=as_json)
+        about = {"repeats": repeats} if repeats else {}
+        show({"runs": [report.to_dict() for report in reports], **about}, rows, as_json=as_json)
         return
     show_table(*_compare(reports))
+    if repeats:
+        show_table(["student and loss", "runs", "top-1", "gain"], [_write_repeats(each) for each in repeats])
     rows = [("export", file) for report in reports for file in report.exported]
     rows += _rows_left_out(reports[0])  # one pass over the data, the same images for all
     if rows:
         show({}, rows, as_json=False)
+
+
+def _summarize(reports: "Sequence[RunReport]") -> list[dict[str, Any]]:
+    """Return what repeats came to together, a kind of run each, and its gain over the student's first."""
+    from logitcache.report.opening import compare_groups
+    from logitcache.report.run_facts import group_runs, read_run
+
+    if len(reports) < 2:
+        return []
+    groups = [group for group in group_runs([read_run(report.out) for report in reports]) if group.finished]
+    if not any(len(group.runs) > 1 for group in groups):
+        return []
+    found = []
+    for group in groups:
+        top1 = group.spread("top1")
+        first = next(other for other in groups if other.runs[0].student == group.runs[0].student)
+        gain = compare_groups(group, first) if top1 and group is not first else None
+        mean, deviation = top1 or (None, None)
+        about = {"name": group.name, "runs": len(group.runs), "top1": mean, "top1_deviation": deviation}
+        found.append({**about, "gain": gain and gain.mean, "gain_error": gain and gain.error})
+    return found
+
+
+def _write_repeats(repeats: dict[str, Any]) -> list[str]:
+    from logitcache.report.opening import Gain
+
+    mean, deviation, gain = repeats["top1"], repeats["top1_deviation"], repeats["gain"]
+    top1 = "–" if mean is None else f"{100 * mean:.1f} ± {100 * deviation:.1f} %"
+    difference = "–" if gain is None else str(Gain(gain, repeats["gain_error"]))
+    return [repeats["name"], f"{repeats['runs']}", top1, difference]
 
 
 def _compare(reports: "Sequence[RunReport]") -> tuple[list[str], list[list[str]]]:

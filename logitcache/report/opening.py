@@ -106,12 +106,12 @@ def _gain_on_task(alike: Sequence[RunGroup], *, several: bool) -> str:
 
 def _compare(group: RunGroup, base: RunGroup, student: str) -> str:
     name = group.name.removeprefix(f"{student} · ")
-    difference = _difference(group, base)
+    difference = compare_groups(group, base)
     within = difference.error is not None and abs(difference.mean) < NOISE * difference.error
     return f"{_percent(group)} by {name} ({difference} points{', within the noise' if within else ''})"
 
 
-def _difference(group: RunGroup, base: RunGroup) -> Gain:
+def compare_groups(group: RunGroup, base: RunGroup) -> Gain:
     """Compare two groups of runs: in pairs, where they have the same random numbers."""
     mine, theirs = _by_seed(group), _by_seed(base)
     if mine.keys() == theirs.keys():

@@ -191,6 +191,8 @@ class TrainJob:
         begun = BegunRuns.find(self.out, resume=resume)
         size_of_data = inputs.measure()
         protocol, settings = self._choose_protocol(inputs, size_of_data, begun)
+        if self.variants.repeats > 1:
+            on_line("note: repeats share their batches, and differ in first weights and dropout")
         variants = begun.keep_loss(self.variants).choose_loss(size_of_data.num_classes)
         if self.variants.loss == "auto" and variants.loss == "kd" and variants.uses_loss(self.students):
             on_line(f"note: {OF_TWO_CLASSES}")
