@@ -55,9 +55,6 @@ def train(
     epochs: train_options.Epochs = None,
     batch_size: train_options.BatchSize = None,
     lr: train_options.Lr = None,
-    repeats: Annotated[
-        int, typer.Option(min=1, help="Train each so often, by seed, seed + 1 …: mean ± standard deviation.")
-    ] = 1,
     seed: Annotated[int, typer.Option(help="Of first weights, order of the data, and dropout.")] = 0,
     variant: Annotated[
         list[str] | None,
@@ -67,6 +64,14 @@ def train(
             metavar="SETTINGS",
         ),
     ] = None,
+    repeats: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Train each so often, by seed, seed + 1 …: mean ± standard deviation.",
+            rich_help_panel=STUDENT,
+        ),
+    ] = 1,
     weights: Annotated[
         str,
         typer.Option(
