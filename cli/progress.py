@@ -20,8 +20,8 @@ SECONDS_BETWEEN_LINES = 10.0
 class Advance(Protocol):
     """A callback that shows progress."""
 
-    def __call__(self, done: int, total: int, note: str = "") -> None:
-        """Show that `done` of `total` are done, with a note in place of the rate."""
+    def __call__(self, done: int, total: int, note: str = "", of: str = "") -> None:
+        """Show that `done` of `total` are done, with a note in place of the rate, `of` another unit."""
 
 
 @contextmanager
@@ -32,28 +32,31 @@ def progress(what: str, unit: str, *, first: str = "") -> Iterator[Advance]:
     Under torchrun only rank 0 shows anything.
     """
     if (read_variable("RANK") or "0") != "0":
-        yield lambda done, total, note="": None
+        yield lambda done, total, note="", of="": None
     elif sys.stderr is None or not sys.stderr.isatty():
         if first:
             say(f"{what}: {first} …")
         yield _plain_lines(what, unit)
     else:
-        texts = [TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[note]")]
+        texts = [
+            TextColumn(f"{{task.{field}}}", markup=False)
+            for field in ("description", "fields[unit]", "fields[note]")
+        ]
         columns = (
             texts[0],
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn(unit),
             texts[1],
+            texts[2],
             TimeRemainingColumn(),
         )
         pace = _Pace(unit)
         with Progress(*columns, console=stderr) as bar:
-            task = bar.add_task(what, total=None, note=first)
+            task = bar.add_task(what, total=None, unit=unit, note=first)
 
-            def advance(done: int, total: int, note: str = "") -> None:
-                pace.update(done)
-                bar.update(task, completed=done, total=total, note=note or str(pace))
+            def advance(done: int, total: int, note: str = "", of: str = "") -> None:
+                pace.update(done, of or unit)
+                bar.update(task, completed=done, total=total, unit=pace.unit, note=note or str(pace))
 
             yield advance
 
@@ -61,14 +64,14 @@ def progress(what: str, unit: str, *, first: str = "") -> Iterator[Advance]:
 def _plain_lines(what: str, unit: str) -> Advance:
     pace, printed = _Pace(unit), -math.inf
 
-    def advance(done: int, total: int, note: str = "") -> None:
+    def advance(done: int, total: int, note: str = "", of: str = "") -> None:
         nonlocal printed
-        pace.update(done)
+        pace.update(done, of or unit)
         lasting = printed > -math.inf or done < total  # what is done at once needs no line
         if lasting and time.monotonic() - printed >= SECONDS_BETWEEN_LINES:
             printed = time.monotonic()
             left = f"{span((total - done) / pace.rate)} left" if pace.rate else ""
-            parts = (f"{done:,} of {total:,} {unit}", note or str(pace), left)
+            parts = (f"{done:,} of {total:,} {pace.unit}", note or str(pace), left)
             say(f"{what}: {', '.join(filter(None, parts))}")
 
     return advance
@@ -81,8 +84,10 @@ class _Pace:
         self.unit, self.rate = unit, 0.0
         self._first: tuple[int, float] | None = None
 
-    def update(self, done: int) -> None:
+    def update(self, done: int, unit: str) -> None:
         now = time.monotonic()
+        if unit != self.unit:
+            self.unit, self._first = unit, None
         first, began = self._first = self._first or (done, now)
         self.rate = (done - first) / max(now - began, 1e-9)
 

@@ -2,7 +2,7 @@
 
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,7 +17,6 @@ from .shared_options import (
     STUDENT,
     Device,
     Json,
-    OnBadTestImage,
     PrecisionName,
     StudentInputSize,
     Workers,
@@ -65,6 +64,14 @@ def train(
             metavar="SETTINGS",
         ),
     ] = None,
+    repeats: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Train each so often, by seed, seed + 1 …: mean ± standard deviation.",
+            rich_help_panel=STUDENT,
+        ),
+    ] = 1,
     weights: Annotated[
         str,
         typer.Option(
@@ -108,7 +115,13 @@ def train(
     grad_checkpointing: train_options.GradCheckpointing = None,
     sync_batch_norm: train_options.SyncBatchNorm = None,
     teacher_cache: stream_options.TeacherCache = None,
-    on_bad_image: OnBadTestImage = "error",
+    on_bad_image: Annotated[
+        Literal["error", "skip"],
+        typer.Option(
+            help="Of a test image, or without a cache any, that does not decode: stop, or leave it out.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "error",
     checkpoint_every: Annotated[
         float,
         typer.Option(

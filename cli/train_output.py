@@ -3,10 +3,11 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from logitcache.train.events import (
     EpochDone,
+    ImagesDecoded,
     OnTrainEvent,
     StepDone,
     StudentFailed,
@@ -34,6 +35,8 @@ def reporter(advance: Advance) -> OnTrainEvent:
             row = event.row
             score = f", top-1 {100 * row['top1']:.1f} %" if "top1" in row else ""
             say(f"{event.run}: epoch {event.epoch + 1} of {event.epochs}, loss {row['loss']:.4f}{score}")
+        elif isinstance(event, ImagesDecoded):
+            advance(event.done, event.total, "which of them decode", of="images")
         elif isinstance(event, StepDone):
             losses = "".join(f", {name} {value:.3f}" for name, value in event.losses.items())
             done, total = event.epoch * event.steps + event.step, event.epochs * event.steps
@@ -44,14 +47,49 @@ def reporter(advance: Advance) -> OnTrainEvent:
 
 def show_runs(reports: "Sequence[RunReport]", *, as_json: bool) -> None:
     """Print what runs came to: one by itself, several side by side; there may be none that came to their end."""
+    repeats = _summarize(reports)
     if len(reports) < 2 or as_json:
         rows = [row for report in reports for row in _rows(report)]
-        show({"runs": [report.to_dict() for report in reports]}, rows, as_json=as_json)
+        about = {"repeats": repeats} if repeats else {}
+        show({"runs": [report.to_dict() for report in reports], **about}, rows, as_json=as_json)
         return
     show_table(*_compare(reports))
-    exported = [("export", file) for report in reports for file in report.exported]
-    if exported:
-        show({}, exported, as_json=False)
+    if repeats:
+        show_table(["student and loss", "runs", "top-1", "gain"], [_write_repeats(each) for each in repeats])
+    rows = [("export", file) for report in reports for file in report.exported]
+    rows += _rows_left_out(reports[0])  # one pass over the data, the same images for all
+    if rows:
+        show({}, rows, as_json=False)
+
+
+def _summarize(reports: "Sequence[RunReport]") -> list[dict[str, Any]]:
+    """Return what repeats came to together, a kind of run each, and its gain over the student's first."""
+    from logitcache.report.opening import compare_groups
+    from logitcache.report.run_facts import group_runs, read_run
+
+    if len(reports) < 2:
+        return []
+    groups = [group for group in group_runs([read_run(report.out) for report in reports]) if group.finished]
+    if not any(len(group.runs) > 1 for group in groups):
+        return []
+    found = []
+    for group in groups:
+        top1 = group.spread("top1")
+        first = next(other for other in groups if other.runs[0].student == group.runs[0].student)
+        gain = compare_groups(group, first) if top1 and group is not first else None
+        mean, deviation = top1 or (None, None)
+        about = {"name": group.name, "runs": len(group.runs), "top1": mean, "top1_deviation": deviation}
+        found.append({**about, "gain": gain and gain.mean, "gain_error": gain and gain.error})
+    return found
+
+
+def _write_repeats(repeats: dict[str, Any]) -> list[str]:
+    from logitcache.report.opening import Gain
+
+    mean, deviation, gain = repeats["top1"], repeats["top1_deviation"], repeats["gain"]
+    top1 = "–" if mean is None else f"{100 * mean:.1f} ± {100 * deviation:.1f} %"
+    difference = "–" if gain is None else str(Gain(gain, repeats["gain_error"]))
+    return [repeats["name"], f"{repeats['runs']}", top1, difference]
 
 
 def _compare(reports: "Sequence[RunReport]") -> tuple[list[str], list[list[str]]]:
@@ -81,6 +119,15 @@ def _compare(reports: "Sequence[RunReport]") -> tuple[list[str], list[list[str]]
     return columns, rows
 
 
+def _rows_left_out(report: "RunReport") -> list[tuple[str, str]]:
+    """Say which training images were left out, as they do not decode."""
+    from logitcache.views.bad_images import UNDECODABLE, list_bad_images
+
+    if not (bad := report.left_out):
+        return []
+    return [("left out", f"{count(len(bad), *UNDECODABLE)}: {list_bad_images(bad, '--json lists all')}")]
+
+
 def _shorten_losses(expressions: list[str]) -> list[str]:
     """Leave options and weights out, unless losses differ in these."""
     short = [
@@ -108,5 +155,6 @@ def _rows(report: "RunReport") -> list[tuple[str, str]]:
         ("student", f"{report.student}, {report.parameters:,} parameters"),
         ("result", f"loss {report.loss:.4f}{score} after {count(report.epochs, 'epoch')}"),
         ("time", f"{report.seconds:.1f} s, {rate(report.views_per_second)} views/s"),
+        *_rows_left_out(report),
         *(("export", file) for file in report.exported),
     ]

@@ -164,7 +164,7 @@ class _Bench:
     def time_several_views(self, rounds: int) -> Iterator[Comparison]:
         """Time batches that show an image under several seeds, decoded once, and as many passes over the images."""
         seeds = tuple(range(VIEWS_PER_IMAGE))
-        options = {
+        options: dict[str, Any] = {
             "seeds": seeds,
             "batch_size": self.batch,
             "workers": self.workers,

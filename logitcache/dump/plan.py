@@ -12,23 +12,30 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from logitcache.dump.calibration import ROWS, TEMPERATURES, is_no_farther, measure_information, share_lost
+from logitcache.dump.calibration import (
+    choose_count,
+    is_no_farther,
+    measure_information,
+    share_lost,
+)
+from logitcache.dump.fidelity import measure_fidelity
 from logitcache.dump.filler import OnViewsDone, ViewsDone
 from logitcache.dump.job import dump
 from logitcache.dump.settings import DumpConfig, default_top_k
 from logitcache.errors import OptionError
+from logitcache.format.class_statistics import ClassStatistics
 from logitcache.format.identity import PROFILES, RecipeSpec
+from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.models.build import Model
 from logitcache.store import CacheReader
 from logitcache.store.derive import derive_cache
-from logitcache.store.statistics import pack_statistics
+from logitcache.store.forecast import CacheSize, forecast_size
 from logitcache.teacher.completion import FEWEST, HELD_OUT, Completion, fit_statistics
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import decode_shard
@@ -37,7 +44,6 @@ from logitcache.views.images import Images
 from logitcache.views.keys import permutation
 
 KS = (4, 8, 16, 32, 64, 128)
-KEY_BYTES = 8  # of an image's key, once
 NEAR = 0.03  # share of what a teacher tells that a cache may lose: students don't notice (docs/results.md)
 
 
@@ -48,7 +54,8 @@ class PlanConfig(Spec):
     Attributes:
         seeds: augmentation seeds that the cache will hold.
         epochs: passes over the data of one student run.
-        images: how many images to try, a keyed choice; each is viewed under two seeds.
+        images: how many images to try, a keyed choice; each is viewed under two seeds, or under as many as a dump
+            of so few would calibrate on.
         ks: numbers of logits to try; those below the number of classes are.
         budget: bytes that the cache may have; None: as few as are near enough.
         devices: numbers of devices to estimate the time for.
@@ -74,8 +81,8 @@ class Choice(Spec):
     Attributes:
         k, profile: of the cache.
         completed: whether such a cache keeps class statistics; else an even tail is nearer to the teacher.
-        bytes_per_view: of its shard files.
-        bytes_in_all: for all images and seeds, with class statistics and sample keys.
+        bytes_per_view: of its seeds, with their metadata.
+        bytes_in_all: of the whole cache: all seeds, sample keys, class statistics, metadata.
         kl: mean KL(p ‖ p̂) in nats at T = 1, 2, 4; p from all logits, p̂ from the cache.
         lost: the same as a share of what the teacher tells, as `calibration.share_lost` weighs the temperatures.
         pearson: mean correlation of p and p̂ over the classes, at the same temperatures.
@@ -173,7 +180,7 @@ def plan_cache(
         exact = CacheReader(Path(folder) / "all")
         logits = torch.cat([teacher.logits for _, teacher in _decode_shards(exact)])
         held_out = torch.cat([rows for rows, _ in _decode_shards(exact)])
-        statistics = fit_statistics(logits[~held_out]) if int((~held_out).sum()) >= FEWEST else None
+        statistics = _fit_statistics(logits[~held_out], len(images))
         completion = Completion.of(statistics) if statistics else None
         views, information, choices = len(logits), measure_information(logits[held_out]), []
         for k, profile in _kinds(exact.spec.dataset.num_classes, config.ks):
@@ -183,17 +190,15 @@ def plan_cache(
                 derive_cache(exact.path, path, top_k=k, profile=profile)
                 reader = CacheReader(path)
             parts = [teacher[rows] for rows, teacher in _decode_shards(reader)]
-            even = _measure_fidelity(logits[held_out], parts)
+            even = measure_fidelity(logits[held_out], parts)
             parts = [replace(part, completion=completion) for part in parts]
             found = even
             if completion and reader.spec.tail_size > 1:  # of one class the tail's mass says all
-                found = _measure_fidelity(logits[held_out], parts)
+                found = measure_fidelity(logits[held_out], parts)
             completed = found is not even and is_no_farther(found.kl, even.kl)
-            per_view = _shard_bytes(Path(reader.path), without="tail_var" if completed else "") / views
-            once = KEY_BYTES * len(images)
-            if completed and statistics:
-                once += sum(map(len, pack_statistics(reader.spec, statistics).values()))
-            total = math.ceil(per_view * len(images) * config.seeds) + once
+            kept = statistics if completed else None
+            size = _forecast_size(reader, images, config.seeds, kept)
+            total, per_view = size.once + config.seeds * size.seed, size.seed / len(images)
             fidelity = found if completed else even
             lost = share_lost(fidelity.kl, information)
             choices.append(Choice(k, profile, completed, per_view, total, fidelity.kl, lost, *fidelity[1:]))
@@ -262,7 +267,7 @@ class _Sample(Images):
 
 def _dump_sample(
     out: Path,
-    sample: Images,
+    sample: _Sample,
     recipe: RecipeSpec,
     teacher: Model,
     config: PlanConfig,
@@ -273,8 +278,9 @@ def _dump_sample(
     What comes before and after (workers, kernels, flushing to the disk) is paid once, or goes on beside the teacher.
     """
     times: list[tuple[float, int]] = []  # and views done by then
+    seeds = tuple(range(_choose_trial_seeds(sample, teacher.num_classes)))
     settings = DumpConfig(
-        seeds=(0, 1),
+        seeds=seeds,
         profile="exact",
         batch_size=config.batch_size,
         precision=config.precision,
@@ -291,9 +297,17 @@ def _dump_sample(
     began = time.perf_counter()
     dump(out, sample, recipe, teacher, settings, record_time)
     if len(times) < 3:
-        return 2 * len(sample) / (time.perf_counter() - began)
+        return len(seeds) * len(sample) / (time.perf_counter() - began)
     (began, first), (ended, done) = times[0], times[-1]
     return (done - first) / (ended - began)
+
+
+def _choose_trial_seeds(sample: _Sample, num_classes: int) -> int:
+    """Return how many seeds to try: two, or of few images more, so that class statistics are as those of a dump."""
+    if len(sample) < len(sample.images):
+        return 2
+    wanted = choose_count(len(sample), num_classes) * HELD_OUT / (HELD_OUT - 1)
+    return max(2, math.ceil(wanted / len(sample)))
 
 
 def _kinds(num_classes: int, ks: Sequence[int]) -> Iterator[tuple[int, str]]:
@@ -313,57 +327,29 @@ def _decode_shards(reader: CacheReader) -> Iterator[tuple[Tensor, SparseTeacher]
             yield samples % HELD_OUT == 0, decode_shard(reader, seed, shard)
 
 
-def _shard_bytes(cache: Path, without: str) -> int:
-    """Count the bytes of the shard files but for one array; what is beside them a cache has once."""
-    files = (
-        file for array in cache.glob("seed-*/*") if array.name != without for file in array.glob("c/**/*")
+def _fit_statistics(logits: Tensor, n: int) -> ClassStatistics | None:
+    """Fit class statistics to as many of these rows as a dump of n images would calibrate on; None of too few."""
+    count = min(len(logits), choose_count(n, logits.shape[1]))
+    if count < FEWEST:
+        return None
+    return fit_statistics(logits[torch.arange(count) * len(logits) // count])
+
+
+def _forecast_size(
+    trial: CacheReader, images: Images, seeds: int, statistics: ClassStatistics | None
+) -> CacheSize:
+    """Foretell the size of the cache of all images that is as the trial, with class statistics or without."""
+    spec = trial.spec
+    whole = CacheSpec.new(
+        spec.teacher,
+        images.spec(spec.dataset.num_classes),
+        spec.recipe,
+        k=spec.k,
+        profile=spec.profile.name,
+        versions=spec.versions,
+        calibrated=statistics is not None,
     )
-    return sum(file.stat().st_size for file in files if file.is_file())
-
-
-class _Fidelity(NamedTuple):
-    """What is left of the teacher: see `Choice`."""
-
-    kl: tuple[float, ...]
-    pearson: tuple[float, ...]
-    order: float
-    tail_mass: float
-
-
-def _measure_fidelity(logits: Tensor, parts: Sequence[SparseTeacher]) -> _Fidelity:
-    """Compare rows of a cache with all logits of the same views: means over all."""
-    sums, done = torch.zeros(2 * len(TEMPERATURES) + 2, dtype=torch.float64), 0
-    for teacher in parts:
-        for start in range(0, len(teacher), ROWS):
-            part = teacher[slice(start, start + ROWS)].to("cpu", torch.float64)
-            z = logits[done : done + len(part)].double()
-            done += len(part)
-            kl, pearson = [], []
-            for temperature in TEMPERATURES:
-                p, log_q = (z / temperature).log_softmax(1), part.at(temperature).log_probs
-                kl.append((p.exp() * (p - log_q)).sum(1).clamp(min=0).sum())  # below 0 is rounding
-                pearson.append(_pearson(p.exp(), log_q.exp()).sum())
-            order = _order(z.gather(1, part.ids), -part.gap).sum()
-            sums += torch.stack([*kl, *pearson, order, part.listed_at(1.0).tail_mass.sum()])
-    means, t = (sums / done).tolist(), len(TEMPERATURES)
-    return _Fidelity(tuple(means[:t]), tuple(means[t : 2 * t]), means[-2], means[-1])
-
-
-def _pearson(x: Tensor, y: Tensor) -> Tensor:
-    x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
-    norms: Tensor = torch.linalg.vector_norm(x, dim=1) * torch.linalg.vector_norm(y, dim=1)
-    return (x * y).sum(1) / norms.clamp(min=1e-300)
-
-
-def _order(true: Tensor, stored: Tensor) -> Tensor:
-    """Return (B,) the share of pairs of columns that `stored` puts in the order of `true`; 1 without any pair."""
-    k = true.shape[1]
-    if k == 1:
-        return torch.ones(len(true), dtype=torch.float64)
-    first, second = torch.triu_indices(k, k, 1)
-    agreeing = torch.zeros(len(true), dtype=torch.float64)
-    for pairs in range(0, len(first), 1 << 14):
-        i, j = first[pairs : pairs + (1 << 14)], second[pairs : pairs + (1 << 14)]
-        same = (true[:, i] - true[:, j]).sign() == (stored[:, i] - stored[:, j]).sign()
-        agreeing += same.double().sum(1)
-    return agreeing / len(first)
+    shards = [trial.read(seed, shard) for seed in trial.complete() for shard in range(spec.layout.shards)]
+    names = [a.name for a in whole.arrays() if a.shards]
+    rows = {name: np.concatenate([shard[name] for shard in shards]) for name in names}
+    return forecast_size(whole, rows, range(seeds), statistics)

@@ -11,7 +11,7 @@ from logitcache.report.cache_facts import CacheFacts
 from logitcache.report.metrics import metric_named
 from logitcache.report.run_facts import FINGERPRINT, RunFacts, RunGroup, shorten
 from logitcache.report.run_section import find_teachers
-from logitcache.train.run_folder import NAME_OF_DATA
+from logitcache.train.same_run import NAME_OF_DATA
 from logitcache.units import rate, size, span
 
 MOST_LOSSES = 4  # named; the table below has all
@@ -106,12 +106,12 @@ def _gain_on_task(alike: Sequence[RunGroup], *, several: bool) -> str:
 
 def _compare(group: RunGroup, base: RunGroup, student: str) -> str:
     name = group.name.removeprefix(f"{student} · ")
-    difference = _difference(group, base)
+    difference = compare_groups(group, base)
     within = difference.error is not None and abs(difference.mean) < NOISE * difference.error
     return f"{_percent(group)} by {name} ({difference} points{', within the noise' if within else ''})"
 
 
-def _difference(group: RunGroup, base: RunGroup) -> Gain:
+def compare_groups(group: RunGroup, base: RunGroup) -> Gain:
     """Compare two groups of runs: in pairs, where they have the same random numbers."""
     mine, theirs = _by_seed(group), _by_seed(base)
     if mine.keys() == theirs.keys():

@@ -18,12 +18,18 @@ from logitcache.models.weights import count_weights
 from logitcache.paths import expand_home
 from logitcache.store import seed_list
 from logitcache.train.confidence import Reliability
-from logitcache.train.run_folder import NAME_OF_DATA, RunFolder
+from logitcache.train.run_folder import RunFolder
+from logitcache.train.same_run import NAME_OF_DATA
 from logitcache.units import count
 
 Setting = str | int | float | bool | None
 REPEATED = ("config.seed", "stream.order")  # what differs between repeats, beside random initial weights
-BEGINNING = ("command", "folder", "protocol")  # how a run was begun: what came of it stands beside
+BEGINNING = (
+    "command",
+    "folder",
+    "protocol",
+    "left_out",
+)  # how a run was begun: what came of it stands beside
 FINGERPRINT = "stream.data.fingerprint"  # where a run has it, its images are the same by whatever name
 LONGEST = 72
 MOST = 1e140  # what is larger counts as infinite

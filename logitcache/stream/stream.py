@@ -39,6 +39,7 @@ from logitcache.teacher.ensemble import AverageSpace, Ensemble, require_same_vie
 from logitcache.teacher.protocol import Teacher
 from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT
 from logitcache.views.alignment import OnMissing
+from logitcache.views.bad_images import BadImage, leave_out
 from logitcache.views.images import Images, MissingImagesWarning
 from logitcache.views.keyed_views import KeyedViews, ViewBatch
 from logitcache.views.loader import iterate_batches, view_loader
@@ -55,6 +56,7 @@ class Stream:
         teacher: answers for them; None for training from labels alone.
         config: how batches are made.
         drift: what of the views differs from those that the teacher saw, where that was allowed.
+        bad_images: that do not decode; their samples, and views that they are mixed into, are left out.
 
     Attributes:
         samples: (m,) int64, rising: those to train on, usable or not.
@@ -64,7 +66,12 @@ class Stream:
     """
 
     def __init__(
-        self, views: KeyedViews, teacher: Teacher | None, config: StreamConfig, drift: Drift | None = None
+        self,
+        views: KeyedViews,
+        teacher: Teacher | None,
+        config: StreamConfig,
+        drift: Drift | None = None,
+        bad_images: Sequence[BadImage] = (),
     ) -> None:
         if not config.seeds:
             raise OptionError("a stream needs at least one augmentation seed")
@@ -72,6 +79,8 @@ class Stream:
             raise OptionError(f"batch size must be at least 1, found {config.batch_size}")
         require_seeds(config.seeds, config.views_per_image, config.seed_order)
         self.views, self.teacher, self.config, self.drift = views, teacher, config, drift
+        self.bad_images = tuple(bad_images)
+        views.images = leave_out(views.images, self.bad_images)
         self.device = choose_device(config.device)
         self.samples = choose_samples(len(views), config.fraction, config.samples, config.order)
         self._steps: dict[tuple[int, ...], int] = {}
@@ -196,12 +205,14 @@ class Stream:
         return cls(proved[0][0], Ensemble(teachers, weights, space), config, drift)
 
     @classmethod
-    def plain(cls, images: Images | Any, recipe: RecipeSpec, **options: Any) -> Self:
+    def plain(
+        cls, images: Images | Any, recipe: RecipeSpec, *, bad_images: Sequence[BadImage] = (), **options: Any
+    ) -> Self:
         """Stream without a teacher, to train from labels alone; options as for `from_cache`, with `seeds` given.
 
-        Images are as `from_cache` takes them.
+        Images are as `from_cache` takes them; `bad_images`, as `find_bad_images` returns them, are left out.
         """
-        return cls(KeyedViews(images, recipe), None, _configure(**options))
+        return cls(KeyedViews(images, recipe), None, _configure(**options), None, bad_images)
 
     @property
     def num_classes(self) -> int:
@@ -308,9 +319,10 @@ class Stream:
         shares = batch.shares.to(labels.device, non_blocking=True)
         return MixedLabels(labels, others.to(labels.device, non_blocking=True), shares)
 
-    def _usable(self, teacher: Teacher, seed: int) -> npt.NDArray[np.bool_]:
-        """(n,) bool: the samples that have both a view and a teacher."""
-        return teacher.usable(seed) & self.views.makeable(seed)
+    def _usable(self, seed: int) -> npt.NDArray[np.bool_]:
+        """(n,) bool: the samples that have a view and, where there is a teacher, its answer."""
+        makeable = self.views.makeable(seed)
+        return makeable if self.teacher is None else self.teacher.usable(seed) & makeable
 
     def _epoch_seeds(self, epoch: int) -> tuple[int, ...]:
         config = self.config
@@ -318,8 +330,8 @@ class Stream:
 
     def _epoch_sampler(self, epoch: int, start: int = 0) -> PairSampler:
         config, samples, seeds = self.config, self.samples, self._epoch_seeds(epoch)
-        if self.teacher is not None:
-            samples = samples[np.all([self._usable(self.teacher, seed)[samples] for seed in seeds], axis=0)]
+        if self.teacher is not None or len(self.views.images.missing):
+            samples = samples[np.all([self._usable(seed)[samples] for seed in seeds], axis=0)]
         sampler = PairSampler(
             samples,
             seeds,

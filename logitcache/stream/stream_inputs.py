@@ -15,15 +15,18 @@ from logitcache.format.identity import RecipeSpec
 from logitcache.paths import expand_home
 from logitcache.store import CacheReader
 from logitcache.stream.batch import StreamConfig
+from logitcache.stream.sampler import choose_samples
 from logitcache.stream.stream import Stream
 from logitcache.teacher.ensemble import AverageSpace
 from logitcache.teacher.spool import DEFAULT_SPOOL_LIMIT
 from logitcache.units import count
 from logitcache.views.alignment import OnMissing
+from logitcache.views.bad_images import BadImage, OnDecoded, find_bad_images, list_bad_images
 from logitcache.views.changes import describe_newer_images
 from logitcache.views.datasets import choose_recipe, choose_shipped, describe_transparency, open_images
 from logitcache.views.images import Images, MissingImagesWarning
-from logitcache.views.keyed_views import KeyedViews
+from logitcache.views.keyed_views import KeyedViews, OnBadImage
+from logitcache.views.mixing import Mixer
 from logitcache.views.recipes import recipe_named, with_background
 
 FRESH_EPOCHS = 10_000  # without a cache: so many see new views, then views come again
@@ -58,6 +61,9 @@ class StreamInputs:
         data: images, or as `open_images` takes them; "auto": the caches' images, or the digits.
         recipe: without a cache, as `recipe_named` takes it, or that of a run that goes on; "auto": as fits the data.
         background: without a cache, as `recipes.with_background` takes it.
+        on_bad_image: without a cache, whether an image that does not decode is an error, or is looked for and left
+            out (`look_for_bad_images`).
+        bad_images: those that are left out; None where nobody has looked.
         samples_file: lists the samples to train on: numbers in text, or an .npy array; None: as `config` has it.
         allow_drift, missing, spool_folder, spool_limit: as `Stream.from_cache` takes them.
     """
@@ -69,6 +75,8 @@ class StreamInputs:
     data: str | Images = "auto"
     recipe: str | RecipeSpec = "auto"
     background: str | None = None
+    on_bad_image: OnBadImage = "error"
+    bad_images: tuple[BadImage, ...] | None = None
     samples_file: Path | None = None
     allow_drift: bool = False
     missing: OnMissing = "error"
@@ -87,6 +95,32 @@ class StreamInputs:
         if self.caches:
             return replace(self, caches=tuple(map(CacheReader.of, self.caches)))
         return replace(self, data=self._images() or open_images(choose_shipped(networks)))
+
+    def look_for_bad_images(self, should_stop: Callable[[], bool], on_decoded: OnDecoded) -> Self:
+        """Return these inputs with the images that do not decode, where these are to be left out.
+
+        With a cache nothing is looked for: its dump has left out what it could not decode.
+
+        Raises:
+            DataError, StoppedError: as `find_bad_images` does.
+        """
+        if self.caches or self.on_bad_image == "error" or self.bad_images is not None:
+            return self
+        images, recipe, _ = self._plain()
+        samples = None
+        if not Mixer.from_recipe(recipe).steps:  # else any image may be a partner
+            config = self._configure()
+            samples = choose_samples(len(images), config.fraction, config.samples, config.order).tolist()
+        found = find_bad_images(
+            images,
+            recipe,
+            samples,
+            workers=self.config.workers,
+            start_method=self.config.start_method,
+            should_stop=should_stop,
+            on_decoded=on_decoded,
+        )
+        return replace(self, bad_images=found)
 
     def measure(self) -> DataSize:
         """Look at what is trained on: its name, number of samples, size of a view.
@@ -138,6 +172,11 @@ class StreamInputs:
             on_line(f"note: {stream.views.images.note}")
         white = "--background white puts them on white"
         advice = "`logitcache dump --out ANOTHER` with " + white if self.caches else white
+        if bad := stream.bad_images:
+            on_line(
+                f"note: {len(bad):,} of {count(len(stream.views), 'image')} do not decode and are left out: "
+                f"{list_bad_images(bad)}"
+            )
         if note := describe_transparency(stream.views.images, stream.views.maker.recipe, advice):
             on_line(f"note: {note}")
         views = len(stream.samples) * self.config.views_per_image
@@ -149,9 +188,7 @@ class StreamInputs:
         return stream
 
     def _open(self, epochs: int, world: World, on_line: Callable[[str], None]) -> Stream:
-        config = self.config.split(world)
-        if self.samples_file is not None:
-            config = replace(config, samples=read_samples(self.samples_file))
+        config = self._configure().split(world)
         if not self.caches:
             return self._open_plain(config, epochs, on_line)
         readers = [CacheReader.of(cache) for cache in self.caches]
@@ -177,12 +214,19 @@ class StreamInputs:
             on_line(note if len(images.missing) else f"{note}; `logitcache dump --grow` adds them")
         return stream
 
+    def _configure(self) -> StreamConfig:
+        if self.samples_file is None:
+            return self.config
+        return replace(self.config, samples=read_samples(self.samples_file))
+
     def _open_plain(self, config: StreamConfig, epochs: int, on_line: Callable[[str], None]) -> Stream:
         images, recipe, reason = self._plain()
         if reason:
             on_line(f"note: views are {recipe.name}'s, as {reason}; --recipe NAME@SIZE makes others")
         seeds = config.seeds or tuple(range(min(epochs, FRESH_EPOCHS) * config.views_per_image))
-        return Stream.plain(images, recipe, **vars(replace(config, seeds=seeds)))
+        return Stream.plain(
+            images, recipe, bad_images=self.bad_images or (), **vars(replace(config, seeds=seeds))
+        )
 
     def _open_caches(self, readers: list[CacheReader], config: StreamConfig) -> Stream:
         given = {"recipe": self.recipe if self.recipe != "auto" else None, "background": self.background}

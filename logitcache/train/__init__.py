@@ -6,18 +6,22 @@ launch          `TrainJob`: students, data and losses by name, in one process or
 loop            `train`: students side by side, a pass over the data for each epoch
 learner         `Run`, what to train; `Learner`, one student from step to step
 variants        losses and settings by text, as `--variant` gives them
+notes           what is said before the first step
 layer_norms     AdamW for students that have layer norms
 config          `TrainConfig`, every setting; published sets of settings by name
 optim           the optimiser, the learning rate by step, the moving average
 epoch_meter     steps and losses of an epoch
 events          what `train` reports: a step taken, an epoch completed, a student that failed
 run_folder      the files of a run, written and read
+same_run        whether a run that would go on is the one that was begun
+begun           what runs that go on keep
+folder_names    what run folders are called
 tensorboard     the numbers of metrics.jsonl as curves
 trained         a trained student from its run folder or its weights
 evaluation      a test set, and how good models are on it
 evaluation_job  the same by name
 score_meter     what a model answered on a test set: accuracy, calibration, agreement with the teacher
-calibration     accuracy by confidence bin
+confidence      accuracy by confidence bin
 cost            floating-point operations and seconds of a forward
 validation      training images held out, to choose how two heads answer together
 """

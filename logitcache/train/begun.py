@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from logitcache.errors import FormatError
 from logitcache.losses.objective import Objective
 from logitcache.stream.stream_inputs import StreamInputs
 from logitcache.train.run_folder import RunFolder
 from logitcache.train.trained import list_runs, read_training_recipe
 from logitcache.train.variants import VariantInputs
+from logitcache.views.bad_images import BadImage
 from logitcache.views.datasets import SHIPPED
 from logitcache.views.recipes import with_background
 
@@ -47,6 +49,22 @@ class BegunRuns:
         if not self.runs or inputs.caches or inputs.recipe != "auto":
             return inputs
         return replace(inputs, recipe=with_background(read_training_recipe(self.runs[0]), inputs.background))
+
+    def keep_bad_images(self, inputs: StreamInputs) -> StreamInputs:
+        """Have runs without a cache go on without the images that they left out, and look for no others.
+
+        Raises:
+            FormatError: a config.json is damaged there.
+        """
+        runs = [run for run in map(RunFolder, self.runs) if run.has_progress()]
+        if not runs or inputs.caches:
+            return inputs
+        found = runs[0].read_config().get("left_out", [])
+        if not isinstance(found, list):
+            raise FormatError(
+                f"{runs[0].path}/config.json: expected a list of images as left_out, found {found!r}"
+            )
+        return replace(inputs, bad_images=tuple(map(BadImage.from_dict, found)))
 
     def keep_loss(self, variants: VariantInputs) -> VariantInputs:
         """Have runs of two classes that were begun by `cmkd`, once the default there too, go on by it."""

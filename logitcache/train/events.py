@@ -1,4 +1,4 @@
-"""What `train` reports while it runs: that it begins, a step, an epoch, a student that is odd or failed."""
+"""What `train` reports while it runs: images decoded, that it begins, a step, an epoch, an odd or failed student."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,6 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from logitcache.errors import LogitCacheError
+
+
+@dataclass(frozen=True)
+class ImagesDecoded:
+    """Before training: images were decoded once, to find those that do not decode.
+
+    Attributes:
+        done: how many by now.
+        total: of how many.
+    """
+
+    done: int
+    total: int
 
 
 @dataclass(frozen=True)
@@ -90,5 +103,5 @@ class StudentNoted:
     note: str
 
 
-TrainEvent = TrainingBegun | StepDone | EpochDone | StudentFailed | StudentNoted
+TrainEvent = ImagesDecoded | TrainingBegun | StepDone | EpochDone | StudentFailed | StudentNoted
 OnTrainEvent = Callable[[TrainEvent], None]

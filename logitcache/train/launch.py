@@ -5,16 +5,15 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch.nn.modules.batchnorm import _BatchNorm
-
 from logitcache.distributed import World
 from logitcache.errors import (
     DataError,
+    ImageError,
     LogitCacheError,
     NotFoundError,
     OptionError,
@@ -22,45 +21,31 @@ from logitcache.errors import (
     StudentsError,
     UnknownNameError,
 )
-from logitcache.models.build import NEW_HEAD, Model, build_model
+from logitcache.models.build import build_model
 from logitcache.models.catalog import require_known_model
 from logitcache.models.export import export_model, require_format
 from logitcache.models.forward import choose_device, choose_precision
-from logitcache.store import CacheReader, seed_list
+from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
 from logitcache.stream.stream_inputs import DataSize, StreamInputs
 from logitcache.train.begun import BegunRuns, find_optimizer
 from logitcache.train.config import TrainProtocol, choose_protocol, possible_protocols
-from logitcache.train.evaluation import Evaluation
-from logitcache.train.events import OnTrainEvent, TrainEvent, TrainingBegun
+from logitcache.train.evaluation import TEST_IMAGE, Evaluation
+from logitcache.train.events import ImagesDecoded, OnTrainEvent, TrainEvent, TrainingBegun
 from logitcache.train.folder_names import find_folders, find_label, name_folders
 from logitcache.train.layer_norms import describe_layer_norms, suit_layer_norms
 from logitcache.train.learner import Run
 from logitcache.train.loop import RunReport, train
+from logitcache.train.notes import describe_training, list_notes
 from logitcache.train.run_folder import RunFolder, claim_folders
 from logitcache.train.trained import TrainedStudent
-from logitcache.train.variants import OF_TWO_CLASSES, Variant, VariantInputs
-from logitcache.units import count
-from logitcache.views.bad_images import explain_bad_images, list_bad_images
+from logitcache.train.variants import OF_TWO_CLASSES, Student, Variant, VariantInputs
+from logitcache.views.bad_images import BadImage, explain_bad_images, list_bad_images
 from logitcache.views.keyed_views import OnBadImage
 
 OnLine = Callable[[str], None]
 
 FEW_TO_LOOK_AT = 5_000  # test images, which are decoded once before training
-MANY_TIMES = 50  # that each view is seen, above which more seeds are worth naming
-UNLEARNT = 2e-2  # share of first values in running statistics above which evaluation suffers
-
-
-class Student(NamedTuple):
-    """A network with its first weights, and what it is trained with."""
-
-    model: Model
-    variant: Variant
-
-    @property
-    def label(self) -> str:
-        """What is trained, and by what: no two students of a job share it."""
-        return f"{self.model.name}-{self.variant.name}"
 
 
 class TrainSetup(NamedTuple):
@@ -85,7 +70,8 @@ class TrainJob:
         weights, input_size: as `build_model` takes them.
         teacher_cache: path or URL of a cache of the test split, to compare the students with their teacher.
         exports: formats to write the best weights in besides, as `export_model` takes them; into the run folders.
-        on_bad_image: whether a test image that does not decode is an error, or left out of the scores.
+        on_bad_image: whether a test image that does not decode is an error, or left out of the scores; of training
+            images `inputs` says so.
         command: the words to keep in a run folder that is begun, by which it can go on; none: this program's own.
     """
 
@@ -121,18 +107,23 @@ class TrainJob:
             if world.rank == 0:
                 try:
                     self._check(world, **options)
-                    setup = self._open(world, on_line, **options)
+                    inputs = self._prepare_inputs(**options)
+                    setup = self._open(inputs, world, on_line, **options)
                     folders = stack.enter_context(self._name_folders(setup.students))
                 except BaseException:
                     world.broadcast(None)
                     raise
-                world.broadcast([str(folder) for folder in folders])
+                bad_images = [image.to_dict() for image in inputs.bad_images or ()]
+                world.broadcast(([str(folder) for folder in folders], bad_images))
             else:
-                paths = world.broadcast()
-                if paths is None:
+                found = world.broadcast()
+                if found is None:
                     return []
+                folders = list(map(Path, found[0]))
                 stack.enter_context(warnings.catch_warnings(action="ignore", category=UserWarning))
-                setup, folders = self._open(world, _say_nothing, **options), [Path(path) for path in paths]
+                left_out = tuple(map(BadImage.from_dict, found[1]))
+                inputs = replace(self._keep_begun(**options), bad_images=left_out)
+                setup = self._open(inputs, world, _say_nothing, **options)
             runs = [
                 Run(folder, model, variant.build_objective(), variant.config, setup.protocol, self.command)
                 for folder, (model, variant) in zip(folders, setup.students, strict=True)
@@ -166,8 +157,30 @@ class TrainJob:
                 refusals.append(error)
         raise refusals[0]
 
+    def _keep_begun(self, *, resume: bool = False, **_: Any) -> StreamInputs:
+        """Open images and caches; runs that go on keep what they were begun with."""
+        begun = BegunRuns.find(self.out, resume=resume)
+        inputs = begun.keep_recipe(begun.keep_data(self.inputs).open_data(self.students))
+        return begun.keep_bad_images(inputs)
+
+    def _prepare_inputs(
+        self,
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_progress: OnTrainEvent | None = None,
+        **options: Any,
+    ) -> StreamInputs:
+        """Open images and caches, and find the images that are to be left out."""
+
+        def report(done: int, total: int) -> None:
+            if on_progress:
+                on_progress(ImagesDecoded(done, total))
+
+        return self._keep_begun(**options).look_for_bad_images(should_stop, report)
+
     def _open(
         self,
+        inputs: StreamInputs,
         world: World,
         on_line: OnLine,
         *,
@@ -176,9 +189,10 @@ class TrainJob:
         **_: Any,
     ) -> TrainSetup:
         begun = BegunRuns.find(self.out, resume=resume)
-        inputs = begun.keep_recipe(begun.keep_data(self.inputs).open_data(self.students))
         size_of_data = inputs.measure()
         protocol, settings = self._choose_protocol(inputs, size_of_data, begun)
+        if self.variants.repeats > 1:
+            on_line("note: repeats share their batches, and differ in first weights and dropout")
         variants = begun.keep_loss(self.variants).choose_loss(size_of_data.num_classes)
         if self.variants.loss == "auto" and variants.loss == "kd" and variants.uses_loss(self.students):
             on_line(f"note: {OF_TWO_CLASSES}")
@@ -207,7 +221,7 @@ class TrainJob:
             return TrainSetup(students, stream, self._open_evaluation(stream, on_line), protocol, ())
         for model, variant in students:
             steps = variant.config.epochs * stream.steps(0)
-            for note in _list_notes(model, steps, size, self.input_size):
+            for note in list_notes(model, steps, size, self.input_size):
                 on_line(f"note: {note}")
             if about := describe_layer_norms(model, variant):
                 on_line(f"note: {about}")
@@ -293,7 +307,8 @@ class TrainJob:
     def _train_and_export(self, runs: Sequence[Run], *inputs: Any, **options: Any) -> list[RunReport]:
         errors: dict[str, LogitCacheError] = {}
         try:
-            reports = train(runs, *inputs, **options)
+            with self._advise_on_bad_images(runs):
+                reports = train(runs, *inputs, **options)
         except StoppedError as error:
             raise StoppedError(f"{error}; {self._describe_going_on(runs)}") from error
         except StudentsError as error:
@@ -309,6 +324,25 @@ class TrainJob:
         if errors:
             raise StudentsError(errors, reports, len(runs), problem)
         return reports
+
+    @contextmanager
+    def _advise_on_bad_images(self, runs: Sequence[Run]) -> Iterator[None]:
+        """Say of a training image that does not decode how to train without it, where there is no cache."""
+        try:
+            yield
+        except DataError as error:
+            message, skips = str(error), self.inputs.on_bad_image == "skip"
+            if self.inputs.caches or message.startswith(TEST_IMAGE) or "does not decode (" not in message:
+                raise
+            problem = message.removesuffix("; mend or remove it")
+            if any(RunFolder(run.out).has_progress() for run in runs):
+                another = "another --out" if skips else "--on-bad-image skip and another --out"
+                advice = f"mend it, then {self._describe_going_on(runs)}; or begin again with {another}"
+            elif skips:
+                advice = "it did when it was looked at; the same command looks again, and leaves it out"
+            else:
+                advice = "mend or remove it, or leave it out with --on-bad-image skip"
+            raise ImageError(f"{problem}; {advice}") from error
 
     def _describe_going_on(self, runs: Sequence[Run]) -> str:
         if self.out is None and len(runs) > 1:  # each has a folder of its own
@@ -342,53 +376,6 @@ def _announce(lines: Iterable[str], on_line: OnLine, on_progress: OnTrainEvent |
             on_progress(event)
 
     return handle
-
-
-def describe_training(protocol: str, students: Sequence[Student], stream: Stream) -> Iterator[str]:
-    """Say by what settings, in how many steps and from which seeds students are trained: a line for each length."""
-    size, seeds = stream.config.batch_size * stream.config.world.size, list(stream.config.seeds)
-    for epochs in dict.fromkeys(variant.config.epochs for _, variant in students):
-        optimizers = _describe_optimizers([s for s in students if s.variant.config.epochs == epochs])
-        steps = stream.steps(0)  # of another epoch it would take a seed decoded
-        again = epochs * stream.config.views_per_image / len(seeds)
-        views = f"{seed_list(seeds)}, few: each view comes {again:.0f} times"
-        if again < MANY_TIMES:
-            views = seed_list(seeds)
-        if stream.teacher is None and len(seeds) >= epochs:
-            views = "new views every epoch"
-        yield (
-            f"protocol {protocol}: {optimizers}, {count(epochs, 'epoch')} of {count(steps, 'step')} of {size}, "
-            f"{steps * epochs:,} in all; {views}"
-        )
-
-
-def _describe_optimizers(students: Sequence[Student]) -> str:
-    """Say which optimisers and rates there are; where students differ in them, whose each is."""
-    names: dict[str, list[str]] = {}
-    for model, variant in students:
-        config = variant.config
-        names.setdefault(f"{config.optimizer}, lr {config.lr:g} {config.schedule}", []).append(model.name)
-    owners = {optimizer: list(dict.fromkeys(found)) for optimizer, found in names.items()}
-    if len(set(map(tuple, owners.values()))) == 1:
-        return " or ".join(owners)
-    return " or ".join(f"{optimizer} ({', '.join(found)})" for optimizer, found in owners.items())
-
-
-def _list_notes(model: Model, steps: int, view_size: int, input_size: int) -> Iterator[str]:
-    """Say what a user may not expect of a student that is trained for so many steps on views of that size."""
-    if model.weights.endswith(NEW_HEAD):
-        body = model.weights.removesuffix(NEW_HEAD)
-        yield f"{model.name} begins with {body}, and a new head for {model.num_classes} classes"
-    if note := model.describe_resizing(view_size, input_size):
-        yield note
-    norms = (m for m in model.module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats)
-    slowest = min((m.momentum for m in norms if m.momentum is not None), default=1.0)
-    if (1 - slowest) ** steps > UNLEARNT:
-        yield (
-            f"{model.name}'s batch norm forgets one part in {1 / slowest:.0f} a step, so that after {steps} steps "
-            "its statistics, by which it is evaluated, still hold much of their first values: train for more steps, "
-            "by more --epochs or a smaller --batch-size"
-        )
 
 
 def _export(folder: str, formats: Iterable[str]) -> tuple[str, ...]:

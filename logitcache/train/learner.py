@@ -118,6 +118,7 @@ class Learner:
                 "protocol": self.run.protocol,
                 "command": list(self.run.command or sys.argv),
                 "folder": os.getcwd(),
+                "left_out": [image.to_dict() for image in self.stream.bad_images],
             }
             self.folder.begin(self._config(), beside, resume=resume)
         if resume:

@@ -42,6 +42,7 @@ from logitcache.train.learner import Learner, Run
 from logitcache.train.run_folder import RunFolder
 from logitcache.train.score_meter import ScoreMeter
 from logitcache.train.trained import advise_resume
+from logitcache.views.bad_images import BadImage
 from logitcache.views.loader import report_worker_deaths
 
 
@@ -60,6 +61,7 @@ class RunReport(Spec):
         seconds: of the whole pass, evaluation included.
         views_per_second: over the training of all epochs.
         exported: files that the best weights were exported to.
+        left_out: training images that do not decode.
     """
 
     out: str
@@ -73,6 +75,7 @@ class RunReport(Spec):
     seconds: float
     views_per_second: float
     exported: tuple[str, ...] = ()
+    left_out: tuple[BadImage, ...] = ()
 
 
 @report_worker_deaths()
@@ -383,4 +386,5 @@ def _report(learner: Learner, seconds: float) -> RunReport:
         best_top1=max((row["top1"] for row in rows if "top1" in row), default=None),
         seconds=seconds,
         views_per_second=sum(row["views_per_second"] * row["seconds"] for row in rows) / trained,
+        left_out=learner.stream.bad_images,
     )

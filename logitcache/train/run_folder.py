@@ -12,7 +12,6 @@ Each file is written as a temporary file, NAME.part, and then renamed, so that a
 
 import json
 import math
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
@@ -21,28 +20,18 @@ from typing import IO, Any, Protocol
 
 import torch
 
-from logitcache.errors import (
-    Difference,
-    FormatError,
-    MismatchError,
-    NotFoundError,
-    OptionError,
-    StorageError,
-)
+from logitcache.errors import FormatError, NotFoundError, OptionError, StorageError
 from logitcache.files import replacing, require_folder
 from logitcache.format.spec import jsonable
 from logitcache.locks import HeldError, lock
 from logitcache.models.build import Model, save_weights
 from logitcache.models.weights import first_line
-from logitcache.paths import write_path
-from logitcache.store import seed_list
 from logitcache.train.confidence import Reliability
+from logitcache.train.same_run import require_same
 from logitcache.units import count as count_of
 from logitcache.versions import library_versions
 
 LOCK = ".lock"  # in a folder that is being trained in
-MISSING = "stream.missing"  # images of the cache that are left out
-NAME_OF_DATA = "stream.data.name"  # where images lie; their fingerprint, beside it, says which they are
 
 
 class Stateful(Protocol):
@@ -64,6 +53,14 @@ class RunFolder:
     def has_run(self) -> bool:
         """Is there a run in it?"""
         return (self.path / "config.json").exists()
+
+    def has_progress(self) -> bool:
+        """Is there anything in it that training has made: a checkpoint, weights, an epoch's row?"""
+        made = ("checkpoint.pt", "last.safetensors", "best.safetensors")
+        rows = self.path / "metrics.jsonl"
+        return any((self.path / name).exists() for name in made) or (
+            rows.exists() and rows.stat().st_size > 0
+        )
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -92,16 +89,18 @@ class RunFolder:
             self.path.rmdir()
 
     def require_no_run(self) -> None:
-        """Insist that files can be written into it, and that there is no run in it yet, nor a cache.
+        """Insist that files can be written into it, and that there is neither a cache in it nor a run to lose.
+
+        A run that ended before its first checkpoint has nothing to lose.
 
         Raises:
-            OptionError: it is a file, or there is one.
+            OptionError: it is a file, or there is either.
             StorageError: it cannot be written or made.
         """
         require_folder(self.path)
         if (self.path / "zarr.json").exists():
             raise OptionError(f"{self.path} is a cache; choose another --out, or leave it out")
-        if self.has_run():
+        if self.has_run() and self.has_progress():
             raise OptionError(f"{self.path} holds a run already; --resume it, or choose another --out")
 
     def begin(
@@ -111,7 +110,7 @@ class RunFolder:
         *,
         resume: bool,
     ) -> None:
-        """Write config.json, or compare with the one that is there.
+        """Write config.json, or compare with that of a run which has got anywhere.
 
         Args:
             config: all that makes the run.
@@ -126,42 +125,13 @@ class RunFolder:
         """
         if not resume:
             self.require_no_run()
-        if self.has_run():
-            self._require_same(config)
+        if self.has_run() and self.has_progress():
+            require_same(self.path, self.read_config(), config)
             return
         text = json.dumps(jsonable({**config, "versions": library_versions(), **beside}), indent=2) + "\n"
         with _storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             _write_text(self.path / "config.json", text)
-
-    def _require_same(self, config: Mapping[str, Any]) -> None:
-        found = self.read_config()
-        fields: list[Difference] = []
-        for name, value in json.loads(json.dumps(jsonable(config))).items():
-            fields += _differences(name, found.get(name), value)
-        fields = [field for field in fields if field.field != NAME_OF_DATA]
-        if any(field.field == "stream.seeds" for field in fields):  # then what is held of each differs too
-            fields = [field for field in fields if not field.field.startswith("stream.teacher.cached.")]
-        if not fields:
-            return
-        advice = "resume with its own options, or choose another --out"
-        if (weights := self.path / "last.safetensors").exists():
-            advice = (
-                "resume with its own options, which a run keeps, or begin another from its weights: "
-                f"--weights {shlex.quote(write_path(weights))} --out ANOTHER"
-            )
-        if any(field.field.startswith(MISSING) for field in fields):
-            then, now = (parts.get("stream", {}).get("missing") for parts in (found, config))
-            fields = [field for field in fields if not field.field.startswith(MISSING)]
-            fields.append(Difference("missing images", *_count_missing(then, now)))
-            advice = "a run goes on with the images that it began with: let the same ones be there"
-        parts = [(part, found.get(part, {}), config[part]) for part in ("config", "student")]
-        if unknown := [f"{part}.{k}" for part, then, now in parts for k in now if k not in then]:
-            advice = (
-                f"it was begun by a logitcache that did not keep {unknown[0]}: go on with that one, or "
-                "choose another --out"
-            )
-        raise MismatchError(f"{self.path} holds a run of another configuration", fields, advice)
 
     def read_config(self) -> dict[str, Any]:
         """Read config.json.
@@ -357,27 +327,6 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise StorageError(f"cannot read {file}: {error.strerror or error}") from error
-
-
-def _differences(name: str, expected: object, found: object) -> Iterator[Difference]:
-    if isinstance(expected, dict) and isinstance(found, dict):
-        for k in {**expected, **found}:
-            yield from _differences(f"{name}.{k}", expected.get(k), found.get(k))
-    elif expected != found:
-        yield Difference(name, _shorten(expected), _shorten(found))
-
-
-def _count_missing(then: Any, now: Any) -> tuple[str, str]:
-    """Say how many images were missing and how many are; where as many are, that they are others."""
-    were, are = (str(part["n"]) if part else "none" for part in (then, now))
-    return were, f"{are} others" if were == are else are
-
-
-def _shorten(value: object) -> object:
-    """Write whole numbers in a row as their range, as seeds mostly are."""
-    if isinstance(value, list) and len(value) > 2 and all(type(number) is int for number in value):
-        return seed_list(value).removeprefix("seeds ")
-    return value
 
 
 def _save_states(states: dict[str, Any], file: Path) -> None:

@@ -3,10 +3,11 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import NamedTuple, Self
 
 from logitcache.errors import OptionError, UnknownNameError
 from logitcache.losses.objective import Objective
+from logitcache.models.build import Model
 from logitcache.models.catalog import canonical_name
 from logitcache.train.config import TrainConfig
 
@@ -47,6 +48,11 @@ class Variant:
         """
         return Objective.parse(self.loss, ce_weight=self.ce_weight, label_smoothing=self.label_smoothing)
 
+    def repeat(self, by: int) -> "Variant":
+        """Return this variant with a seed that is larger by so much, and a label that says it."""
+        config = dataclasses.replace(self.config, seed=self.config.seed + by)
+        return dataclasses.replace(self, config=config, label=f"{self.name},seed={config.seed}")
+
     def replace(self, text: str) -> "Variant":
         """Return this variant with some of it replaced.
 
@@ -75,6 +81,18 @@ class Variant:
         return variant
 
 
+class Student(NamedTuple):
+    """A network with its first weights, and what it is trained with."""
+
+    model: Model
+    variant: Variant
+
+    @property
+    def label(self) -> str:
+        """What is trained, and by what: no two students of a job share it."""
+        return f"{self.model.name}-{self.variant.name}"
+
+
 @dataclass(frozen=True)
 class VariantInputs:
     """What students are trained with, by the names and texts of the command line.
@@ -85,6 +103,8 @@ class VariantInputs:
         settings: of `TrainConfig`, by name, that replace the protocol's.
         batch_size: views per step; None: the protocol's.
         texts: what each variant replaces, as `Variant.replace` takes it; none: there is one, as it is.
+        repeats: how often each is trained, from other first weights and with other dropout: by the seed of the
+            settings, and those after it. All see the same batches.
     """
 
     loss: str = "auto"
@@ -94,6 +114,7 @@ class VariantInputs:
     settings: Mapping[str, object] = field(default_factory=dict)
     batch_size: int | None = None
     texts: tuple[str, ...] = ()
+    repeats: int = 1
 
     def choose_loss(self, num_classes: int | None = None) -> Self:
         """Return these with a loss in place of "auto": `cmkd`; of two classes, whose order tells nothing, `kd`."""
@@ -136,8 +157,13 @@ class VariantInputs:
         a student that has none, the settings as they are.
 
         Raises:
-            UnknownNameError, OptionError: as `Variant.replace` does; or a variant names a student that is not here.
+            UnknownNameError, OptionError: as `Variant.replace` does; or a variant names a student that is not here,
+                or a seed where each is repeated.
         """
+        if self.repeats < 1:
+            raise OptionError(f"repeats must be at least 1, found {self.repeats}")
+        if self.repeats > 1 and (named := [text for text in self.texts if "seed" in read_settings(text)]):
+            raise OptionError(f"--repeats gives each run its seed; leave it out of --variant {named[0]}")
         common = Variant(
             self.choose_loss().loss,
             config.replace(self.settings),
@@ -146,7 +172,10 @@ class VariantInputs:
             given=frozenset(self.settings),
         )
         pairs = self._pair_texts(students)
-        return [(student, common.replace(text) if text else common) for student, text in pairs]
+        variants = [(student, common.replace(text) if text else common) for student, text in pairs]
+        if self.repeats == 1:
+            return variants
+        return [(student, variant.repeat(by)) for student, variant in variants for by in range(self.repeats)]
 
     def _read_texts(self, students: Sequence[str]) -> list[dict[str, str]]:
         return [read_settings(text) if text else {} for _, text in self._pair_texts(students)]

@@ -7,7 +7,7 @@ folders      images that are files
 picture_files which files below a folder are pictures, and what is left out
 picture_sample what a few pictures say of all: their sizes, whether some are transparent
 decoding     a picture's file to pixels
-bad_images   images that do not decode, by name
+bad_images   images that do not decode: found, left out, named
 own_images   a data set of your own, wrapped
 items        its items, each read with care, and the labels of all
 datasets     data sets by name: `open_images`; arrays in memory

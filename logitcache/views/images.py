@@ -40,7 +40,8 @@ class Images(abc.ABC):
         recipe: name of the default recipe for such images, where their sizes do not choose one (`default_recipe`).
         note: what the user should know of them, in one line; may be empty.
         left_out: how many images the data has beyond these, where these are the samples of a cache.
-        missing: (m,) int64, samples of the cache whose image is not there; no view is made of them.
+        missing: (m,) int64, samples whose image is not there, or does not decode and is left out; no view is made
+            of them.
         missing_note: which these are, in one line; may be empty.
     """
 

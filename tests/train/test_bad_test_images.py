@@ -145,5 +145,6 @@ def test_commands_name_a_bad_test_image_first_and_leave_it_out_when_told_to(tmp_
     ended = logitcache(*training, "other", cwd=tmp_path)
     assert ended.exit_code == 1
     assert ended.stderr.rstrip().endswith(
-        f"{training_image} does not decode (image file is truncated); mend or remove it"
+        f"{training_image} does not decode (image file is truncated); mend or remove it, or leave it "
+        "out with --on-bad-image skip"
     )
