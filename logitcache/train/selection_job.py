@@ -1,5 +1,6 @@
 """Choose samples to train on by the names of the command line; `selection` has the ways themselves."""
 
+import os
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from logitcache.errors import Difference, MismatchError, OptionError
+from logitcache.errors import Difference, MismatchError, OptionError, StorageError
 from logitcache.files import require_file, writing
 from logitcache.format.spec import Spec
 from logitcache.models.forward import ViewModel, choose_device, choose_precision
@@ -28,6 +29,7 @@ from logitcache.train.selection import (
 )
 from logitcache.train.trained import TrainedStudent
 from logitcache.train.training_answers import iterate_answers
+from logitcache.units import size
 from logitcache.views.alignment import OnMissing, align_images, explain_how_to_show
 from logitcache.views.datasets import SHIPPED, open_images, open_recorded
 from logitcache.views.images import Images, MissingImagesWarning, name_class
@@ -94,7 +96,7 @@ class _Answers:
         self.unsure = np.full(n, np.nan)
         self.points: npt.NDArray[np.float32] | None = None
         if way == "coreset":
-            self.points = np.memmap(tempfile.TemporaryFile(), np.float32, "w+", shape=(n, classes))  # noqa: SIM115
+            self.points = _map_temporary(n, classes)
 
     def add(self, samples: Any, probs: Any) -> None:
         rows, p = samples.numpy(), probs.double()
@@ -343,6 +345,25 @@ class SelectionJob:
         return lambda samples, number: keep_farthest(
             points if len(samples) == len(points) else points[samples], number, on_progress
         )
+
+
+def _map_temporary(rows: int, columns: int) -> npt.NDArray[np.float32]:
+    """Map (rows, columns) float32 of a file without a name, whose room on the disk is taken at once.
+
+    Raises:
+        StorageError: there is not so much.
+    """
+    needed = 4 * rows * columns
+    try:
+        with tempfile.TemporaryFile() as file:
+            if hasattr(os, "posix_fallocate"):  # else a full disk would end the process later, by a signal
+                os.posix_fallocate(file.fileno(), 0, needed)
+            return np.memmap(file, np.float32, "w+", shape=(rows, columns))
+    except OSError as error:
+        raise StorageError(
+            f"cannot keep the student's answers, {size(needed)}, in {tempfile.gettempdir()}: "
+            f"{error.strerror or error}; name a folder of a larger disk in $TMPDIR"
+        ) from error
 
 
 def _count_classes(classes: Numbers, is_kept: npt.NDArray[np.bool_], names: Any) -> tuple[KeptOfClass, ...]:
