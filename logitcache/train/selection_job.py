@@ -164,23 +164,19 @@ class SelectionJob:
         self._check()
         reader = CacheReader(self.cache)
         student = self._find_student(reader)
+        count_kept(self.keep, reader.spec.dataset.n)  # before all is read
+        seeds = self._choose_seeds(reader)
         images = self._open_images(reader, on_line)
-        self._note(reader, images, on_line)
+        _note_poor_reasons(reader, on_line)
 
         def report(what: str) -> Callable[[int, int], None]:
             return lambda done, total: on_progress(done, total, what)
 
-        teacher = score_samples(
-            reader, self.seeds, entropy=self.by == "entropy", on_progress=report("shards read")
-        )
-        if self.by == "agreement" and len(teacher.seeds) == 1:
-            raise OptionError(
-                f"agreement compares seeds, of which {reader.path} has one here, {teacher.seeds[0]}; dump more with "
-                "`logitcache dump --seeds`, or choose by margin"
-            )
+        entropy = self.by == "entropy"
+        teacher = score_samples(reader, seeds, entropy=entropy, on_progress=report("shards read"))
         usable = teacher.top >= 0
         answers = None
-        if student and images:
+        if student is not None and images is not None:
             answers = self._ask(student, images, reader, report("images shown"))
             usable &= answers.seen
         elif images is not None:
@@ -193,13 +189,13 @@ class SelectionJob:
         classes = np.where(labels >= 0, labels, teacher.top)
         mistakes = self._count_mistakes(teacher, labels, candidates) if self.by == "robust" else None
         way = self._way(teacher, answers, mistakes, report("samples chosen"))
-        if (
-            self.by == "coreset"
-            and number * len(candidates) * reader.spec.dataset.num_classes > MOST_DISTANCES
-        ):
+        groups = len(np.unique(classes[candidates])) if self.balanced else 1
+        looks = number * len(candidates) * reader.spec.dataset.num_classes / groups
+        if self.by == "coreset" and looks > MOST_DISTANCES:
+            less = "a smaller --keep looks less often"
             on_line(
-                f"note: {number:,} of {len(candidates):,} samples are chosen one after another, each time all are "
-                "looked at, which takes hours; --balanced looks at one class at a time, a smaller --keep less often"
+                f"note: {number:,} of {len(candidates):,} samples are chosen one after another, each time all others "
+                f"are looked at, which takes hours; {less if self.balanced else f'--balanced or {less}'}"
             )
         if self.balanced:
             kept = keep_balanced(number, classes[candidates], lambda of, m: way(candidates[of], m))
@@ -228,11 +224,11 @@ class SelectionJob:
         )
 
     def _check(self) -> None:
+        require_file(self.out, "samples.npy")
         if self.out.suffix != ".npy":
             raise OptionError(
                 f"a list of samples is an .npy file, found --out {self.out}; name one, such as samples.npy"
             )
-        require_file(self.out, "samples.npy")
         if self.by in OF_TEACHER and self.student:
             raise OptionError(
                 f"{self.by} asks the teacher alone; leave out --student, or choose by llkd, coreset or robust"
@@ -247,7 +243,15 @@ class SelectionJob:
             raise OptionError(f"--mistakes is of --by robust, found {self.by}; leave it out")
         if self.mistakes is not None and not 0 <= self.mistakes <= 1:
             raise OptionError(f"--mistakes is a share from 0 to 1, found {self.mistakes:g}")
-        count_kept(self.keep, 1 << 62)
+
+    def _choose_seeds(self, reader: CacheReader) -> list[int]:
+        seeds = reader.choose_complete(self.seeds)
+        if self.by == "agreement" and len(seeds) == 1:
+            raise OptionError(
+                f"agreement compares seeds, of which {reader.path} has one here, {seeds[0]}; dump more with "
+                "`logitcache dump --seeds`, or choose by margin"
+            )
+        return seeds
 
     def _find_student(self, reader: CacheReader) -> TrainedStudent | None:
         if self.student is None:
@@ -280,16 +284,6 @@ class SelectionJob:
         if images.missing_note:
             on_line(f"warning: {images.missing_note}")
         return images
-
-    def _note(self, reader: CacheReader, images: Images | None, on_line: Callable[[str], None]) -> None:
-        if reader.spec.teacher.weights.startswith("random"):
-            on_line(
-                f"note: the teacher of {reader.path} has random weights: what it says is no reason to keep a sample"
-            )
-        if reader.spec.recipe.mix_steps:
-            on_line(
-                "note: views are mixed of two images, so what the teacher says of a sample is of its partners too"
-            )
 
     def _ask(
         self,
@@ -344,6 +338,18 @@ class SelectionJob:
         assert points is not None
         return lambda samples, number: keep_farthest(
             points if len(samples) == len(points) else points[samples], number, on_progress
+        )
+
+
+def _note_poor_reasons(reader: CacheReader, on_line: Callable[[str], None]) -> None:
+    """Say what makes a teacher's answers poor reasons to choose by."""
+    if reader.spec.teacher.weights.startswith("random"):
+        on_line(
+            f"note: the teacher of {reader.path} has random weights: what it says is no reason to keep a sample"
+        )
+    if reader.spec.recipe.mix_steps:
+        on_line(
+            "note: views are mixed of two images, so what the teacher says of a sample is of its partners too"
         )
 
 

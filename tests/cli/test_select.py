@@ -171,7 +171,7 @@ def test_images_that_do_not_decode_are_not_kept_and_classes_are_the_teachers_wit
         ("--by margin --keep 2000", "2,000 samples cannot be kept of 1,437"),
         ("--by margin --keep 0.0001", "is less than one; keep more"),
         ("--by margin --keep 0.3 --out kept.txt", "a list of samples is an .npy file, found --out kept.txt"),
-        ("--by margin --keep 0.3 --out s", "a list of samples is an .npy file"),
+        ("--by margin --keep 0.3 --out s", "s is a folder; name the file to write, such as s/samples.npy"),
         ("--by margin --keep 0.3 --student s", "margin asks the teacher alone; leave out --student"),
         ("--by llkd --keep 0.3", "name its run folder with --student"),
         ("--by coreset --keep 0.3 --student nowhere", "no run folder or weights file at nowhere"),
