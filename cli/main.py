@@ -25,6 +25,7 @@ from .info import info
 from .init import init
 from .plan import plan
 from .report import report
+from .select import select
 from .stats import stats
 from .terminal import forget_notes, open_output
 from .threads import fit_threads
@@ -45,6 +46,7 @@ for command in (
     calibrate,
     derive,
     copy,
+    select,
     train,
     evaluate,
     export,

@@ -53,6 +53,7 @@ SYNONYMS = {
     "format": "type export-format",
     "on-bad-image": "skip-bad-images ignore-errors",
     # commands
+    "select": "prune curate coreset select-samples sample-selection",
     "train": "distill distil distillation fit student run",
     "dump": "extract extract-logits generate cache make-cache precompute infer inference predict save-logits",
     "evaluate": "eval test validate val score benchmark-student",

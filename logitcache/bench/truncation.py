@@ -163,6 +163,8 @@ VARIANTS: dict[str, list[dict[str, object]]] = {
     "kd": [{}],
     "reverse_kl": [{}],
     "js": [{}],
+    "bdkd": [{}],
+    "erkd": [{}],
     "cmkd": [
         {},
         {"values": "logits"},

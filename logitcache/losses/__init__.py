@@ -8,6 +8,8 @@ objective       cross-entropy plus weighted losses, from a line of text; `LOSSES
 registry        `Loss`, a loss function with its default weight; `Term`, a loss with its options
 ce              cross-entropy with the labels
 kd              divergences at a temperature: KL, reverse KL, Jensen-Shannon
+bdkd            forward and reverse KL, balanced by who is less sure
+erkd            KL weighted by the teacher's entropy
 ttm             KL with a temperature for the teacher alone
 decoupled       losses that treat the label apart: DKD, NKD
 cmkd            correlation matching: Pearson and Spearman, weighted by difficulty

@@ -15,10 +15,12 @@ MUCH_MASS = 0.25  # of a teacher's probability, from which an even tail costs st
 LESS_MASS = 0.1  # likewise, for losses that divide by the other classes' mass, or compare a class's column
 OF_LESS_MASS = ("dist", "dkd", "nkd")
 FEW_LISTED = 4  # unlisted classes to a listed one, above which completed tails mislead some losses:
-OF_WHOLE_TAIL = ("reverse_kl", "mse")
+OF_WHOLE_TAIL = ("reverse_kl", "bdkd", "mse")
 TEMPERATURES = 0.1, 20.0  # beyond, T² times a loss is nearly nothing, or drowns all else
 OF_LABELS = ("dkd", "nkd", "pld")
-OF_PROBABILITIES = ("kd", "reverse_kl", "js", "dist", "dkd", "nkd", "ttm", "wttm", "sinkd", "taid", "dho")
+OF_PROBABILITIES = (
+    "kd", "reverse_kl", "js", "bdkd", "erkd", "dist", "dkd", "nkd", "ttm", "wttm", "sinkd", "taid", "dho",
+)  # fmt: skip
 
 
 def list_misfits(

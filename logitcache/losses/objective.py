@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from logitcache.errors import OptionError, UnknownNameError
+from logitcache.losses.bdkd import bdkd
 from logitcache.losses.ce import ce
 from logitcache.losses.cmkd import cmkd
 from logitcache.losses.decoupled import dkd, nkd
 from logitcache.losses.dist import dist
+from logitcache.losses.erkd import erkd
 from logitcache.losses.kd import js, kd, reverse_kl
 from logitcache.losses.kendall import kendall
 from logitcache.losses.logit_std import logit_std
@@ -40,6 +42,8 @@ LOSSES = {
     "kd": Loss(kd),
     "reverse_kl": Loss(reverse_kl),
     "js": Loss(js, weight=4.0),
+    "bdkd": Loss(bdkd, weight=0.5),
+    "erkd": Loss(erkd, weight=0.25),
     "cmkd": Loss(cmkd, weight=4.0),
     "dist": Loss(dist),
     "dkd": Loss(dkd),

@@ -6,6 +6,7 @@ For `losses` and the wings above. A teacher answers for a batch of (sample, seed
 sparse      `SparseTeacher` and `SoftTargets`: from the k largest logits and the tail's numbers to all of them
 completion  `Completion`: the tail by how classes vary together; `fit_statistics` finds that out
 protocol    `Teacher`, what every kind of teacher can do
+sample_scores  `score_samples`: how sure a cache's teacher is of each sample, over its seeds
 cached      `CachedTeacher`: answers looked up in a cache
 live        `LiveTeacher`: the model itself, run on every batch; is a model the cache's teacher?
 ensemble    several teachers averaged into one

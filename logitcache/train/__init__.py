@@ -20,6 +20,9 @@ tensorboard     the numbers of metrics.jsonl as curves
 trained         a trained student from its run folder or its weights
 evaluation      a test set, and how good models are on it
 evaluation_job  the same by name
+selection       which samples to keep, by a score or by what they cover
+selection_job   the same by name
+training_answers  what a student says of the images of a cache
 score_meter     what a model answered on a test set: accuracy, calibration, agreement with the teacher
 confidence      accuracy by confidence bin
 cost            floating-point operations and seconds of a forward

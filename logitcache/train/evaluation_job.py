@@ -85,7 +85,8 @@ class EvaluationJob:
         """
         trained = TrainedStudent.find(self.student, self.weights)
         images = self._open_images(trained)
-        recipe = self._choose_recipe(trained, images)
+        named = self.recipe if self.recipe != "auto" else None
+        recipe = choose_evaluation_recipe(trained, images, named, self.background)
         advice = "--background white puts them on white"
         if (trained.recipe or trained.evaluation) and self.background is None:
             advice = "as while training"
@@ -129,15 +130,28 @@ class EvaluationJob:
             raise OptionError(f"{self.student} does not say what to evaluate it on; name images with --data")
         return open_recorded(trained.data, "test", self.student)
 
-    def _choose_recipe(self, trained: TrainedStudent, images: Images) -> RecipeSpec:
-        named = self.recipe if self.recipe != "auto" else None
-        own = trained.recipe or trained.evaluation
-        if own and named is None:
-            require_own(trained.file, *own.code)
-        if own is None:
-            recipe = recipe_named(named) if named else evaluation_recipe(choose_recipe(images)[0])
-        elif named is None and trained.recipe is None:
-            recipe = own
-        else:
-            recipe = evaluation_recipe(own, named)
-        return with_background(recipe, self.background)
+
+def choose_evaluation_recipe(
+    trained: TrainedStudent, images: Images, named: str | None = None, background: str | None = None
+) -> RecipeSpec:
+    """Choose how a student is shown images without randomness.
+
+    Args:
+        trained: the student.
+        images: those.
+        named: a recipe, as `recipe_named` takes it; None: what the recipe of its training views evaluates by.
+        background: as `recipes.with_background` takes it; None: as while training.
+
+    Raises:
+        OptionError: the student names code that is not your own.
+    """
+    own = trained.recipe or trained.evaluation
+    if own and named is None:
+        require_own(trained.file, *own.code)
+    if own is None:
+        recipe = recipe_named(named) if named else evaluation_recipe(choose_recipe(images)[0])
+    elif named is None and trained.recipe is None:
+        recipe = own
+    else:
+        recipe = evaluation_recipe(own, named)
+    return with_background(recipe, background)

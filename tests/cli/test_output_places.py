@@ -35,6 +35,7 @@ FILES = {
     "export": "export run --format torchscript --out X",
     "report": "report run --out X",
     "bench": "bench scale --n 600 --rounds 1 --plot X",
+    "select": "select good.zarr --by margin --keep 5 --out X",
 }
 FOLDERS = {
     "demo": "demo --repeats 1 --student-epochs 1 --teacher-epochs 1 --out X",

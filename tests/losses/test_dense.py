@@ -21,6 +21,10 @@ CASES = [
     ("kd", {"temperature": 1.0}),
     ("reverse_kl", {}),
     ("js", {"temperature": 2.0}),
+    ("bdkd", {}),
+    ("bdkd", {"temperature": 1.0, "delta": 3.0, "entropy_temperature": 2.0}),
+    ("erkd", {}),
+    ("erkd", {"temperature": 1.0, "entropy_temperature": 2.0}),
     ("ttm", {}),
     ("wttm", {"temperature": 2.0}),
     ("dist", {}),
@@ -113,6 +117,33 @@ def test_with_an_even_tail_equals_the_dense_loss_of_its_probabilities(name, temp
     value = LOSSES[name].function(s, teacher, y, temperature=temperature)
     t = temperature * teacher.at(temperature).log_probs
     assert_equal(value, getattr(dense, name)(s, t, y, temperature=temperature), s, 1e-9)
+
+
+@pytest.mark.parametrize("name", ["bdkd", "erkd"])
+@pytest.mark.parametrize("k", [1, 5, 19])
+def test_entropies_of_an_even_tail_are_those_of_its_probabilities(name, k):
+    s, teacher, y = made(name, k=k, told=False)
+    options = {"temperature": 3.0, "entropy_temperature": 3.0}
+    t = 3 * teacher.at(3.0).log_probs
+    value = LOSSES[name].function(s, teacher, y, **options)
+    assert_equal(value, getattr(dense, name)(s, t, y, **options), s, 1e-9)
+
+
+def test_bdkd_weighs_by_who_is_less_sure():
+    """An oversure student feels more of the forward divergence, an unsure one more of the reverse."""
+    sure, unsure = torch.tensor([[4.0, 0.0, 0.0]]).double(), torch.tensor([[0.5, 0.0, 0.0]]).double()
+    for s, t, more in ((sure, unsure, "kd"), (unsure, sure, "reverse_kl")):
+        teacher = SparseTeacher.from_logits(t, 3)
+        forward, reverse, balanced = (LOSSES[n].function(s, teacher) for n in ("kd", "reverse_kl", "bdkd"))
+        torch.testing.assert_close(balanced, forward + reverse + LOSSES[more].function(s, teacher))
+
+
+def test_soft_cross_entropy_is_kd_at_temperature_one_and_the_teachers_entropy():
+    """MEAL V2's loss: another value by a constant, and the same gradient."""
+    s, t, teacher, _ = dense.batch()
+    soft_ce = -(t.softmax(1) * s.log_softmax(1)).sum(1).mean()
+    value = LOSSES["kd"].function(s, teacher, temperature=1.0)
+    assert_equal(value + dense.entropy(t.softmax(1)).mean(), soft_ce, s, 1e-9)
 
 
 @pytest.mark.parametrize("k", [1, 5, 20])

@@ -49,7 +49,21 @@ EVEN_LOGITS = "classes, of which the teacher lists"
 MASS = "of the probability from classes that the teacher does not list"
 FEW = "is too coarse for it"
 NO_ORDER = "that has no gradient"
-PROBABILITIES = ["kd", "reverse_kl", "js", "dist", "dkd", "nkd", "ttm", "wttm", "sinkd", "taid", "dho"]
+PROBABILITIES = [
+    "kd",
+    "reverse_kl",
+    "js",
+    "bdkd",
+    "erkd",
+    "dist",
+    "dkd",
+    "nkd",
+    "ttm",
+    "wttm",
+    "sinkd",
+    "taid",
+    "dho",
+]
 LOGITS = ["cmkd", "pld", "logit_std", "mse", "dhkd"]
 WIDE = {"8 even, wide": MASS, "1 even": MASS}
 EVEN = {"8 even, sharp": EVEN_LOGITS, "8 even, wide": EVEN_LOGITS, "1 even": EVEN_LOGITS}
@@ -61,6 +75,7 @@ WARNED = {
     **dict.fromkeys(PROBABILITIES, WIDE),
     **dict.fromkeys(LOGITS, EVEN),
     "reverse_kl": {**WIDE, **COARSE},
+    "bdkd": {**WIDE, **COARSE},
     "mse": {**EVEN, **COARSE},
     "kendall": RANKED,
 }

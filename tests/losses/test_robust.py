@@ -123,7 +123,10 @@ def test_cmkd_between_logits_does_not_see_the_students_scale():
     torch.testing.assert_close(LOSSES["cmkd"].function(s * 3, teacher, values="logits"), value)
 
 
-@pytest.mark.parametrize("name", ["kd", "reverse_kl", "js", "cmkd", "dist", "logit_std", "mse", "taid"])
+LEARNT = ["kd", "reverse_kl", "js", "bdkd", "erkd", "cmkd", "dist", "logit_std", "mse", "taid"]
+
+
+@pytest.mark.parametrize("name", LEARNT)
 def test_a_student_that_is_the_teacher_has_nothing_to_learn(name):
     t = torch.randn(6, 12, dtype=torch.float64) * 3
     s = t.clone().requires_grad_()
@@ -187,7 +190,8 @@ def test_losses_of_single_logits_warn_of_an_even_tail(name, options):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        *((name, {}) for name in ("kd", "reverse_kl", "js", "ttm", "wttm", "dkd", "nkd", "taid", "dist")),
+        *((name, {}) for name in ("kd", "reverse_kl", "js", "bdkd", "erkd", "ttm", "wttm", "dkd")),
+        *((name, {}) for name in ("nkd", "taid", "dist")),
         *((name, {}) for name in ("sinkd", "kendall", "dho")),
         ("cmkd", {"support": "listed"}),
         ("cmkd", {"difficulty": "fixed", "balance": 0.0}),
@@ -204,6 +208,9 @@ def test_losses_of_probabilities_do_not_warn(name, options):
     ("name", "options", "says"),
     [
         ("kd", {"temperature": -1.0}, "temperature must be"),
+        ("bdkd", {"delta": 0.5}, "delta must be"),
+        ("bdkd", {"entropy_temperature": 0.0}, "temperature must be"),
+        ("erkd", {"entropy_temperature": -1.0}, "temperature must be"),
         ("dist", {"gamma": -1.0}, "beta and gamma"),
         ("cmkd", {"operator": "sort"}, "laplace or blondel"),
         ("cmkd", {"support": "topk"}, "all or listed"),

@@ -45,6 +45,22 @@ def js(s, t, y, temperature=4.0):
     return temperature**2 * (kl(p, (p + q) / 2) + kl(q, (p + q) / 2)).mean() / 2
 
 
+def bdkd(s, t, y, temperature=4.0, delta=2.0, entropy_temperature=1.0):
+    p, q = soft(t, s, temperature)
+    h_t, h_s = (entropy(x) for x in soft(t, s.detach(), entropy_temperature))
+    total = 0.0
+    for row in range(len(s)):
+        forward, reverse = kl(p[row : row + 1], q[row : row + 1]), kl(q[row : row + 1], p[row : row + 1])
+        total = total + (delta if h_t[row] > h_s[row] else 1) * forward
+        total = total + (delta if h_s[row] > h_t[row] else 1) * reverse
+    return temperature**2 * total.squeeze() / len(s)
+
+
+def erkd(s, t, y, temperature=4.0, entropy_temperature=4.0):
+    p, q = soft(t, s, temperature)
+    return temperature**2 * (entropy((t / entropy_temperature).softmax(1)) * kl(p, q)).mean()
+
+
 def ttm(s, t, y, temperature=4.0):
     return kl((t / temperature).softmax(1), s.softmax(1)).mean()
 
