@@ -18,13 +18,20 @@ from logitcache.errors import DataError, ImageError
 from logitcache.views.jpeg import decode_jpeg
 
 ORIENTATION = 0x0112  # tag of EXIF
+METADATA = (
+    "exif",
+    "Raw profile type exif",
+    "XML:com.adobe.xmp",
+    "xmp",
+)  # where Pillow keeps what may tell it
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 MIN_IS_WHITE = 0
 SIGNED, FLOAT = 2, 3
 ADVICE = "of no known range: save it with 8 bits, or 16 without sign"
 PILLOW_PIXELS = 1024**3 // 4 // 3  # above twice as many Pillow raises, unless the user has set another limit
 MOST_PIXELS = 1 << 30  # of one picture; each takes some 7 bytes while it is decoded
-BAND = 1 << 18  # pixels that are converted at once: they stay in the processor's cache
+BAND = 1 << 16  # pixels of a large image that are converted at once: they stay in the processor's cache
+WHOLE = 4 * BAND  # pixels of an image that is converted as it is
 MOST_PER_BYTE = 1 << 10  # pixels, beyond Pillow's limit: as far as zlib packs; more are of a damaged header
 
 OPEN_FILES = "take fewer workers, or allow more open files (`ulimit -n`)"
@@ -159,10 +166,9 @@ def pillow_to_tensor(image: Any, file: Any = None, background: str | None = None
     _refuse_signed_and_float(file)
     image.load()
     width, height = image.size
-    rows = max(1, BAND // max(1, width))
-    if height <= rows:
+    if width * height <= WHOLE:
         return _channels_first(np.array(_convert(image, file, background)))
-    pixels = None
+    pixels, rows = None, max(1, BAND // width)
     for top in range(0, height, rows):  # each step of a conversion copies what it converts
         bottom = min(height, top + rows)
         band = _convert(image.crop((0, top, width, bottom)), file, background)
@@ -263,6 +269,8 @@ def _turn_upright(pixels: Tensor, orientation: int) -> Tensor:
 
 def _read_orientation(image: Any) -> int:
     """Return the orientation that EXIF gives, else XMP; 1 (upright) where neither does."""
+    if image.info.keys().isdisjoint(METADATA) and not hasattr(image, "tag_v2"):
+        return 1
     found = None
     with suppress(Exception):  # whatever does not parse; Pillow then looks into XMP no more
         found = image.getexif().get(ORIENTATION)

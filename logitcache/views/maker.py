@@ -98,7 +98,12 @@ class ViewMaker:
 
     def _begin(self, image: Tensor) -> Tensor:
         """Take the first step from an image in any layout; contiguous, as sums of floats in others depend on it."""
-        if self._specs[0].transform in RESIZES and image.ndim == 3 and image.shape[0] > 1 and not image.stride(0):
+        if (
+            self._specs[0].transform in RESIZES
+            and image.ndim == 3
+            and image.shape[0] > 1
+            and not image.stride(0)
+        ):
             one: Tensor = self.steps[0](image[:1])  # all channels are this one
             return one.expand(image.shape[0], -1, -1).contiguous()
         return _apart(self.steps[0](image), image)

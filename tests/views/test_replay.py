@@ -197,7 +197,7 @@ def test_the_kind_of_cpu_is_a_reason_only_where_one_lacks_avx2(was, now, told, c
     images.changed = CANARY
     elsewhere = CacheReader(cache.path)
     elsewhere.spec = dataclasses.replace(cache.spec, versions={**library_versions(), "cpu": f"x86_64 {was}"})
-    monkeypatch.setattr("logitcache.versions.cpu_kind", lambda: f"x86_64 {now}")
+    monkeypatch.setattr("logitcache.views.replay.cpu_kind", lambda: f"x86_64 {now}")
     with pytest.raises(DriftError, match=told) as refused:
         prove_replay(elsewhere, KeyedViews(images, RECIPE), (1,))
     assert [f.field for f in refused.value.fields[1:]] == ["kind of CPU"]

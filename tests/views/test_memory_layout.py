@@ -1,0 +1,139 @@
+"""A view does not depend on how its image lies in memory: it is what torchvision makes of a plain (C, H, W) tensor."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from making import picture
+from PIL import Image
+from torch import Tensor
+
+from logitcache.format.identity import RecipeSpec, StepSpec
+from logitcache.views.decoding import WHOLE, pillow_to_tensor
+from logitcache.views.keys import key, preserve_rng
+from logitcache.views.maker import ViewMaker
+from logitcache.views.recipes import recipe_named
+
+NAMED = ["identity", "cifar", "imagenet@16", "imagenet-ra@16", "center@16", "imagenet-strong@16"]
+FIRST: list[tuple[str, dict[str, Any]]] = [
+    *(
+        ("RandomResizedCrop", {"size": 16, "interpolation": interpolation, "antialias": antialias})
+        for interpolation in ("bilinear", "bicubic", "nearest", "nearest-exact")
+        for antialias in (True, False)
+    ),
+    ("RandomResizedCrop", {"size": [9, 70], "scale": [0.01, 0.02]}),
+    ("Resize", {"size": 20}),
+    ("Resize", {"size": [50, 7], "interpolation": "bicubic"}),
+    ("RandomCrop", {"size": 30, "padding": 4, "padding_mode": "reflect", "pad_if_needed": True}),
+    ("RandomCrop", {"size": 30, "padding": 3, "fill": [1, 2, 3]}),
+    ("CenterCrop", {"size": 60}),
+    ("RandomHorizontalFlip", {}),
+    ("ColorJitter", {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5}),
+]
+AFTER = (StepSpec("ColorJitter", {"contrast": 0.5, "hue": 0.1}), StepSpec("RandomErasing", {"inplace": True}))
+
+
+def rows_of_pixels(image: Tensor) -> Tensor:
+    return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+
+
+LAYOUTS = {
+    "planes": lambda image: image,
+    "rows of pixels": rows_of_pixels,
+    "columns of pixels": lambda image: image.transpose(1, 2).contiguous().transpose(1, 2),
+    "turned": lambda image: rows_of_pixels(image.transpose(1, 2)).transpose(1, 2),
+    "part": lambda image: rows_of_pixels(torch.nn.functional.pad(image, (3, 5, 2, 7)))[:, 2:-7, 3:-5],
+    "one channel": lambda image: image[:1].expand(3, -1, -1),
+}
+
+
+def plain(recipe: RecipeSpec, image: Tensor, sample: int, seed: int) -> Tensor:
+    """Make a view by torchvision's transforms alone."""
+    with preserve_rng():
+        torch.manual_seed(key(seed, sample))
+        for step in ViewMaker(recipe).steps:
+            image = step(image)
+    return image
+
+
+def check(recipe: RecipeSpec, layout: str, height: int, width: int, seed: int) -> None:
+    image = LAYOUTS[layout](picture(3, height, width, seed))
+    before = image.clone()
+    expected = plain(recipe, image.contiguous().clone(), seed, 7)
+    view = ViewMaker(recipe)(image, seed, 7)
+    assert view.is_contiguous()
+    assert torch.equal(view, expected)
+    assert view.untyped_storage().data_ptr() != image.untyped_storage().data_ptr()
+    assert torch.equal(image, before)
+
+
+SIDES = st.integers(24, 150)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", NAMED)
+@given(height=SIDES, width=SIDES, seed=st.integers(0, 1 << 40))
+def test_a_named_recipe_makes_torchvisions_views(
+    layout: str, name: str, height: int, width: int, seed: int
+) -> None:
+    check(recipe_named(name), layout, height, width, seed)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("first", FIRST, ids=lambda first: first[0])
+@given(height=SIDES, width=SIDES, seed=st.integers(0, 1 << 40), more=st.booleans())
+def test_steps_make_torchvisions_views(
+    layout: str, first: tuple[str, dict[str, Any]], height: int, width: int, seed: int, more: bool
+) -> None:
+    recipe = RecipeSpec("mine", 1, (StepSpec(*first), *(AFTER if more else ())))
+    check(recipe, layout, height, width, seed)
+
+
+PROGRAM = """
+import torch
+from test_memory_layout import FIRST, LAYOUTS
+from making import picture
+from logitcache.format.identity import RecipeSpec, StepSpec
+from logitcache.views.maker import ViewMaker
+for first in FIRST:
+    maker = ViewMaker(RecipeSpec("mine", 1, (StepSpec(*first),)))
+    for layout in LAYOUTS.values():
+        image = layout(picture(3, 90, 70))
+        assert digest(maker(image, 1, 2)) == digest(maker(image.contiguous(), 1, 2)), first
+"""
+
+
+def test_so_it_is_on_a_cpu_without_vector_instructions() -> None:
+    folders = os.pathsep.join(filter(None, [os.path.dirname(__file__), *sys.path]))
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default", "PYTHONPATH": folders}
+    subprocess.run([sys.executable, "-c", PROGRAM], env=environment, check=True, timeout=240)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LA", "I;16", "La", "RGBa"])
+@pytest.mark.parametrize("size", [(WHOLE + 3, 2), (1, WHOLE + 5), (700, 401)])
+@pytest.mark.parametrize("background", [None, "#10c040"])
+def test_a_large_picture_is_converted_as_a_small_one(
+    mode: str, size: tuple[int, int], background: str | None
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+    image = (
+        Image.fromarray(pixels, "RGBA") if mode != "I;16" else Image.fromarray(pixels.view(np.uint16)[..., 0])
+    )
+    way = {"La": "LA", "LA": "LA", "RGBa": "RGBA", "RGBA": "RGBA", "I;16": "I;16"}.get(mode, "RGB")
+    image = image if mode == "I;16" else image.convert(way).convert(mode)
+    if mode == "I;16":
+        image.format = "PNG"
+    found = pillow_to_tensor(image, None, background)
+    side = 1 << 17 if min(size) < 3 else 200  # of tiles, which are converted whole
+    width, height = size
+    columns = []
+    for x in range(0, width, side):
+        boxes = [(x, y, min(width, x + side), min(height, y + side)) for y in range(0, height, side)]
+        columns.append(torch.cat([pillow_to_tensor(image.crop(b), image, background) for b in boxes], 1))
+    assert torch.equal(found, torch.cat(columns, 2))
