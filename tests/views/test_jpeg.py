@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
 from pictures import smooth
+from PIL import Image, ImageOps
 
 from logitcache.errors import ImageError
 from logitcache.views.decoding import decode_image

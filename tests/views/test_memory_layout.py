@@ -1,4 +1,4 @@
-"""A view does not depend on how its image lies in memory: it is what torchvision makes of a plain (C, H, W) tensor."""
+"""A view does not depend on how its image lies in memory: it is torchvision's of a plain (C, H, W) tensor."""
 
 import os
 import subprocess
@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from layouts import FIRST, LAYOUTS
 from making import picture
 from PIL import Image
 from torch import Tensor
@@ -21,36 +22,7 @@ from logitcache.views.maker import ViewMaker
 from logitcache.views.recipes import recipe_named
 
 NAMED = ["identity", "cifar", "imagenet@16", "imagenet-ra@16", "center@16", "imagenet-strong@16"]
-FIRST: list[tuple[str, dict[str, Any]]] = [
-    *(
-        ("RandomResizedCrop", {"size": 16, "interpolation": interpolation, "antialias": antialias})
-        for interpolation in ("bilinear", "bicubic", "nearest", "nearest-exact")
-        for antialias in (True, False)
-    ),
-    ("RandomResizedCrop", {"size": [9, 70], "scale": [0.01, 0.02]}),
-    ("Resize", {"size": 20}),
-    ("Resize", {"size": [50, 7], "interpolation": "bicubic"}),
-    ("RandomCrop", {"size": 30, "padding": 4, "padding_mode": "reflect", "pad_if_needed": True}),
-    ("RandomCrop", {"size": 30, "padding": 3, "fill": [1, 2, 3]}),
-    ("CenterCrop", {"size": 60}),
-    ("RandomHorizontalFlip", {}),
-    ("ColorJitter", {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5}),
-]
 AFTER = (StepSpec("ColorJitter", {"contrast": 0.5, "hue": 0.1}), StepSpec("RandomErasing", {"inplace": True}))
-
-
-def rows_of_pixels(image: Tensor) -> Tensor:
-    return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-
-
-LAYOUTS = {
-    "planes": lambda image: image,
-    "rows of pixels": rows_of_pixels,
-    "columns of pixels": lambda image: image.transpose(1, 2).contiguous().transpose(1, 2),
-    "turned": lambda image: rows_of_pixels(image.transpose(1, 2)).transpose(1, 2),
-    "part": lambda image: rows_of_pixels(torch.nn.functional.pad(image, (3, 5, 2, 7)))[:, 2:-7, 3:-5],
-    "one channel": lambda image: image[:1].expand(3, -1, -1),
-}
 
 
 def plain(recipe: RecipeSpec, image: Tensor, sample: int, seed: int) -> Tensor:
@@ -97,10 +69,10 @@ def test_steps_make_torchvisions_views(
 
 PROGRAM = """
 import torch
-from test_memory_layout import FIRST, LAYOUTS
+from layouts import FIRST, LAYOUTS
 from making import picture
 from logitcache.format.identity import RecipeSpec, StepSpec
-from logitcache.views.maker import ViewMaker
+from logitcache.views.maker import ViewMaker, digest
 for first in FIRST:
     maker = ViewMaker(RecipeSpec("mine", 1, (StepSpec(*first),)))
     for layout in LAYOUTS.values():
@@ -110,7 +82,7 @@ for first in FIRST:
 
 
 def test_so_it_is_on_a_cpu_without_vector_instructions() -> None:
-    folders = os.pathsep.join(filter(None, [os.path.dirname(__file__), *sys.path]))
+    folders = os.pathsep.join(filter(None, sys.path))
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default", "PYTHONPATH": folders}
     subprocess.run([sys.executable, "-c", PROGRAM], env=environment, check=True, timeout=240)
 

@@ -19,6 +19,7 @@ from logitcache.versions import cpu_kind, library_versions
 from logitcache.views.jpeg import name_jpeg_decoder
 from logitcache.views.maker import ViewMaker, _resize_in_integers, digest
 from logitcache.views.recipes import recipe_named
+from logitcache.views.replay import view_conditions
 
 # Recipes --------------------------------------------------------------------------------------------------
 
