@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from logitcache.format.identity import RecipeSpec, StepSpec
 from logitcache.views.decoding import WHOLE, pillow_to_tensor
+from logitcache.views.jpeg import agrees_with_pillow
 from logitcache.views.keys import key, preserve_rng
 from logitcache.views.maker import ViewMaker
 from logitcache.views.recipes import recipe_named
@@ -109,3 +111,32 @@ def test_a_large_picture_is_converted_as_a_small_one(
         boxes = [(x, y, min(width, x + side), min(height, y + side)) for y in range(0, height, side)]
         columns.append(torch.cat([pillow_to_tensor(image.crop(b), image, background) for b in boxes], 1))
     assert torch.equal(found, torch.cat(columns, 2))
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from logitcache.views.decoding import decode_image
+from logitcache.views.maker import ViewMaker
+from logitcache.views.recipes import recipe_named
+def read(name): return 1024 * int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+maker = ViewMaker(recipe_named("imagenet@64"))
+small, large = map(Path, sys.argv[1:])
+maker(decode_image(small), 0, 0)
+before = read("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+for seed in range(8):
+    maker(decode_image(large), 0, seed)
+print(read("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system tells of no peak")
+def test_a_view_of_24_megapixels_takes_little_more_than_two_decoded_images(tmp_path: Path) -> None:
+    files = [tmp_path / "small.jpg", tmp_path / "large.jpg"]
+    for file, size in zip(files, [(60, 40), (6000, 4000)], strict=True):
+        Image.radial_gradient("L").resize(size).convert("RGB").save(file)
+    words = [sys.executable, "-c", PEAK, *map(str, files)]
+    run = subprocess.run(words, capture_output=True, text=True, check=True, timeout=240)
+    most = 2.2 if agrees_with_pillow() else 2.4
+    assert 1.0 < int(run.stdout) / (6000 * 4000 * 3) < most

@@ -212,6 +212,22 @@ def test_an_earlier_cache_of_other_versions_is_told_of_resizing_too(cache):
         prove_replay(elsewhere, KeyedViews(images, RECIPE), (1,))
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_another_decoder_of_jpeg_files_is_told_only_where_views_differ(changed: bool, cache):
+    images = images_of()
+    elsewhere = CacheReader(cache.path)
+    elsewhere.spec = dataclasses.replace(cache.spec, versions={**cache.spec.versions, "jpeg": "another 1.0"})
+    if not changed:
+        assert prove_replay(elsewhere, KeyedViews(images, RECIPE), (1,))
+        return
+    images.changed = CANARY
+    with pytest.raises(DriftError) as refused:
+        prove_replay(elsewhere, KeyedViews(images, RECIPE), (1,))
+    (field,) = refused.value.fields[1:]
+    assert (field.field, field.expected) == ("decoder of JPEG files", "another 1.0")
+    assert field.found == cache.spec.versions["jpeg"]
+
+
 @pytest.mark.parametrize("on_bad_image", ["error", "skip"])
 def test_an_image_that_no_longer_decodes_is_named(on_bad_image, cache):
     images = images_of()
