@@ -27,8 +27,3 @@ def cpu_kind() -> str:
     import torch
 
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-
-
-def view_conditions() -> dict[str, str]:
-    """Return what views depend on beside images and recipe: `library_versions`, and `cpu_kind` as "cpu"."""
-    return {**library_versions(), "cpu": cpu_kind()}

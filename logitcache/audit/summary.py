@@ -13,7 +13,7 @@ from logitcache.store.root import seed_list
 from logitcache.teacher.completion import Completion
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import decode_shard
-from logitcache.versions import view_conditions
+from logitcache.views.replay import view_conditions
 
 COMPLETED = 1024  # rows of a shard whose tail is completed
 SEEDS = 3  # a shard of each is read: enough for two digits of a mean
@@ -32,7 +32,7 @@ def summarize(reader: CacheReader, *, open_data: bool = True) -> dict[str, Any]:
     - `damaged`: why there is no `confidence`, or no `left_out`, although something is committed; or None;
     - `view_size`: side of its views in pixels, or None where the images' own decides;
     - `other_versions`: libraries whose version here is another than where it was made, as [there, here]; likewise
-      the kind of `cpu`.
+      the decoder of `jpeg` files and the kind of `cpu`.
 
     Raises:
         FormatError: metadata or a commit entry is damaged.

@@ -137,7 +137,10 @@ def _losses(config: BenchConfig, device: torch.device) -> _TablesAndValues:
 
 
 def _views(config: BenchConfig, device: torch.device) -> _TablesAndValues:
-    return _rows("views", views.measure(rounds=config.rounds or 10))
+    rows = views.measure(rounds=config.rounds or 10)
+    files = views.measure_files(rounds=config.rounds or 6)
+    tables: _Tables = {"views": rows, "views of picture files, imagenet@64": files}
+    return tables, {"rows": [row.to_dict() for row in rows], "files": [row.to_dict() for row in files]}
 
 
 def _store(config: BenchConfig, device: torch.device) -> _TablesAndValues:
@@ -187,7 +190,7 @@ def _train(config: BenchConfig, device: torch.device) -> _TablesAndValues:
 
 SUITES = {
     "losses": Suite(_losses, seconds=45, on_device=True, one_thread=True),
-    "views": Suite(_views, seconds=15, one_thread=True),
+    "views": Suite(_views, seconds=110, one_thread=True),
     "store": Suite(_store, seconds=80),
     "scale": Suite(_scale, seconds=110),
     "dump": Suite(_dump, seconds=95, on_device=True),

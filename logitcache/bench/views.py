@@ -1,11 +1,14 @@
-"""How fast views are made: keyed against plain torchvision, and whole batches against one by one.
+"""How fast views are made: keyed against torchvision, whole batches against one by one, files against ImageFolder.
 
 All ways run in one thread, as in a worker, and it is processor time that is counted: other work on the machine then
 blurs the ratios less.
 """
 
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +18,7 @@ from logitcache.bench.compare import Comparison, Seconds, time_interleaved
 from logitcache.errors import LogitCacheError
 from logitcache.teacher.completion import on_one_thread
 from logitcache.views.datasets import ArrayImages, load_digits
+from logitcache.views.folders import FolderImages
 from logitcache.views.keyed_views import KeyedViews, Pair
 from logitcache.views.keys import key
 from logitcache.views.loader import VectorizedLoader
@@ -26,6 +30,32 @@ TURNS = 8  # of a way in one round, of which the mean counts
 ONE_BY_ONE = 64  # views of a turn that are made one by one
 AT_ONCE = 8192  # views of a turn that are made by whole batches
 BATCH = 256
+
+SIZES = {
+    "0.1 MP": (274, 365),
+    "500 × 375": (375, 500),
+    "1 MP": (866, 1155),
+    "12 MP": (3000, 4000),
+    "24 MP": (4000, 6000),
+}
+KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {  # suffix, Pillow's mode, how it is saved
+    "JPEG": (".jpg", "RGB", {"quality": 90}),
+    "progressive": (".jpg", "RGB", {"quality": 90, "progressive": True}),
+    "gray JPEG": (".jpg", "L", {"quality": 90}),
+    "CMYK JPEG": (".jpg", "CMYK", {"quality": 90}),
+    "PNG": (".png", "RGB", {"compress_level": 1}),
+    "WebP": (".webp", "RGB", {"quality": 80, "method": 0}),
+}
+FILES = [
+    *(("JPEG", size) for size in SIZES),
+    *((kind, size) for size in ("500 × 375", "12 MP") for kind in KINDS if kind != "JPEG"),
+]
+WANTED = {
+    ("ToImage", "500 × 375"): 1 / 1.25,
+    ("PIL", "500 × 375"): 1 / 1.25,
+    ("ToImage", "12 MP"): 0.29,
+}  # of JPEG
+MEGAPIXELS = 4  # of a round of one way: small pictures are taken several times
 
 
 def measure(*, rounds: int = 20) -> list[Comparison]:
@@ -48,6 +78,74 @@ def measure(*, rounds: int = 20) -> list[Comparison]:
             rows += _compare_small(images, rounds)
         rows += _compare_large("imagenet", generator, rounds)
     return rows
+
+
+def measure_files(*, rounds: int = 10) -> list[Comparison]:
+    """Time views of picture files, of several sizes and formats, against torchvision's `ImageFolder`.
+
+    That has the same transforms, of a PIL image, or of a tensor, which `ToImage` makes first. The latter makes the
+    same views. A plain loader by PIL is the former.
+
+    Args:
+        rounds: how often each ratio is taken; one more is not counted.
+    """
+    rows = []
+    with on_one_thread(), tempfile.TemporaryDirectory() as folder:
+        for number, (kind, size) in enumerate(FILES):
+            rows += _compare_file(kind, size, Path(folder) / str(number), rounds)
+    return rows
+
+
+def _compare_file(kind: str, size: str, folder: Path, rounds: int) -> list[Comparison]:
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
+    suffix, mode, options = KINDS[kind]
+    height, width = SIZES[size]
+    (folder / "class").mkdir(parents=True)
+    _draw(height, width).convert(mode).save(folder / "class" / f"picture{suffix}", **options)
+    recipe = recipe_named("imagenet@64")
+    steps = ViewMaker(recipe).steps
+    views = KeyedViews(FolderImages.unlabelled("folder", folder, "train"), recipe)
+    to_tensor = v2.PILToTensor()
+    plain = {
+        "PIL": ImageFolder(folder, v2.Compose([*steps, to_tensor])),
+        "ToImage": ImageFolder(folder, v2.Compose([v2.ToImage(), *steps])),
+    }
+    turns = max(1, round(MEGAPIXELS * 1e6 / height / width))
+
+    def load(name: str, number: int) -> None:
+        for turn in range(number * turns, (number + 1) * turns):
+            if name == "here":
+                views[0, turn]
+            else:
+                torch.default_generator.manual_seed(key(turn, 0))  # the same crop
+                plain[name][0]
+
+    ways = {name: lambda number, name=name: load(name, number) for name in ("here", *plain)}
+    times = {
+        name: seconds / turns for name, seconds in time_interleaved(ways, rounds, time.thread_time).items()
+    }
+    of = {"file": kind, "size": size}
+    return [
+        Comparison.between(
+            of, name, times["here"], times[name], WANTED.get((name, size), 1.0) if kind == "JPEG" else 1.0, 1
+        )
+        for name in plain
+    ]
+
+
+def _draw(height: int, width: int) -> Any:
+    """Draw a picture of soft shapes and some grain, as a photograph has."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    shapes = rng.integers(0, 256, (max(2, height // 40), max(2, width // 40), 3), dtype=np.uint8)
+    soft = np.asarray(Image.fromarray(shapes).resize((width, height), Image.Resampling.BICUBIC)).astype(
+        np.int16
+    )
+    grain = rng.integers(-8, 9, soft.shape, dtype=np.int16)
+    return Image.fromarray((soft + grain).clip(0, 255).astype(np.uint8))
 
 
 def _compare_small(images: ArrayImages, rounds: int) -> list[Comparison]:

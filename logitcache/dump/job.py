@@ -27,7 +27,6 @@ from logitcache.models.build import Model
 from logitcache.models.forward import choose_device, choose_precision
 from logitcache.store import CacheReader, CacheWriter, SeedWriter, seed_list
 from logitcache.teacher.completion import FEWEST
-from logitcache.versions import view_conditions
 from logitcache.views.alignment import MISSING, align_images
 from logitcache.views.bad_images import BadImage, explain_bad_images
 from logitcache.views.changes import describe_newer_images, require_distinct_keys
@@ -35,7 +34,7 @@ from logitcache.views.datasets import take_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.repeatable import require_repeatable
-from logitcache.views.replay import prove_replay
+from logitcache.views.replay import prove_replay, view_conditions
 
 
 @dataclass(frozen=True)

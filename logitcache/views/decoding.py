@@ -15,14 +15,23 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import DataError, ImageError
+from logitcache.views.jpeg import decode_jpeg
 
 ORIENTATION = 0x0112  # tag of EXIF
+METADATA = (
+    "exif",
+    "Raw profile type exif",
+    "XML:com.adobe.xmp",
+    "xmp",
+)  # where Pillow keeps what may tell it
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 MIN_IS_WHITE = 0
 SIGNED, FLOAT = 2, 3
 ADVICE = "of no known range: save it with 8 bits, or 16 without sign"
 PILLOW_PIXELS = 1024**3 // 4 // 3  # above twice as many Pillow raises, unless the user has set another limit
-MOST_PIXELS = 1 << 30  # of one picture; each takes some 14 bytes while it is decoded
+MOST_PIXELS = 1 << 30  # of one picture; each takes some 7 bytes while it is decoded
+BAND = 1 << 16  # pixels of a large image that are converted at once: they stay in the processor's cache
+WHOLE = 4 * BAND  # pixels of an image that is converted as it is
 MOST_PER_BYTE = 1 << 10  # pixels, beyond Pillow's limit: as far as zlib packs; more are of a damaged header
 
 OPEN_FILES = "take fewer workers, or allow more open files (`ulimit -n`)"
@@ -40,7 +49,8 @@ T = TypeVar("T")
 def decode_image(path: Path, background: str | None = None) -> Tensor:
     """Decode an image file to (3, H, W) uint8 RGB: its first frame, turned as its EXIF or XMP orientation says.
 
-    Metadata that do not parse turn nothing.
+    Metadata that do not parse turn nothing. The tensor lies in memory as the decoder wrote it, mostly row by row with
+    the three channels of a pixel together; `contiguous` copies it to channel by channel.
 
     Args:
         path: of the file.
@@ -53,8 +63,9 @@ def decode_image(path: Path, background: str | None = None) -> Tensor:
     from PIL import UnidentifiedImageError
 
     def decode(file: Any) -> Tensor:
-        file.load()
-        return pillow_to_tensor(_turn_upright(file), file, background)
+        pixels = decode_jpeg(path, file)
+        image = pillow_to_tensor(file, file, background) if pixels is None else _channels_first(pixels)
+        return _turn_upright(image, _read_orientation(file))
 
     try:
         pixels = read_picture(path, decode)
@@ -63,7 +74,7 @@ def decode_image(path: Path, background: str | None = None) -> Tensor:
         if isinstance(error, UnidentifiedImageError):
             reason = "it is empty" if path.stat().st_size == 0 else "it is not an image that Pillow knows"
         raise explain_undecoded(printable_path(path), error, reason) from error
-    return pixels.expand(3, -1, -1).contiguous()
+    return pixels.expand(3, -1, -1)
 
 
 def explain_undecoded(where: str, error: Exception, reason: str = "") -> DataError:
@@ -153,20 +164,41 @@ def pillow_to_tensor(image: Any, file: Any = None, background: str | None = None
     """
     file = image if file is None else file
     _refuse_signed_and_float(file)
+    image.load()
+    width, height = image.size
+    if width * height <= WHOLE:
+        return _channels_first(np.array(_convert(image, file, background)))
+    pixels, rows = None, max(1, BAND // width)
+    for top in range(0, height, rows):  # each step of a conversion copies what it converts
+        bottom = min(height, top + rows)
+        band = _convert(image.crop((0, top, width, bottom)), file, background)
+        if pixels is None:
+            pixels = np.empty((height, width, band.shape[2]), np.uint8)
+        pixels[top:bottom] = band
+    return _channels_first(pixels)
+
+
+def _channels_first(pixels: Any) -> Tensor:
+    """View pixels, (H, W, C), as (C, H, W)."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _convert(image: Any, file: Any, background: str | None) -> Any:
+    """Convert as `pillow_to_tensor` does, at once, to (H, W, 1 or 3)."""
     if background is not None and (alpha := read_alpha(image)) is not None:
-        return _put_on(pillow_to_tensor(image, file), torch.from_numpy(alpha), background)
+        return _put_on(_convert(image, file, None), alpha, background)
     if image.mode.startswith("I") or image.mode == "F":
         array = _take_high_bits(image, file)
     elif image.mode in ("1", "L", "LA"):
-        array = np.array(image.convert("L"))
+        array = np.asarray(image.convert("L"))
     elif image.mode == "La":
-        array = np.array(image.convert("LA").convert("L"))
+        array = np.asarray(image.convert("LA").convert("L"))
     elif image.mode in ("P", "PA", "RGBa"):
         # straight to RGB warns of transparency, or fails
-        array = np.array(image.convert("RGBA").convert("RGB"))
+        array = np.asarray(image.convert("RGBA").convert("RGB"))
     else:
         array = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+    return array[..., None] if array.ndim == 2 else array
 
 
 def has_alpha(image: Any) -> bool:
@@ -193,12 +225,12 @@ def is_gray(colour: str | None) -> bool:
     return colour is None or len({*bytes.fromhex(colour[1:])}) == 1
 
 
-def _put_on(colours: Tensor, alpha: Tensor, background: str) -> Tensor:
-    """Put pixels, (1 or 3, H, W) uint8 with alpha (H, W), on a colour; in whole numbers, the same everywhere."""
+def _put_on(colours: Any, alpha: Any, background: str) -> Any:
+    """Put pixels, (H, W, 1 or 3) uint8 with alpha (H, W), on a colour; in whole numbers, the same everywhere."""
     channels = bytes.fromhex(background[1:])[: 1 if is_gray(background) else 3]
-    below = torch.tensor(list(channels), dtype=torch.int32)[:, None, None]
-    opacity = alpha.int()
-    return ((colours.int() * opacity + below * (255 - opacity) + 127) // 255).to(torch.uint8)
+    below = np.array(list(channels), np.int32)
+    opacity = alpha[..., None].astype(np.int32)
+    return ((colours * opacity + below * (255 - opacity) + 127) // 255).astype(np.uint8)
 
 
 def _refuse_signed_and_float(file: Any) -> None:
@@ -224,28 +256,21 @@ def _take_high_bits(image: Any, file: Any) -> Any:
     return 255 - array if tags.get(PHOTOMETRIC) == MIN_IS_WHITE else array
 
 
-def _turn_upright(image: Any) -> Any:
-    """Turn an opened image as its orientation says.
+def _turn_upright(pixels: Tensor, orientation: int) -> Tensor:
+    """Turn an image, (C, H, W), as its orientation, 1 to 8, says; others turn nothing.
 
     Pillow's `exif_transpose` writes the other metadata anew, and fails where they are not as it would write them.
     """
-    from PIL.Image import Transpose
-
-    turns = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }
-    turn = turns.get(_read_orientation(image))
-    return image if turn is None else image.transpose(turn)
+    flipped = [dim for dim, turns in ((1, (3, 4, 6, 7)), (2, (2, 3, 7, 8))) if orientation in turns]
+    if flipped:
+        pixels = pixels.flip(flipped)
+    return pixels.transpose(1, 2) if orientation in (5, 6, 7, 8) else pixels
 
 
 def _read_orientation(image: Any) -> int:
     """Return the orientation that EXIF gives, else XMP; 1 (upright) where neither does."""
+    if image.info.keys().isdisjoint(METADATA) and not hasattr(image, "tag_v2"):
+        return 1
     found = None
     with suppress(Exception):  # whatever does not parse; Pillow then looks into XMP no more
         found = image.getexif().get(ORIENTATION)

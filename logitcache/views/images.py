@@ -61,7 +61,7 @@ class Images(abc.ABC):
 
     @abc.abstractmethod
     def image(self, sample: int) -> Tensor:
-        """Return one image, (C, H, W) uint8 with C of 1 or 3.
+        """Return one image, (C, H, W) uint8 with C of 1 or 3, in any memory layout.
 
         Raises:
             ImageError: it does not decode; the message names it.

@@ -26,6 +26,9 @@ from logitcache.format.identity import RecipeSpec, StepSpec
 from logitcache.plugins import load_callable
 from logitcache.views.keys import key, preserve_rng
 
+CROPS = ("RandomCrop", "CenterCrop")
+RESIZES = ("RandomResizedCrop", "Resize")
+
 
 class ViewMaker:
     """Makes the views of one recipe, before any mixing; picklable, stateless between calls.
@@ -41,12 +44,13 @@ class ViewMaker:
         self.steps = [_build_step(step) for step in self._specs]
         self._own_code = any(":" in step.transform for step in self._specs)
         self._in_place = self._own_code or any(step.args.get("inplace") for step in self._specs)
+        self._any_layout = bool(self._specs) and _takes_any_layout(self._specs[0])
 
     def __call__(self, image: Tensor, sample: int, seed: int) -> Tensor:
         """Make one view.
 
         Args:
-            image: (C, H, W) uint8.
+            image: (C, H, W) uint8, in any memory layout.
             sample: index of the image in its data set.
             seed: augmentation seed.
 
@@ -61,6 +65,8 @@ class ViewMaker:
     def make_many(self, image: Tensor, sample: int, seeds: tuple[int, ...]) -> list[Tensor]:
         """Make one image's views under several seeds: what `__call__` gives for each."""
         _resize_in_integers()
+        if not self._any_layout:
+            image = image.contiguous()
         with preserve_rng(all_sources=self._own_code):
             return [self._make(image, sample, seed) for seed in seeds]
 
@@ -72,10 +78,10 @@ class ViewMaker:
         if self._own_code:
             random.seed(view_key)
             np.random.seed(view_key & 0xFFFF_FFFF)  # noqa: NPY002  (the global one is what your code draws from)
-        view: Any = image.clone() if self._in_place else image
-        for spec, step in zip(self._specs, self.steps, strict=True):
+        view: Any = image.clone() if self._in_place and not self._any_layout else image
+        for number, (spec, step) in enumerate(zip(self._specs, self.steps, strict=True)):
             try:
-                view = step(view)
+                view = step(view) if number or not self._any_layout else self._begin(image)
             except (TypeError, ValueError, RuntimeError) as error:
                 if ":" in spec.transform:
                     raise  # what is wrong in your own code keeps its traceback
@@ -88,9 +94,38 @@ class ViewMaker:
                 f"recipe {self.recipe.name!r} must give a (C, h, w) uint8 tensor, found {_describe(view)}; "
                 "models normalise by themselves, so leave ToDtype and Normalize out of the recipe"
             )
-        pixels: Tensor = view.contiguous()
-        is_image = pixels.untyped_storage().data_ptr() == image.untyped_storage().data_ptr()
-        return pixels.clone() if is_image else pixels  # writing to a view must not change the data set
+        return _apart(view, image)
+
+    def _begin(self, image: Tensor) -> Tensor:
+        """Take the first step from an image in any layout; contiguous, as sums of floats in others depend on it."""
+        if (
+            self._specs[0].transform in RESIZES
+            and image.ndim == 3
+            and image.shape[0] > 1
+            and not image.stride(0)
+        ):
+            one: Tensor = self.steps[0](image[:1])  # all channels are this one
+            return one.expand(image.shape[0], -1, -1).contiguous()
+        return _apart(self.steps[0](image), image)
+
+
+def _takes_any_layout(step: StepSpec) -> bool:
+    """Tell whether a step makes the same pixels however the image lies in memory.
+
+    Crops move pixels, and these kinds of resizing are computed in whole numbers. They then take their part of the
+    image as the decoder wrote it, where anything else has the whole of it copied to channel after channel first.
+    """
+    if step.transform in CROPS:
+        return True
+    smooth = step.args.get("interpolation", "bilinear") in ("bilinear", "bicubic")
+    return step.transform in RESIZES and smooth and step.args.get("antialias", True) is True
+
+
+def _apart(view: Tensor, image: Tensor) -> Tensor:
+    """Return a view, contiguous, in memory of its own: writing to it must not change the data set."""
+    pixels = view.contiguous()
+    is_image = pixels.untyped_storage().data_ptr() == image.untyped_storage().data_ptr()
+    return pixels.clone() if is_image else pixels
 
 
 @functools.cache

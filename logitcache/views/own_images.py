@@ -102,7 +102,7 @@ class WrappedImages(Images):
                 f"{self.describe(sample)} is in colour, and {LOOKED_AT} others, evenly spaced, are gray; "
                 'let the data set give all in one mode, by image.convert("RGB")'
             )
-        return image.expand(channels, -1, -1).contiguous()
+        return image.expand(channels, -1, -1)
 
     def on_background(self, colour: str | None) -> "WrappedImages":
         """Return the same images, transparent ones on a colour; in colour where it is no gray."""

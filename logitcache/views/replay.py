@@ -10,12 +10,21 @@ from logitcache.format.schema import CacheSpec
 from logitcache.format.spec import Spec
 from logitcache.plugins import require_own
 from logitcache.store.reader import CacheReader
-from logitcache.versions import view_conditions
+from logitcache.versions import cpu_kind, library_versions
 from logitcache.views.alignment import OnMissing, align_images
 from logitcache.views.datasets import open_recorded, take_images
 from logitcache.views.images import Images
+from logitcache.views.jpeg import name_jpeg_decoder
 from logitcache.views.keyed_views import KeyedViews, check_batch
 from logitcache.views.maker import digest
+
+
+def view_conditions() -> dict[str, str]:
+    """Return what views depend on beside images and recipe.
+
+    That is `library_versions`; as "jpeg", the library that decodes JPEG files; as "cpu", `cpu_kind`.
+    """
+    return {**library_versions(), "jpeg": name_jpeg_decoder(), "cpu": cpu_kind()}
 
 
 @dataclass(frozen=True)
@@ -186,14 +195,14 @@ def _compare_canaries(
             yield _Canary(sample, difference)
 
 
-CPU = "kind of CPU"
+CPU, JPEG = "kind of CPU", "decoder of JPEG files"
 ROUND_ALIKE = (" AVX2", " AVX512")  # kinds of CPU, by their instructions
 
 
 def _other_conditions(spec: CacheSpec) -> list[Difference]:
     here = view_conditions()
     return [
-        Difference(CPU if name == "cpu" else f"version of {name}", was, here.get(name))
+        Difference({"cpu": CPU, "jpeg": JPEG}.get(name, f"version of {name}"), was, here.get(name))
         for name, was in spec.versions.items()
         if was != here.get(name)
     ]

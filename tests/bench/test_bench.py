@@ -65,6 +65,8 @@ def test_bench_views_compares_the_ways_to_make_them(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(views, "AT_ONCE", 64)
     monkeypatch.setattr(views, "ONE_BY_ONE", 2)
     monkeypatch.setattr(views, "TURNS", 2)
+    monkeypatch.setattr(views, "MEGAPIXELS", 0.1)
+    monkeypatch.setattr(views, "SIZES", dict.fromkeys(views.SIZES, (40, 60)))
     words = ["bench", "views", "--rounds", "2"]
     ended = CliRunner().invoke(app, [*words, "--json"])
     assert ended.exit_code == 0, ended.output
@@ -73,6 +75,10 @@ def test_bench_views_compares_the_ways_to_make_them(monkeypatch: pytest.MonkeyPa
     compared = {(row["of"]["recipe"], row["of"]["made"], row["against"]) for row in found["rows"]}
     assert {("cifar", "batched", "keyed"), ("digits", "batched", "unkeyed")} <= compared
     assert ("imagenet", "keyed", "unkeyed") in compared
+    files = [(row["of"]["file"], row["of"]["size"], row["against"]) for row in found["files"]]
+    assert {file[0] for file in files} == {*views.KINDS}
+    assert {file[1] for file in files} == {*views.SIZES}
+    assert len({*files}) == len(files) == 2 * len(views.FILES)
     text = CliRunner().invoke(app, words, env={"COLUMNS": "80"}).stdout
     assert "…" not in text
     assert fits(text)

@@ -15,9 +15,11 @@ from refusals import refused
 
 from logitcache.errors import DataError, FormatError, NotFoundError, OptionError, UnknownNameError
 from logitcache.format.identity import RecipeSpec, StepSpec
-from logitcache.versions import cpu_kind, library_versions, view_conditions
+from logitcache.versions import cpu_kind, library_versions
+from logitcache.views.jpeg import name_jpeg_decoder
 from logitcache.views.maker import ViewMaker, _resize_in_integers, digest
 from logitcache.views.recipes import recipe_named
+from logitcache.views.replay import view_conditions
 
 # Recipes --------------------------------------------------------------------------------------------------
 
@@ -107,7 +109,7 @@ def test_versions_name_all_that_views_depend_on():
     versions = library_versions()
     assert set(versions) == {"logitcache", "torch", "torchvision", "pillow"}
     assert all(versions.values())
-    assert view_conditions() == {**versions, "cpu": cpu_kind()}
+    assert view_conditions() == {**versions, "jpeg": name_jpeg_decoder(), "cpu": cpu_kind()}
 
 
 def test_resizing_is_the_same_on_every_kind_of_cpu():

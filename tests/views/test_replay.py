@@ -197,7 +197,7 @@ def test_the_kind_of_cpu_is_a_reason_only_where_one_lacks_avx2(was, now, told, c
     images.changed = CANARY
     elsewhere = CacheReader(cache.path)
     elsewhere.spec = dataclasses.replace(cache.spec, versions={**library_versions(), "cpu": f"x86_64 {was}"})
-    monkeypatch.setattr("logitcache.versions.cpu_kind", lambda: f"x86_64 {now}")
+    monkeypatch.setattr("logitcache.views.replay.cpu_kind", lambda: f"x86_64 {now}")
     with pytest.raises(DriftError, match=told) as refused:
         prove_replay(elsewhere, KeyedViews(images, RECIPE), (1,))
     assert [f.field for f in refused.value.fields[1:]] == ["kind of CPU"]
@@ -210,6 +210,22 @@ def test_an_earlier_cache_of_other_versions_is_told_of_resizing_too(cache):
     elsewhere.spec = dataclasses.replace(cache.spec, versions={**library_versions(), "torchvision": "0.1"})
     with pytest.raises(DriftError, match=r"library versions and files .* earlier logitcache"):
         prove_replay(elsewhere, KeyedViews(images, RECIPE), (1,))
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_another_decoder_of_jpeg_files_is_told_only_where_views_differ(changed: bool, cache):
+    images = images_of()
+    elsewhere = CacheReader(cache.path)
+    elsewhere.spec = dataclasses.replace(cache.spec, versions={**cache.spec.versions, "jpeg": "another 1.0"})
+    if not changed:
+        assert prove_replay(elsewhere, KeyedViews(images, RECIPE), (1,))
+        return
+    images.changed = CANARY
+    with pytest.raises(DriftError) as refused:
+        prove_replay(elsewhere, KeyedViews(images, RECIPE), (1,))
+    (field,) = refused.value.fields[1:]
+    assert (field.field, field.expected) == ("decoder of JPEG files", "another 1.0")
+    assert field.found == cache.spec.versions["jpeg"]
 
 
 @pytest.mark.parametrize("on_bad_image", ["error", "skip"])
