@@ -274,7 +274,8 @@ def test_what_ends_all_is_said_once(exact: Path, tmp_path: Path) -> None:
     heard = in_ranks(lambda world: trained(tmp_path / "wild", world, exact, (wild,)))
     assert isinstance(heard[0], NonFiniteError)
     assert heard[1] == []
-    heard = in_ranks(lambda world: trained(tmp_path / "wild", world, exact, (wild,)))
+    in_ranks(lambda world: trained(tmp_path / "done", world, exact, (CONFIG,)))
+    heard = in_ranks(lambda world: trained(tmp_path / "done", world, exact, (CONFIG,)))
     assert isinstance(heard[0], OptionError)
     assert "holds a run already" in str(heard[0])
     assert heard[1] == []
