@@ -1,17 +1,18 @@
 """Losses under one budget, weight and learning rate of each tuned: the tables of docs/losses.md and docs/results.md.
 
-    python -m logitcache.bench.contest                  # every loss on the digits
-    python -m logitcache.bench.contest letters          # some, on letters, by what the cache keeps
-    python -m logitcache.bench.contest letters-k8       # tuned with 8 logits of 200
-    python -m logitcache.bench.contest letters-weak     # so, with a teacher that learnt less
-    python -m logitcache.bench.contest letters-strong   # with one that learnt more
-    python -m logitcache.bench.contest letters-large    # with one twice as wide
-    python -m logitcache.bench.contest letters-demo     # with networks that see every pixel, as in the demo
-    python -m logitcache.bench.contest letters-pixels   # every loss of letters, with these networks
-    python -m logitcache.bench.contest emoji            # of three vendors, told in the drawings of a fourth
-    python -m logitcache.bench.contest emoji-large      # with a teacher twice as wide
-    python -m logitcache.bench.contest rare-letters     # other letters, and a teacher of another kind
-    python -m logitcache.bench.contest rare-letters-k8  # tuned with 8 logits of 151
+    python -m logitcache.bench.contest                       # every loss on the digits
+    python -m logitcache.bench.contest letters               # some, on letters, by what the cache keeps
+    python -m logitcache.bench.contest letters-k8            # tuned with 8 logits of 200
+    python -m logitcache.bench.contest letters-weak          # so, with a teacher that learnt less
+    python -m logitcache.bench.contest letters-strong        # with one that learnt more
+    python -m logitcache.bench.contest letters-large         # with one twice as wide
+    python -m logitcache.bench.contest letters-demo          # with networks that see every pixel, as in the demo
+    python -m logitcache.bench.contest letters-pixels        # more losses, with these networks
+    python -m logitcache.bench.contest letters-pixels-large  # with a teacher twice as wide
+    python -m logitcache.bench.contest emoji                 # of three vendors, told in the drawings of a fourth
+    python -m logitcache.bench.contest emoji-large           # with a teacher twice as wide
+    python -m logitcache.bench.contest rare-letters          # other letters, and a teacher of another kind
+    python -m logitcache.bench.contest rare-letters-k8       # tuned with 8 logits of 151
     python -m logitcache.bench.contest letters-k8 --tune "cmkd(temperature=4.0)" …  # these, on validation alone
 
 The same contest is held twice. To tune, the teacher, its cache and all students see four fifths of the training
@@ -36,6 +37,7 @@ from logitcache.bench.glyphs import CLASSES, RARE_CLASSES
 from logitcache.bench.table import markdown
 from logitcache.bench.tasks import (
     Task,
+    demo_large_task,
     demo_task,
     digits_task,
     emoji_large_task,
@@ -265,6 +267,7 @@ CONTESTS: dict[str, tuple[Callable[[], Task], ContestConfig]] = {
     "letters-strong": (letters_task, replace(_LETTERS, teacher_epochs=60)),
     "letters-demo": (demo_task, _DEMO),
     "letters-pixels": (demo_task, _PIXELS),
+    "letters-pixels-large": (demo_large_task, replace(_PIXELS, losses=_LOSSES)),
     "emoji": (emoji_task, _EMOJI),
     "emoji-large": (emoji_large_task, replace(_EMOJI, losses=_LOSSES)),
     "letters-large": (letters_large_task, _LETTERS),

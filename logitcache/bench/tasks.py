@@ -58,8 +58,13 @@ def demo_task() -> Task:
     return replace(letters_task(), teacher="letters_teacher", student="letters_small")
 
 
-def letters_large_task() -> Task:
+def demo_large_task() -> Task:
     """Return the same with a teacher twice as wide."""
+    return replace(demo_task(), teacher="letters_large")
+
+
+def letters_large_task() -> Task:
+    """Return the letters for the digits' networks, with a teacher twice as wide."""
     return replace(letters_task(), teacher="digits_large")
 
 

@@ -199,15 +199,16 @@ CIFAR_NETS: dict[str, Callable[[int], nn.Module]] = {
     "mobilenet_v2_half": partial(cifar_mobilenet_v2, width=0.5),
 }
 
-_GRAY_SMALL, _GRAY_LARGE = ((12,), (24,)), ((48, 48), (96, 96))
+_GRAY_SMALL, _GRAY_TEACHER, _GRAY_LARGE = ((12,), (24,)), ((48, 48), (96, 96)), ((96, 96), (192, 192))
 
 GRAY_NETS: dict[str, Callable[[int], nn.Module]] = {
     "digits_tiny": partial(plain_net, stages=((6,), (12,))),
     "digits_small": partial(plain_net, stages=_GRAY_SMALL),
-    "digits_teacher": partial(plain_net, stages=_GRAY_LARGE),
-    "digits_large": partial(plain_net, stages=((96, 96), (192, 192))),
+    "digits_teacher": partial(plain_net, stages=_GRAY_TEACHER),
+    "digits_large": partial(plain_net, stages=_GRAY_LARGE),
     "letters_small": partial(plain_net, stages=_GRAY_SMALL, stride=2),
-    "letters_teacher": partial(plain_net, stages=_GRAY_LARGE, stride=2),
+    "letters_teacher": partial(plain_net, stages=_GRAY_TEACHER, stride=2),
+    "letters_large": partial(plain_net, stages=_GRAY_LARGE, stride=2),
 }
 GRAY_SIDES = {"digits": 8, "letters": 20}  # pixels of the images that a network is named after
 
