@@ -8,9 +8,9 @@
     python -m logitcache.bench.contest letters-large         # with one twice as wide
     python -m logitcache.bench.contest letters-demo          # with networks that see every pixel, as in the demo
     python -m logitcache.bench.contest letters-pixels        # more losses, with these networks
-    python -m logitcache.bench.contest letters-pixels-large  # with a teacher twice as wide
+    python -m logitcache.bench.contest letters-pixels-large  # with a teacher twice as wide; all logits, too
     python -m logitcache.bench.contest emoji                 # of three vendors, told in the drawings of a fourth
-    python -m logitcache.bench.contest emoji-large           # with a teacher twice as wide
+    python -m logitcache.bench.contest emoji-large           # with a teacher twice as wide; all logits, too
     python -m logitcache.bench.contest rare-letters          # other letters, and a teacher of another kind
     python -m logitcache.bench.contest rare-letters-k8       # tuned with 8 logits of 151
     python -m logitcache.bench.contest letters-k8 --tune "cmkd(temperature=4.0)" …  # these, on validation alone
@@ -33,6 +33,7 @@ from pathlib import Path
 
 import torch
 
+from logitcache.bench.emoji import CLASSES as EMOJI_CLASSES
 from logitcache.bench.glyphs import CLASSES, RARE_CLASSES
 from logitcache.bench.table import markdown
 from logitcache.bench.tasks import (
@@ -267,9 +268,9 @@ CONTESTS: dict[str, tuple[Callable[[], Task], ContestConfig]] = {
     "letters-strong": (letters_task, replace(_LETTERS, teacher_epochs=60)),
     "letters-demo": (demo_task, _DEMO),
     "letters-pixels": (demo_task, _PIXELS),
-    "letters-pixels-large": (demo_large_task, replace(_PIXELS, losses=_LOSSES)),
+    "letters-pixels-large": (demo_large_task, replace(_PIXELS, losses=_LOSSES, others=(CLASSES,))),
     "emoji": (emoji_task, _EMOJI),
-    "emoji-large": (emoji_large_task, replace(_EMOJI, losses=_LOSSES)),
+    "emoji-large": (emoji_large_task, replace(_EMOJI, losses=_LOSSES, others=(EMOJI_CLASSES,))),
     "letters-large": (letters_large_task, _LETTERS),
     "rare-letters": (rare_letters_task, replace(_BY_K, top_k=RARE_CLASSES)),
     "rare-letters-k8": (rare_letters_task, replace(_LETTERS, losses=_BY_K.losses)),
