@@ -23,12 +23,10 @@ from logitcache.bench.contest import (
     Contest,
     ContestConfig,
     Entry,
-    Task,
-    letters_task,
-    rare_letters_task,
 )
 from logitcache.bench.synthetic import RecordedLogits, SyntheticLogits, TeacherLogits
 from logitcache.bench.table import markdown
+from logitcache.bench.tasks import Task, letters_task, rare_letters_task
 from logitcache.dump.calibration import TEMPERATURES, sample_logits
 from logitcache.dump.pipeline import load_pipeline
 from logitcache.dump.settings import DumpConfig

@@ -19,12 +19,10 @@ from logitcache.bench.anchors import LETTERS, open_contest
 from logitcache.bench.contest import (
     ContestConfig,
     Entry,
-    Task,
-    letters_task,
     mean_and_std,
-    rare_letters_task,
 )
 from logitcache.bench.table import markdown
+from logitcache.bench.tasks import Task, letters_task, rare_letters_task
 from logitcache.dump.calibration import (
     TEMPERATURES,
     measure_divergence,

@@ -1,20 +1,25 @@
 """Losses under one budget, weight and learning rate of each tuned: the tables of docs/losses.md and docs/results.md.
 
-    python -m logitcache.bench.contest                  # every loss on the digits
-    python -m logitcache.bench.contest letters          # some, on letters, by what the cache keeps
-    python -m logitcache.bench.contest letters-k8       # tuned with 8 logits of 200
-    python -m logitcache.bench.contest letters-weak     # so, with a teacher that learnt less
-    python -m logitcache.bench.contest letters-strong   # with one that learnt more
-    python -m logitcache.bench.contest letters-large    # with one twice as wide
-    python -m logitcache.bench.contest letters-demo     # with networks that see every pixel, as in the demo
-    python -m logitcache.bench.contest rare-letters     # other letters, and a teacher of another kind
-    python -m logitcache.bench.contest rare-letters-k8  # tuned with 8 logits of 151
+    python -m logitcache.bench.contest                       # every loss on the digits
+    python -m logitcache.bench.contest letters               # some, on letters, by what the cache keeps
+    python -m logitcache.bench.contest letters-k8            # tuned with 8 logits of 200
+    python -m logitcache.bench.contest letters-weak          # so, with a teacher that learnt less
+    python -m logitcache.bench.contest letters-strong        # with one that learnt more
+    python -m logitcache.bench.contest letters-large         # with one twice as wide
+    python -m logitcache.bench.contest letters-demo          # with networks that see every pixel, as in the demo
+    python -m logitcache.bench.contest letters-pixels        # more losses, with these networks
+    python -m logitcache.bench.contest letters-pixels-large  # with a teacher twice as wide; all logits, too
+    python -m logitcache.bench.contest emoji                 # of three vendors, told in the drawings of a fourth
+    python -m logitcache.bench.contest emoji-large           # with a teacher twice as wide; all logits, too
+    python -m logitcache.bench.contest rare-letters          # other letters, and a teacher of another kind
+    python -m logitcache.bench.contest rare-letters-k8       # tuned with 8 logits of 151
     python -m logitcache.bench.contest letters-k8 --tune "cmkd(temperature=4.0)" …  # these, on validation alone
 
 The same contest is held twice. To tune, the teacher, its cache and all students see four fifths of the training
-images and are scored on the last fifth, a keyed choice: first every weight and learning rate under a few seeds, then
-the best of each loss under more. Then teacher and cache are made anew from all training images, and each loss trains
-with what won; only these students are scored on the test images, and only once.
+images and are scored on the last fifth, a keyed choice (of emoji: two vendors, and the third): first every weight
+and learning rate under a few seeds, then the best of each loss under more. Then teacher and cache are made anew
+from all training images, and each loss trains with what won; only these students are scored on the test images, and
+only once.
 All students of one seed start from the same weights and share one pass over the data, so losses compare in pairs.
 """
 
@@ -26,15 +31,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from logitcache.bench.glyphs import CLASSES, RARE_CLASSES, rare_glyphs
+from logitcache.bench.emoji import CLASSES as EMOJI_CLASSES
+from logitcache.bench.glyphs import CLASSES, RARE_CLASSES
 from logitcache.bench.table import markdown
+from logitcache.bench.tasks import (
+    Task,
+    demo_large_task,
+    demo_task,
+    digits_task,
+    emoji_large_task,
+    emoji_task,
+    letters_large_task,
+    letters_task,
+    rare_letters_task,
+)
 from logitcache.dump.job import dump
 from logitcache.dump.settings import DumpConfig
-from logitcache.errors import NonFiniteError, StudentsError
-from logitcache.format.identity import RecipeSpec
+from logitcache.errors import LogitCacheError, NonFiniteError, StudentsError
 from logitcache.format.spec import Spec
 from logitcache.losses.objective import LOSSES, Objective
 from logitcache.models.build import Model, build_model
@@ -46,20 +61,8 @@ from logitcache.train.config import TrainConfig
 from logitcache.train.evaluation import Evaluation
 from logitcache.train.learner import Run
 from logitcache.train.loop import train
-from logitcache.views.datasets import ArrayImages, load_digits, load_letters
-from logitcache.views.keys import permutation
+from logitcache.views.datasets import ArrayImages
 from logitcache.views.recipes import recipe_named
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is learnt: images, how they are viewed, names of teacher and student."""
-
-    train: ArrayImages
-    test: ArrayImages
-    recipe: RecipeSpec
-    teacher: str
-    student: str
 
 
 @dataclass(frozen=True)
@@ -202,7 +205,7 @@ def hold_contest(
     """
     task = task or digits_task()
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # that k < C breaks some is known
-        fit, held_out = split_images(task.train)
+        fit, held_out = task.split(task.train)
         entries = [Entry("ce", 0.0, lr) for lr in config.rates]
         for name in config.losses:
             weights = [LOSSES[name.partition("(")[0]].weight * w for w in config.weights]
@@ -241,34 +244,6 @@ def hold_contest(
     return standings, final.teacher_top1 or 0.0
 
 
-def digits_task() -> Task:
-    """Return the digits that ship, and a student of 868 parameters."""
-    train, test = load_digits("train"), load_digits("test")
-    return Task(train, test, recipe_named(train.recipe), "digits_teacher", "digits_tiny")
-
-
-def letters_task() -> Task:
-    """Return the letters that ship, for the digits' networks: they see them at 8 x 8 pixels, which is hard."""
-    train, test = load_letters("train"), load_letters("test")
-    return Task(train, test, recipe_named(train.recipe), "digits_teacher", "digits_small")
-
-
-def demo_task() -> Task:
-    """Return the letters that ship, for networks that see all of their pixels."""
-    return replace(letters_task(), teacher="letters_teacher", student="letters_small")
-
-
-def letters_large_task() -> Task:
-    """Return the same with a teacher twice as wide."""
-    return replace(letters_task(), teacher="digits_large")
-
-
-def rare_letters_task() -> Task:
-    """Return 151 other letters, a convolutional teacher of another kind, and the same student."""
-    train, test = rare_glyphs("train"), rare_glyphs("test")
-    return Task(train, test, recipe_named(train.recipe), "resnet8", "digits_small")
-
-
 _LOSSES = ("kd", "dist", "cmkd", "cmkd(difficulty=fixed)", "cmkd(difficulty=fixed,balance=0.0)")
 _LETTERS = ContestConfig(
     losses=_LOSSES, weights=(1.0, 2.0, 4.0), rates=(0.4, 0.8, 1.6), epochs=10, teacher_epochs=20, top_k=8,
@@ -279,6 +254,11 @@ _DEMO = replace(
     teacher_epochs=12, teacher_lr=0.2,
 )  # fmt: skip
 _BY_K = replace(_LETTERS, losses=(*_LOSSES, "dkd", "pld"), others=(16, 8, 4))
+_PIXELS = replace(
+    _DEMO, losses=_BY_K.losses, weights=(0.25, 1.0, 4.0), rates=(0.4, 0.8, 1.6),
+    heat_seeds=1, finalists=2, tuning_seeds=3, seeds=6,
+)  # fmt: skip
+_EMOJI = replace(_PIXELS, epochs=30, teacher_epochs=40, cached=20)
 
 CONTESTS: dict[str, tuple[Callable[[], Task], ContestConfig]] = {
     "digits": (digits_task, ContestConfig()),
@@ -287,6 +267,10 @@ CONTESTS: dict[str, tuple[Callable[[], Task], ContestConfig]] = {
     "letters-weak": (letters_task, replace(_LETTERS, teacher_epochs=10)),
     "letters-strong": (letters_task, replace(_LETTERS, teacher_epochs=60)),
     "letters-demo": (demo_task, _DEMO),
+    "letters-pixels": (demo_task, _PIXELS),
+    "letters-pixels-large": (demo_large_task, replace(_PIXELS, losses=_LOSSES, others=(CLASSES,))),
+    "emoji": (emoji_task, _EMOJI),
+    "emoji-large": (emoji_large_task, replace(_EMOJI, losses=_LOSSES, others=(EMOJI_CLASSES,))),
     "letters-large": (letters_large_task, _LETTERS),
     "rare-letters": (rare_letters_task, replace(_BY_K, top_k=RARE_CLASSES)),
     "rare-letters-k8": (rare_letters_task, replace(_LETTERS, losses=_BY_K.losses)),
@@ -322,18 +306,6 @@ def mean_and_std(scores: Sequence[float]) -> str:
     return f"{100 * statistics.fmean(scores):.1f} ± {100 * statistics.stdev(scores):.1f}"
 
 
-def split_images(images: ArrayImages) -> tuple[ArrayImages, ArrayImages]:
-    """Split images, by a keyed choice, into four fifths to train on and one fifth to validate on."""
-    order = permutation(len(images), 2024)
-    parts = (np.sort(rows) for rows in np.split(order, [len(images) * 4 // 5]))
-    classes = images.num_classes or 0
-    fit, held_out = (
-        ArrayImages(images.name, "train", images.images[rows], images.labels[rows], classes, images.recipe)
-        for rows in map(torch.from_numpy, parts)
-    )
-    return fit, held_out
-
-
 def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -349,8 +321,12 @@ def main() -> None:
         losses.remove("--tune")
         config = replace(config, seeds=0)
     config = replace(config, losses=tuple(losses) or config.losses)
+    try:
+        opened = task()
+    except LogitCacheError as error:
+        sys.exit(str(error))
     with tempfile.TemporaryDirectory() as folder:
-        standings, teacher_top1 = hold_contest(Path(folder), task(), config)
+        standings, teacher_top1 = hold_contest(Path(folder), opened, config)
     print(f"Teacher: {100 * teacher_top1:.1f}\n\n{standings_table(standings)}")
 
 

@@ -164,13 +164,15 @@ def cifar_mobilenet_v2(num_classes: int, *, width: float) -> nn.Module:
     return _initialised(nn.Sequential(*layers, _head(1280, num_classes)))
 
 
-def gray_net(num_classes: int, *, stages: Sequence[Sequence[int]], stride: int = 1) -> nn.Module:
-    """Plain convnet for small gray images, (B, 1, H, W), ours: one convolution per width in `stages`.
+def plain_net(
+    num_classes: int, *, stages: Sequence[Sequence[int]], stride: int = 1, channels: int = 1
+) -> nn.Module:
+    """Plain convnet for small images, (B, channels, H, W), ours: one convolution per width in `stages`.
 
     The first convolution takes every `stride`-th pixel; each stage but the first halves the image before.
     """
     layers: list[nn.Module] = []
-    inputs = 1
+    inputs = channels
     for stage, widths in enumerate(stages):
         if stage:
             layers.append(nn.MaxPool2d(2))
@@ -197,15 +199,16 @@ CIFAR_NETS: dict[str, Callable[[int], nn.Module]] = {
     "mobilenet_v2_half": partial(cifar_mobilenet_v2, width=0.5),
 }
 
-_GRAY_SMALL, _GRAY_LARGE = ((12,), (24,)), ((48, 48), (96, 96))
+_GRAY_SMALL, _GRAY_TEACHER, _GRAY_LARGE = ((12,), (24,)), ((48, 48), (96, 96)), ((96, 96), (192, 192))
 
 GRAY_NETS: dict[str, Callable[[int], nn.Module]] = {
-    "digits_tiny": partial(gray_net, stages=((6,), (12,))),
-    "digits_small": partial(gray_net, stages=_GRAY_SMALL),
-    "digits_teacher": partial(gray_net, stages=_GRAY_LARGE),
-    "digits_large": partial(gray_net, stages=((96, 96), (192, 192))),
-    "letters_small": partial(gray_net, stages=_GRAY_SMALL, stride=2),
-    "letters_teacher": partial(gray_net, stages=_GRAY_LARGE, stride=2),
+    "digits_tiny": partial(plain_net, stages=((6,), (12,))),
+    "digits_small": partial(plain_net, stages=_GRAY_SMALL),
+    "digits_teacher": partial(plain_net, stages=_GRAY_TEACHER),
+    "digits_large": partial(plain_net, stages=_GRAY_LARGE),
+    "letters_small": partial(plain_net, stages=_GRAY_SMALL, stride=2),
+    "letters_teacher": partial(plain_net, stages=_GRAY_TEACHER, stride=2),
+    "letters_large": partial(plain_net, stages=_GRAY_LARGE, stride=2),
 }
 GRAY_SIDES = {"digits": 8, "letters": 20}  # pixels of the images that a network is named after
 

@@ -12,11 +12,10 @@ from logitcache.bench.contest import (
     ContestConfig,
     Entry,
     Standing,
-    digits_task,
     hold_contest,
-    split_images,
     standings_table,
 )
+from logitcache.bench.tasks import digits_task, split_images
 from logitcache.errors import OptionError
 from logitcache.views.datasets import load_digits
 

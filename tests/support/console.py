@@ -52,7 +52,7 @@ def shape(text: str) -> list[str]:
     without_bars = re.sub(r"[─━│┃┏┓┗┛┡┩└┘├┤┬┴┼╇┳┻╋╭╮╰╯]+", " ", text)
     without_bars = re.sub(r"^(confused +).*", r"\1", without_bars, flags=re.MULTILINE)  # whatever classes
     without_bars = without_bars.replace(" steps of ", " step of ")  # one epoch of few images has one
-    without_bars = re.sub(r"\b(default|compact|archive|exact)(?= )", "#", without_bars)  # which of them is best
+    without_bars = re.sub(r"\b(default|compact|archive|exact)(?=[ ,])", "#", without_bars)  # which of them is best
     rows = re.sub(
         r"((?<= )[+-])?\d[\d,.]*(e-?\d+)?( (s|min|h|k?B|MB)\b)?", "#", re.sub(r"\n\s+", " ", without_bars)
     ).splitlines()
