@@ -49,10 +49,15 @@ def shown(page: str) -> list[str]:
 def shape(text: str) -> list[str]:
     """Rows of an output with every number the same, whatever its unit, each once: what must agree with the page."""
     text = re.sub(r"^…\n", "", text, flags=re.MULTILINE)
+    text = re.sub(
+        r"^take .*\n|^left out .* that another beats .*\n", "", text, flags=re.MULTILINE
+    )  # as the teacher is
     without_bars = re.sub(r"[─━│┃┏┓┗┛┡┩└┘├┤┬┴┼╇┳┻╋╭╮╰╯]+", " ", text)
     without_bars = re.sub(r"^(confused +).*", r"\1", without_bars, flags=re.MULTILINE)  # whatever classes
     without_bars = without_bars.replace(" steps of ", " step of ")  # one epoch of few images has one
-    without_bars = re.sub(r"\b(default|compact|archive|exact)(?=[ ,])", "#", without_bars)  # which of them is best
+    without_bars = re.sub(
+        r"^ (\d+) (default|compact|archive|exact) ", r" \1 ", without_bars, flags=re.MULTILINE
+    )
     rows = re.sub(
         r"((?<= )[+-])?\d[\d,.]*(e-?\d+)?( (s|min|h|k?B|MB)\b)?", "#", re.sub(r"\n\s+", " ", without_bars)
     ).splitlines()
