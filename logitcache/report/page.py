@@ -16,7 +16,7 @@ from logitcache.report.cache_section import cache_headings, make_cache_section
 from logitcache.report.html import Ids, tag, to_html
 from logitcache.report.opening import describe_outcome
 from logitcache.report.run_facts import RunFacts, RunGroup, group_runs, read_run
-from logitcache.report.run_section import make_run_sections
+from logitcache.report.run_section import explain_strangers, make_run_sections
 from logitcache.report.thumbnails import CacheImages, make_thumbnails, open_images_of
 from logitcache.store import CacheReader
 from logitcache.store.local import is_cache
@@ -92,6 +92,7 @@ def report(
     notes = [
         f"{cache.about['path']}: {seen.note}" for cache, seen in zip(caches, images, strict=True) if seen.note
     ]
+    notes += [f"{path}: {why}" for path, why in explain_strangers(groups, caches).items()]
     return ReportFacts(groups, tuple(caches), tuple(notes))
 
 

@@ -190,7 +190,7 @@ def test_weights_say_the_views_that_they_were_trained_on(tmp_path: Path) -> None
     recipe = CacheReader(tmp_path / "c.zarr").spec.recipe
     assert (recipe.name, recipe.background) == ("imagenet-ra@32", "#ffffff")
     succeeds(*dump, "--recipe", "imagenet@32", "--out", "d.zarr", cwd=tmp_path)
-    assert CacheReader(tmp_path / "d.zarr").spec.recipe.title == "imagenet@32"
+    assert CacheReader(tmp_path / "d.zarr").spec.recipe.title == "imagenet@32 on #ffffff"
     succeeds(*dump, "--background", "black", "--out", "e.zarr", cwd=tmp_path)
     assert CacheReader(tmp_path / "e.zarr").spec.recipe.title == "imagenet-ra@32 on #000000"
 
