@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 
 from logitcache.errors import NotFoundError, OptionError
@@ -50,7 +51,7 @@ def report(
 
     Args:
         out: the file to write, .html.
-        paths: run folders and caches; caches may be URLs.
+        paths: run folders, folders of such, and caches; caches may be URLs.
         data: images of the caches, as `open_images` takes them; no others are opened, but those that ship.
         on_progress: called with (seeds read, seeds to read), cache by cache.
 
@@ -65,6 +66,7 @@ def report(
         str(path) if "://" in str(path) else write_path(Path(os.path.normpath(expand_home(path))))
         for path in paths
     )
+    names = dict.fromkeys(chain.from_iterable(map(_find_runs, names)))
     if not names:
         raise OptionError("a report needs run folders, caches, or both; found none")
     out = expand_home(out)
@@ -94,6 +96,14 @@ def report(
     ]
     notes += [f"{path}: {why}" for path, why in explain_strangers(groups, caches).items()]
     return ReportFacts(groups, tuple(caches), tuple(notes))
+
+
+def _find_runs(path: str) -> list[str]:
+    """List the run folders in a folder of such; any other path is itself."""
+    folder = Path(path)
+    if "://" in path or is_cache(folder) or RunFolder(folder).has_run():
+        return [path]
+    return [write_path(run) for run in list_runs(folder)] or [path]
 
 
 def _open(path: str) -> RunFacts | CacheReader:

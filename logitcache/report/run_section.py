@@ -27,9 +27,9 @@ def find_teachers(groups: Sequence[RunGroup], caches: Sequence[CacheFacts]) -> d
     """
     found: dict[tuple[object, ...], CacheFacts] = {}
     for cache in caches:
-        if cache.of_test_images and not _differences(cache, groups):
-            if cache.accuracy("top1") is not None:
-                found.setdefault(_about(cache)[0], cache)
+        known = cache.of_test_images and cache.accuracy("top1") is not None
+        if known and not _differences(cache, groups):
+            found.setdefault(_about(cache)[0], cache)
     names = [cache.about["teacher"]["name"] for cache in found.values()]
     return {
         f"teacher {name}" + (f", {cache.about['teacher']['weights']}" if names.count(name) > 1 else ""): cache

@@ -38,7 +38,7 @@ from logitcache.train.layer_norms import describe_layer_norms, suit_layer_norms
 from logitcache.train.learner import Run
 from logitcache.train.loop import RunReport, train
 from logitcache.train.run_folder import RunFolder, claim_folders
-from logitcache.train.trained import TrainedStudent
+from logitcache.train.trained import TrainedStudent, require_place
 from logitcache.train.variants import OF_TWO_CLASSES, Variant, VariantInputs
 from logitcache.units import count
 from logitcache.views.bad_images import explain_bad_images, list_bad_images
@@ -149,7 +149,8 @@ class TrainJob:
         for name in self.students:
             require_known_model(name)
         device = choose_device(world.choose_device(self.inputs.config.device))
-        for pair in self._pair():
+        require_place(self.out, len(pairs := self._pair()), resume=resume)
+        for pair in pairs:
             choose_precision(pair[1].config.precision, device)
 
     def _pair(self) -> list[tuple[str, Variant]]:

@@ -134,7 +134,8 @@ def test_a_cache_on_another_background_is_refused_with_the_option_and_told_in_a_
     assert "make one by the command that made this, but with `--background white --out ANOTHER`" in line
     page = logitcache("report", "run", "t.zarr", cwd=tmp_path)
     assert page.exit_code == 0, page.output
-    told = "t.zarr: its teacher is not compared with these runs: expected views by center@32 on #ffffff, found center@32"
+    views = "expected views by center@32 on #ffffff, found center@32"
+    told = f"t.zarr: its teacher is not compared with these runs: {views}"
     assert told in page.stderr
     assert f"Of {told}" in (tmp_path / "report.html").read_text()
     succeeds(*dump, "--background", "white", "--out", "u.zarr", cwd=tmp_path)
