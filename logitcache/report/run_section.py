@@ -158,7 +158,7 @@ def _figures_table(
         "Time and views/s are those of all epochs of a run without evaluation; runs trained side by side share it."
     )
     figures_table = table(None, headers, rows, name="Figures of the students")
-    return tag("div", figures_table, tag("p", " ".join(notes), class_="note"))
+    return tag("div", figures_table, tag("p", " ".join(notes), class_="note"), class_="figures")
 
 
 def _charts_by_cost(ids: Ids, curves: Curves) -> Element | None:

@@ -39,7 +39,7 @@ class Batch:
     def __repr__(self) -> str:
         mixed = "" if self.mixed is None else ", mixed"
         shape = f"views {tuple(self.views.shape)} {str(self.views.dtype).removeprefix('torch.')}{mixed}"
-        return f"Batch({shape}, {seed_list(self.seeds.unique().tolist())}, teacher {self.teacher!r})"
+        return f"Batch({shape}, {seed_list(sorted(set(self.seeds.tolist())))}, teacher {self.teacher!r})"
 
     def __getitem__(self, rows: Tensor) -> "Batch":
         """Select rows by a mask, (B,) bool, or by number, (m,) int64; on the CPU."""

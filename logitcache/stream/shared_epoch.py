@@ -2,8 +2,8 @@
 
 It lies in a mapped file, beside a byte for each sample that says whether it was drawn: a forked worker inherits the
 map, a spawned one opens the file by its name. So workers that live on from epoch to epoch follow it, all know what
-any of them has drawn, and no shared memory is needed, which containers may lack. Where no file can be had, forked workers
-follow all the same.
+any of them has drawn, and no shared memory is needed, which containers may lack. Where no file can be had, forked
+workers follow all the same.
 """
 
 import mmap
