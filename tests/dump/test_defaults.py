@@ -204,3 +204,11 @@ def test_weights_that_name_code_say_no_views(tmp_path: Path) -> None:
     save_weights(tmp_path / "w.safetensors", named)
     inputs = DumpInputs("resnet8", weights=str(tmp_path / "w.safetensors"), data=images.name)
     assert inputs.open().recipe.name != "mine"
+
+
+def test_a_dump_that_has_nothing_to_do_speaks_of_no_pace(tmp_path: Path) -> None:
+    words = ("dump", "--teacher", "digits_tiny", "--seeds", 0, "--workers", 0, "--out", "c.zarr")
+    assert "views/s" in succeeds(*words, cwd=tmp_path)
+    again = succeeds(*words, cwd=tmp_path)
+    assert "0 now" in again
+    assert "views/s" not in again
