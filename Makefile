@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
 	touch $@
 
-demo: $(READY)          ## the whole story on real digits, in under two minutes
+demo: $(READY)          ## the whole story on letters, in under two minutes
 	$(BIN)/logitcache demo
 
 test: $(READY)          ## the test suite, or TESTS=PATHS, at the versions of constraints.txt

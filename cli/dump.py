@@ -112,4 +112,5 @@ def _rows(report: "DumpReport") -> list[tuple[str, str]]:
         rows.append(("teacher", right))
     if report.calibration is not None:
         rows += calibration_rows(report.calibration)
-    return [*rows, ("time", f"{report.seconds:.1f} s, {rate(report.views_per_second)} views/s")]
+    pace = f", {rate(report.views_per_second)} views/s" if report.views else ""
+    return [*rows, ("time", f"{report.seconds:.1f} s{pace}")]

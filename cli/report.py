@@ -14,7 +14,7 @@ from .terminal import say, show
 
 def report(
     paths: Annotated[
-        list[str], typer.Argument(help="Run folders and caches, any number; caches may be URLs.")
+        list[str], typer.Argument(help="Run folders, folders of them, and caches; caches may be URLs.")
     ],
     out: Annotated[
         Path, typer.Option(help="The page to write.", parser=parse_output_path, metavar="PATH")

@@ -17,6 +17,7 @@ from logitcache.paths import expand_home
 CACHES = Path("caches")
 TEST_SUFFIX = ".test.zarr"
 MOST_NUMBERS = 100_000
+_RANGE = re.compile(r"(\d{1,9})-(\d{1,9})")
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -153,6 +154,8 @@ def _tighten(text: str) -> str:
 
 def _advise_range(text: str) -> str:
     """Say how a range reads that is written as other programs have it."""
+    if back := [m for m in map(_RANGE.fullmatch, _tighten(text).split(",")) if m and int(m[1]) > int(m[2])]:
+        return f"; {back[0][0]} runs backwards, write {back[0][2]}-{back[0][1]}"
     plain = re.sub(r"\s+", ",", _tighten(re.sub(r"\.\.+|:|–", "-", text.strip("[]() "))))
     if plain != text and _read_ranges(plain):
         return f"; did you mean {plain}?"

@@ -212,7 +212,7 @@ def demo(
         dump_seconds=dumped.seconds,
         epoch_seconds_cached=cached,
         epoch_seconds_live=live,
-        page=str(job.write_page()),
+        page=str(job.write_page(dumped.seconds)),
     )
     with writing(job.out / MARK) as temporary:
         temporary.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -295,10 +295,10 @@ class _Demo:
                 seconds[name].append(RunFolder(folder).read_metrics()[-1]["seconds"])
         return statistics.median(seconds["cached"]), statistics.median(seconds["live"])
 
-    def write_page(self) -> Path:
+    def write_page(self, dump_seconds: float) -> Path:
         page, repeats = self.out / "report.html", range(self.task.repeats)
         students = [self.student_folder(loss, repeat) for loss in self.task.lessons for repeat in repeats]
-        report(page, [*students, self.cache, self.test_cache])
+        report(page, [*students, self.cache, self.test_cache], dump_seconds={str(self.cache): dump_seconds})
         return page
 
     def _open_cache(self, order: int) -> Stream:

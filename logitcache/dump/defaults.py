@@ -7,8 +7,10 @@ from logitcache.dump.inputs import DumpInputs
 from logitcache.dump.settings import DumpConfig
 from logitcache.format.identity import RecipeSpec
 from logitcache.store import CacheReader
+from logitcache.views.recipes import NO_BACKGROUND
 
 INPUT_FIELDS = ("weights", "data", "split", "recipe", "background", "input_size")
+AS_ALWAYS = ("train", NO_BACKGROUND)  # of what is adopted, not worth a word
 CONFIG_FIELDS = ("top_k", "profile", "precision")
 
 
@@ -50,4 +52,6 @@ def _changed_options(before: object, after: object, names: tuple[str, ...]) -> l
         texts.append((name, value.name if isinstance(value, RecipeSpec) else str(value)))
         if isinstance(value, RecipeSpec) and value.background:
             texts.append(("background", value.background))
-    return [f"--{name.replace('_', '-')} {shlex.quote(text)}" for name, text in texts if text != "train"]
+    return [
+        f"--{name.replace('_', '-')} {shlex.quote(text)}" for name, text in texts if text not in AS_ALWAYS
+    ]

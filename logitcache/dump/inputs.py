@@ -15,7 +15,7 @@ from logitcache.store import CacheReader
 from logitcache.views.datasets import choose_recipe, choose_shipped, describe_transparency, open_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
-from logitcache.views.recipes import evaluation_recipe, recipe_named, with_background
+from logitcache.views.recipes import NO_BACKGROUND, evaluation_recipe, recipe_named, with_background
 
 FROM_WEIGHTS = "the teacher's weights were trained on such"
 IMAGENET_CLASSES = 1000  # of a teacher, where neither images nor user say
@@ -40,7 +40,7 @@ class DumpInputs:
         recipe: as `views.recipe_named` takes it, "auto": the one that fits the data; of the test split what that one
             evaluates by is taken. Or that of a cache, as it is.
         background: colour that transparent pictures are put on, as `recipes.with_background` takes it; None: as the
-            recipe says.
+            recipe says, or else the teacher's weights, of that on which they were trained.
         num_classes: of the teacher, where the images have no classes; None: 1,000.
         split: "train" or "test"; None: train.
         input_size: pixels a side that the teacher sees, as `models.build.build_model` takes it; 0 leaves it open.
@@ -66,7 +66,7 @@ class DumpInputs:
         require_own(cache.path, *((spec.dataset.name,) if self.data == auto else ()))
         background = self.background
         if isinstance(self.recipe, str) and self.recipe != auto and background is None:
-            background = recipe_named(self.recipe).background or spec.recipe.background
+            background = recipe_named(self.recipe).background or spec.recipe.background or NO_BACKGROUND
         views = replace(
             self,
             background=background,
@@ -120,9 +120,18 @@ class DumpInputs:
             trained_on = self._find_training_recipe(images)
             if trained_on is not None and trained_on != recipe:
                 recipe, reason = trained_on, FROM_WEIGHTS
+        elif isinstance(self.recipe, RecipeSpec):
+            recipe = with_background(self.recipe, self.background)
         else:
-            given = self.recipe if isinstance(self.recipe, RecipeSpec) else recipe_named(self.recipe)
-            recipe = with_background(given, self.background)
+            recipe = with_background(recipe_named(self.recipe), self.background)
+            training = self._read_training_recipe(images)
+            if training and training.background and not recipe.background and self.background is None:
+                recipe = with_background(recipe, training.background)
+                if on_note:
+                    on_note(
+                        f"views are on {training.background}, as {FROM_WEIGHTS}; --background {NO_BACKGROUND} "
+                        "leaves it out"
+                    )
         if self.split == "test" and not recorded:
             of_training, recipe = recipe, evaluation_recipe(recipe)
             if on_note and recipe != of_training and self.recipe != "auto":
@@ -135,19 +144,28 @@ class DumpInputs:
         return recipe, reason
 
     def _find_training_recipe(self, images: Images) -> RecipeSpec | None:
-        """Return the recipe that a file of weights was trained on, where it says so, on such classes.
+        """Return the recipe that a file of weights was trained on, on another background where one is given.
 
-        It is on another background where one is given. One that names code is not taken at the word of a file.
+        One that names code is not taken at the word of a file.
+
+        Raises:
+            WeightsError: the file is damaged.
+        """
+        training = self._read_training_recipe(images)
+        return with_background(training, self.background) if training and not training.code else None
+
+    def _read_training_recipe(self, images: Images) -> RecipeSpec | None:
+        """Return what a file of weights says that it was trained on, where that is of such classes.
 
         Raises:
             WeightsError: the file is damaged.
         """
         file = expand_home(self.weights)
         header = read_header(file) if file.is_file() else None
-        if header is None or header.training is None or header.training.code:
+        if header is None:
             return None
         same = header.num_classes == images.num_classes and header.class_names == tuple(images.class_names)
-        return with_background(header.training, self.background) if same else None
+        return header.training if same else None
 
 
 def recorded_weights(teacher: TeacherSpec) -> str:

@@ -159,7 +159,7 @@ class Objective(nn.Module):
 
         Raises:
             OptionError: a term needs a teacher or labels, and there are none; or the logits have another number of
-                heads, or are of other classes than the teacher's.
+                heads, or are of other rows or classes than the teacher's; or labels are not one to a row.
         """
         if student_logits.dim() != 1 + self.heads:
             shape = "(B, C)" if self.heads == 1 else "(B, 2, C)"
@@ -167,9 +167,10 @@ class Objective(nn.Module):
                 f"this objective needs student logits of shape {shape}, found {tuple(student_logits.shape)}"
             )
         if teacher is not None and self.terms:
+            self._require_rows(len(student_logits), len(teacher))
             self._require_classes(student_logits.shape[-1], teacher.num_classes)
-            if not self._has_looked and not torch.compiler.is_compiling():
-                self._look_at(len(student_logits), teacher, target)
+        for labels in () if target is None else (target,) if isinstance(target, Tensor) else target:
+            _require_labels(len(student_logits), labels)
         head_0, head_1 = (student_logits, student_logits) if self.heads == 1 else student_logits.unbind(1)
         total, label, values = student_logits.new_zeros(()), None, {}
         if target is not None:
@@ -187,7 +188,22 @@ class Objective(nn.Module):
             value = term(student_logits if term.loss.heads == 2 else head_1, teacher, label, progress)
             total = total + weight * value
             values[key] = value.detach()
+        if teacher is not None and self.terms and not (self._has_looked or torch.compiler.is_compiling()):
+            self._look_at(len(student_logits), teacher, target)
         return total, values
+
+    def extra_repr(self) -> str:
+        """Write the sum as `parse` takes it, options that are not the defaults alone."""
+        terms = "+".join(f"{_describe_term(term)}:{weight:g}" for term, weight in self.terms)
+        smoothed = f", label_smoothing={self.label_smoothing:g}" if self.label_smoothing else ""
+        return f"{terms or 'ce'}, ce_weight={self.ce_weight:g}{smoothed}"
+
+    def _require_rows(self, found: int, expected: int) -> None:
+        if found != expected:
+            raise OptionError(
+                f"the teacher's answers are of {expected} rows, the student's logits of {found}; give the logits of "
+                "the same batch, row by row"
+            )
 
     def _require_classes(self, found: int, expected: int) -> None:
         if found != expected:
@@ -204,6 +220,23 @@ class Objective(nn.Module):
         for term, weight in self.terms:
             for misfit in list_misfits(term, rows, teacher, labels, alone=alone) if weight else ():
                 warnings.warn(misfit, stacklevel=2)
+
+
+def _require_labels(rows: int, labels: Tensor) -> None:
+    if labels.shape != (rows,):
+        raise OptionError(
+            f"labels must be of shape ({rows},), one to a row of logits, found {tuple(labels.shape)}"
+        )
+
+
+def _describe_term(term: Term) -> str:
+    defaults = {name: parameter.default for name, parameter in term.loss.options().items()}
+    given = {name: value for name, value in term.options.items() if str(value) != str(defaults[name])}
+    return (
+        f"{term.name}({', '.join(f'{name}={value}' for name, value in given.items())})"
+        if given
+        else term.name
+    )
 
 
 # Reading an expression ----------------------------------------------------------------------------------

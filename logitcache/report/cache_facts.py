@@ -57,6 +57,7 @@ class CacheFacts(Spec):
         kept: by rising k; the last is the cache's own.
         tried: number of views that `kept` are means over.
         array_bytes: bytes per view of each array's shards, by name; empty where the host does not say.
+        dump_seconds: how long its dump took; None where that is not known.
     """
 
     about: dict[str, Any]
@@ -65,6 +66,7 @@ class CacheFacts(Spec):
     kept: tuple[FirstLogits, ...]
     tried: int
     array_bytes: dict[str, float]
+    dump_seconds: float | None = None
 
     @property
     def of_test_images(self) -> bool:

@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from logitcache.report.run_section import find_teachers
 from logitcache.train.same_run import NAME_OF_DATA
 from logitcache.units import rate, size, span
 
+LITTLE = 0.01  # of a cache's bytes, below which what lies beside the views is not worth a word
 MOST_LOSSES = 4  # named; the table below has all
 EVALUATED_BY = ("stream.recipe.evaluation", "stream.recipe.background")
 NOISE = 2.0  # standard errors, within which a difference may be chance
@@ -176,10 +178,26 @@ def _describe_cost(groups: Sequence[RunGroup], caches: Sequence[CacheFacts]) -> 
     rates = [found for run in taught if (found := run.rate) is not None]
     pace = f" at {rate(statistics.fmean(rates))} views/s" if rates else ""
     students = f"all {len(taught)} students" if len(taught) > 1 else "the student"
+    dumps = {_answers(cache): cache.dump_seconds for cache in caches if _taught(cache, taught)}
+    known = [each for each in dumps.values() if each is not None]
+    took = f", in {span(sum(known))}" if len(known) == len(dumps) else ""
     return (
-        f"That took the teacher {asked}, whatever the number of students; {students} trained without it, "
-        f"{span(statistics.fmean(seconds))} an epoch{pace}."
+        f"That took the teacher {asked}{took}, whatever the number of students; {students} trained without it, "
+        f"{span(statistics.fmean(seconds))} an epoch{pace}{_describe_sharing(taught, finished)}."
     )
+
+
+def _describe_sharing(taught: Sequence[RunFacts], runs: Sequence[RunFacts]) -> str:
+    """Say how many students shared a pass over the data: they have the very same seconds."""
+    passes = Counter(_seconds(run) for run in runs)
+    shared = sorted({passes[_seconds(run)] for run in taught})
+    if shared[-1] == 1:
+        return ""
+    return f", of a pass that {'' if shared[0] == shared[-1] else 'up to '}{shared[-1]} students shared"
+
+
+def _seconds(run: RunFacts) -> tuple[float | None, ...]:
+    return tuple(row.get("seconds") for row in run.rows)
 
 
 def _taught(cache: CacheFacts, runs: Sequence[RunFacts]) -> bool:
@@ -210,7 +228,17 @@ def _describe_bytes(caches: Sequence[CacheFacts]) -> str:
         each = about["bytes_per_sample_view"]
         stored = f"the top {k} of {classes:,} logits" if k < classes else f"all {classes:,} logits"
         sentences.append(
-            f"What was kept is {stored}: {each:.1f} bytes a view, {size(disk)} in all; every logit in float32 would "
-            f"be {4 * classes / each:.3g} times that."
+            f"What was kept is {stored}: {each:.1f} bytes a view, {size(disk)} in all{_describe_rest(cache)}; every "
+            f"logit in float32 would be {4 * classes / each:.3g} times the bytes of the views."
         )
     return " ".join(sentences)
+
+
+def _describe_rest(cache: CacheFacts) -> str:
+    """Say how much of a cache whose seeds are all complete is of no view, where it is not next to nothing."""
+    about = cache.about
+    disk, views = about["bytes_on_disk"], cache.complete * about["n"]
+    rest = disk - views * about["bytes_per_sample_view"]
+    if cache.complete < len(about["seeds"]) or rest < LITTLE * disk:
+        return ""
+    return f", {size(round(rest))} of them {'class statistics and ' if about['class_statistics'] else ''}metadata"

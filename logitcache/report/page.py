@@ -2,10 +2,12 @@
 
 import datetime
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
+from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
 from logitcache.errors import NotFoundError, OptionError
 from logitcache.files import require_file, writing
@@ -16,7 +18,7 @@ from logitcache.report.cache_section import cache_headings, make_cache_section
 from logitcache.report.html import Ids, tag, to_html
 from logitcache.report.opening import describe_outcome
 from logitcache.report.run_facts import RunFacts, RunGroup, group_runs, read_run
-from logitcache.report.run_section import make_run_sections
+from logitcache.report.run_section import explain_strangers, make_run_sections
 from logitcache.report.thumbnails import CacheImages, make_thumbnails, open_images_of
 from logitcache.store import CacheReader
 from logitcache.store.local import is_cache
@@ -44,14 +46,16 @@ def report(
     paths: Sequence[str | Path],
     *,
     data: Sequence[str] = (),
+    dump_seconds: Mapping[str, float] = MappingProxyType({}),
     on_progress: OnSeedRead | None = None,
 ) -> ReportFacts:
     """Write a page about runs and caches.
 
     Args:
         out: the file to write, .html.
-        paths: run folders and caches; caches may be URLs.
+        paths: run folders, folders of such, and caches; caches may be URLs.
         data: images of the caches, as `open_images` takes them; no others are opened, but those that ship.
+        dump_seconds: how long dumps took, by the path of the cache, where that is known.
         on_progress: called with (seeds read, seeds to read), cache by cache.
 
     Raises:
@@ -61,10 +65,9 @@ def report(
         IncompleteError: a run has no epoch yet, or a cache no complete seed.
         StorageError: the page cannot be written.
     """
-    names = dict.fromkeys(
-        str(path) if "://" in str(path) else write_path(Path(os.path.normpath(expand_home(path))))
-        for path in paths
-    )
+    seconds = {_normalise(path): taken for path, taken in dump_seconds.items()}
+    names = dict.fromkeys(map(_normalise, paths))
+    names = dict.fromkeys(chain.from_iterable(map(_find_runs, names)))
     if not names:
         raise OptionError("a report needs run folders, caches, or both; found none")
     out = expand_home(out)
@@ -82,6 +85,7 @@ def report(
     images: list[CacheImages] = []
     for reader, (data_set, _, note) in zip(readers, opened, strict=True):
         facts = read_cache(reader, data_set, most=hardest, on_progress=on_progress)
+        facts = replace(facts, dump_seconds=seconds.get(str(reader.path)))
         caches.append(facts)
         images.append(
             make_thumbnails(reader, data_set, facts.stats) if data_set else CacheImages({}, (), note)
@@ -92,7 +96,20 @@ def report(
     notes = [
         f"{cache.about['path']}: {seen.note}" for cache, seen in zip(caches, images, strict=True) if seen.note
     ]
+    notes += [f"{path}: {why}" for path, why in explain_strangers(groups, caches).items()]
     return ReportFacts(groups, tuple(caches), tuple(notes))
+
+
+def _normalise(path: str | Path) -> str:
+    return str(path) if "://" in str(path) else write_path(Path(os.path.normpath(expand_home(path))))
+
+
+def _find_runs(path: str) -> list[str]:
+    """List the run folders in a folder of such; any other path is itself."""
+    folder = Path(path)
+    if "://" in path or is_cache(folder) or RunFolder(folder).has_run():
+        return [path]
+    return [write_path(run) for run in list_runs(folder)] or [path]
 
 
 def _open(path: str) -> RunFacts | CacheReader:
@@ -102,11 +119,7 @@ def _open(path: str) -> RunFacts | CacheReader:
     try:
         return CacheReader(path)
     except NotFoundError as error:
-        inside = list_runs(Path(path))
-        advice = f"; did you mean {inside[0] if len(inside) == 1 else f'{path}/*'}?" if inside else ""
-        advice = advice or suggest(
-            find_near_paths(path, lambda near: bool(list_runs(near)) or is_cache(near))
-        )
+        advice = suggest(find_near_paths(path, lambda near: bool(list_runs(near)) or is_cache(near)))
         raise NotFoundError(f"{path} is neither a run folder (config.json) nor a cache{advice}") from error
 
 

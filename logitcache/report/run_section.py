@@ -1,8 +1,10 @@
 """The sections of the page about runs: students side by side, their curves, what differs in their settings."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 from xml.etree.ElementTree import Element
 
+from logitcache.format.identity import join_background
 from logitcache.report.cache_facts import CacheFacts
 from logitcache.report.charts import Axis, ChartTable, Series, draw_points, draw_swatch
 from logitcache.report.curves import Curves
@@ -14,7 +16,8 @@ from logitcache.units import rate as rate_of
 
 COLUMNS = (*TEST_METRICS, metric_named("loss"))
 MANY = 6  # students, above which a table has a row for each
-DATA, TEACHER = ("data.name", "data.num_classes"), ("name", "weights", "weights_sha256")
+TEACHER = ("name", "weights", "weights_sha256")  # of `stream.teacher`, in a run's settings
+TESTED_ON = ("data.name", "data.num_classes", "recipe.evaluation", "recipe.background")  # of `stream`
 
 
 def find_teachers(groups: Sequence[RunGroup], caches: Sequence[CacheFacts]) -> dict[str, CacheFacts]:
@@ -22,33 +25,62 @@ def find_teachers(groups: Sequence[RunGroup], caches: Sequence[CacheFacts]) -> d
 
     A run's settings hold no fingerprint of its test images: data name, classes, evaluation recipe and background do.
     """
-    runs = [run for group in groups for run in group.runs]
-    tested_on = {
-        tuple(
-            run.settings.get(f"stream.{name}") for name in (*DATA, "recipe.evaluation", "recipe.background")
-        )
-        for run in runs
-        if "top1" in run.metrics
-    }
-    teachers = {tuple(run.settings.get(f"stream.teacher.{name}") for name in TEACHER) for run in runs}
     found: dict[tuple[object, ...], CacheFacts] = {}
     for cache in caches:
-        data, about, recipe = (cache.about[part] for part in ("dataset", "teacher", "recipe"))
-        images = (
-            shorten(data["name"]),
-            data["num_classes"],
-            shorten(recipe["name"]),
-            recipe.get("background"),
-        )
-        teacher = tuple(None if about[name] is None else shorten(about[name]) for name in TEACHER)
         known = cache.of_test_images and cache.accuracy("top1") is not None
-        if known and tested_on == {images} and teacher in teachers:
-            found.setdefault(teacher, cache)
+        if known and not _differences(cache, groups):
+            found.setdefault(_about(cache)[0], cache)
     names = [cache.about["teacher"]["name"] for cache in found.values()]
     return {
         f"teacher {name}" + (f", {cache.about['teacher']['weights']}" if names.count(name) > 1 else ""): cache
         for name, cache in zip(names, found.values(), strict=True)
     }
+
+
+def explain_strangers(groups: Sequence[RunGroup], caches: Sequence[CacheFacts]) -> dict[str, str]:
+    """Say, by its path, of each cache of test images why its teacher stands beside none of these runs."""
+    strangers = {}
+    for cache in caches:
+        if groups and cache.of_test_images and (differences := _differences(cache, groups)):
+            strangers[str(cache.about["path"])] = (
+                f"its teacher is not compared with these runs: {'; '.join(differences)}"
+            )
+    return strangers
+
+
+def _differences(cache: CacheFacts, groups: Sequence[RunGroup]) -> list[str]:
+    """Say in what a cache of test images is not what runs were evaluated on, or not of a teacher of theirs."""
+    runs = [run for group in groups for run in group.runs]
+    tested = [run for run in runs if "top1" in run.metrics]
+    if not tested:
+        return ["they were not evaluated"]
+    teacher, images = _about(cache)
+    of_runs = list(
+        dict.fromkeys(tuple(run.settings.get(f"stream.{name}") for name in TESTED_ON) for run in tested)
+    )
+    if len(of_runs) > 1:
+        return ["they were evaluated on several kinds of views"]
+    teachers = {tuple(run.settings.get(f"stream.teacher.{name}") for name in TEACHER): run for run in runs}
+    differences = []
+    if of_runs[0][:2] != images[:2]:
+        (name, classes), (theirs, number) = images[:2], of_runs[0][:2]
+        differences.append(f"expected images of {theirs}, {number} classes, found {name}, {classes}")
+    if of_runs[0][2:] != images[2:]:
+        expected, found = (join_background(str(views[2]), views[3]) for views in (of_runs[0], images))
+        differences.append(f"expected views by {expected}, found {found}")
+    if teacher not in teachers:
+        named = sorted({f"{one[0]} ({one[1]})" for one in teachers if one[0] is not None})
+        expected = f"the teacher {' or '.join(named)}" if named else "no teacher, as they are of labels alone"
+        digest = f", SHA-256 {str(teacher[2])[:12]}…" if teacher[2] else ""
+        differences.append(f"expected {expected}, found {teacher[0]} ({teacher[1]}{digest})")
+    return differences
+
+
+def _about(cache: CacheFacts) -> tuple[tuple[object, ...], tuple[Any, ...]]:
+    """Return teacher, and images with their views, of a cache, as settings of runs have them."""
+    data, about, recipe = (cache.about[part] for part in ("dataset", "teacher", "recipe"))
+    images = (shorten(data["name"]), data["num_classes"], shorten(recipe["name"]), recipe.get("background"))
+    return tuple(None if about[name] is None else shorten(about[name]) for name in TEACHER), images
 
 
 def make_run_sections(
@@ -58,7 +90,12 @@ def make_run_sections(
     curves, teachers = Curves(ids, groups), find_teachers(groups, caches)
     yield (
         "Students side by side",
-        tag("div", _figures_table(groups, teachers), _charts_by_cost(ids, curves), _runs_table(curves)),
+        tag(
+            "div",
+            _figures_table(groups, teachers, explain_strangers(groups, caches)),
+            _charts_by_cost(ids, curves),
+            _runs_table(curves),
+        ),
     )
     for section, (heading, note) in SECTIONS.items():
         if (charts := curves.draw_section(section)) is not None:
@@ -70,7 +107,9 @@ def make_run_sections(
 # Side by side ---------------------------------------------------------------------------------------------
 
 
-def _figures_table(groups: Sequence[RunGroup], teachers: Mapping[str, CacheFacts]) -> Element:
+def _figures_table(
+    groups: Sequence[RunGroup], teachers: Mapping[str, CacheFacts], strangers: Mapping[str, str]
+) -> Element:
     """A row for each group: figures of the last epoch, size, time; above them their teachers."""
     columns = [metric for metric in COLUMNS if any(group.spread(metric.name) for group in groups)]
     repeated = any(len(group.runs) > 1 for group in groups)
@@ -103,6 +142,7 @@ def _figures_table(groups: Sequence[RunGroup], teachers: Mapping[str, CacheFacts
         rows.append(row)
     notes = ["Figures are those of the last epoch."]
     notes += ["The teacher's are its cache's of the test images."] if teachers else []
+    notes += [f"Of {path}: {why}." for path, why in strangers.items()]
     notes += ["The best top-1 is chosen on the test images, and so flatters."] if tested else []
     if repeated:
         notes.append(
@@ -118,7 +158,7 @@ def _figures_table(groups: Sequence[RunGroup], teachers: Mapping[str, CacheFacts
         "Time and views/s are those of all epochs of a run without evaluation; runs trained side by side share it."
     )
     figures_table = table(None, headers, rows, name="Figures of the students")
-    return tag("div", figures_table, tag("p", " ".join(notes), class_="note"))
+    return tag("div", figures_table, tag("p", " ".join(notes), class_="note"), class_="figures")
 
 
 def _charts_by_cost(ids: Ids, curves: Curves) -> Element | None:

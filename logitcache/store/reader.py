@@ -53,6 +53,9 @@ class CacheReader:
         self.spec = read_root(self.place)
         self._begun: dict[int, int] = {}  # by seed, how many shards its arrays are long enough for
 
+    def __repr__(self) -> str:
+        return f"CacheReader({self.path}, k={self.spec.k} of {self.spec.dataset.num_classes} classes)"
+
     @classmethod
     def of(cls, cache: "str | Path | CacheReader") -> "CacheReader":
         """Return a reader of the cache at a path or URL; a reader is itself."""

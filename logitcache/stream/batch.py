@@ -8,12 +8,13 @@ from torch import Tensor
 
 from logitcache.distributed import ALONE, World
 from logitcache.errors import OptionError
+from logitcache.store import seed_list
 from logitcache.stream.sampler import SeedOrder
 from logitcache.teacher.sparse import SparseTeacher
 from logitcache.views.mixing import MixedLabels
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Batch:
     """What a training step takes.
 
@@ -34,6 +35,11 @@ class Batch:
     teacher: SparseTeacher | None
     partners: Tensor | None = None
     mixed: MixedLabels | None = None
+
+    def __repr__(self) -> str:
+        mixed = "" if self.mixed is None else ", mixed"
+        shape = f"views {tuple(self.views.shape)} {str(self.views.dtype).removeprefix('torch.')}{mixed}"
+        return f"Batch({shape}, {seed_list(sorted(set(self.seeds.tolist())))}, teacher {self.teacher!r})"
 
     def __getitem__(self, rows: Tensor) -> "Batch":
         """Select rows by a mask, (B,) bool, or by number, (m,) int64; on the CPU."""

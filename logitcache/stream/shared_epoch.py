@@ -1,14 +1,16 @@
 """The epoch of a data set, in memory that its process shares with DataLoader workers, however these are started.
 
-It lies in a mapped file of a few bytes: a forked worker inherits the map, a spawned one opens the file by its name.
-So workers that live on from epoch to epoch follow it, and no shared memory is needed, which containers may lack.
-Where no file can be had, forked workers follow all the same.
+It lies in a mapped file, beside a byte for each sample that says whether it was drawn: a forked worker inherits the
+map, a spawned one opens the file by its name. So workers that live on from epoch to epoch follow it, all know what
+any of them has drawn, and no shared memory is needed, which containers may lack. Where no file can be had, forked
+workers follow all the same.
 """
 
 import mmap
 import os
 import tempfile
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,21 +18,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_EPOCH, _FIRST, _SETTLED = range(3)  # places of the numbers; the second counts from 1
-_BYTES = 24
+_EPOCH, _SETTLED = range(2)  # places of the numbers
+_BYTES = 16  # of the numbers
 
 
 class SharedEpoch:
-    """An epoch that one process sets and all read, and whether samples come again in it."""
+    """An epoch that one process sets and all read, and whether samples come again in it.
 
-    def __init__(self) -> None:
+    Args:
+        samples: how many there are.
+    """
+
+    def __init__(self, samples: int) -> None:
         self._file: Path | None = None
         try:
-            self._file = _make_file()
-            self._numbers = _map(self._file)
+            self._file = _make_file(bytes(_BYTES + samples))
+            self._map(_map(self._file))
         except OSError:
-            self._numbers = np.frombuffer(mmap.mmap(-1, _BYTES), np.int64)
+            self._map(np.frombuffer(mmap.mmap(-1, _BYTES + samples), np.uint8))
         self._own_file()
+
+    def _map(self, memory: npt.NDArray[np.uint8]) -> None:
+        self._memory, self._drawn = memory, memory[_BYTES:]
+        self._numbers = memory[:_BYTES].view(np.int64)
 
     def _own_file(self) -> None:
         if self._file:
@@ -39,11 +49,10 @@ class SharedEpoch:
     def __reduce__(self) -> tuple[Any, ...]:
         if self._file and not self._file.exists():  # that of a copied object, which is no more
             with suppress(OSError):
-                file, numbers = _make_file(), self._numbers.tolist()
-                self._file, self._numbers = file, _map(file)
-                self._numbers[:] = numbers
+                self._file = _make_file(self._memory.tobytes())
+                self._map(_map(self._file))
                 self._own_file()
-        return _open, (self._file, self._numbers.tolist())
+        return _open, (self._file, self._numbers.tolist(), len(self._drawn))
 
     @property
     def epoch(self) -> int:
@@ -54,41 +63,40 @@ class SharedEpoch:
         """Set it; from now on samples may come again, as whoever sets epochs knows them."""
         self._numbers[_EPOCH], self._numbers[_SETTLED] = epoch, 1
 
-    def comes_again(self, samples: list[int]) -> bool:
-        """Say, once, that the first sample ever drawn is drawn again, though nobody has set an epoch."""
+    def comes_again(self, samples: Sequence[int]) -> bool:
+        """Say, once, that one of these samples was drawn before, by whatever worker, and nobody has set an epoch."""
         if self._numbers[_SETTLED]:
             return False
-        if not self._numbers[_FIRST]:
-            self._numbers[_FIRST] = samples[0] + 1
-            samples = samples[1:]
-        again = int(self._numbers[_FIRST]) - 1 in samples
-        self._numbers[_SETTLED] = int(again)
+        again = bool(self._drawn[samples].any()) or len(set(samples)) < len(samples)
+        self._drawn[samples] = 1
+        self._numbers[_SETTLED] |= again
         return again
 
 
-def _make_file() -> Path:
+def _make_file(content: bytes) -> Path:
     descriptor, name = tempfile.mkstemp(prefix="logitcache-", suffix=".epoch")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(bytes(_BYTES))
+            file.write(content)
     except OSError:  # a full disk
         _delete(Path(name), os.getpid())
         raise
     return Path(name)
 
 
-def _map(file: Path) -> npt.NDArray[np.int64]:
-    return np.memmap(file, np.int64, "r+", shape=(3,))
+def _map(file: Path) -> npt.NDArray[np.uint8]:
+    return np.memmap(file, np.uint8, "r+")
 
 
-def _open(file: Path | None, numbers: list[int]) -> SharedEpoch:
-    """Open that of another process; where its file is gone, as it was when the process was started."""
+def _open(file: Path | None, numbers: list[int], samples: int) -> SharedEpoch:
+    """Open that of another process; where its file is gone, as its numbers were when the process was started."""
     opened = SharedEpoch.__new__(SharedEpoch)
     opened._file = file
-    opened._numbers = np.array(numbers, np.int64)
+    opened._map(np.zeros(_BYTES + samples, np.uint8))
+    opened._numbers[:] = numbers
     if file is not None:
         with suppress(OSError):
-            opened._numbers = _map(file)
+            opened._map(_map(file))
     return opened
 
 

@@ -94,6 +94,11 @@ class Stream:
             start_method=config.start_method,
         )
 
+    def __repr__(self) -> str:
+        config = self.config
+        seeds = f"{seed_list(list(config.seeds))}, batches of {config.batch_size}"
+        return f"Stream({self.views!r}, {seeds}, teacher {self.teacher!r}, {self.device})"
+
     @classmethod
     def from_cache(
         cls,

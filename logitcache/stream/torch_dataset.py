@@ -23,7 +23,7 @@ from torch.utils.data import Sampler, get_worker_info
 
 from logitcache.distributed import World
 from logitcache.errors import OptionError
-from logitcache.store import CacheReader
+from logitcache.store import CacheReader, seed_list
 from logitcache.stream.sampler import SeedOrder, choose_samples, choose_seeds, require_seeds
 from logitcache.stream.worker_dataset import PackedViews
 from logitcache.teacher.cached import CachedTeacher
@@ -91,6 +91,10 @@ class CachedViews(PackedViews):
         files = {seed: spool_path(reader, seed, spool_folder) for seed in self.seeds}
         super().__init__(views, self.teacher.layout, files, transform)
         self.prepare([self.seed_of_epoch()])  # workers find it, whoever walks the data
+
+    def __repr__(self) -> str:
+        seeds = f"{seed_list(list(self.seeds))}, epoch {self.shared_epoch.epoch}"
+        return f"CachedViews({self.views!r}, {seeds}, teacher {self.teacher!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle for a spawned worker: no cache, only files to map."""

@@ -51,7 +51,7 @@ class PackedViews(Dataset[Item]):
         shared_epoch: SharedEpoch | None = None,
     ) -> None:
         self.views, self.layout, self.files, self.transform = views, layout, dict(files), transform
-        self.shared_epoch = shared_epoch or SharedEpoch()
+        self.shared_epoch = shared_epoch or SharedEpoch(len(views))
         self._mapped: dict[int, npt.NDArray[np.uint8]] = {}
         share_as_fits()  # your DataLoader's workers are as ours
         spare_main_module()
@@ -83,6 +83,7 @@ class PackedViews(Dataset[Item]):
             else:
                 samples.append(_read_sample(index))
                 pairs.append((samples[-1], seed))
+        items = self._make(pairs)
         if samples and len(self.files) > 1 and self.shared_epoch.comes_again(samples):
             warnings.warn(
                 f"samples are drawn again under seed {seed}, the same views, of {len(self.files)} seeds that there "
@@ -90,7 +91,7 @@ class PackedViews(Dataset[Item]):
                 "sampler=ViewSampler(data)",
                 stacklevel=2,
             )
-        return self._make(pairs)
+        return items
 
     def seed_of_epoch(self) -> int:
         """Return the seed under which a sample alone stands: that which a `ViewSampler` takes in the same epoch."""

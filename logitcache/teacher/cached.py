@@ -44,6 +44,9 @@ class CachedTeacher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
         self._spools: dict[int, Future[PackedRows]] = {}
 
+    def __repr__(self) -> str:
+        return f"CachedTeacher({self.reader!r})"
+
     def about(self, seeds: Sequence[int]) -> dict[str, Any]:
         """Identify the cache: its teacher, and what it holds of each seed."""
         held = {str(seed): self.reader.identity(seed) for seed in seeds}

@@ -40,6 +40,9 @@ class Ensemble:
         self.weights = _check_options(len(self.teachers), weights, space)
         self.num_classes = self.teachers[0].num_classes
 
+    def __repr__(self) -> str:
+        return f"Ensemble({', '.join(map(repr, self.teachers))})"
+
     def about(self, seeds: Sequence[int]) -> dict[str, Any]:
         """Identify every member, its weight, and how they are averaged."""
         members = [teacher.about(seeds) for teacher in self.teachers]

@@ -31,6 +31,9 @@ class LiveTeacher:
         self.completion = completion
         self._answers, self._outlier = 0, torch.zeros(())
 
+    def __repr__(self) -> str:
+        return f"LiveTeacher({type(self.model).__name__}, k={self.k} of {self.num_classes} classes)"
+
     def about(self, seeds: Sequence[int]) -> dict[str, Any]:
         """Say that the teacher is live."""
         return {"live": type(self.model).__name__, "k": self.k}

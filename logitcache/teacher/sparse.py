@@ -32,7 +32,7 @@ from logitcache.teacher.completion import Completion
 from logitcache.teacher.reach import MASKED
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SparseTeacher:
     """Teacher logits of B views over C classes, kept as top-k and tail statistics.
 
@@ -107,6 +107,11 @@ class SparseTeacher:
 
     def __len__(self) -> int:
         return self.ids.shape[0]
+
+    def __repr__(self) -> str:
+        tail = "" if self.is_whole else ", completed" if self.completion else ", even tail"
+        rows = f"{len(self)} rows, k={self.k} of {self.num_classes} classes{tail}"
+        return f"SparseTeacher({rows}, {self.top.device})"
 
     def __getitem__(self, rows: Tensor | slice) -> Self:
         """Select rows, as indexing a tensor does."""
@@ -255,7 +260,7 @@ class SparseTeacher:
         return mapped
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SoftTargets:
     """A teacher's distribution at one temperature over all classes; get it by `SparseTeacher.at`.
 
@@ -264,6 +269,11 @@ class SoftTargets:
     """
 
     log_probs: Tensor
+
+    def __repr__(self) -> str:
+        return (
+            f"SoftTargets({' rows, '.join(map(str, self.log_probs.shape))} classes, {self.log_probs.device})"
+        )
 
     @property
     def probs(self) -> Tensor:
@@ -280,7 +290,7 @@ class SoftTargets:
         return self.log_probs.gather(1, classes[:, None])[:, 0].exp()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ListedTargets:
     """A teacher's distribution at one temperature T over the listed classes and all others together.
 
@@ -299,6 +309,9 @@ class ListedTargets:
     lse: Tensor
     log_probs: Tensor
     log_tail_mass: Tensor
+
+    def __repr__(self) -> str:
+        return f"ListedTargets({self.teacher!r}, temperature={self.temperature:g})"
 
     @property
     def probs(self) -> Tensor:

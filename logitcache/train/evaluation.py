@@ -4,9 +4,10 @@ The teacher's answers for these images come from a cache of theirs, as `logitcac
 cache of training views says nothing about them.
 """
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -40,8 +41,10 @@ from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, OnBadImage
 from logitcache.views.loader import iterate_batches, view_loader
 from logitcache.views.own_images import WrappedImages
+from logitcache.views.recipes import NO_BACKGROUND
 from logitcache.views.replay import prove_replay
 
+COLOURS = {"#ffffff": "white", "#000000": "black"}  # as they are written in advice
 TEST_IMAGE = "test image"  # how the error of one that does not decode begins
 SEED = 0  # the only one: the views of an evaluation recipe are the same under every seed
 
@@ -207,11 +210,10 @@ def _require_answers(cache: CacheReader, images: Images, recipe: RecipeSpec) -> 
     """Insist that a cache holds answers for these very views; returns the images in its order."""
     if cache.spec.recipe != recipe:
         title = cache.spec.recipe.title
-        found = "another of its name" if title == recipe.title else recipe.title
         raise MismatchError(
             f"{cache.path} does not hold the teacher's answers for the views evaluated",
-            [Difference("recipe", title, found)],
-            "make one as the training cache was made, but with `logitcache dump --split test --out ANOTHER`",
+            [Difference("recipe", recipe.title, "another of its name" if title == recipe.title else title)],
+            _advise_recipe(cache.spec.recipe, recipe),
         )
     cache.require([SEED])
     ordered = align_images(cache, images)
@@ -223,6 +225,14 @@ def _require_answers(cache: CacheReader, images: Images, recipe: RecipeSpec) -> 
         )
     prove_replay(cache, KeyedViews(ordered, recipe), [SEED])
     return ordered
+
+
+def _advise_recipe(found: RecipeSpec, expected: RecipeSpec) -> str:
+    """Say how a cache of the test images is made whose views are by the recipe that is expected."""
+    if replace(found, background=expected.background) == expected:
+        colour = COLOURS.get(str(expected.background), expected.background) or NO_BACKGROUND
+        return f"make one by the command that made this, but with `--background {shlex.quote(colour)} --out ANOTHER`"
+    return "make one as the training cache was made, but with `logitcache dump --split test --out ANOTHER`"
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,9 @@ from logitcache.train.learner import Run
 from logitcache.train.loop import RunReport, train
 from logitcache.train.notes import describe_training, list_notes
 from logitcache.train.run_folder import RunFolder, claim_folders
-from logitcache.train.trained import TrainedStudent
+from logitcache.train.trained import TrainedStudent, require_place
 from logitcache.train.variants import OF_TWO_CLASSES, Student, Variant, VariantInputs
+from logitcache.units import count
 from logitcache.views.bad_images import BadImage, explain_bad_images, list_bad_images
 from logitcache.views.keyed_views import OnBadImage
 
@@ -140,7 +141,8 @@ class TrainJob:
         for name in self.students:
             require_known_model(name)
         device = choose_device(world.choose_device(self.inputs.config.device))
-        for pair in self._pair():
+        require_place(self.out, len(pairs := self._pair()), resume=resume)
+        for pair in pairs:
             choose_precision(pair[1].config.precision, device)
 
     def _pair(self) -> list[tuple[str, Variant]]:

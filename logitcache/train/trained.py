@@ -1,5 +1,6 @@
 """Trained students: what a run folder or a file of weights says of one, and the model built from it."""
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -11,6 +12,7 @@ from logitcache.models.weights import read_header
 from logitcache.paths import expand_home, find_near_paths, suggest, write_path
 from logitcache.plugins import require_own
 from logitcache.train.run_folder import RunFolder
+from logitcache.units import count
 from logitcache.views.recipes import evaluation_recipe
 
 
@@ -133,6 +135,34 @@ def list_runs(folder: Path) -> list[Path]:
     if RunFolder(folder).has_run():
         return [folder]
     return sorted(file.parent for file in folder.glob("*/config.json"))
+
+
+def require_place(out: Path | None, students: int, *, resume: bool) -> None:
+    """Insist that a folder of runs is no run's, and a run's folder no place for several.
+
+    Args:
+        out: where runs go; None: into folders of their own.
+        students: how many; `out` is the run of a single one, else there is a folder in it for each.
+        resume: whether runs that are there go on.
+
+    Raises:
+        OptionError: what is there is of the other kind.
+    """
+    if out is None:
+        return
+    own, name = RunFolder(out).has_run(), write_path(out)
+    if students > 1 and own and not resume:
+        raise OptionError(
+            f"{name} is a run, and {students} students want a folder of runs; choose another --out"
+        )
+    inside = [] if own else list_runs(out)
+    if students == 1 and inside:
+        first = write_path(inside[0])
+        every = f"`logitcache train --out {shlex.quote(name)} --resume` goes on with all"
+        raise OptionError(
+            f"{name} is a folder of runs ({count(len(inside), 'run')}, such as {first}), and no run itself; choose "
+            f"another --out, or {every}"
+        )
 
 
 def advise_resume(folder: Path) -> str:

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from logitcache.errors import DataError, ImageError, OptionError
 from logitcache.format.identity import RecipeSpec
+from logitcache.units import count
 from logitcache.views.datasets import take_images
 from logitcache.views.images import Images
 from logitcache.views.maker import ViewMaker
@@ -76,6 +77,10 @@ class KeyedViews(Dataset[ViewBatch]):
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __repr__(self) -> str:
+        images = f"{self.images.name}, {self.images.split}: {count(len(self), 'image')}"
+        return f"KeyedViews({images} by {self.maker.recipe.title})"
 
     def __getitem__(self, pair: Pair) -> ViewBatch:
         return self.__getitems__([pair])

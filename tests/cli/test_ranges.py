@@ -33,3 +33,12 @@ def test_what_would_be_refused_too_is_not_advised(text: str) -> None:
     with pytest.raises(OptionError) as refused:
         parse_seeds(text)
     assert "did you mean" not in str(refused.value)
+
+
+@given(st.integers(0, 999), st.integers(1, 99))
+def test_a_range_that_runs_backwards_is_called_so(first: int, more: int) -> None:
+    text = f"{first + more}-{first}"
+    for parse in (parse_seeds, parse_ks):
+        with pytest.raises(OptionError) as refused:
+            parse(f"{first},{text}")
+        assert str(refused.value).endswith(f"; {text} runs backwards, write {first}-{first + more}")

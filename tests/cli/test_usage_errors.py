@@ -194,3 +194,27 @@ def test_no_number_is_read_out_of_a_range(flag: str, tmp_path: Path) -> None:
     line = refused("train", "--student", "digits_tiny", flag, "0-2", cwd=tmp_path)
     assert line.startswith(f"{flag}: expected a whole number")
     assert "found '0-2'" in line
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (1, "train --student digits_tiny --loss kl --cache c.zarr"),
+        (1, "train --student digits_tiny --loss ce --variant learning_rate="),
+        (1, "train --student digits_tiny --loss ce --seeds 9-0"),
+        (1, "dump --teacher digits_tiny --top-k 0"),
+        (1, "dump --teacher digits_tiny --seeds 9-0"),
+        (1, "dump --teacher digits_tiny --background snowy"),
+        (2, "train --student digits_tiny --epochs many"),
+        (2, "dump --teacher digits_tiny --split neither"),
+        (2, "dump"),
+        (2, "train --nothing"),
+        (2, "evaluate run --batch-size 0"),
+    ],
+)
+def test_the_parser_ends_with_2_and_a_value_that_means_nothing_with_1(
+    code: int, words: str, tmp_path: Path
+) -> None:
+    ended = logitcache(*words.split(), cwd=tmp_path)
+    assert ended.exit_code == code, ended.output
+    assert [line for line in ended.stderr.splitlines() if line.startswith("logitcache: ")]

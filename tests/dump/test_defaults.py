@@ -190,7 +190,7 @@ def test_weights_say_the_views_that_they_were_trained_on(tmp_path: Path) -> None
     recipe = CacheReader(tmp_path / "c.zarr").spec.recipe
     assert (recipe.name, recipe.background) == ("imagenet-ra@32", "#ffffff")
     succeeds(*dump, "--recipe", "imagenet@32", "--out", "d.zarr", cwd=tmp_path)
-    assert CacheReader(tmp_path / "d.zarr").spec.recipe.title == "imagenet@32"
+    assert CacheReader(tmp_path / "d.zarr").spec.recipe.title == "imagenet@32 on #ffffff"
     succeeds(*dump, "--background", "black", "--out", "e.zarr", cwd=tmp_path)
     assert CacheReader(tmp_path / "e.zarr").spec.recipe.title == "imagenet-ra@32 on #000000"
 
@@ -204,3 +204,11 @@ def test_weights_that_name_code_say_no_views(tmp_path: Path) -> None:
     save_weights(tmp_path / "w.safetensors", named)
     inputs = DumpInputs("resnet8", weights=str(tmp_path / "w.safetensors"), data=images.name)
     assert inputs.open().recipe.name != "mine"
+
+
+def test_a_dump_that_has_nothing_to_do_speaks_of_no_pace(tmp_path: Path) -> None:
+    words = ("dump", "--teacher", "digits_tiny", "--seeds", 0, "--workers", 0, "--out", "c.zarr")
+    assert "views/s" in succeeds(*words, cwd=tmp_path)
+    again = succeeds(*words, cwd=tmp_path)
+    assert "0 now" in again
+    assert "views/s" not in again

@@ -5,6 +5,7 @@ import dense
 import pytest
 import torch
 import torch.nn.functional as F
+from refusals import refused
 
 from logitcache.errors import OptionError, UnknownNameError
 from logitcache.losses import LOSSES, Objective
@@ -218,3 +219,34 @@ def test_what_no_objective_is_says_how_one_reads(text: str, advice: str) -> None
         Objective.parse(text)
     with pytest.raises(OptionError, match="every weight"):
         Objective.parse("kd:0", ce_weight=0.0)
+
+
+# What is refused of a batch -----------------------------------------------------------------------------------
+
+
+def test_rows_and_labels_of_another_number_are_refused_in_a_line():
+    s, _, teacher, y = dense.batch()
+    for expression in ("kd", "cmkd", "dkd"):
+        objective = Objective.parse(expression)
+        told = f"the teacher's answers are of {len(s)} rows, the student's logits of 2"
+        refused(OptionError, lambda o=objective: o(s[:2], teacher, y[:2]), told)
+        told = rf"labels must be of shape ({len(s)},), one to a row of logits, found (2,)"
+        refused(OptionError, lambda o=objective: o(s, teacher, y[:2]), told)
+    refused(OptionError, lambda: Objective.parse("ce")(s, None, y[:, None]), "labels must be of shape")
+
+
+def test_a_call_that_is_refused_uses_no_warning_up():
+    s, _, teacher, y = dense.batch()
+    objective = Objective.parse("dkd")
+    for target, rows in ((None, s), (y[:2], s), (y, s[:2])):
+        with pytest.raises(OptionError):
+            objective(rows, teacher, target)
+    with pytest.warns(UserWarning, match="dkd learns from rows with labels alone"):
+        objective(s, teacher, torch.full_like(y, -1))
+
+
+def test_an_objective_prints_as_what_it_minimises():
+    found = {text: repr(Objective.parse(text)) for text in ("ce", "kd", "kd:0.5+cmkd(temperature=3.0):2")}
+    assert found["ce"] == "Objective(ce, ce_weight=1)"
+    assert found["kd"] == "Objective(kd:1, ce_weight=1)"
+    assert "kd:0.5+cmkd(temperature=3.0):2, ce_weight=1" in found["kd:0.5+cmkd(temperature=3.0):2"]

@@ -29,11 +29,13 @@ def test_a_browser_shows_it_on_phones_and_desks_in_light_and_dark(page: Path, tm
     from PIL import Image
 
     with browser.chromium(tmp_path / "profile") as tab:
-        for width in (400, 1400):
+        for width in (400, 1200, 1400):
             for scheme in ("light", "dark"):
                 tab.open(page, width, scheme)
                 assert tab.complaints == []
                 assert tab.value("document.documentElement.scrollWidth") == width
+                frame = "document.querySelector('.figures .scroll')"
+                assert width == 400 or tab.value(f"{frame}.scrollWidth <= {frame}.clientWidth")
                 tab.value("document.querySelectorAll('details').forEach(details => details.open = true)")
                 assert tab.value("document.documentElement.scrollWidth") == width
                 drawn = "[...document.querySelectorAll('.line')].filter(line => line.getTotalLength() > 20).length"

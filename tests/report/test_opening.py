@@ -1,5 +1,6 @@
 """What the page opens with: gains in pairs, with their errors, whatever runs and caches are named."""
 
+import dataclasses
 import json
 import math
 import statistics
@@ -14,6 +15,7 @@ from logitcache.report.cache_facts import CacheFacts, read_cache
 from logitcache.report.opening import Gain, describe_outcome
 from logitcache.report.run_facts import RunFacts, group_runs, read_run
 from logitcache.store import CacheReader
+from logitcache.units import size
 
 ACCURACIES = st.lists(st.floats(0, 1), min_size=2, max_size=6)
 
@@ -88,16 +90,19 @@ def test_students_are_compared_with_their_own_kind_alone(tmp_path: Path) -> None
 def test_the_page_opens_with_gain_cost_and_bytes(folder: Path, tmp_path: Path) -> None:
     cache = read_cache(CacheReader(folder / "c.zarr"))
     runs = [trained(tmp_path, loss, top1, taught_by=cache) for loss, top1 in (("ce", 0.5), ("kd:1.0", 0.6))]
+    cache = dataclasses.replace(cache, dump_seconds=6.0)
     gain, cost, kept = describe_outcome(group_runs(runs), [cache, cache])  # as a derived one, asked but once
     assert "(+10.0 points)" in gain
     views = 3 * cache.about["n"]
     assert cost == (
-        f"That took the teacher once for each of {views:,} views, whatever the number of students; the student "
-        "trained without it, 1.5 s an epoch at 100 views/s."
+        f"That took the teacher once for each of {views:,} views, in 6.0 s, whatever the number of students; the "
+        "student trained without it, 1.5 s an epoch at 100 views/s, of a pass that 2 students shared."
     )
     each = cache.about["bytes_per_sample_view"]
     assert kept.startswith(f"What was kept is the top 4 of 10 logits: {each:.1f} bytes a view, ")
-    assert kept.endswith(f"every logit in float32 would be {40 / each:.3g} times that.")
+    rest = cache.about["bytes_on_disk"] - views * each
+    assert f" in all, {size(round(rest))} of them class statistics and metadata; every" in kept
+    assert kept.endswith(f"every logit in float32 would be {40 / each:.3g} times the bytes of the views.")
 
 
 def test_runs_on_other_images_are_not_compared(tmp_path: Path) -> None:
@@ -120,3 +125,13 @@ def test_caches_that_nobody_trained_from_are_no_cost(folder: Path, tmp_path: Pat
     cache = read_cache(CacheReader(folder / "c.zarr"))
     runs = [trained(tmp_path, "ce", 0.5), trained(tmp_path, "kd:1.0", 0.6)]
     assert [text[:4] for text in describe_outcome(group_runs(runs), [cache])] == ["Labe", "What"]
+
+
+def test_an_unknown_time_of_the_dump_and_a_pass_of_ones_own_are_not_spoken_of(
+    folder: Path, tmp_path: Path
+) -> None:
+    cache = read_cache(CacheReader(folder / "c.zarr"))
+    run = trained(tmp_path, "kd:1.0", 0.6, taught_by=cache)
+    _, cost, _ = describe_outcome(group_runs([run]), [cache])
+    assert " views, whatever the number of students" in cost
+    assert cost.endswith("1.5 s an epoch at 100 views/s.")

@@ -176,6 +176,31 @@ def test_a_second_pass_under_the_same_seed_warns_once(
     list(loader)
 
 
+@pytest.mark.parametrize("workers", [{}, FORKED], ids=["none", "fork"])
+def test_passes_that_end_early_warn_once_a_sample_comes_again(
+    workers: dict[str, Any], data: CachedViews
+) -> None:
+    def begin(start: int) -> None:
+        order = [(start + at) % N for at in range(N)]
+        next(iter(DataLoader(data, 2, sampler=order, **workers)))  # workers draw a few batches ahead
+
+    begin(0)
+    begin(24)
+    with pytest.raises(UserWarning, match="drawn again"):
+        begin(25)  # without the first sample that was ever drawn
+    begin(0)
+
+
+def test_any_sample_that_comes_again_counts(cache: CacheReader) -> None:
+    shared = SharedEpoch(9)
+    other = pickle.loads(pickle.dumps(shared))  # as a spawned worker has it
+    assert not shared.comes_again([3, 4])
+    assert not other.comes_again([5, 0])
+    assert shared.comes_again([8, 0])
+    assert not other.comes_again([3, 4])  # said once
+    assert SharedEpoch(9).comes_again([1, 1])
+
+
 def test_what_shows_no_view_twice_is_silent(cache: CacheReader, data: CachedViews) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -282,7 +307,7 @@ def test_a_full_disk_keeps_no_empty_file(tmp_path: Path, monkeypatch: pytest.Mon
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
     try:
-        shared = SharedEpoch()
+        shared = SharedEpoch(9)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     shared.set(2)

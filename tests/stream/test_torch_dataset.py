@@ -264,3 +264,21 @@ def test_take_answers_for_samples_under_one_seed_or_each_its_own(cache: CacheRea
     assert_same_answers(several[1:], teacher.take(np.array([90]), 0))
     with pytest.raises(OptionError, match="has samples 0 to 95, asked for 96"):
         teacher.take([96], 0)
+
+
+def test_what_is_printed_tells_cache_shapes_and_seeds_in_a_line(tmp_path: Path) -> None:
+    dump_digits(tmp_path / "c.zarr", n=12, seeds=(0, 1, 3))
+    stream = Stream.from_cache(tmp_path / "c.zarr", few_digits(12), batch_size=4, workers=0)
+    data = CachedViews(few_digits(12), tmp_path / "c.zarr")
+    (batch, *_) = stream.epoch(2)
+    assert batch.teacher
+    for thing in (stream, data):
+        told = repr(thing)
+        assert f"{tmp_path}/c.zarr, k={stream.teacher.reader.spec.k} of 10 classes" in told
+        assert "seeds 0-1, 3" in told
+        assert "12 images by" in told
+    assert f"4 rows, k={batch.teacher.k} of 10 classes" in repr(batch)
+    assert "views (4, 1, 8, 8) uint8, seed 3" in repr(batch)
+    assert repr(batch.teacher.at(2.0)) == "SoftTargets(4 rows, 10 classes, cpu)"
+    assert "temperature=2" in repr(batch.teacher.listed_at(2.0))
+    assert all("\n" not in repr(one) for one in (stream, data, batch))

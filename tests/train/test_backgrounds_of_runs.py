@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import logitcache, succeeds
+from command import fails, logitcache, succeeds
 from PIL import Image
 
+from logitcache.store import CacheReader
 from logitcache.train.trained import TrainedStudent
 from logitcache.views.recipes import recipe_named
 
@@ -82,3 +83,60 @@ def test_a_run_goes_on_by_its_own_recipe_where_another_would_be_chosen_by_now(ro
     )
     assert ended.exit_code == 1
     assert "stream.recipe.background: expected None, found #ffffff" in ended.stderr
+
+
+def test_a_named_recipe_is_on_the_background_of_the_teachers_weights(root: Path, tmp_path: Path):
+    trained(root, tmp_path, "--background", "white")
+    dump = [
+        "dump",
+        "--teacher",
+        "resnet8",
+        "--weights",
+        "run/last.safetensors",
+        "--data",
+        f"imagefolder:{root}",
+    ]
+    dump += ["--recipe", "imagenet@32", "--seeds", 0, "--workers", 0]
+    done = logitcache(*dump, "--split", "test", "--out", "test.zarr", cwd=tmp_path)
+    assert done.exit_code == 0, done.output
+    told = (
+        "views are on #ffffff, as the teacher's weights were trained on such; --background none leaves it out"
+    )
+    assert told in done.stderr
+    assert "alpha is dropped" not in done.stderr
+    assert CacheReader(tmp_path / "test.zarr").spec.recipe.title == "center@32 on #ffffff"
+    succeeds("evaluate", "run", "--teacher-cache", "test.zarr", "--workers", 0, cwd=tmp_path)
+    for words, title in (["none"], "imagenet@32"), (["black"], "imagenet@32 on #000000"):
+        done = logitcache(*dump, "--background", *words, "--out", f"{words[0]}.zarr", cwd=tmp_path)
+        assert "trained on such" not in done.stderr
+        assert CacheReader(tmp_path / f"{words[0]}.zarr").spec.recipe.title == title
+    succeeds(*dump, "--seeds", "0-1", "--out", "none.zarr", cwd=tmp_path)  # goes on as it was begun
+    assert CacheReader(tmp_path / "none.zarr").complete() == [0, 1]
+
+
+def test_a_cache_on_another_background_is_refused_with_the_option_and_told_in_a_report(
+    root: Path, tmp_path: Path
+):
+    trained(root, tmp_path, "--background", "white")
+    dump = [
+        "dump",
+        "--teacher",
+        "resnet8",
+        "--weights",
+        "run/last.safetensors",
+        "--data",
+        f"imagefolder:{root}",
+    ]
+    dump += ["--split", "test", "--recipe", "imagenet@32", "--seeds", 0, "--workers", 0]
+    succeeds(*dump, "--background", "none", "--out", "t.zarr", cwd=tmp_path)
+    line = fails("evaluate", "run", "--teacher-cache", "t.zarr", "--workers", 0, cwd=tmp_path)
+    assert "recipe: expected center@32 on #ffffff, found center@32" in line
+    assert "make one by the command that made this, but with `--background white --out ANOTHER`" in line
+    page = logitcache("report", "run", "t.zarr", cwd=tmp_path)
+    assert page.exit_code == 0, page.output
+    views = "expected views by center@32 on #ffffff, found center@32"
+    told = f"t.zarr: its teacher is not compared with these runs: {views}"
+    assert told in page.stderr
+    assert f"Of {told}" in (tmp_path / "report.html").read_text()
+    succeeds(*dump, "--background", "white", "--out", "u.zarr", cwd=tmp_path)
+    succeeds("evaluate", "run", "--teacher-cache", "u.zarr", "--workers", 0, cwd=tmp_path)

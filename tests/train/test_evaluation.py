@@ -257,7 +257,7 @@ def test_a_teacher_agrees_with_itself(tmp_path: Path) -> None:
 def test_a_cache_of_other_views_is_refused(tmp_path: Path) -> None:
     images = few_digits(40, "test")
     dump_digits(tmp_path / "training.zarr", n=40)
-    with pytest.raises(MismatchError, match="recipe: expected digits, found identity"):
+    with pytest.raises(MismatchError, match="recipe: expected identity, found digits"):
         Evaluation(images, IDENTITY, CacheReader(tmp_path / "training.zarr"))
     cache = taught(tmp_path / "c.zarr", images)
     with pytest.raises(MismatchError, match=r"dataset\.n: expected 40, found 41"):

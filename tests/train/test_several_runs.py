@@ -242,3 +242,21 @@ def test_a_batch_larger_than_an_epoch_is_noted(size: int, noted: bool, tmp_path:
     assert ended.exit_code == 0, ended.output
     said = f"note: batches of {size} are more than the 12 views of an epoch, which is one smaller step"
     assert (said in ended.stderr) is noted
+
+
+def test_a_folder_of_runs_is_no_run_and_a_run_no_folder_of_them(tmp_path: Path) -> None:
+    one = ("train", "--student", "digits_tiny", "--epochs", 1, "--workers", 0)
+    two = (*one, "--loss", "ce", "--variant", "lr=0.1", "--variant", "lr=0.2", "--out", "runs/both")
+    succeeds(*two, cwd=tmp_path)
+    before = sorted(path.name for path in (tmp_path / "runs" / "both").iterdir())
+    for more in ([], ["--resume"]):
+        line = fails(*one, "--loss", "ce", "--out", "runs/both", *more, cwd=tmp_path)
+        assert "runs/both is a folder of runs (2 runs, such as runs/both/" in line
+        assert "`logitcache train --out runs/both --resume` goes on with all" in line
+    assert sorted(path.name for path in (tmp_path / "runs" / "both").iterdir()) == before
+    succeeds("train", "--out", "runs/both", "--resume", cwd=tmp_path)
+    run = f"runs/both/{before[0]}"
+    line = fails(*two[:-1], run, cwd=tmp_path)
+    assert f"{run} is a run, and 2 students want a folder of runs; choose another --out" in line
+    succeeds("report", "runs/both", cwd=tmp_path)
+    assert "2 runs" in (tmp_path / "report.html").read_text()
