@@ -87,13 +87,14 @@ def advise_skip(on_bad_image: str, which: str = "") -> Iterator[None]:
     try:
         yield
     except DataError as error:  # a batch carries only the message of an ImageError
-        if (
-            on_bad_image == "skip"
-            or "does not decode (" not in str(error)
-            or not str(error).startswith(which)
-        ):
+        text, skip = str(error), "leave it out with --on-bad-image skip"
+        if on_bad_image == "skip" or not text.startswith(which):
             raise
-        raise ImageError(f"{error}, or leave it out with --on-bad-image skip") from error
+        if "does not decode (" in text:
+            raise ImageError(f"{text}, or {skip}") from error
+        if text.endswith("no view of it can be made"):  # of one that has no teacher, and is gone or changed
+            raise ImageError(f"{text}; {skip}") from error
+        raise
 
 
 def parse_output_path(path: str | Path) -> Path:

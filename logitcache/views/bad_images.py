@@ -48,5 +48,6 @@ def _find_reason(images: Images, sample: int) -> str | None:
         images.image(sample)
     except DataError as error:
         message = str(error).partition("does not decode (")[2] or str(error)
+        message = message.removeprefix(f"{images.describe(sample)} ")
         return message.removesuffix("; mend or remove it").removesuffix(")")
     return None

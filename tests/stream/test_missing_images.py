@@ -286,7 +286,9 @@ def test_an_image_whose_name_nothing_tells_is_placed(made: Path, tmp_path: Path)
     train = tmp_path / "pets" / "train"
     (train / "dog" / "quince.png").unlink()
     refused = refusal(tmp_path / "c.zarr", folder_images(tmp_path / "pets"))
-    assert found_of(refused, "missing images") == f"1: one after {train}/cat/k.png"
+    assert found_of(refused, "missing images") == (
+        f"1: one whose name is not known, after {train}/cat/k.png and before {train}/dog/zebra.png"
+    )
 
 
 def test_a_changed_image_is_named_by_its_time(made: Path, tmp_path: Path) -> None:
