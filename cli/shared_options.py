@@ -87,12 +87,14 @@ def advise_skip(on_bad_image: str, which: str = "") -> Iterator[None]:
     try:
         yield
     except DataError as error:  # a batch carries only the message of an ImageError
+        from logitcache.views.ordered_images import NO_VIEW
+
         text, skip = str(error), "leave it out with --on-bad-image skip"
         if on_bad_image == "skip" or not text.startswith(which):
             raise
         if "does not decode (" in text:
             raise ImageError(f"{text}, or {skip}") from error
-        if text.endswith("no view of it can be made"):  # of one that has no teacher, and is gone or changed
+        if text.endswith(NO_VIEW):  # of one that has no teacher, and is gone or changed
             raise ImageError(f"{text}; {skip}") from error
         raise
 

@@ -108,7 +108,9 @@ def _rows(report: "CheckupReport") -> list[tuple[str, str]]:
             )
         )
         if replayed.off and replayed.worst:
-            worst = f"worst: sample {replayed.worst[0]} under seed {replayed.worst[1]}"
+            worst = (
+                f"worst: {replayed.worst_image} (sample {replayed.worst[0]}) under seed {replayed.worst[1]}"
+            )
             rows.append(
                 (
                     "problem",
