@@ -207,11 +207,11 @@ def _describe_unneeded(
         were = "was changed" if len(changed) == 1 else "were changed"
         names = list_some([images.describe(int(located.order[i])) for i in changed[:NAMED]], len(changed))
         parts.append(f"{len(changed):,} {were} since ({names})")
-    proof = "; names and canaries alone prove the others" if len(gone) else ""
-    return (
-        f"of the images that {reader.path} has no teacher for, {' and '.join(parts)}, and left out as before{proof}; "
-        "a new cache has rows of those that decode now"
+    left_out = "and left out as before" + (
+        "; a new cache has rows of what decodes now" if len(changed) else ""
     )
+    proof = "; names and canaries alone prove the others" if len(gone) else ""
+    return f"of the images that {reader.path} has no teacher for, {' and '.join(parts)}, {left_out}{proof}"
 
 
 def _align_those_there(reader: CacheReader, *opened: Images) -> Images:

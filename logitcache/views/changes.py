@@ -201,6 +201,7 @@ def find_newer_images(reader: CacheReader, images: Images) -> npt.NDArray[np.int
     begun, grown = made
     first = reader.spec.history()[0].dataset.n
     newer = np.flatnonzero(changed > np.where(np.arange(len(changed)) < first, begun, grown))
+    newer = np.setdiff1d(newer, images.missing)
     return newer if len(newer) < len(changed) - len(images.missing) else newer[:0]
 
 

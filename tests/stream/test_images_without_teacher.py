@@ -186,7 +186,7 @@ def test_nothing_is_known_of_what_is_not_committed(pets: Path) -> None:
 
 def test_a_run_goes_on_and_each_command_says_a_line(tmp_path: Path) -> None:
     folder = picture_folder(tmp_path / "pictures", bad=3)
-    (bad,) = (file for file in folder.rglob("*") if file.is_file() and _is_broken(file))
+    bad = folder / "train" / "cat" / "3.jpg"
     views = ("--data", "imagefolder:pictures", "--recipe", "imagenet@32", "--workers", 0)
     made = ("dump", "--teacher", "resnet8", *views, "--on-bad-image", "skip", "--out", "c.zarr", "--seeds")
     succeeds(*made, "0-1", cwd=tmp_path)
@@ -197,18 +197,18 @@ def test_a_run_goes_on_and_each_command_says_a_line(tmp_path: Path) -> None:
     assert ended.exit_code == 0, ended.output
     ended = logitcache(*training, "--workers", 0, "--out", "other", cwd=tmp_path)
     assert ended.exit_code == 0, ended.output
-    assert "note: of the images that c.zarr has no teacher for, 1 is missing (" in ended.stderr
+    gone = "note: of the images that c.zarr has no teacher for, 1 is missing (pictures/train/cat/3.jpg), "
+    assert gone in " ".join(ended.stderr.split())
+    told = json.loads(succeeds("info", "c.zarr", "--json", cwd=tmp_path))["left_out"]
+    assert [one["reason"] for one in told] == ["it is missing"]
+    bad.write_bytes((bad.parent / "2.jpg").read_bytes())
+    ended = logitcache(*training, "--workers", 0, "--out", "third", cwd=tmp_path)
+    assert "1 was changed since (pictures/train/cat/3.jpg), and left out" in " ".join(ended.stderr.split())
+    assert "changed or touched" not in ended.stderr  # no row of it is there to ask for
+    told = json.loads(succeeds("info", "c.zarr", "--json", cwd=tmp_path))["left_out"]
+    assert "it was changed since the cache was made" in told[0]["reason"]
+    bad.unlink()
     assert "missing" not in json.loads((tmp_path / "other" / "config.json").read_text())["stream"]
     with pytest.warns(MissingImagesWarning, match="1 is missing"):
         line = fails(*made[:-5], "--out", "c.zarr", "--seeds", "0-2", cwd=tmp_path)
     assert line.endswith("no view of it can be made; leave it out with --on-bad-image skip")
-
-
-def _is_broken(file: Path) -> bool:
-    from PIL import Image
-
-    try:
-        Image.open(file).load()
-    except OSError:
-        return True
-    return False
