@@ -158,10 +158,14 @@ def _align(reader: CacheReader, images: Images, grow: bool) -> Images:
     if not have_names(images):
         raise _other_images(reader, images, fields, _advise(images, fixed, keys))
     changed = describe_changed(reader, OrderedImages(images, first, counts))
+    mended = ""
+    if not grow and len(without := find_without_teacher(reader, np.arange(len(keys)))):
+        names = list_some([images.describe(int(first[i])) for i in without[:NAMED]], len(without))
+        mended = f"; if only what has no teacher was mended ({names}), take that out of the folder"
     raise MismatchError(
         f"{reader.path}: images of {images.name} were changed since it was made",
         [Difference("changed images", "none", changed), *fields],
-        "put back what was changed, or dump a cache of this data",
+        f"put back what was changed, or dump a cache of this data{mended}",
     )
 
 

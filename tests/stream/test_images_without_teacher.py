@@ -1,6 +1,7 @@
 """An image that did not decode when a cache was made has no teacher: what becomes of it since costs nothing."""
 
 import json
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,6 +136,20 @@ def test_a_changed_image_with_a_teacher_is_refused_as_ever(mended: bool, pets: P
     fingerprint = cache_of(pets).spec.dataset.fingerprint
     assert f"dataset.fingerprint: expected {fingerprint[:12]}…, found " in str(refused.value)
     assert fingerprint not in str(refused.value)
+
+
+def test_a_mended_image_in_a_copy_is_refused_and_the_advice_works(pets: Path) -> None:
+    """All files of a copy are newer than the cache, so no times tell which of them was changed."""
+    copied = pets.parent / "copied"
+    shutil.copytree(pets, copied)
+    mend(copied, "dog/00.png")
+    with pytest.raises(MismatchError, match="if only what has no teacher was mended") as refused:
+        align_images(cache_of(pets), folder_images(copied))
+    assert all(f"{copied}/train/{name}" in str(refused.value) for name in BROKEN.values())
+    (copied / "train" / "dog" / "00.png").unlink()
+    with pytest.warns(MissingImagesWarning, match="1 is missing"):
+        images = align_images(cache_of(pets), folder_images(copied))
+    assert images.unneeded.tolist() == [9]
 
 
 def test_canaries_prove_the_others(pets: Path) -> None:
