@@ -43,7 +43,7 @@ def calibrate(
     Example: logitcache calibrate caches/vit_l-pets.zarr --weights vit_l.safetensors
     """
     with (
-        advise_skip(on_bad_image),
+        advise_skip(on_bad_image, cached=True),
         progress(f"calibrate {cache}", "views", first="loading images and teacher"),
     ):
         from logitcache.audit.checkup import open_teacher

@@ -74,7 +74,7 @@ def dump(
         on_note(single)
     loading = "loading images and teacher"
     with (
-        advise_skip(on_bad_image),
+        advise_skip(on_bad_image, out=str(path)),
         progress(f"dump {teacher}", "views", first=loading) as advance,
     ):
         from logitcache.distributed import World

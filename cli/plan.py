@@ -1,6 +1,6 @@
 """``logitcache plan``: what a cache will cost and keep, measured on a sample."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -15,6 +15,7 @@ from .shared_options import (
     Json,
     PrecisionName,
     Workers,
+    advise_skip,
     describe_single_seed,
     parse_ks,
     parse_seeds,
@@ -53,6 +54,10 @@ def plan(
             metavar="SIZE",
         ),
     ] = None,
+    on_bad_image: Annotated[
+        Literal["error", "skip"],
+        typer.Option(help="An image that does not decode: stop, or leave it out."),
+    ] = "error",
     batch_size: teacher_options.BatchSize = 0,
     precision: PrecisionName = "auto",
     device: Device = "auto",
@@ -70,7 +75,10 @@ def plan(
     }
     if single := describe_single_seed(seeds):
         say(f"note: {single}")
-    with progress(f"plan {teacher}", "views", first="loading images and teacher") as advance:
+    with (
+        advise_skip(on_bad_image),
+        progress(f"plan {teacher}", "views", first="loading images and teacher") as advance,
+    ):
         from logitcache.dump.inputs import DumpInputs
         from logitcache.dump.plan import PlanConfig, plan_cache
 

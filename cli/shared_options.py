@@ -78,23 +78,33 @@ StudentInputSize = Annotated[
 
 
 @contextmanager
-def advise_skip(on_bad_image: str, which: str = "") -> Iterator[None]:
+def advise_skip(on_bad_image: str, which: str = "", *, out: str = "", cached: bool = False) -> Iterator[None]:
     """Add to the error of an image that does not decode how to leave it out, unless that has been asked for.
 
     Args:
         on_bad_image: what has been asked for.
         which: how the error of an image begins that can be left out.
+        out: the cache that is made; once it is begun it knows the image by its size.
+        cached: whether a cache is at hand that was made of the images.
     """
     try:
         yield
     except DataError as error:  # a batch carries only the message of an ImageError
-        if (
-            on_bad_image == "skip"
-            or "does not decode (" not in str(error)
-            or not str(error).startswith(which)
-        ):
+        if on_bad_image == "skip" or not str(error).startswith(which):
             raise
-        raise ImageError(f"{error}, or leave it out with --on-bad-image skip") from error
+        from logitcache.views.ordered_images import NO_VIEW
+
+        text, skip = str(error), "leave it out with --on-bad-image skip"
+        bare = text.removesuffix("; mend or remove it")
+        if text.endswith(NO_VIEW):  # of one that has no teacher, and is gone or changed
+            raise ImageError(f"{text}; {skip}") from error
+        if "does not decode (" not in text:
+            raise
+        if out and ("://" in out or Path(out).exists()):
+            raise ImageError(f"{bare}; {skip}, or mend it and give another --out") from error
+        if cached:
+            raise ImageError(f"{bare}; put it back as it was, or {skip}") from error
+        raise ImageError(f"{text}, or {skip}") from error
 
 
 def parse_output_path(path: str | Path) -> Path:

@@ -58,7 +58,7 @@ def verify(
 
     chosen = {"seeds": parse_seeds(seeds) if seeds else None}
     config = CheckupConfig(**pick_fields(context.params, CheckupConfig) | chosen)
-    with advise_skip(on_bad_image), progress("verify", "pieces") as advance:
+    with advise_skip(on_bad_image, cached=True), progress("verify", "pieces") as advance:
         report = check_cache(cache, config, advance)
     show(report.to_dict(), _rows(report), as_json=json)
     if not report.clean:
@@ -108,7 +108,9 @@ def _rows(report: "CheckupReport") -> list[tuple[str, str]]:
             )
         )
         if replayed.off and replayed.worst:
-            worst = f"worst: sample {replayed.worst[0]} under seed {replayed.worst[1]}"
+            worst = (
+                f"worst: {replayed.worst_image} (sample {replayed.worst[0]}) under seed {replayed.worst[1]}"
+            )
             rows.append(
                 (
                     "problem",

@@ -182,6 +182,8 @@ def _merge_reasons(errors: Mapping[str, LogitCacheError], total: int) -> Iterato
 
 def _brief(value: object, most: int = 250) -> str:
     text = str(value)
+    if re.fullmatch(r"[0-9a-f]{64}", text):  # a digest
+        text = f"{text[:12]}…"
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 

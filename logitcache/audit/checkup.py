@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-from logitcache.audit.left_out import name_samples
+from logitcache.audit.left_out import name_images_of_problems, name_samples
 from logitcache.audit.recheck import RecheckReport, recheck_views
 from logitcache.audit.repair import RepairReport, repair_cache
 from logitcache.audit.verify import VerifyReport, verify_cache
@@ -106,6 +106,7 @@ def check_cache(
             reader, images, model, config.replay, seed=config.seed, device=config.device, batch_size=size
         )
         clean = replayed.clean
+    found = name_images_of_problems(reader, found, data)
     left_out = name_samples(reader, found.without_teacher, data)
     return CheckupReport(clean, found, repaired, replayed, left_out)
 

@@ -1,11 +1,13 @@
-"""Samples of a cache that have no teacher, as their images did not decode: named where its data can be opened."""
+"""Samples of a cache by the names of their images, where its data can be opened."""
 
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 
+from logitcache.audit.verify import VerifyReport
 from logitcache.errors import LogitCacheError
 from logitcache.store.reader import CacheReader, Commits
 from logitcache.views.alignment import align_images
@@ -30,16 +32,41 @@ def name_samples(
     Returns:
         One for each; where the images are not there, by number alone. Where `data` is of others, a warning says so.
     """
+    images = _open(reader, data, open_data) if samples else None
+    if images is not None:
+        return explain_bad_images(images, samples)
+    return tuple(
+        BadImage(sample, f"sample {sample} of {reader.spec.dataset.name}", None) for sample in samples
+    )
+
+
+def name_images_of_problems(
+    reader: CacheReader, found: VerifyReport, data: Images | None = None
+) -> VerifyReport:
+    """Return what `verify_cache` found, with the image of each sample that it tells, as `name_samples` finds them."""
+    if all(problem.sample is None for problem in found.problems):
+        return found
+    if (images := _open(reader, data)) is None:
+        return found
+    named = (
+        problem if problem.sample is None else replace(problem, image=images.describe(problem.sample))
+        for problem in found.problems
+    )
+    return replace(found, problems=tuple(named))
+
+
+def _open(reader: CacheReader, data: Images | None, open_data: bool = True) -> Images | None:
+    """Return a cache's images, in its order: `data`, or, where these are files, what it names; None for neither."""
     spec = reader.spec.dataset
-    if samples and data is not None:
+    if data is not None:
         try:
-            return explain_bad_images(_align(reader, data), samples)
+            return _align(reader, data)
         except LogitCacheError as error:
-            warnings.warn(f"samples without a teacher are named by number alone, as {error}", stacklevel=2)
-    elif samples and open_data and spec.name.startswith(FOLDERS):
+            warnings.warn(f"samples without a teacher are named by number alone, as {error}", stacklevel=3)
+    elif open_data and spec.name.startswith(FOLDERS):
         with suppress(LogitCacheError):
-            return explain_bad_images(_align(reader, open_images(spec.name, spec.split)), samples)
-    return tuple(BadImage(sample, f"sample {sample} of {spec.name}", None) for sample in samples)
+            return _align(reader, open_images(spec.name, spec.split))
+    return None
 
 
 def _align(reader: CacheReader, images: Images) -> Images:

@@ -41,6 +41,7 @@ class RecheckReport(Spec):
         mean_error: the mean of the same.
         off: views with a logit that differs by more than the profile's rounding and the precision's noise.
         worst: (sample, seed) of the largest difference.
+        worst_image: the file of this sample, or what else says which image it is; None where `worst` is.
         top1_agreement: share of views whose first class is the teacher's.
     """
 
@@ -52,6 +53,7 @@ class RecheckReport(Spec):
     off: int
     worst: tuple[int, int] | None
     top1_agreement: float
+    worst_image: str | None = None
 
 
 def recheck_views(
@@ -109,6 +111,7 @@ def recheck_views(
         off=off,
         worst=(worst_sample, worst_seed),
         top1_agreement=float(np.concatenate([part.agree for part in compared]).mean()),
+        worst_image=images.describe(worst_sample),
     )
 
 

@@ -37,6 +37,7 @@ class Problem(Spec):
         rows: how many rows break the invariant; 0 for the other kinds.
         sample: the first sample that breaks it; None for the other kinds.
         reason: in words.
+        image: the file of this sample, where the data is named or can be opened by the cache's name for it.
     """
 
     seed: int | None
@@ -45,11 +46,13 @@ class Problem(Spec):
     rows: int
     sample: int | None
     reason: str
+    image: str | None = None
 
     def __str__(self) -> str:
         seed = "" if self.seed is None else f"seed {self.seed}"
         where = seed if self.shard is None else f"{seed}, shard {self.shard}"
         first = "" if self.sample is None else f"; the first is sample {self.sample}"
+        first += f" ({self.image})" if self.image else ""
         return f"{where}{': ' if where else ''}{self.reason}{first}"
 
 

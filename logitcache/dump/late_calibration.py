@@ -25,9 +25,10 @@ from logitcache.store.statistics import fetch_attributes, statistics_digest
 from logitcache.teacher.completion import FEWEST
 from logitcache.teacher.live import require_same_teacher
 from logitcache.teacher.spool import decode_shard
-from logitcache.views.alignment import OrderedImages, align_images
+from logitcache.views.alignment import align_images
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
+from logitcache.views.ordered_images import OrderedImages
 from logitcache.views.repeatable import require_repeatable
 from logitcache.views.replay import prove_replay
 
@@ -88,7 +89,8 @@ def calibrate_cache(
     first = spec
     if spec.calibrated and spec.parts:
         first = spec.history()[0]
-        images = OrderedImages(images, np.arange(first.dataset.n), [first.dataset.n])
+        n = first.dataset.n
+        images = OrderedImages(images, np.arange(n), [n], first.dataset.fingerprint)
     count = calibration_views(first, config.calibration)
     count = count or choose_count(first.dataset.n, first.dataset.num_classes)
     views = KeyedViews(images, spec.recipe, config.on_bad_image)

@@ -27,7 +27,7 @@ from logitcache.dump.fidelity import measure_fidelity
 from logitcache.dump.filler import OnViewsDone, ViewsDone
 from logitcache.dump.job import dump
 from logitcache.dump.settings import DumpConfig, default_top_k
-from logitcache.errors import OptionError
+from logitcache.errors import DataError, OptionError
 from logitcache.format.class_statistics import ClassStatistics
 from logitcache.format.identity import PROFILES, RecipeSpec
 from logitcache.format.schema import CacheSpec
@@ -41,6 +41,7 @@ from logitcache.teacher.sparse import SparseTeacher
 from logitcache.teacher.spool import decode_shard
 from logitcache.units import size
 from logitcache.views.images import Images
+from logitcache.views.keyed_views import OnBadImage
 from logitcache.views.keys import permutation
 
 KS = (4, 8, 16, 32, 64, 128)
@@ -59,7 +60,7 @@ class PlanConfig(Spec):
         ks: numbers of logits to try; those below the number of classes are.
         budget: bytes that the cache may have; None: as few as are near enough.
         devices: numbers of devices to estimate the time for.
-        batch_size, precision, device, workers: of the dump, as in `DumpConfig`.
+        on_bad_image, batch_size, precision, device, workers: of the dump, as in `DumpConfig`.
     """
 
     seeds: int = 10
@@ -68,6 +69,7 @@ class PlanConfig(Spec):
     ks: tuple[int, ...] = KS
     budget: int | None = None
     devices: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    on_bad_image: OnBadImage = "error"
     batch_size: int = 0
     precision: str = "auto"
     device: str = "auto"
@@ -119,7 +121,7 @@ class Plan(Spec):
     """What each kind of cache costs and keeps, and which to take.
 
     Attributes:
-        views: that were tried.
+        views: that were tried; those of images that do not decode are left out.
         information: what the teacher tells: mean KL in nats of its distribution from an even one, at T = 1, 2, 4.
         n: images of the whole data set.
         seeds, epochs: planned for.
@@ -168,7 +170,7 @@ def plan_cache(
 
     Raises:
         OptionError: there is nothing to plan.
-        DataError: an image of the sample does not decode.
+        DataError: an image of the sample does not decode; or, where these are left out, too few do.
         NonFiniteError: the teacher gave NaN or infinity.
         StorageError: there is no room for the trial in the system's temporary folder.
     """
@@ -180,6 +182,11 @@ def plan_cache(
         exact = CacheReader(Path(folder) / "all")
         logits = torch.cat([teacher.logits for _, teacher in _decode_shards(exact)])
         held_out = torch.cat([rows for rows, _ in _decode_shards(exact)])
+        if not held_out.any():
+            raise DataError(
+                f"{images.name}: {len(logits) // len(exact.complete()):,} of the {len(sample):,} images tried decode, too few to measure "
+                "what a cache loses; try more with --images"
+            )
         statistics = _fit_statistics(logits[~held_out], len(images))
         completion = Completion.of(statistics) if statistics else None
         views, information, choices = len(logits), measure_information(logits[held_out]), []
@@ -282,6 +289,7 @@ def _dump_sample(
     settings = DumpConfig(
         seeds=seeds,
         profile="exact",
+        on_bad_image=config.on_bad_image,
         batch_size=config.batch_size,
         precision=config.precision,
         device=config.device,
@@ -320,11 +328,16 @@ def _kinds(num_classes: int, ks: Sequence[int]) -> Iterator[tuple[int, str]]:
 
 
 def _decode_shards(reader: CacheReader) -> Iterator[tuple[Tensor, SparseTeacher]]:
-    """Yield (rows,) bool, which rows of a shard are held out, a quarter of the images; and the shard's answers."""
+    """Yield (rows,) bool, which rows of a shard are held out, a quarter of the images; and the shard's answers.
+
+    Rows without a teacher are left out.
+    """
     for seed in reader.complete():
         for shard in range(reader.spec.layout.shards):
             samples = torch.tensor(reader.spec.layout.samples_of(shard))
-            yield samples % HELD_OUT == 0, decode_shard(reader, seed, shard)
+            teacher = decode_shard(reader, seed, shard)
+            answered = ~teacher.top.isnan()
+            yield (samples % HELD_OUT == 0)[answered], teacher[answered]
 
 
 def _fit_statistics(logits: Tensor, n: int) -> ClassStatistics | None:

@@ -244,9 +244,10 @@ class Stream:
 
         That is drift, and images that are missing.
         """
-        missing = self.views.images.missing
+        images = self.views.images
+        missing = np.setdiff1d(images.missing, images.unneeded)
         return {
-            "data": self.views.images.spec(self.num_classes).to_dict(),
+            "data": images.spec(self.num_classes).to_dict(),
             "recipe": self.views.maker.recipe.to_dict(),
             "batch_size": self.config.batch_size * self.config.world.size,
             "order": self.config.order,

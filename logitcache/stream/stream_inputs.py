@@ -196,8 +196,8 @@ class StreamInputs:
             action="ignore", category=MissingImagesWarning
         ):  # of every rank and cache
             stream = self._open_caches(readers, config)
-        if note := stream.views.images.missing_note:
-            on_line(f"warning: {note}")
+        if note := (images := stream.views.images).missing_note:
+            on_line(f"{'warning' if len(images.missing) > len(images.unneeded) else 'note'}: {note}")
         if stream.drift:
             on_line(f"warning: --allow-drift: {stream.drift}; the run's config.json records it")
         for reader in readers:
@@ -207,7 +207,6 @@ class StreamInputs:
             if newer := describe_newer_images(reader, stream.views.images):
                 on_line(f"note: {newer}")
                 break
-        images = stream.views.images
         if left_out := images.left_out:
             note = f"note: {count(left_out, 'image')} came after the cache and "
             note += "is left out" if left_out == 1 else "are left out"

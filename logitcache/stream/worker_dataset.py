@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from logitcache.errors import IncompleteError, OptionError
+from logitcache.errors import DataError, IncompleteError, OptionError
 from logitcache.format.schema import RowLayout
 from logitcache.stream.sampler import choose_seeds
 from logitcache.stream.shared_epoch import SharedEpoch
 from logitcache.teacher.spool_file import is_intact, map_rows
-from logitcache.views.keyed_views import KeyedViews, Pair, check_batch
+from logitcache.views.keyed_views import KeyedViews, Pair
 from logitcache.views.main_module import spare_main_module
+from logitcache.views.ordered_images import NO_VIEW
 from logitcache.views.shared_memory import share_as_fits
 
 Item = tuple[Any, int, Tensor]
@@ -98,8 +99,11 @@ class PackedViews(Dataset[Item]):
         return choose_seeds(self.shared_epoch.epoch, tuple(self.files))[0]
 
     def _make(self, pairs: Sequence[Pair]) -> list[Item]:
-        batch = check_batch(self.views.__getitems__(pairs))
-        rows = self._rows(batch.samples.numpy(), batch.seeds.numpy())
+        samples, seeds, _ = self.views.to_tensors(pairs)
+        rows = self._rows(samples.numpy(), seeds.numpy())
+        batch = self.views.__getitems__(pairs)
+        if batch.error:
+            raise DataError(f"{batch.error.removesuffix('; mend or remove it')}{_advise(batch.error)}")
         views = batch.views if self.transform is None else [self.transform(view) for view in batch.views]
         return list(zip(views, batch.labels.tolist(), rows, strict=True))
 
@@ -126,6 +130,18 @@ class PackedViews(Dataset[Item]):
                 f"seed {seed} is not decoded; iterate a ViewSampler, or call prepare([{seed}]) before the loader"
             )
         return map_rows(file, shape)
+
+
+def _advise(error: str) -> str:
+    """Say what to do about an image that no view is made of, although it has a teacher."""
+    if "does not decode (" in error:
+        return (
+            ", and did when the cache was made: put the file back as it was, or leave its sample out by a Subset of "
+            "the others"
+        )
+    if error.endswith(NO_VIEW):
+        return "; a ViewSampler leaves it out, and so does a Subset of data.usable(seed).nonzero()[0]"
+    return ""
 
 
 def _read_pair(index: Sequence[Any]) -> Pair:

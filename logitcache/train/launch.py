@@ -40,7 +40,6 @@ from logitcache.train.notes import describe_training, list_notes
 from logitcache.train.run_folder import RunFolder, claim_folders
 from logitcache.train.trained import TrainedStudent, require_place
 from logitcache.train.variants import OF_TWO_CLASSES, Student, Variant, VariantInputs
-from logitcache.units import count
 from logitcache.views.bad_images import BadImage, explain_bad_images, list_bad_images
 from logitcache.views.keyed_views import OnBadImage
 

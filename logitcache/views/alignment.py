@@ -5,7 +5,6 @@ keys that every cache stores, and proves them by the fingerprint. `open_images_t
 user names.
 """
 
-import copy
 import shlex
 import warnings
 from collections.abc import Sequence
@@ -14,129 +13,35 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from logitcache.errors import (
+    NAMED,
     DataError,
     Difference,
-    ImageError,
     LogitCacheError,
     MismatchError,
     NotFoundError,
     OptionError,
+    list_some,
 )
 from logitcache.store.reader import CacheReader
 from logitcache.views.changes import (
     Located,
     SampleKeys,
     describe_changed,
+    find_newer_images,
     have_names,
     locate,
     name_images,
     name_missing,
 )
 from logitcache.views.datasets import SHIPPED, open_images
-from logitcache.views.images import Images, MissingImagesWarning, Samples, name_class
-from logitcache.views.picture_sample import PictureSample
+from logitcache.views.images import Images, MissingImagesWarning, name_class
+from logitcache.views.ordered_images import OrderedImages
+from logitcache.views.without_teacher import find_without_teacher
 
 OnMissing = Literal["error", "skip"]
 MISSING = "missing images"  # field of a `MismatchError`
-
-
-class OrderedImages(Images):
-    """Some of the images of another set, in an order of their own.
-
-    Args:
-        images: the other set.
-        order: (m,) int64, which of them, and in which order; −1 where a sample's image is missing.
-        counts: how many there were at first, after the data had grown once, and so on; the last is m.
-        fingerprint: of all m, where some are missing.
-        missing_note: says which are missing.
-    """
-
-    def __init__(
-        self,
-        images: Images,
-        order: npt.NDArray[np.int64],
-        counts: Sequence[int],
-        fingerprint: str | None = None,
-        missing_note: str = "",
-    ) -> None:
-        self.images, self.order, self.counts = images, order, list(counts)
-        self.name, self.split, self.recipe = images.name, images.split, images.recipe
-        self.labels, self.num_classes = np.where(order < 0, -1, images.labels[order]), images.num_classes
-        self.class_names, self.note = images.class_names, images.note
-        self.missing_note = missing_note or images.missing_note
-        self.missing = np.flatnonzero((order < 0) | np.isin(order, images.missing))
-        self.left_out = len(images) - int((order >= 0).sum())
-        self._fingerprint = images.fingerprint_of(order) if fingerprint is None else fingerprint
-
-    def image(self, sample: int) -> Tensor:
-        """Return one image, (C, H, W) uint8.
-
-        Raises:
-            ImageError: it does not decode, or is missing.
-        """
-        return self.images.image(self._find_place(sample, "no view of it can be made"))
-
-    def _find_place(self, sample: int, lacking: str) -> int:
-        if (place := int(self.order[sample])) < 0:
-            raise ImageError(f"{self.describe(sample)} is missing, so {lacking}")
-        return place
-
-    def on_background(self, colour: str | None) -> "OrderedImages":
-        """Return the same images, transparent ones on a colour."""
-        ordered = copy.copy(self)
-        ordered.images = self.images.on_background(colour)
-        return ordered
-
-    def sample_pictures(self) -> PictureSample | None:
-        """Look at a few of the other set."""
-        return self.images.sample_pictures()
-
-    def pixels(self) -> Tensor | None:
-        """Return a copy of these images, where the others lie in memory and none is missing."""
-        pixels = None if len(self.missing) else self.images.pixels()
-        return None if pixels is None else pixels[torch.from_numpy(self.order)]
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of these images in this order, as their own set would give it."""
-        return self._fingerprint
-
-    def fingerprint_of(self, samples: Samples) -> str:
-        """Digest of some of them.
-
-        Raises:
-            ImageError: one is missing.
-        """
-        gone = np.arange(len(self))[samples][self.order[samples] < 0]
-        if len(gone):
-            raise ImageError(f"{self.describe(int(gone[0]))} is missing, so no digest of it can be made")
-        return self.images.fingerprint_of(self.order[samples])
-
-    def stable_name(self, sample: int) -> bytes:
-        """Return the name that the image has in its own set.
-
-        Raises:
-            ImageError: it is missing.
-        """
-        return self.images.stable_name(self._find_place(sample, "it has no name"))
-
-    def times(self) -> npt.NDArray[np.float64] | None:
-        """Return when each was last changed or replaced, as their own set tells it; NaN where one is missing."""
-        times = self.images.times()
-        return None if times is None else np.where(self.order < 0, np.nan, times[self.order])
-
-    def populations(self) -> Sequence[int]:
-        """Return how many samples there were at first, after the data had grown once, and so on."""
-        return self.counts
-
-    def describe(self, sample: int) -> str:
-        """Say which image this is, for messages."""
-        place = int(self.order[sample])
-        return super().describe(sample) if place < 0 else self.images.describe(place)
 
 
 def open_images_to_show(reader: CacheReader, named: Sequence[str] = ()) -> tuple[Images | None, str]:
@@ -184,6 +89,9 @@ def align_images(
 ) -> Images:
     """Return images in the order of a cache, after proof that it was made of them.
 
+    An image that did not decode when the cache was made has no teacher. Where it is gone since, or was changed, it is
+    left out (`Images.unneeded`), with a `MissingImagesWarning`.
+
     Args:
         reader: the cache.
         images: its images, and perhaps others that came later.
@@ -205,18 +113,24 @@ def align_images(
         found = _align(reader, images, grow)
     except MismatchError as error:
         refusal = error
-    if found is None or found.left_out:
+    if found is None or found.left_out or len(found.unneeded):
         for earlier in images.earlier_listings():
             with suppress(MismatchError):
                 aligned = _align(reader, earlier, grow)
-                if found is None or not aligned.left_out:
-                    return aligned
-    if refusal and missing == "skip":
-        return _align_those_there(reader, images, *images.earlier_listings())
-    if refusal:
+                if found is None or _count_leavings(aligned) < _count_leavings(found):
+                    found = aligned
+    if found is None and missing == "skip":
+        found = _align_those_there(reader, images, *images.earlier_listings())
+    if found is None:
+        assert refusal is not None
         raise refusal
-    assert found is not None
+    if found.missing_note != images.missing_note:
+        warnings.warn(found.missing_note, MissingImagesWarning, stacklevel=3)
     return found
+
+
+def _count_leavings(images: Images) -> tuple[int, bool]:
+    return len(images.unneeded), images.left_out > 0
 
 
 def _align(reader: CacheReader, images: Images, grow: bool) -> Images:
@@ -230,20 +144,78 @@ def _align(reader: CacheReader, images: Images, grow: bool) -> Images:
     if fixed or keys is None:
         raise _other_images(reader, images, fields, _advise(images, fixed, keys))
     located = locate(keys, images)
-    if len(located.missing):
-        raise _other_images(reader, images, *_describe_missing(reader, images, keys, located, fields))
     first = located.order
-    if (found := images.fingerprint_of(first)) == expected.fingerprint:
+    found = "" if len(located.missing) else images.fingerprint_of(first)
+    if found == expected.fingerprint:
         order = np.concatenate([first, located.new]) if grow else first
         return OrderedImages(images, order, [*counts, len(order)] if len(order) > counts[-1] else counts)
+    if not grow and (ordered := _go_without_unneeded(reader, images, keys, located)) is not None:
+        return ordered
+    if len(located.missing):
+        raise _describe_missing(reader, images, keys, located, fields)
     if len(images) > len(keys):
         fields.append(Difference(f"fingerprint of the first {len(keys)}", expected.fingerprint, found))
-    advice = _advise(images, fixed, keys)
-    if have_names(images):
-        changed = describe_changed(reader, OrderedImages(images, first, counts))
-        fields.append(Difference("changed images", "none", changed))
-        advice = "put back what was changed, or dump a cache of this data"
-    raise _other_images(reader, images, fields, advice)
+    if not have_names(images):
+        raise _other_images(reader, images, fields, _advise(images, fixed, keys))
+    changed = describe_changed(reader, OrderedImages(images, first, counts))
+    mended = ""
+    if not grow and len(without := find_without_teacher(reader, np.arange(len(keys)))):
+        names = list_some([images.describe(int(first[i])) for i in without[:NAMED]], len(without))
+        mended = f"; if only what has no teacher was mended ({names}), take that out of the folder"
+    raise MismatchError(
+        f"{reader.path}: images of {images.name} were changed since it was made",
+        [Difference("changed images", "none", changed), *fields],
+        f"put back what was changed, or dump a cache of this data{mended}",
+    )
+
+
+def _go_without_unneeded(
+    reader: CacheReader, images: Images, keys: SampleKeys, located: Located
+) -> OrderedImages | None:
+    """Return the images of a cache whose missing and changed ones have no teacher; None where others are among them.
+
+    While one is missing, the others are proved as by `_align_those_there`; else times tell which were changed.
+
+    Raises:
+        MismatchError: classes may have moved.
+    """
+    missing, order = located.missing, located.order
+    counts, fingerprint = [then.dataset.n for then in reader.spec.history()], reader.spec.dataset.fingerprint
+    if not have_names(images) or len(missing) == len(order):
+        return None
+    newer = find_newer_images(reader, OrderedImages(images, order, counts, fingerprint))
+    unneeded = find_without_teacher(reader, np.union1d(missing, newer))
+    gone, changed = np.intersect1d(unneeded, missing), np.intersect1d(unneeded, newer)
+    if not len(unneeded) or len(gone) < len(missing) or (not len(missing) and len(changed) < len(newer)):
+        return None
+    if len(missing):
+        _require_same_classes(reader, images, order[order >= 0])
+    note = _describe_unneeded(reader, images, keys, located, gone, changed)
+    return OrderedImages(images, order, counts, fingerprint, note, unneeded, keys)
+
+
+def _describe_unneeded(
+    reader: CacheReader,
+    images: Images,
+    keys: SampleKeys,
+    located: Located,
+    gone: npt.NDArray[np.int64],
+    changed: npt.NDArray[np.int64],
+) -> str:
+    """Say what became of images without a teacher: those that are gone, and those that were changed."""
+    parts = []
+    if len(gone):
+        were = "is missing" if len(gone) == 1 else "are missing"
+        parts.append(f"{len(gone):,} {were} ({name_missing(keys, images, located, gone)})")
+    if len(changed):
+        were = "was changed" if len(changed) == 1 else "were changed"
+        names = list_some([images.describe(int(located.order[i])) for i in changed[:NAMED]], len(changed))
+        parts.append(f"{len(changed):,} {were} since ({names})")
+    left_out = "and left out as before" + (
+        "; a new cache has rows of what decodes now" if len(changed) else ""
+    )
+    proof = "; names and canaries alone prove the others" if len(gone) else ""
+    return f"of the images that {reader.path} has no teacher for, {' and '.join(parts)}, {left_out}{proof}"
 
 
 def _align_those_there(reader: CacheReader, *opened: Images) -> Images:
@@ -257,18 +229,20 @@ def _align_those_there(reader: CacheReader, *opened: Images) -> Images:
         return _align(reader, opened[0], False)
     located = [locate(keys, images) for images in opened]
     best = min(range(len(opened)), key=lambda number: len(located[number].missing))
-    images, order = opened[best], located[best].order
-    if not len(located[best].missing) or not (order >= 0).any():
+    images, order, missing = opened[best], located[best].order, located[best].missing
+    if not len(missing) or not (order >= 0).any():
         return _align(reader, images, False)
     _require_same_classes(reader, images, order[order >= 0])
+    unneeded = find_without_teacher(reader, missing)
+    needed = np.setdiff1d(missing, unneeded)
     mixed = ", and the views that they are mixed into" if spec.recipe.mix_steps else ""
+    others = f", beside {len(unneeded):,} that had no teacher" if len(unneeded) else ""
     note = (
-        f"{len(located[best].missing):,} of {len(order):,} images of {reader.path} are missing and left out{mixed}: "
-        f"{name_missing(keys, images, located[best])}; names and canaries alone prove the others"
+        f"{len(needed):,} of {len(order):,} images of {reader.path} are missing and left out{mixed}: "
+        f"{name_missing(keys, images, located[best], needed)}{others}; names and canaries alone prove the others"
     )
-    warnings.warn(note, MissingImagesWarning, stacklevel=4)
     counts = [then.dataset.n for then in spec.history()]
-    return OrderedImages(images, order, counts, spec.dataset.fingerprint, note)
+    return OrderedImages(images, order, counts, spec.dataset.fingerprint, note, unneeded, keys)
 
 
 def _require_same_classes(reader: CacheReader, images: Images, there: npt.NDArray[np.int64]) -> None:
@@ -304,24 +278,30 @@ def _list_fixed(fields: Sequence[Difference]) -> set[str]:
 
 def _describe_missing(
     reader: CacheReader, images: Images, keys: SampleKeys, located: Located, fields: list[Difference]
-) -> tuple[list[Difference], str]:
-    """Return the differences and the advice for images that are missing, by name where they have names."""
+) -> MismatchError:
+    """Describe images that are missing: what differs, and what to do; by name where they have names."""
     data = reader.spec.dataset
     advice = "give the data that the cache was made of with --data, or dump a cache of this data"
     note = _describe_note(images)
     if not have_names(images):
-        return fields, f"{advice}; these images have no names, so nothing tells which are missing{note}"
+        advice = f"{advice}; these images have no names, so nothing tells which are missing{note}"
+        return _other_images(reader, images, fields, advice)
     if len(located.missing) == data.n:
-        return [*fields, Difference("images of the cache", f"{data.n:,}", "none")], f"{advice}{note}"
-    counts = [Difference("dataset.n", data.n, len(images))] if data.n != len(images) else []
-    found = [Difference(MISSING, "none", f"{len(located.missing):,}: {name_missing(keys, images, located)}")]
+        none = Difference("images of the cache", f"{data.n:,}", "none")
+        return _other_images(reader, images, [*fields, none], f"{advice}{note}")
+    needed = np.setdiff1d(located.missing, find_without_teacher(reader, located.missing))
+    missing = needed if len(needed) else located.missing
+    named = name_missing(keys, images, located, missing)
+    found = [Difference(MISSING, "none", f"{len(missing):,}: {named}")]
     if len(located.new):
         found.append(
             Difference("new images", "none", f"{len(located.new):,}: {name_images(images, located.new)}")
         )
+    if data.n != len(images):
+        found.append(Difference("dataset.n", data.n, len(images)))
     skip = ", or train on the others with --missing skip" if data.split == "train" else ""
     mend = f"put back what is missing, or name it as it was{skip}, or dump a cache of this data{note}"
-    return [*counts, *found], mend
+    return MismatchError(f"{reader.path}: images that it was made of are not in {images.name}", found, mend)
 
 
 def _describe_note(images: Images) -> str:
@@ -346,9 +326,8 @@ def _other_images(
     reader: CacheReader, images: Images, fields: Sequence[Difference], advice: str
 ) -> MismatchError:
     name = reader.spec.dataset.name
-    return MismatchError(
-        f"{reader.path} was made of other images ({name}) than {images.name}", fields, advice
-    )
+    others = f" than {name} has now" if name == images.name else f" ({name}) than {images.name}"
+    return MismatchError(f"{reader.path} was made of other images{others}", fields, advice)
 
 
 def _differences(reader: CacheReader, images: Images) -> list[Difference]:

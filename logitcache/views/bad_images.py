@@ -13,6 +13,7 @@ from logitcache.format.spec import Spec
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews, Pair, ViewBatch
 from logitcache.views.loader import iterate_batches, view_loader
+from logitcache.views.ordered_images import NO_VIEW
 
 UNDECODABLE = ("image that does not decode", "images that do not decode")  # one, and several
 MOST_EXPLAINED = 100  # images that are decoded again, to say why they do not
@@ -133,5 +134,8 @@ def _find_reason(images: Images, sample: int) -> str | None:
         images.image(sample)
     except DataError as error:
         message = str(error).partition("does not decode (")[2] or str(error)
+        if message.endswith(NO_VIEW):
+            name, because = images.describe(sample), f", so {NO_VIEW}"
+            return f"it {message.removeprefix(name).removesuffix(because).strip()}"
         return message.removesuffix("; mend or remove it").removesuffix(")")
     return None

@@ -86,40 +86,45 @@ def name_images(images: Images, samples: npt.NDArray[np.int64]) -> str:
     return list_some([images.describe(int(i)) for i in samples[:NAMED]], len(samples))
 
 
-def name_missing(keys: SampleKeys, images: Images, located: Located) -> str:
-    """Name the first of a cache's images that are missing.
+def name_missing(keys: SampleKeys, images: Images, located: Located, missing: npt.NDArray[np.int64]) -> str:
+    """Name the first of a cache's images that are missing, or say where they stood.
 
     A key does not tell the name that it was made of; but names like those that are there are tried.
-    """
-    missing = located.missing
-    names = guess_names(keys, images, located)
-    shown = [names[i] for i in missing[:GUESSED].tolist() if i in names] or _name_by_neighbour(
-        images, located
-    )
-    return list_some(shown, len(missing))
-
-
-def _name_by_neighbour(images: Images, located: Located) -> list[str]:
-    first = int(located.missing[0])
-    before, after = located.order[:first], located.order[first:]
-    if len(before):
-        return [f"one after {images.describe(int(before[-1]))}"]
-    there = after[after >= 0]
-    return [f"one before {images.describe(int(there[0]))}" if len(there) else "sample 0"]
-
-
-def guess_names(keys: SampleKeys, images: Images, located: Located) -> dict[int, str]:
-    """Find names of missing samples, by trying names like those of the images that are there.
 
     Args:
         keys: of the cache, (n,) uint64.
         images: where they are sought.
         located: as `locate` returns it.
+        missing: (m,) int64, those to name.
+    """
+    names = guess_names(keys, images, located, missing)
+    shown = [names[i] for i in missing[:GUESSED].tolist() if i in names] or [
+        _describe_place(images, located, int(missing[0]))
+    ]
+    return list_some(shown, len(missing))
+
+
+def _describe_place(images: Images, located: Located, sample: int) -> str:
+    """Say between which images that are there a missing one stood."""
+    there = np.flatnonzero(located.order >= 0)
+    at = int(np.searchsorted(there, sample))
+    sides = [("after", there[at - 1 : at]), ("before", there[at : at + 1])]
+    found = [f"{side} {images.describe(int(located.order[i[0]]))}" for side, i in sides if len(i)]
+    return f"one whose name is not known, {' and '.join(found)}" if found else "sample 0"
+
+
+def guess_names(
+    keys: SampleKeys, images: Images, located: Located, missing: npt.NDArray[np.int64]
+) -> dict[int, str]:
+    """Find names of missing samples, by trying names like those of the images that are there.
+
+    Args:
+        keys, images, located, missing: as `name_missing` takes them.
 
     Returns:
         By sample what to call its image; each has the sample's key. Not all need be found.
     """
-    missing = located.missing[:GUESSED]
+    missing = missing[:GUESSED]
     if not have_names(images) or not len(missing):
         return {}
     sought = {int(keys[i]): int(i) for i in missing}
@@ -196,6 +201,7 @@ def find_newer_images(reader: CacheReader, images: Images) -> npt.NDArray[np.int
     begun, grown = made
     first = reader.spec.history()[0].dataset.n
     newer = np.flatnonzero(changed > np.where(np.arange(len(changed)) < first, begun, grown))
+    newer = np.setdiff1d(newer, images.missing)
     return newer if len(newer) < len(changed) - len(images.missing) else newer[:0]
 
 

@@ -17,6 +17,7 @@ from logitcache.views.picture_sample import PictureSample
 Labels = npt.NDArray[np.int64]
 Samples = npt.NDArray[np.int64] | slice
 UNLABELLED_CLASSES = 1000
+NO_SAMPLES: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
 
 class MissingImagesWarning(UserWarning):
@@ -40,8 +41,10 @@ class Images(abc.ABC):
         recipe: name of the default recipe for such images, where their sizes do not choose one (`default_recipe`).
         note: what the user should know of them, in one line; may be empty.
         left_out: how many images the data has beyond these, where these are the samples of a cache.
-        missing: (m,) int64, samples whose image is not there, or does not decode and is left out; no view is made
-            of them.
+        missing: (m,) int64, samples whose image is not there, or does not decode and is left out, or is `unneeded`;
+            no view is made of them.
+        unneeded: (u,) int64, those of `missing` that have no teacher, as their image did not decode; what became of
+            it since, whether it is gone or mended, costs no row.
         missing_note: which these are, in one line; may be empty.
     """
 
@@ -53,7 +56,8 @@ class Images(abc.ABC):
     recipe: str = "imagenet"
     note: str = ""
     left_out: int = 0
-    missing: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+    missing: npt.NDArray[np.int64] = NO_SAMPLES
+    unneeded: npt.NDArray[np.int64] = NO_SAMPLES
     missing_note: str = ""
 
     def __len__(self) -> int:

@@ -49,6 +49,7 @@ def test_answers_of_another_teacher_are_found(cache: Path) -> None:
     report = recheck_views(CacheReader(cache), few_digits(N), a_teacher(), 10_000)
     assert not report.clean
     assert (report.off, report.worst) == (3, (2 * 64 + 9, 1))
+    assert report.worst_image == few_digits(N).describe(2 * 64 + 9)
     assert report.max_error == pytest.approx(3, abs=1e-2)
 
 

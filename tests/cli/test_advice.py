@@ -5,6 +5,7 @@ import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from typer.main import get_command
 from logitcache.audit.verify import verify_cache
 from logitcache.dump.job import dump
 from logitcache.dump.settings import DumpConfig
-from logitcache.errors import NonFiniteError
+from logitcache.errors import DataError, ImageError, NonFiniteError
 from logitcache.models.build import build_model
 from logitcache.models.forward import ViewModel
 from logitcache.store import CacheReader
@@ -30,6 +31,7 @@ from logitcache.train.loop import train
 from logitcache.views.recipes import recipe_named
 from logitcache_cli import exit_codes
 from logitcache_cli.main import app
+from logitcache_cli.shared_options import advise_skip
 
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 
@@ -155,10 +157,40 @@ def test_images_that_do_not_decode_are_left_out_by_commands_that_can(tmp_path: P
     pictures = picture_folder(tmp_path / "pictures", bad=3)
     words = ["--teacher", "resnet8", "--data", f"imagefolder:{pictures}", "--recipe", "imagenet@32"]
     words += ["--workers", "0"]
-    line = fails("dump", *words, cwd=tmp_path)
-    assert line.endswith("; mend or remove it, or leave it out with --on-bad-image skip")
-    assert fails("plan", *words, cwd=tmp_path).endswith("; mend or remove it")
+    line, skip = fails("plan", *words, cwd=tmp_path), "leave it out with --on-bad-image skip"
+    assert line.endswith(
+        f" does not decode (it is not an image that Pillow knows); mend or remove it, or {skip}"
+    )
+    succeeds("plan", *words, "--on-bad-image", "skip", cwd=tmp_path)
+    line = fails("dump", *words, cwd=tmp_path)  # the cache is begun by now, and knows the file by its size
+    assert line.endswith(f" Pillow knows); {skip}, or mend it and give another --out")
     succeeds("dump", *words, "--on-bad-image", "skip", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cache", "ending"),
+    [
+        ({}, "it is empty); mend or remove it, or leave it out with --on-bad-image skip"),
+        (
+            {"out": "nowhere.zarr"},
+            "it is empty); mend or remove it, or leave it out with --on-bad-image skip",
+        ),
+        (
+            {"out": "s3://b/c"},
+            "it is empty); leave it out with --on-bad-image skip, or mend it and give another --out",
+        ),
+        ({"cached": True}, "it is empty); put it back as it was, or leave it out with --on-bad-image skip"),
+    ],
+)
+def test_a_cache_that_knows_an_image_is_not_to_lose_it(cache: dict[str, Any], ending: str) -> None:
+    broken = "a.png does not decode (it is empty); mend or remove it"
+    with pytest.raises(ImageError) as refused, advise_skip("error", **cache):
+        raise DataError(broken)
+    assert str(refused.value) == f"a.png does not decode ({ending}"
+    for asked, which in (("skip", ""), ("error", "test image ")):
+        with pytest.raises(DataError) as refused, advise_skip(asked, which, **cache):
+            raise DataError(broken)
+        assert str(refused.value) == broken
 
 
 def test_a_lost_seed_is_told_without_advice_to_do_what_is_being_done(tmp_path: Path) -> None:

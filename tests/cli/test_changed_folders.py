@@ -86,7 +86,7 @@ def test_other_commands_name_what_is_missing(copied: Path) -> None:
     for words in (dump, (*dump, "--grow")):
         line = fails(*words, cwd=copied)
         assert (
-            f"no row can be made of an image that is missing: dataset.n: expected 16, found 15; {gone}"
+            f"no row can be made of an image that is missing: {gone}; dataset.n: expected 16, found 15; "
             in line
         )
         assert "--missing" not in line

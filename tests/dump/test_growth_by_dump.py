@@ -21,12 +21,13 @@ from logitcache.errors import DataError, MismatchError
 from logitcache.models.build import build_model
 from logitcache.store import CacheReader
 from logitcache.stream.stream import Stream
-from logitcache.views.alignment import OrderedImages, align_images
+from logitcache.views.alignment import align_images
 from logitcache.views.datasets import ArrayImages
 from logitcache.views.folders import FolderImages
 from logitcache.views.images import Images
 from logitcache.views.keyed_views import KeyedViews
 from logitcache.views.loader import VectorizedLoader, iterate_batches, view_loader
+from logitcache.views.ordered_images import OrderedImages
 from logitcache.views.own_images import WrappedImages
 from logitcache.views.recipes import recipe_named
 from logitcache.views.replay import prove_replay

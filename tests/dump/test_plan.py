@@ -1,5 +1,6 @@
 """The plan says before a dump what the dump then comes to."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from logitcache.dump.calibration import share_lost
 from logitcache.dump.job import dump
 from logitcache.dump.plan import Choice, Plan, PlanConfig, _choose, plan_cache
 from logitcache.dump.settings import DumpConfig
-from logitcache.errors import OptionError
+from logitcache.errors import DataError, ImageError, OptionError
 from logitcache.format.identity import PROFILES
 from logitcache.models.build import build_model
 from logitcache.models.forward import ViewModel
@@ -63,6 +64,47 @@ def test_what_is_kept_is_what_a_completed_teacher_keeps(found: Plan) -> None:
         told[0] + 4 * told[1] + 16 * told[2]
     )
     assert choice.lost == pytest.approx(expected, rel=1e-3)
+
+
+class SomeBad(ArrayImages):
+    """Digits of which those in `bad` do not decode."""
+
+    bad: frozenset[int]
+
+    def image(self, sample: int) -> torch.Tensor:
+        if sample in self.bad:
+            raise ImageError(f"digit {sample} does not decode (it is empty); mend or remove it")
+        return super().image(sample)
+
+
+def digits_without(bad: set[int], n: int) -> ArrayImages:
+    whole = few_digits(n)
+    images = SomeBad("digits", "train", whole.images, whole.labels, 10, "digits")
+    images.bad = frozenset(bad)
+    return images
+
+
+def test_images_that_do_not_decode_are_left_out_where_that_is_asked_for() -> None:
+    bad, n = {0, 3, 8, 50}, 64
+    images = digits_without(bad, n)
+    config = PlanConfig(images=n, ks=(2,), workers=0)
+    with pytest.raises(DataError, match="does not decode"):
+        plan_cache(images, RECIPE, a_teacher(), config)
+    found = plan_cache(images, RECIPE, a_teacher(), dataclasses.replace(config, on_bad_image="skip"))
+    assert found.views == 2 * (n - len(bad))
+    pairs = [(i, s) for s in (0, 1) for i in range(0, n, 4) if i not in bad]
+    with torch.inference_mode():
+        logits = ViewModel(a_teacher()).eval()(
+            check_batch(KeyedViews(images, RECIPE).__getitems__(pairs)).views
+        )
+    even = torch.full((10,), 0.1)
+    told = [float(((p := (logits / t).softmax(1)) * (p / even).log()).sum(1).mean()) for t in (1, 2, 4)]
+    assert found.information == pytest.approx(told, rel=1e-4)
+    exact = next(choice for choice in found.choices if choice.profile == "exact")
+    assert max(exact.kl) < 1e-6
+    few = dataclasses.replace(config, on_bad_image="skip")
+    with pytest.raises(DataError, match=r"1 of the 2 images tried decode, too few .* with --images"):
+        plan_cache(digits_without({0}, 2), RECIPE, a_teacher(), few)
 
 
 def test_a_teacher_that_tells_little_is_not_near_because_of_that() -> None:

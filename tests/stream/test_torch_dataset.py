@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import few_digits
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from logitcache import CachedTeacher, CachedViews, SparseTeacher, Stream, ViewSampler
 from logitcache.dump.job import dump
@@ -251,8 +251,41 @@ def test_a_sample_without_a_teacher_is_left_out_and_refused(tmp_path: Path) -> N
     dump(tmp_path / "c.zarr", bad, RECIPE, a_teacher(), config)
     data = CachedViews(few, tmp_path / "c.zarr")  # it decodes by now
     assert sorted(sample for sample, _ in ViewSampler(data)) == [i for i in range(40) if i != 3]
-    with pytest.raises(IncompleteError, match="sample 3 of digits has no teacher"):
-        _ = data[3, 0]
+    still_bad = CachedViews(bad, tmp_path / "c.zarr")
+    for views in (data, still_bad):
+        with pytest.raises(
+            IncompleteError, match=r"sample 3 of digits has no teacher.*Subset of data\.usable"
+        ):
+            _ = views[3, 0]
+    usable = Subset(still_bad, still_bad.usable(0).nonzero()[0])
+    assert [len(labels) for _, labels, _ in DataLoader(usable, 39)] == [39]
+
+
+class NoMore(ArrayImages):
+    """Digits of which one does not decode any more."""
+
+    gone = False
+
+    def image(self, sample: int) -> torch.Tensor:
+        if self.gone and sample == 3:
+            raise ImageError("digits/3.png does not decode (it is empty); mend or remove it")
+        return super().image(sample)
+
+
+def test_an_image_that_decodes_no_more_is_told_with_what_can_be_done(tmp_path: Path) -> None:
+    few = few_digits(40)
+    images = NoMore("digits", "train", few.images, few.labels, 10, "digits")
+    dump(tmp_path / "c.zarr", images, RECIPE, a_teacher(), DumpConfig((0,), 4, workers=0))
+    data = CachedViews(images, tmp_path / "c.zarr")
+    images.gone = True
+    said = (
+        r"digits/3\.png does not decode \(it is empty\), and did when the cache was made: put the file back"
+    )
+    with pytest.raises(DataError, match=said) as refused:
+        list(DataLoader(data, 8))
+    assert "mend or remove it" not in str(refused.value)
+    others = Subset(data, [i for i in range(40) if i != 3])
+    assert sum(len(labels) for _, labels, _ in DataLoader(others, 8)) == 39
 
 
 def test_take_answers_for_samples_under_one_seed_or_each_its_own(cache: CacheReader) -> None:

@@ -1,5 +1,6 @@
 """Files that were replaced after a cache was made of them, by others of the same size, are told."""
 
+import json
 import os
 import shutil
 import time
@@ -116,7 +117,11 @@ def test_replaced_files_of_the_same_size_are_told_and_asked_for_first(
     checking = ["verify", "c.zarr", "--replay", 3, "--data", f"imagefolder:{copied / 'd'}"]
     ended = logitcache(*checking, cwd=copied)
     assert ended.exit_code == 1
-    assert "3 views are off by more than rounding" in ended.output
+    assert "3 views are off by more than rounding; worst: " in ended.output
+    worst = json.loads(logitcache(*checking, "--json", cwd=copied).stdout)["replay"]
+    assert worst["worst_image"] in map(str, files)
+    assert worst["worst_image"] == images.describe(worst["worst"][0])
+    assert f"{worst['worst_image']} (sample {worst['worst'][0]}) under seed" in " ".join(ended.output.split())
 
 
 def test_each_newer_image_is_asked_for_once_before_any_is_again(copied: Path):
@@ -180,3 +185,17 @@ def test_files_that_came_before_the_cache_grew_are_not_newer(copied: Path):
     images = align_images(reader, open_images(data))
     assert len(images) == N + 16
     assert find_newer_images(reader, images).tolist() == []
+
+
+def test_a_sample_that_verify_tells_of_is_named(copied: Path):
+    rewrite(copied / "c.zarr", 1, 2, lambda arrays: arrays["top"].__setitem__(5, np.inf))
+    file = open_images(f"imagefolder:{copied / 'd'}").describe(2 * 16 + 5)
+    words = ("verify", "c.zarr", "--data", f"imagefolder:{copied / 'd'}")
+    ended = logitcache(*words, cwd=copied)
+    assert ended.exit_code == 1
+    assert f"the first is sample 37 ({file})" in " ".join(ended.output.split())
+    (problem,) = json.loads(logitcache(*words, "--json", cwd=copied).stdout)["found"]["problems"]
+    assert (problem["sample"], problem["image"]) == (37, file)
+    shutil.move(copied / "d", copied / "elsewhere")
+    (problem,) = json.loads(logitcache("verify", "c.zarr", "--json", cwd=copied).stdout)["found"]["problems"]
+    assert (problem["sample"], problem["image"]) == (37, None)
