@@ -183,9 +183,10 @@ def plan_cache(
         logits = torch.cat([teacher.logits for _, teacher in _decode_shards(exact)])
         held_out = torch.cat([rows for rows, _ in _decode_shards(exact)])
         if not held_out.any():
+            decoded = len(logits) // len(exact.complete())
             raise DataError(
-                f"{images.name}: {len(logits) // len(exact.complete()):,} of the {len(sample):,} images tried decode, too few to measure "
-                "what a cache loses; try more with --images"
+                f"{images.name}: {decoded:,} of the {len(sample):,} images tried decode, too few to measure what a "
+                "cache loses; try more with --images"
             )
         statistics = _fit_statistics(logits[~held_out], len(images))
         completion = Completion.of(statistics) if statistics else None

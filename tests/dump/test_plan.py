@@ -91,8 +91,9 @@ def test_images_that_do_not_decode_are_left_out_where_that_is_asked_for() -> Non
     with pytest.raises(DataError, match="does not decode"):
         plan_cache(images, RECIPE, a_teacher(), config)
     found = plan_cache(images, RECIPE, a_teacher(), dataclasses.replace(config, on_bad_image="skip"))
-    assert found.views == 2 * (n - len(bad))
-    pairs = [(i, s) for s in (0, 1) for i in range(0, n, 4) if i not in bad]
+    seeds = 6  # of so few images, so that a dump's 256 views of the calibration are among them
+    assert found.views == seeds * (n - len(bad))
+    pairs = [(i, s) for s in range(seeds) for i in range(0, n, 4) if i not in bad]
     with torch.inference_mode():
         logits = ViewModel(a_teacher()).eval()(
             check_batch(KeyedViews(images, RECIPE).__getitems__(pairs)).views
