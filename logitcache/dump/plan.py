@@ -312,11 +312,11 @@ def _dump_sample(
 
 
 def _choose_trial_seeds(sample: _Sample, num_classes: int) -> int:
-    """Return how many seeds to try: two, or of few images more, so that class statistics are as those of a dump."""
+    """Return how many seeds to try: two, or of few images up to eight, as a dump calibrates on more views of them."""
     if len(sample) < len(sample.images):
         return 2
     wanted = choose_count(len(sample), num_classes) * HELD_OUT / (HELD_OUT - 1)
-    return max(2, math.ceil(wanted / len(sample)))
+    return max(2, min(8, math.ceil(wanted / len(sample))))
 
 
 def _kinds(num_classes: int, ks: Sequence[int]) -> Iterator[tuple[int, str]]:

@@ -50,7 +50,7 @@ def shape(text: str) -> list[str]:
     """Rows of an output with every number the same, whatever its unit, each once: what must agree with the page."""
     text = re.sub(r"^…\n", "", text, flags=re.MULTILINE)
     text = re.sub(
-        r"^take .*\n|^left out .* that another beats .*\n", "", text, flags=re.MULTILINE
+        r"^(take|default) +--.*\n|^left out .* that another beats .*\n", "", text, flags=re.MULTILINE
     )  # as the teacher is
     without_bars = re.sub(r"[─━│┃┏┓┗┛┡┩└┘├┤┬┴┼╇┳┻╋╭╮╰╯]+", " ", text)
     without_bars = re.sub(r"^(confused +).*", r"\1", without_bars, flags=re.MULTILINE)  # whatever classes
