@@ -78,6 +78,7 @@ def _summarize(reports: "Sequence[RunReport]") -> list[dict[str, Any]]:
         first = next(other for other in groups if other.runs[0].student == group.runs[0].student)
         gain = compare_groups(group, first) if top1 and group is not first else None
         mean, deviation = top1 or (None, None)
+        deviation = deviation if len(group.runs) > 1 else None  # the others of it ended early
         about = {"name": group.name, "runs": len(group.runs), "top1": mean, "top1_deviation": deviation}
         found.append({**about, "gain": gain and gain.mean, "gain_error": gain and gain.error})
     return found
@@ -87,7 +88,8 @@ def _write_repeats(repeats: dict[str, Any]) -> list[str]:
     from logitcache.report.opening import Gain
 
     mean, deviation, gain = repeats["top1"], repeats["top1_deviation"], repeats["gain"]
-    top1 = "–" if mean is None else f"{100 * mean:.1f} ± {100 * deviation:.1f} %"
+    spread = "" if deviation is None else f" ± {100 * deviation:.1f}"
+    top1 = "–" if mean is None else f"{100 * mean:.1f}{spread} %"
     difference = "–" if gain is None else str(Gain(gain, repeats["gain_error"]))
     return [repeats["name"], f"{repeats['runs']}", top1, difference]
 

@@ -173,9 +173,9 @@ class StreamInputs:
         white = "--background white puts them on white"
         advice = "`logitcache dump --out ANOTHER` with " + white if self.caches else white
         if bad := stream.bad_images:
+            which = "does not decode and is left out" if len(bad) == 1 else "do not decode and are left out"
             on_line(
-                f"note: {len(bad):,} of {count(len(stream.views), 'image')} do not decode and are left out: "
-                f"{list_bad_images(bad)}"
+                f"note: {len(bad):,} of {count(len(stream.views), 'image')} {which}: {list_bad_images(bad)}"
             )
         if note := describe_transparency(stream.views.images, stream.views.maker.recipe, advice):
             on_line(f"note: {note}")

@@ -193,7 +193,13 @@ class TrainJob:
         size_of_data = inputs.measure()
         protocol, settings = self._choose_protocol(inputs, size_of_data, begun)
         if self.variants.repeats > 1:
-            on_line("note: repeats share their batches, and differ in first weights and dropout")
+            whole = self.weights not in ("random", "auto")
+            difference = (
+                "dropout alone (and a new head): all begin with these weights"
+                if whole
+                else "first weights and dropout"
+            )
+            on_line(f"note: repeats share their batches, and differ in {difference}")
         variants = begun.keep_loss(self.variants).choose_loss(size_of_data.num_classes)
         if self.variants.loss == "auto" and variants.loss == "kd" and variants.uses_loss(self.students):
             on_line(f"note: {OF_TWO_CLASSES}")
@@ -328,17 +334,19 @@ class TrainJob:
 
     @contextmanager
     def _advise_on_bad_images(self, runs: Sequence[Run]) -> Iterator[None]:
-        """Say of a training image that does not decode how to train without it, where there is no cache."""
+        """Say of a training image that does not decode how to train without it, or with it as it was."""
         try:
             yield
         except DataError as error:
             message, skips = str(error), self.inputs.on_bad_image == "skip"
-            if self.inputs.caches or message.startswith(TEST_IMAGE) or "does not decode (" not in message:
+            if message.startswith(TEST_IMAGE) or "does not decode (" not in message:
                 raise
             problem = message.removesuffix("; mend or remove it")
-            if any(RunFolder(run.out).has_progress() for run in runs):
+            if self.inputs.caches:
+                advice = "it did when the cache was made: put it back as it was, or remove it and give --missing skip"
+            elif any(RunFolder(run.out).has_progress() for run in runs):
                 another = "another --out" if skips else "--on-bad-image skip and another --out"
-                advice = f"mend it, then {self._describe_going_on(runs)}; or begin again with {another}"
+                advice = f"put it back as it was, then {self._describe_going_on(runs)}; or begin again with {another}"
             elif skips:
                 advice = "it did when it was looked at; the same command looks again, and leaves it out"
             else:

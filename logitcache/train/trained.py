@@ -1,5 +1,6 @@
 """Trained students: what a run folder or a file of weights says of one, and the model built from it."""
 
+import json
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -134,7 +135,16 @@ def list_runs(folder: Path) -> list[Path]:
     """List the run folders in a folder, by name; of a run folder, itself."""
     if RunFolder(folder).has_run():
         return [folder]
-    return sorted(file.parent for file in folder.glob("*/config.json"))
+    return sorted(file.parent for file in folder.glob("*/config.json") if _is_of_a_run(file))
+
+
+def _is_of_a_run(config: Path) -> bool:
+    """Tell whether a config.json is a run's, or a damaged one; other tools have files of that name."""
+    try:
+        found = json.loads(config.read_bytes())
+    except (OSError, ValueError):
+        return True
+    return isinstance(found, dict) and {"config", "student", "stream"} <= found.keys()
 
 
 def require_place(out: Path | None, students: int, *, resume: bool) -> None:

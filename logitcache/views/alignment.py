@@ -174,7 +174,7 @@ def _go_without_unneeded(
 ) -> OrderedImages | None:
     """Return the images of a cache whose missing and changed ones have no teacher; None where others are among them.
 
-    While one is missing, the others are proved as by `_align_those_there`; else times tell which were changed.
+    The fingerprint, which is of all, proves the others no more: names, classes, times and canaries do.
 
     Raises:
         MismatchError: classes may have moved.
@@ -186,7 +186,7 @@ def _go_without_unneeded(
     newer = find_newer_images(reader, OrderedImages(images, order, counts, fingerprint))
     unneeded = find_without_teacher(reader, np.union1d(missing, newer))
     gone, changed = np.intersect1d(unneeded, missing), np.intersect1d(unneeded, newer)
-    if not len(unneeded) or len(gone) < len(missing) or (not len(missing) and len(changed) < len(newer)):
+    if not len(unneeded) or len(gone) < len(missing) or len(changed) < len(newer):
         return None
     if len(missing):
         _require_same_classes(reader, images, order[order >= 0])
@@ -214,8 +214,8 @@ def _describe_unneeded(
     left_out = "and left out as before" + (
         "; a new cache has rows of what decodes now" if len(changed) else ""
     )
-    proof = "; names and canaries alone prove the others" if len(gone) else ""
-    return f"of the images that {reader.path} has no teacher for, {' and '.join(parts)}, {left_out}{proof}"
+    proof = "names, times and canaries alone prove the others"
+    return f"of the images that {reader.path} has no teacher for, {' and '.join(parts)}, {left_out}; {proof}"
 
 
 def _align_those_there(reader: CacheReader, *opened: Images) -> Images:

@@ -81,7 +81,7 @@ def test_what_is_left_out_is_said_at_the_beginning_and_at_the_end(folder: Path) 
     ended = logitcache(*WORDS, "--epochs", 1, "--workers", 2, "--out", "run", *SKIP, cwd=folder)
     assert ended.exit_code == 0, ended.output
     line = next(line for line in ended.stderr.splitlines() if "left out" in line)
-    assert line.startswith("note: 1 of 9 images do not decode and are left out: ")
+    assert line.startswith("note: 1 of 9 images does not decode and is left out: ")
     assert "bee/1.png (" in line
     assert "left out 1 image that does not decode: " in " ".join(ended.stdout.split())
 
@@ -110,13 +110,15 @@ def test_a_picture_that_is_spoilt_meanwhile_ends_the_run_with_how_it_goes_on(tmp
         if isinstance(event, EpochDone) and not sound:
             sound.append(spoil(tmp_path))
 
-    with pytest.raises(ImageError, match=r"bee/1.png does not decode \(.*; mend it, then the same ") as heard:
+    with pytest.raises(
+        ImageError, match=r"bee/1.png does not decode \(.*; put it back as it was, then the same "
+    ) as heard:
         job(tmp_path).run(ALONE, print, on_progress=spoil_after_an_epoch)
     assert "--resume goes on from there" in str(heard.value)
     assert not any(
         advice in str(heard.value) for advice in ("remove", "--on-bad-image")
     )  # they would not help
-    with pytest.raises(ImageError, match="mend it, then the same"):
+    with pytest.raises(ImageError, match="put it back as it was, then the same"):
         job(tmp_path).run(ALONE, print, resume=True)
     (tmp_path / "pets" / "train" / "bee" / "1.png").write_bytes(sound[0])
     assert job(tmp_path).run(ALONE, print, resume=True)[0].left_out == ()

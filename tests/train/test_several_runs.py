@@ -258,5 +258,8 @@ def test_a_folder_of_runs_is_no_run_and_a_run_no_folder_of_them(tmp_path: Path) 
     run = f"runs/both/{before[0]}"
     line = fails(*two[:-1], run, cwd=tmp_path)
     assert f"{run} is a run, and 2 students want a folder of runs; choose another --out" in line
+    (tmp_path / "models" / "bert").mkdir(parents=True)
+    (tmp_path / "models" / "bert" / "config.json").write_text('{"hidden_size": 8}')  # of another tool
+    succeeds(*one, "--loss", "ce", "--out", "models", cwd=tmp_path)
     succeeds("report", "runs/both", cwd=tmp_path)
     assert "2 runs" in (tmp_path / "report.html").read_text()

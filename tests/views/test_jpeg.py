@@ -142,9 +142,15 @@ def test_a_note_says_what_decodes():
     assert name_jpeg_decoder() == f"simplejpeg {simplejpeg.__version__}"
 
 
-WITHOUT = """
-import sys
-sys.modules["simplejpeg"] = None  # as where it is not installed
+ABSENT = 'sys.modules["simplejpeg"] = None'
+BROKEN = """
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "simplejpeg":
+            raise ValueError("numpy.dtype size changed")
+sys.meta_path.insert(0, Finder())
+"""
+DECODE = """
 import torch
 from pathlib import Path
 from logitcache.views.decoding import decode_image
@@ -155,8 +161,15 @@ torch.save(decode_image(Path(sys.argv[1])).contiguous(), sys.argv[2])
 """
 
 
-def test_where_it_is_not_installed_pillow_decodes_the_same(tmp_path: Path):
+@pytest.mark.parametrize("without", [ABSENT, BROKEN], ids=["absent", "broken"])
+def test_where_it_does_not_import_pillow_decodes_the_same(without: str, tmp_path: Path):
     (tmp_path / "a.jpg").write_bytes(saved(picture(121, 83)))
-    words = [sys.executable, "-c", WITHOUT, str(tmp_path / "a.jpg"), str(tmp_path / "a.pt")]
+    words = [
+        sys.executable,
+        "-c",
+        f"import sys\n{without}\n{DECODE}",
+        str(tmp_path / "a.jpg"),
+        str(tmp_path / "a.pt"),
+    ]
     subprocess.run(words, check=True, timeout=120)
     assert torch.equal(torch.load(tmp_path / "a.pt"), decode_image(tmp_path / "a.jpg"))
