@@ -3,7 +3,6 @@
 import json
 import math
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -181,23 +180,11 @@ def _describe_cost(groups: Sequence[RunGroup], caches: Sequence[CacheFacts]) -> 
     dumps = {_answers(cache): cache.dump_seconds for cache in caches if _taught(cache, taught)}
     known = [each for each in dumps.values() if each is not None]
     took = f", in {span(sum(known))}" if len(known) == len(dumps) else ""
+    beside = ", the students that shared its pass beside it" if len(finished) > 1 else ""
     return (
         f"That took the teacher {asked}{took}, whatever the number of students; {students} trained without it, "
-        f"{span(statistics.fmean(seconds))} an epoch{pace}{_describe_sharing(taught, finished)}."
+        f"{span(statistics.fmean(seconds))} an epoch{pace}{beside}."
     )
-
-
-def _describe_sharing(taught: Sequence[RunFacts], runs: Sequence[RunFacts]) -> str:
-    """Say how many students shared a pass over the data: they have the very same seconds."""
-    passes = Counter(_seconds(run) for run in runs)
-    shared = sorted({passes[_seconds(run)] for run in taught})
-    if shared[-1] == 1:
-        return ""
-    return f", of a pass that {'' if shared[0] == shared[-1] else 'up to '}{shared[-1]} students shared"
-
-
-def _seconds(run: RunFacts) -> tuple[float | None, ...]:
-    return tuple(row.get("seconds") for row in run.rows)
 
 
 def _taught(cache: CacheFacts, runs: Sequence[RunFacts]) -> bool:

@@ -96,7 +96,7 @@ def test_the_page_opens_with_gain_cost_and_bytes(folder: Path, tmp_path: Path) -
     views = 3 * cache.about["n"]
     assert cost == (
         f"That took the teacher once for each of {views:,} views, in 6.0 s, whatever the number of students; the "
-        "student trained without it, 1.5 s an epoch at 100 views/s, of a pass that 2 students shared."
+        "student trained without it, 1.5 s an epoch at 100 views/s, the students that shared its pass beside it."
     )
     each = cache.about["bytes_per_sample_view"]
     assert kept.startswith(f"What was kept is the top 4 of 10 logits: {each:.1f} bytes a view, ")
