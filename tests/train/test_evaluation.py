@@ -328,7 +328,7 @@ def test_evaluating_what_is_not_there_is_one_line(folder: Path, tmp_path: Path) 
     assert fails("evaluate", str(tmp_path), cwd=folder).rstrip().endswith("config.json is not there")
     for name, hint in (("b", "runs/b?"), ("a", "runs/a, or another of the 2 runs there?")):
         (tmp_path / "runs" / name).mkdir(parents=True)
-        (tmp_path / "runs" / name / "config.json").write_text("{}")
+        (tmp_path / "runs" / name / "config.json").write_text('{"config": {}, "student": {}, "stream": {}}')
         for command in ("evaluate", "export"):
             assert f"config.json is not there; did you mean {hint}" in fails(command, "runs", cwd=tmp_path)
     alone = "run/best.safetensors"
