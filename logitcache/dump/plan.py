@@ -204,8 +204,8 @@ def plan_cache(
             if completion and reader.spec.tail_size > 1:  # of one class the tail's mass says all
                 found = measure_fidelity(logits[held_out], parts)
             completed = found is not even and is_no_farther(found.kl, even.kl)
-            kept = statistics if completed else None
-            size = _forecast_size(reader, images, config.seeds, kept)
+            stored = statistics if completed else None
+            size = _forecast_size(reader, images, config.seeds, stored)
             total, per_view = size.once + config.seeds * size.seed, size.seed / len(images)
             fidelity = found if completed else even
             lost = share_lost(fidelity.kl, information)
@@ -354,7 +354,7 @@ def _forecast_size(
 ) -> CacheSize:
     """Foretell the size of the cache of all images that is as the trial, with class statistics or without."""
     spec = trial.spec
-    whole = CacheSpec.new(
+    forecast = CacheSpec.new(
         spec.teacher,
         images.spec(spec.dataset.num_classes),
         spec.recipe,
@@ -364,6 +364,6 @@ def _forecast_size(
         calibrated=statistics is not None,
     )
     shards = [trial.read(seed, shard) for seed in trial.complete() for shard in range(spec.layout.shards)]
-    names = [a.name for a in whole.arrays() if a.shards]
+    names = [a.name for a in forecast.arrays() if a.shards]
     rows = {name: np.concatenate([shard[name] for shard in shards]) for name in names}
-    return forecast_size(whole, rows, range(seeds), statistics)
+    return forecast_size(forecast, rows, range(seeds), statistics)

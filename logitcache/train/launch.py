@@ -192,14 +192,6 @@ class TrainJob:
         begun = BegunRuns.find(self.out, resume=resume)
         size_of_data = inputs.measure()
         protocol, settings = self._choose_protocol(inputs, size_of_data, begun)
-        if self.variants.repeats > 1:
-            whole = self.weights not in ("random", "auto")
-            difference = (
-                "dropout alone (and a new head): all begin with these weights"
-                if whole
-                else "first weights and dropout"
-            )
-            on_line(f"note: repeats share their batches, and differ in {difference}")
         variants = begun.keep_loss(self.variants).choose_loss(size_of_data.num_classes)
         if self.variants.loss == "auto" and variants.loss == "kd" and variants.uses_loss(self.students):
             on_line(f"note: {OF_TWO_CLASSES}")
@@ -226,6 +218,10 @@ class TrainJob:
             students = self._choose_students(students)
         if world.rank:  # which says nothing, and has looked at nothing
             return TrainSetup(students, stream, self._open_evaluation(stream, on_line), protocol, ())
+        if self.variants.repeats > 1:
+            drawn = all(model.weights.startswith("random") for model, _ in students)
+            difference = "first weights" if drawn else "what --weights leaves to draw (such as a new head)"
+            on_line(f"note: repeats share their batches, and differ in {difference} and dropout")
         for model, variant in students:
             steps = variant.config.epochs * stream.steps(0)
             for note in list_notes(model, steps, size, self.input_size):

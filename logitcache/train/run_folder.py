@@ -56,9 +56,9 @@ class RunFolder:
 
     def has_progress(self) -> bool:
         """Is there anything in it that training has made: a checkpoint, weights, an epoch's row?"""
-        made = ("checkpoint.pt", "last.safetensors", "best.safetensors")
+        results = ("checkpoint.pt", "last.safetensors", "best.safetensors")
         rows = self.path / "metrics.jsonl"
-        return any((self.path / name).exists() for name in made) or (
+        return any((self.path / name).exists() for name in results) or (
             rows.exists() and rows.stat().st_size > 0
         )
 

@@ -52,7 +52,7 @@ def share_out(count: int, sizes: Sequence[int]) -> list[int]:
     """Divide a number among groups by their sizes: what is left over goes to the largest remainders."""
     total = sum(sizes)
     exact = [divmod(count * size, total) for size in sizes]
-    counts = [whole for whole, _ in exact]
+    counts = [integer for integer, _ in exact]
     by_remainder = sorted(range(len(sizes)), key=lambda group: -exact[group][1])
     for group in by_remainder[: count - sum(counts)]:
         counts[group] += 1
