@@ -85,18 +85,25 @@ def test_a_run_goes_on_by_its_own_recipe_where_another_would_be_chosen_by_now(ro
     assert "stream.recipe.background: expected None, found #ffffff" in ended.stderr
 
 
-def test_a_named_recipe_is_on_the_background_of_the_teachers_weights(root: Path, tmp_path: Path):
-    trained(root, tmp_path, "--background", "white")
-    dump = [
+def dump_by_the_weights(root: Path) -> tuple[str | int, ...]:
+    teacher = ("--teacher", "resnet8", "--weights", "run/last.safetensors")
+    return (
         "dump",
-        "--teacher",
-        "resnet8",
-        "--weights",
-        "run/last.safetensors",
+        *teacher,
         "--data",
         f"imagefolder:{root}",
-    ]
-    dump += ["--recipe", "imagenet@32", "--seeds", 0, "--workers", 0]
+        "--recipe",
+        "imagenet@32",
+        "--seeds",
+        0,
+        "--workers",
+        0,
+    )
+
+
+def test_a_named_recipe_is_on_the_background_of_the_teachers_weights(root: Path, tmp_path: Path):
+    trained(root, tmp_path, "--background", "white")
+    dump = dump_by_the_weights(root)
     done = logitcache(*dump, "--split", "test", "--out", "test.zarr", cwd=tmp_path)
     assert done.exit_code == 0, done.output
     told = (
@@ -118,16 +125,7 @@ def test_a_cache_on_another_background_is_refused_with_the_option_and_told_in_a_
     root: Path, tmp_path: Path
 ):
     trained(root, tmp_path, "--background", "white")
-    dump = [
-        "dump",
-        "--teacher",
-        "resnet8",
-        "--weights",
-        "run/last.safetensors",
-        "--data",
-        f"imagefolder:{root}",
-    ]
-    dump += ["--split", "test", "--recipe", "imagenet@32", "--seeds", 0, "--workers", 0]
+    dump = (*dump_by_the_weights(root), "--split", "test")
     succeeds(*dump, "--background", "none", "--out", "t.zarr", cwd=tmp_path)
     line = fails("evaluate", "run", "--teacher-cache", "t.zarr", "--workers", 0, cwd=tmp_path)
     assert "recipe: expected center@32 on #ffffff, found center@32" in line
